@@ -1,0 +1,47 @@
+# Each target is the only command to type on a fresh machine: it makes .venv and installs what it needs first.
+#
+#   make demo    train the CNN with our kernels, then with PyTorch's own, and compare
+#   make test    the tests
+#   make bench   the benchmarks
+#   make lint    ruff and mypy
+#   make setup   everything for development, and nothing run
+#   make clean   remove .venv, caches and build products
+
+PYTHON ?= python3
+PYTEST_ARGUMENTS ?= -n 2
+DEMO_ARGUMENTS ?=
+BENCH_ARGUMENTS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test bench lint setup clean
+
+demo: $(VENV)/installed-torch
+	$(BIN)/python -m nnlib compare cnn --subset --epochs 2 $(DEMO_ARGUMENTS)
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+
+bench: $(VENV)/installed-bench
+	$(BIN)/python -m bench $(BENCH_ARGUMENTS)
+
+lint: $(VENV)/installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/mypy kernels nnlib
+
+setup: $(VENV)/installed-lint $(VENV)/installed-bench
+
+# One stamp for each set of extras of pyproject.toml, made anew when either file changes.
+$(VENV)/installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	touch $@
+
+.PRECIOUS: $(VENV)/installed-%
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	find kernels nnlib bench tests tools -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,104 @@
+"""The call: from a user's arguments to a kernel. A warm call costs one dictionary look-up."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from kernels import arrays, dispatch
+from kernels.op import Implementation, Op, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kernels.backends import Backend
+
+#: Plans kept per op; past it the cache starts anew, so that ever-changing shapes do not grow without end.
+MAX_PLANS = 4096
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How calls of one form run: the checked problem, the chosen implementations, and the function that runs them."""
+
+    op: Op
+    problem: Problem
+    kind: str
+    backend: Backend
+    forward: Implementation
+    backward: Implementation | None
+    run: Callable[[tuple[Any, ...]], Any]
+
+
+def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, backend: str | None) -> Any:
+    """Run `op` on its inputs (None for an absent optional one) and the user's attributes.
+
+    Returns:
+        the first result, or a tuple when the declaration returns several; of the same kind as the inputs.
+
+    Raises:
+        TypeError, ValueError, IndexError: an argument breaks a rule of the declaration.
+        BackendError: the wanted backend cannot run this call; the message says why.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.compiler.is_compiling():
+        from kernels import torch_binding
+
+        return torch_binding.call_registered(op, inputs, attributes, device, backend)
+    wanted = dispatch.current_override.get()
+    if wanted is not None:
+        backend = backend or wanted.backend
+        if wanted.inspect is not None:
+            return wanted.inspect(op, inputs, attributes, device, backend)
+    try:
+        plan = op.plans[(backend, device, attributes, *map(arrays.key, inputs))]
+    except (KeyError, TypeError):
+        plan = _remember_plan(op, inputs, attributes, device, backend)
+    return plan.run(inputs)
+
+
+def _remember_plan(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, backend: Any) -> Plan:
+    plan = make_plan(op, inputs, attributes, device, backend)
+    if len(op.plans) >= MAX_PLANS:
+        op.plans.clear()
+    try:
+        op.plans[(backend, device, attributes, *map(arrays.key, inputs))] = plan
+    except TypeError:  # an unhashable attribute, such as stride=[1, 1]: planned anew each time
+        pass
+    return plan
+
+
+def make_plan(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, backend: str | None) -> Plan:
+    """Check a call and choose its implementations."""
+    kind, specs, needs_grad = dispatch.describe_inputs(op, inputs)
+    place = dispatch.place_of(op, specs, kind, device)
+    problem = replace(op.problem.check(*specs, *attributes), needs_grad=needs_grad)
+    chosen = dispatch.resolve(op, problem, dispatch.choice(op, backend), kind, place)
+    assert chosen.implementation is not None
+    backward = dispatch.backward_of(op, problem, chosen, kind, place) if problem.trains else None
+    run = _runner(op, problem, kind, chosen.backend, chosen.implementation, backward)
+    return Plan(op, problem, kind, chosen.backend, chosen.implementation, backward, run)
+
+
+def _runner(
+    op: Op, problem: Problem, kind: str, backend: Backend, forward: Implementation, backward: Implementation | None
+) -> Callable[[tuple[Any, ...]], Any]:
+    if kind == "torch" or backend.arrays == "torch":
+        from kernels import torch_binding
+
+        return torch_binding.runner(op, problem, kind, backend, forward, backward)
+    if problem.empty:
+        return lambda inputs: problem.public(problem.empty_results())
+    checks_values = type(problem).check_values is not Problem.check_values
+    compute = forward.forward
+    if checks_values:
+
+        def run_checked(inputs: tuple[Any, ...]) -> Any:
+            problem.check_values(*inputs)
+            return problem.public(compute(problem, *inputs))
+
+        return run_checked
+    if problem.returned == 1:
+        return lambda inputs: compute(problem, *inputs)[0]
+    return lambda inputs: problem.public(compute(problem, *inputs))

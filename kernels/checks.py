@@ -1,0 +1,124 @@
+"""One way to validate an argument, one style of message.
+
+Every check raises before anything is computed, with one line that names the op, the argument, the rule and the value
+received: ``conv2d: stride must be at least 1, got 0``. A wrong kind of value is a ``TypeError``, a wrong value a
+``ValueError``.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kernels.arrays import ArraySpec
+
+Pair = tuple[int, int]
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+
+
+def fail(op: str, argument: str, rule: str, got: object) -> NoReturn:
+    """Raise ``ValueError`` with the house's one-line message."""
+    raise ValueError(f"{op}: {argument} {rule}, got {got}")
+
+
+def fail_type(op: str, argument: str, rule: str, got: object) -> NoReturn:
+    """Raise ``TypeError`` with the house's one-line message; `got` is shown with its type."""
+    raise TypeError(f"{op}: {argument} {rule}, got {got!r} ({type(got).__name__})")
+
+
+def integer(op: str, argument: str, value: Any, minimum: int | None = None) -> int:
+    """`value` as an int of at least `minimum`. Accepts NumPy integers; refuses bools and floats."""
+    if isinstance(value, bool):
+        fail_type(op, argument, "must be an int", value)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        fail_type(op, argument, "must be an int", value)
+    if minimum is not None and number < minimum:
+        fail(op, argument, f"must be at least {minimum}", value)
+    return number
+
+
+def pair(op: str, argument: str, value: Any, minimum: int) -> Pair:
+    """`value` as (vertical, horizontal): an int for both, or a sequence of one or two ints, each at least `minimum`."""
+    if isinstance(value, (tuple, list)):
+        if len(value) not in (1, 2):
+            fail(op, argument, "must be an int or a pair of ints", value)
+        numbers = [integer(op, argument, v) for v in value]
+        if any(v < minimum for v in numbers):
+            fail(op, argument, f"must be at least {minimum}", value)
+        return numbers[0], numbers[-1]
+    if isinstance(value, str) or value is None:
+        fail_type(op, argument, "must be an int or a pair of ints", value)
+    number = integer(op, argument, value, minimum)
+    return number, number
+
+
+def number(op: str, argument: str, value: Any) -> float:
+    """`value` as a Python float; refuses bools, strings and arrays."""
+    if isinstance(value, bool) or not hasattr(value, "__float__") or getattr(value, "ndim", 0):
+        fail_type(op, argument, "must be a number", value)
+    return float(value)
+
+
+def boolean(op: str, argument: str, value: Any) -> bool:
+    """`value` as a bool; refuses everything that is not one."""
+    if not isinstance(value, bool):
+        fail_type(op, argument, "must be True or False", value)
+    return value
+
+
+def one_of(op: str, argument: str, value: Any, allowed: Sequence[Any]) -> Any:
+    """`value`, when it is one of `allowed`."""
+    if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in allowed):
+        fail(op, argument, f"must be one of {', '.join(map(repr, allowed))}", repr(value))
+    return value
+
+
+def dimension(op: str, argument: str, value: Any, ndim: int) -> int:
+    """`value` as a dimension index in [0, ndim), counted from the end when negative. A 0-d array counts as 1-d."""
+    index = integer(op, argument, value)
+    bound = max(ndim, 1)
+    if not -bound <= index < bound:
+        raise IndexError(f"{op}: {argument} must lie in [{-bound}, {bound - 1}] for {ndim} dimensions, got {index}")
+    return index % bound
+
+
+def rank(op: str, argument: str, spec: ArraySpec, allowed: tuple[int, ...], shape: str) -> None:
+    """`spec` has one of the `allowed` numbers of dimensions; `shape` names them for the message, e.g. "(N, C, H, W)"."""
+    if spec.ndim not in allowed:
+        fail(op, argument, f"must have shape {shape}", f"{spec.ndim} dimensions {spec.shape}")
+
+
+def shape(op: str, argument: str, spec: ArraySpec, expected: tuple[int, ...], why: str) -> None:
+    """`spec` has exactly the `expected` shape; `why` says where it comes from."""
+    if spec.shape != expected:
+        fail(op, argument, f"must have shape {expected} {why}", spec.shape)
+
+
+def dtype(op: str, argument: str, spec: ArraySpec, allowed: Sequence[str] = FLOATING) -> None:
+    """`spec` has one of the `allowed` element types."""
+    if spec.dtype not in allowed:
+        fail_type_name(op, argument, f"must have dtype {' or '.join(allowed)}", spec.dtype)
+
+
+def fail_type_name(op: str, argument: str, rule: str, got: str) -> NoReturn:
+    """Raise ``TypeError`` for a wrong element type or kind of array, named by `got`."""
+    raise TypeError(f"{op}: {argument} {rule}, got {got}")
+
+
+def same_dtype(op: str, first: tuple[str, ArraySpec], *others: tuple[str, ArraySpec | None]) -> None:
+    """Every other array has the element type of the first; ``None`` is skipped."""
+    name, spec = first
+    for argument, other in others:
+        if other is not None and other.dtype != spec.dtype:
+            fail_type_name(op, argument, f"must have the dtype of {name} ({spec.dtype})", other.dtype)
+
+
+def no_zero_size(op: str, argument: str, spec: ArraySpec, dimensions: Sequence[int]) -> None:
+    """None of the given `dimensions` has size 0."""
+    if any(spec.shape[d] == 0 for d in dimensions):
+        fail(op, argument, "must not have a dimension of size 0 (only the batch may be empty)", spec.shape)

@@ -1,0 +1,99 @@
+"""torch's own convolutions, to compare with and as a last resort; their backward is differentiable once more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from kernels.activation.torch_stock import activate, activation_backward
+from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
+from kernels.op import Implementation
+
+Tensor = torch.Tensor
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def _padded(p: Conv2dProblem, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """x and the symmetric padding that torch's op adds; uneven padding is added beforehand."""
+    top, bottom, left, right = p.padding
+    if top == bottom and left == right:
+        return x, (top, left)
+    return F.pad(x, (left, right, top, bottom)), (0, 0)
+
+
+def _sums(p: Conv2dProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    x, padding = _padded(p, x)
+    return F.conv2d(x, weight, bias, p.stride, padding, p.dilation, p.groups)  # type: ignore[arg-type]
+
+
+def conv2d(p: Conv2dProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
+    """output, sums before the activation."""
+    sums = _sums(p, x, weight, bias)
+    return activate(p.activation, sums), sums if p.results()[1] is not None else None
+
+
+def conv2d_backward(
+    p: Conv2dProblem,
+    grad_output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    output: Tensor | None = None,
+    preactivation: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight, bias. The sums are computed anew, so that autograd sees how they depend on the inputs."""
+    if p.activation is not None:
+        grad_output = activation_backward(p.activation, grad_output, _sums(p, x, weight, bias))
+    top, bottom, left, right = p.padding
+    padded, padding = _padded(p, x)
+    dx, dw, db = torch.ops.aten.convolution_backward(
+        grad_output,
+        padded,
+        weight,
+        [weight.shape[0]],
+        list(p.stride),
+        list(padding),
+        list(p.dilation),
+        False,
+        [0, 0],
+        p.groups,
+        list(p.needs_grad),
+    )
+    if dx is not None and padded is not x:
+        dx = dx[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+    return dx, dw, db
+
+
+def conv_transpose2d(
+    p: ConvTranspose2dProblem, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """output."""
+    padding = (p.padding[0], p.padding[2])
+    y = F.conv_transpose2d(x, weight, bias, p.stride, padding, p.output_padding, p.groups, p.dilation)  # type: ignore[arg-type]
+    return (y,)
+
+
+def conv_transpose2d_backward(
+    p: ConvTranspose2dProblem, grad_output: Tensor, x: Tensor, weight: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight, bias."""
+    found: tuple[Any, ...] = torch.ops.aten.convolution_backward(
+        grad_output,
+        x,
+        weight,
+        [weight.shape[1] * p.groups],
+        list(p.stride),
+        [p.padding[0], p.padding[2]],
+        list(p.dilation),
+        True,
+        list(p.output_padding),
+        p.groups,
+        list(p.needs_grad),
+    )
+    return found
+
+
+Implementation(CONV2D, "torch", conv2d, conv2d_backward, dtypes=DTYPES)
+Implementation(CONV_TRANSPOSE2D, "torch", conv_transpose2d, conv_transpose2d_backward, dtypes=DTYPES)

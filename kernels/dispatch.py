@@ -1,0 +1,205 @@
+"""Which implementation runs a problem, and why the others do not.
+
+The order of choice: the ``backend=`` argument, ``with use_backend(...)``, the environment variable ``KERNELS_BACKEND``
+(read at import), then automatically the first backend of `kernels.backends.BACKENDS` without a reason against it. A
+named backend runs or raises `BackendError`; nothing falls back silently.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kernels import arrays
+from kernels.backends import BACKENDS, Backend, BackendError, check_name, load
+from kernels.op import Implementation, Op, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from kernels.arrays import ArraySpec
+
+#: The backend named by the environment, or "auto".
+ENVIRONMENT = os.environ.get("KERNELS_BACKEND") or "auto"
+
+
+@dataclass(frozen=True)
+class Override:
+    """What a `with` block asks of the calls inside it: a backend, or to be handed the call in place of running it."""
+
+    backend: str | None = None
+    inspect: Callable[..., Any] | None = None
+
+
+#: What the innermost `with` block asks for.
+current_override: ContextVar[Override | None] = ContextVar("kernels_override", default=None)
+
+
+@contextmanager
+def override(wanted: Override) -> Iterator[None]:
+    """Apply `wanted` to the calls made inside the block by this thread (or task)."""
+    token = current_override.set(wanted)
+    try:
+        yield
+    finally:
+        current_override.reset(token)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every op inside the block on the backend `name`, unless a call names another.
+
+    Args:
+        name: "auto", "numba", "cupy", "triton", "torch" or "reference".
+
+    Raises:
+        BackendError: on entry, when there is no such backend; inside, when it cannot run a call.
+
+    Example:
+        >>> with kernels.use_backend("reference"):
+        ...     y = kernels.conv2d(x, weight)
+    """
+    check_name(name, "use_backend: name")
+    with override(Override(backend=name)):
+        yield
+
+
+@contextmanager
+def inspecting(look: Callable[..., Any]) -> Iterator[None]:
+    """Hand every call inside the block to ``look(op, inputs, attributes, device, backend)`` in place of running it."""
+    outer = current_override.get()
+    with override(Override(outer.backend if outer else None, look)):
+        yield
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A backend, its implementation of the op if there is one, and every reason why it cannot run the problem."""
+
+    backend: Backend
+    implementation: Implementation | None
+    reasons: tuple[str, ...]
+
+
+def choice(op: Op, backend: str | None) -> str:
+    """The backend that a call or a `with` block names, else the environment's, else "auto"."""
+    if backend is not None:
+        return check_name(backend, f"{op.name}: backend")
+    return check_name(ENVIRONMENT, "the environment variable KERNELS_BACKEND")
+
+
+def describe_inputs(op: Op, inputs: tuple[Any, ...]) -> tuple[str, tuple[ArraySpec | None, ...], tuple[bool, ...]]:
+    """Kind and specs of a call's inputs, and which of them want gradients; one clear error for a mixture."""
+    specs: list[ArraySpec | None] = []
+    needs_grad: list[bool] = []
+    first: tuple[str, str, str] | None = None
+    for name, array in zip(op.inputs, inputs, strict=True):
+        if array is None and name in op.optional:
+            specs.append(None)
+            needs_grad.append(False)
+            continue
+        kind = arrays.kind(array)
+        if kind is None:
+            shown = "None" if array is None else type(array).__name__
+            raise TypeError(f"{op.name}: {name} must be a NumPy, torch or CuPy array, got {shown}")
+        form = arrays.spec(array)
+        if first is None:
+            first = (name, kind, form.device)
+        elif kind != first[1]:
+            raise TypeError(f"{op.name}: {name} must be a {first[1]} array, as {first[0]} is, got a {kind} array")
+        elif form.device != first[2]:
+            raise ValueError(f"{op.name}: {name} must be on the device of {first[0]} ({first[2]}), got {form.device}")
+        specs.append(form)
+        needs_grad.append(name in op.differentiable and arrays.wants_grad(array))
+    assert first is not None, f"{op.name} has no required input"
+    return first[1], tuple(specs), tuple(needs_grad)
+
+
+def place_of(op: Op, specs: tuple[ArraySpec | None, ...], kind: str, device: Any) -> str:
+    """Type of the device that the call runs on: "cpu" or "cuda"."""
+    where = next(s.device for s in specs if s is not None)
+    if device is None:
+        return where.split(":")[0]
+    wanted = str(device)
+    name, _, index = wanted.partition(":")
+    if name not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise ValueError(f"{op.name}: device must be 'cpu', 'cuda' or 'cuda:N', got {wanted!r}")
+    if kind != "numpy" and wanted != where and not (wanted == "cuda" and where.startswith("cuda:")):
+        raise ValueError(f"{op.name}: device must agree with that of the arrays ({where}), got {wanted!r}")
+    return name
+
+
+# ----- choosing ----------------------------------------------------------------------------------------------------
+
+
+def candidate(op: Op, problem: Problem, backend: Backend, kind: str, place: str, *, automatic: bool) -> Candidate:
+    """One backend looked at: its implementation, or every reason why it cannot run the problem."""
+    reasons: list[str] = []
+    if place not in backend.devices:
+        reasons.append(f"it runs on {' and '.join(backend.devices)}, this call is on {place}")
+    missing = backend.missing()
+    if missing is not None:
+        return Candidate(backend, None, (*reasons, missing))
+    implementation = op.implementations.get(backend.name) if load(op.family, backend) else None
+    if implementation is None:
+        return Candidate(backend, None, (*reasons, f"there is no {backend.name} kernel of {op.name}"))
+    reasons += implementation.why_not(problem)
+    if automatic and backend.name == "torch" and kind == "numpy":
+        reasons.append("it is taken for NumPy arrays only by name")
+    return Candidate(backend, implementation, tuple(reasons))
+
+
+def candidates(op: Op, problem: Problem, kind: str, place: str, *, automatic: bool = True) -> tuple[Candidate, ...]:
+    """Every backend looked at, best first."""
+    return tuple(candidate(op, problem, b, kind, place, automatic=automatic) for b in BACKENDS.values())
+
+
+def resolve(op: Op, problem: Problem, wanted: str, kind: str, place: str) -> Candidate:
+    """The candidate that runs: the named one, or the first without a reason against it.
+
+    Raises:
+        BackendError: there is none; lists the inputs and every reason.
+    """
+    if wanted != "auto":
+        named = candidate(op, problem, BACKENDS[wanted], kind, place, automatic=False)
+        if named.reasons:
+            raise BackendError(
+                f"{op.name}: backend {wanted!r} cannot run {describe(op, problem)}: {'; '.join(named.reasons)}"
+            )
+        return named
+    refused = []
+    for backend in BACKENDS.values():
+        if place not in backend.devices:
+            continue
+        found = candidate(op, problem, backend, kind, place, automatic=True)
+        if not found.reasons:
+            return found
+        refused.append(f"{backend.name}: {'; '.join(found.reasons)}")
+    raise BackendError(f"{op.name}: no backend on {place} can run {describe(op, problem)}: {' | '.join(refused)}")
+
+
+def backward_of(op: Op, problem: Problem, chosen: Candidate, kind: str, place: str) -> Implementation | None:
+    """The implementation that runs backward: the chosen one, or the next that has one and takes the same arrays."""
+    implementation = chosen.implementation
+    if implementation is not None and implementation.backward is not None:
+        return implementation
+    for other in candidates(op, problem, kind, place):
+        found = other.implementation
+        if not other.reasons and found is not None and found.backward and other.backend.arrays == chosen.backend.arrays:
+            return found
+    return None
+
+
+def describe(op: Op, problem: Problem) -> str:
+    """The inputs and attributes of a problem on one line."""
+    shown = []
+    for name in op.inputs:
+        form: ArraySpec | None = getattr(problem, name)
+        if form is not None:
+            layout = "" if form.strides is None else (" channels-last" if form.channels_last else " strided")
+            shown.append(f"{name} {form.dtype} {form.shape}{layout}")
+    shown += [f"{name} {getattr(problem, name)!r}" for name in op.attributes]
+    return ", ".join(shown)

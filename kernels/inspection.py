@@ -1,0 +1,212 @@
+"""Looking into a call: `explain` says what would run and why, `vjp` runs it and keeps what the gradients need."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kernels import dispatch
+from kernels.backends import BACKENDS, BackendError
+from kernels.op import OPS, Op, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kernels.dispatch import Candidate
+
+Array = np.ndarray[Any, Any]
+
+
+class _Seen(BaseException):
+    """Leaves a public function at the point where it would have run an op. Never leaves this module."""
+
+
+def public_function(name: str, asked_by: str) -> Callable[..., Any]:
+    """The public function ``kernels.<name>`` of an op; a ``ValueError`` lists the known ones."""
+    if name not in OPS:
+        raise ValueError(f"{asked_by}: op must be one of {', '.join(sorted(OPS))}, got {name!r}")
+    function: Callable[..., Any] = getattr(importlib.import_module("kernels"), name)
+    return function
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found. ``str()`` gives the table that was printed.
+
+    Attributes:
+        op: name of the op.
+        problem: the checked arguments.
+        chosen: name of the backend that would run, or None when the call would raise a `BackendError`.
+        backward: name of the backend that would run backward, or None.
+        candidates: every backend with its reasons, best first.
+        wanted: the backend that was named, or "auto".
+    """
+
+    op: str
+    problem: Problem
+    chosen: str | None
+    backward: str | None
+    candidates: tuple[Candidate, ...]
+    wanted: str
+
+    def __str__(self) -> str:
+        op = OPS[self.op]
+        lines = [f"{self.op}: {dispatch.describe(op, self.problem)}"]
+        for candidate in self.candidates:
+            name = candidate.backend.name
+            if candidate.reasons:
+                text = "no   " + "; ".join(candidate.reasons)
+            else:
+                assert candidate.implementation is not None
+                how = candidate.implementation.describe(self.problem)
+                text = "yes  " + how + (" <- chosen" if name == self.chosen else "")
+            lines.append(f"  {name:<10} {text}".rstrip())
+        if self.chosen is None:
+            lines.append(f"  backend {self.wanted!r}: the call would raise BackendError")
+        else:
+            lines.append(f"  backward: {self.backward or 'none'}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<Explanation: {self.op} runs on {self.chosen}>"
+
+
+def _explain_call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, named: Any) -> Explanation:
+    kind, specs, needs_grad = dispatch.describe_inputs(op, inputs)
+    place = dispatch.place_of(op, specs, kind, device)
+    problem = replace(op.problem.check(*specs, *attributes), needs_grad=needs_grad)
+    wanted = dispatch.choice(op, named)
+    candidates = dispatch.candidates(op, problem, kind, place, automatic=wanted == "auto")
+    chosen = backward = None
+    try:
+        found = dispatch.resolve(op, problem, wanted, kind, place)
+    except BackendError:  # the reasons are in `candidates`
+        pass
+    else:
+        chosen = found.backend.name
+        implementation = dispatch.backward_of(op, problem, found, kind, place)
+        backward = None if implementation is None else implementation.backend
+    return Explanation(op.name, problem, chosen, backward, candidates, wanted)
+
+
+def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
+    """Print which backend would run a call, and why each of the others would not, without running it.
+
+    Args:
+        op: name of the op, "conv2d" say.
+        *args: positional arguments of the call, exactly as for ``kernels.<op>``.
+        **kwargs: its keyword arguments.
+
+    Returns:
+        what was printed, as an object.
+
+    Raises:
+        TypeError, ValueError, IndexError: the arguments are wrong, as the call itself would say.
+        BackendError: the named backend does not exist. One that cannot run the call is part of the answer.
+
+    Example:
+        >>> kernels.explain("conv2d", x, weight, padding=1).chosen
+        'numba'
+    """
+    found: list[Explanation] = []
+
+    def look(*call: Any) -> Any:
+        found.append(_explain_call(*call))
+        raise _Seen
+
+    with dispatch.inspecting(look):
+        try:
+            public_function(op, "explain")(*args, **kwargs)
+        except _Seen:
+            pass
+    print(found[0])
+    return found[0]
+
+
+def vjp(op: str, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., tuple[Array | None, ...]]]:
+    """Run an op on NumPy arrays and get the function that takes gradients back through it.
+
+    (torch tensors need no such function: they carry their own gradients.)
+
+    Args:
+        op: name of the op, "conv2d" say.
+        *args: positional arguments of the call, exactly as for ``kernels.<op>``, arrays as NumPy.
+        **kwargs: its keyword arguments.
+
+    Returns:
+        (result, pullback). ``pullback(*gradients)`` takes one array in the shape of each differentiable result and returns
+        the gradients of the op's inputs in the order of its signature, None for one that has none (an absent bias, class
+        labels). It may be called any number of times.
+
+    Raises:
+        TypeError: an array is not NumPy's.
+        ValueError: a gradient given to the pullback has the wrong shape.
+
+    Example:
+        >>> y, pullback = kernels.vjp("conv2d", x, weight, bias, padding=1)
+        >>> grad_x, grad_weight, grad_bias = pullback(np.ones_like(y))
+    """
+    pullbacks: list[Callable[..., tuple[Array | None, ...]]] = []
+
+    def look(declared: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, backend: Any) -> Any:
+        result, pullback = _run_and_keep(declared, inputs, attributes, device, backend)
+        pullbacks.append(pullback)
+        return result
+
+    with dispatch.inspecting(look):
+        result = public_function(op, "vjp")(*args, **kwargs)
+    (pullback,) = pullbacks
+    return result, pullback
+
+
+def _run_and_keep(
+    op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, named: Any
+) -> tuple[Any, Callable[..., tuple[Array | None, ...]]]:
+    kind, specs, _ = dispatch.describe_inputs(op, inputs)
+    if kind != "numpy":
+        raise TypeError(f"vjp: {op.inputs[0]} must be a NumPy array (others carry their own gradients), got a {kind} array")
+    place = dispatch.place_of(op, specs, kind, device)
+    wanted = tuple(name in op.differentiable and a is not None for name, a in zip(op.inputs, inputs, strict=True))
+    problem = replace(op.problem.check(*specs, *attributes), needs_grad=wanted)
+    chosen = dispatch.resolve(op, problem, dispatch.choice(op, named), kind, place)
+    backward = dispatch.backward_of(op, problem, chosen, kind, place)
+    if backward is None or backward.backward is None:
+        raise BackendError(f"{op.name}: no backend here has a backward pass for {dispatch.describe(op, problem)}")
+    assert chosen.implementation is not None
+    forward, back = (_on_numpy(BACKENDS[i.backend].arrays) for i in (chosen.implementation, backward))
+    if problem.empty:
+        results = problem.empty_results()
+    else:
+        problem.check_values(*inputs)
+        results = forward(chosen.implementation.forward, problem, inputs, {})
+    known = dict(zip((*op.inputs, *op.results), (*inputs, *results), strict=True))
+    saved = {name: known[name] for name in problem.saved()}
+    names = op.results[: op.differentiable_results]
+
+    def pullback(*gradients: Array | None) -> tuple[Array | None, ...]:
+        if len(gradients) != len(names):
+            raise ValueError(f"vjp: pullback of {op.name} takes {len(names)} gradients, got {len(gradients)}")
+        shaped = []
+        for name, gradient in zip(names, gradients):
+            result: Array = known[name]
+            if gradient is not None and np.size(gradient) != result.size:
+                raise ValueError(f"vjp: gradient of {name} must have shape {result.shape}, got {np.shape(gradient)}")
+            shaped.append(None if gradient is None else np.asarray(gradient, result.dtype).reshape(result.shape))
+        if problem.empty:
+            return problem.zero_gradients()
+        assert backward.backward is not None
+        return back(backward.backward, problem, tuple(shaped), saved)
+
+    return problem.public(results), pullback
+
+
+def _on_numpy(kind: str) -> Callable[..., tuple[Any, ...]]:
+    """How to call an implementation that takes arrays of `kind` with NumPy arrays."""
+    if kind == "numpy":
+        return lambda function, problem, arrays, keywords: function(problem, *arrays, **keywords)
+    from kernels import torch_binding
+
+    return torch_binding.on_numpy

@@ -1,0 +1,221 @@
+"""What an op is: its declaration (`Problem`), the op itself (`Op`), and one way to run it (`Implementation`).
+
+An op is declared once, in its family's ``op.py``: a frozen dataclass derived from :class:`Problem` whose fields are the
+op's inputs (annotated ``ArraySpec``, or ``ArraySpec | None`` for an optional one) followed by its normalised attributes.
+Everything else is derived from it: validation, dispatch, the torch schema, the fake kernels, autograd, `explain`, tests
+and benchmarks.
+"""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from kernels import arrays
+from kernels.arrays import ArraySpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """The arguments of one call, checked and normalised; hashable.
+
+    Subclasses add input specs, then attributes of types int, float, bool, str, tuples of ints or floats (or None), and
+    define :meth:`check` and :meth:`results`.
+    """
+
+    #: For each input in order: whether its gradient is wanted.
+    needs_grad: tuple[bool, ...] = field(default=())
+
+    @classmethod
+    def check(cls, *arguments: Any) -> Problem:
+        """Build the problem from specs of the inputs and the user's attributes, or raise one clear error."""
+        raise NotImplementedError
+
+    def results(self) -> tuple[ArraySpec | None, ...]:
+        """Spec of each of the op's results (outputs first, then residuals for backward); None for an absent one."""
+        raise NotImplementedError
+
+    @property
+    def returned(self) -> int:
+        """How many of the results the caller gets; the rest are residuals."""
+        return 1
+
+    def saved(self) -> tuple[str, ...]:
+        """Names of the inputs and results that backward reads; by default every input."""
+        return input_names(type(self))
+
+    def gradients(self) -> tuple[ArraySpec | None, ...]:
+        """Spec of the gradient of each input, in that input's layout where it has one of its own."""
+        specs = (getattr(self, name) for name in input_names(type(self)))
+        return tuple(None if s is None else s.like(s.shape, channels_last=s.channels_last) for s in specs)
+
+    def check_values(self, *inputs: Any) -> None:
+        """Raise where values, not shapes, are wrong (an index out of range). Called before any kernel runs."""
+
+    def flops(self) -> int:
+        """Floating-point operations of the forward pass, a multiply-add counted as two."""
+        return 0
+
+    def bytes_moved(self) -> int:
+        """Bytes that the forward pass must read and write at least."""
+        specs = [getattr(self, name) for name in input_names(type(self))]
+        return sum(s.nbytes for s in (*specs, *self.results()) if s is not None)
+
+    @property
+    def trains(self) -> bool:
+        """Whether any gradient is wanted, so that residuals must be kept."""
+        return any(self.needs_grad)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to compute: the first result has no element (an empty batch)."""
+        first = self.results()[0]
+        return first is not None and first.size == 0
+
+    def public(self, results: tuple[Any, ...]) -> Any:
+        """What the caller gets of the op's results: the first one, or a tuple of the first few."""
+        return results[0] if self.returned == 1 else tuple(results[: self.returned])
+
+    def lay_out(self, found: tuple[Any, ...], forms: tuple[ArraySpec | None, ...]) -> tuple[Any, ...]:
+        """NumPy arrays in the declared layouts (channels-last where declared so); None stays None."""
+        return tuple(None if a is None else arrays.laid_out(a, form) for a, form in zip(found, forms, strict=True))
+
+    def empty_results(self) -> tuple[Any, ...]:
+        """The results when there is nothing to compute, as NumPy arrays."""
+        return tuple(None if form is None else arrays.empty_numpy(form) for form in self.results())
+
+    def zero_gradients(self) -> tuple[Any, ...]:
+        """The gradients when there is nothing to compute, as NumPy arrays: zeros where one is wanted."""
+        return tuple(
+            arrays.empty_numpy(form, 0.0) if form is not None and wanted else None
+            for form, wanted in zip(self.gradients(), self.needs_grad, strict=True)
+        )
+
+
+@lru_cache(None)
+def _hints(problem: type[Problem]) -> dict[str, Any]:
+    return typing.get_type_hints(problem)
+
+
+def _is_input(hint: Any) -> bool:
+    return hint is ArraySpec or ArraySpec in typing.get_args(hint)
+
+
+@lru_cache(None)
+def input_names(problem: type[Problem]) -> tuple[str, ...]:
+    """Names of the declaration's input arrays, in order."""
+    hints = _hints(problem)
+    return tuple(f.name for f in fields(problem) if f.name != "needs_grad" and _is_input(hints[f.name]))
+
+
+def _attribute_hints(problem: type[Problem]) -> dict[str, Any]:
+    hints = _hints(problem)
+    names = (f.name for f in fields(problem) if f.name != "needs_grad")
+    return {name: hints[name] for name in names if not _is_input(hints[name])}
+
+
+@lru_cache(None)
+def optional_inputs(problem: type[Problem]) -> frozenset[str]:
+    """Names of the inputs that may be None."""
+    hints = _hints(problem)
+    return frozenset(name for name in input_names(problem) if hints[name] is not ArraySpec)
+
+
+class Op:
+    """An op: its declaration, its implementations, and the call.
+
+    Args:
+        name: name of the public function.
+        problem: the declaration.
+        results: names of the results, in the order of ``Problem.results()``.
+        differentiable: names of the inputs that have gradients; by default all of them.
+        differentiable_results: how many of the first results carry gradients.
+        family: the package that holds the backends' files, normally ``__package__``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        problem: type[Problem],
+        *,
+        family: str,
+        results: tuple[str, ...] = ("output",),
+        differentiable: tuple[str, ...] | None = None,
+        differentiable_results: int = 1,
+    ) -> None:
+        self.name = name
+        self.problem = problem
+        self.family = family
+        self.inputs = input_names(problem)
+        self.optional = optional_inputs(problem)
+        #: Type hint of each attribute (normalised argument that is no array), in order.
+        self.attributes = _attribute_hints(problem)
+        self.results = results
+        self.differentiable = self.inputs if differentiable is None else differentiable
+        self.differentiable_results = differentiable_results
+        self.implementations: dict[str, Implementation] = {}
+        #: Plans of calls seen before, kept by dispatch.
+        self.plans: dict[Any, Any] = {}
+        if name in OPS:
+            raise ValueError(f"op {name!r} is declared twice")
+        OPS[name] = self
+
+    def __repr__(self) -> str:
+        return f"<Op {self.name}>"
+
+
+#: Every declared op by name.
+OPS: dict[str, Op] = {}
+
+
+def _no_reasons(_: Any) -> list[str]:
+    return []
+
+
+def _no_words(_: Any) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One backend's way to run an op. Constructing it registers it: this is the one line that adds a backend to an op.
+
+    Attributes:
+        op: the op.
+        backend: name of the backend.
+        forward: ``forward(problem, *inputs) -> results``: native arrays in (None for an absent optional one), a tuple
+            with one array for every spec of ``problem.results()`` out (None where the spec is None).
+        backward: ``backward(problem, *gradients, **saved) -> gradients of the inputs``: one incoming gradient for each
+            differentiable result (None where nothing flows in), what ``problem.saved()`` names by keyword; a tuple with
+            one array per input out, None where ``problem.needs_grad`` says it is not wanted. None: it has no backward,
+            and the next backend that has one takes over.
+        reasons: ``reasons(problem)`` lists why this implementation cannot run the problem.
+        dtypes: element types of the differentiable inputs that it takes.
+        describe: ``describe(problem)`` says in a few words which kernel will run, for `explain`.
+    """
+
+    op: Op
+    backend: str
+    forward: Callable[..., tuple[Any, ...]]
+    backward: Callable[..., tuple[Any, ...]] | None = None
+    reasons: Callable[[Any], list[str]] = _no_reasons
+    dtypes: tuple[str, ...] = ("float32", "float64")
+    describe: Callable[[Any], str] = _no_words
+
+    def __post_init__(self) -> None:
+        self.op.implementations[self.backend] = self
+
+    def why_not(self, problem: Problem) -> list[str]:
+        """Every reason against running `problem` here; empty when it can."""
+        found = []
+        for name in self.op.differentiable:
+            given: ArraySpec | None = getattr(problem, name)
+            if given is not None and given.dtype not in self.dtypes:
+                found.append(f"{name} has dtype {given.dtype}; it takes {', '.join(self.dtypes)}")
+                break
+        return found + self.reasons(problem)

@@ -1,0 +1,128 @@
+"""Numba's missing SIMD vector: values of one register of float32 or float64, and what kernels do with them.
+
+A kernel is ordinary Numba code on pointers and vectors, for any element type and any machine:
+
+    @njit(nogil=True, error_model="numpy")
+    def scale(x, n, factor):              # x: pointer to n elements, float32 or float64
+        lanes = lanes_of(x)
+        for i in range(0, n, lanes):
+            store_first(x, i, load_first(x, i, n - i) * factor, n - i)
+
+The lane count follows from the pointer's element type and the machine (target.py). Everything is chosen through
+Numba types and literal integers, never through Python closures, so whatever calls it can be cached on disk. All of it
+can only be called from compiled code. Do not compile callers with fastmath: exp and its kin rely on exact rounding.
+"""
+
+from kernels.simd.arithmetic import (
+    absolute,
+    all_lanes,
+    any_lane,
+    copysign,
+    evens,
+    floor,
+    fma,
+    interleave_high,
+    interleave_low,
+    iota,
+    is_nan,
+    maximum,
+    maximum_nan,
+    minimum,
+    minimum_nan,
+    odds,
+    reduce_add,
+    reduce_max,
+    reduce_min,
+    round_even,
+    select,
+    splat_integer,
+    sqrt,
+)
+from kernels.simd.math import erf, exp, log, sigmoid, tanh
+from kernels.simd.memory import (
+    advance,
+    broadcast,
+    full,
+    keep_alive,
+    lane_mask,
+    lanes_of,
+    load,
+    load_first,
+    load_masked,
+    peek,
+    pointer,
+    poke,
+    prefetch,
+    splat_like,
+    store,
+    store_first,
+    store_int64_first,
+    store_int64_masked,
+    store_masked,
+    zeros_like,
+)
+from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
+from kernels.simd.tile import multiply_tile
+from kernels.simd.transpose import transpose, transpose_block, transpose_vectors
+from kernels.simd.types import IntVector, Mask, Vector
+
+__all__ = [
+    "TILE_ROWS",
+    "TILE_VECTORS",
+    "VECTOR_BYTES",
+    "IntVector",
+    "Mask",
+    "Vector",
+    "absolute",
+    "advance",
+    "all_lanes",
+    "any_lane",
+    "broadcast",
+    "copysign",
+    "erf",
+    "evens",
+    "exp",
+    "floor",
+    "fma",
+    "full",
+    "interleave_high",
+    "interleave_low",
+    "iota",
+    "is_nan",
+    "keep_alive",
+    "lane_mask",
+    "lanes_of",
+    "load",
+    "load_first",
+    "load_masked",
+    "log",
+    "maximum",
+    "maximum_nan",
+    "minimum",
+    "minimum_nan",
+    "multiply_tile",
+    "odds",
+    "peek",
+    "pointer",
+    "poke",
+    "prefetch",
+    "reduce_add",
+    "reduce_max",
+    "reduce_min",
+    "round_even",
+    "select",
+    "sigmoid",
+    "splat_integer",
+    "splat_like",
+    "sqrt",
+    "store",
+    "store_first",
+    "store_int64_first",
+    "store_int64_masked",
+    "store_masked",
+    "tanh",
+    "transpose",
+    "transpose_block",
+    "transpose_vectors",
+    "zeros_like",
+]

@@ -1,0 +1,333 @@
+"""Pointers, and vectors to and from memory.
+
+A pointer is a bare address with an element type (Numba's CPointer): indices count elements, nothing is checked, and it
+keeps no array alive. The caller's arguments live long enough by themselves; for scratch made inside a kernel call
+`keep_alive(scratch)` after the last use of its pointers.
+
+In the signatures below `p` is a pointer, `i` an int64 element index, `like` a pointer, array, Vector or IntVector of
+the element type that is meant. Vectors have the lane count of one register of the target. Nothing has to be aligned.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from kernels.simd import emit
+from kernels.simd.types import ELEMENTS, POINTEES, IntVector, Mask, SimdType, Vector, vector_like
+
+
+def _is_pointer(p: types.Type, dtypes: tuple = POINTEES) -> bool:
+    return isinstance(p, types.CPointer) and p.dtype in dtypes
+
+
+def _are_integers(*numbers: types.Type) -> bool:
+    return all(isinstance(number, types.Integer) for number in numbers)
+
+
+# -- pointers and scalars --
+
+
+@intrinsic
+def pointer(typing_context, array, element_offset=0):
+    """The address of an array's first element, plus an offset in elements.
+
+    array: any rank and strides, element type float32, float64, int32 or int64.
+    """
+    if not isinstance(array, types.Array) or array.dtype not in POINTEES:
+        return None
+    if not (element_offset == 0 or _are_integers(element_offset)):
+        return None
+
+    def code(context, builder, signature, arguments):
+        data = context.make_array(array)(context, builder, arguments[0]).data
+        return emit.element(builder, data, arguments[1])
+
+    return types.CPointer(array.dtype)(array, types.int64), code
+
+
+@intrinsic
+def keep_alive(typing_context, array):
+    """Does nothing, but counts as a use: the array lives at least until here."""
+    return types.void(array), lambda context, builder, signature, arguments: context.get_dummy_value()
+
+
+@intrinsic
+def advance(typing_context, p, n):
+    """The pointer n elements on (n may be negative)."""
+    if not (_is_pointer(p) and _are_integers(n)):
+        return None
+    return p(p, types.int64), lambda context, builder, signature, arguments: emit.element(builder, *arguments)
+
+
+@intrinsic
+def peek(typing_context, p, i):
+    """The scalar p[i]."""
+    if not (_is_pointer(p) and _are_integers(i)):
+        return None
+
+    def code(context, builder, signature, arguments):
+        return builder.load(emit.element(builder, *arguments))
+
+    return p.dtype(p, types.int64), code
+
+
+@intrinsic
+def poke(typing_context, p, i, value):
+    """p[i] = value for a scalar, converted to the pointer's element type."""
+    if not (_is_pointer(p) and _are_integers(i) and isinstance(value, types.Number)):
+        return None
+
+    def code(context, builder, signature, arguments):
+        base, index, scalar = arguments
+        builder.store(scalar, emit.element(builder, base, index))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, p.dtype), code
+
+
+@intrinsic
+def prefetch(typing_context, p, i):
+    """Ask for the cache line of p[i] to be read soon; any address is allowed, a bad one has no effect."""
+    if not (_is_pointer(p) and _are_integers(i)):
+        return None
+
+    def code(context, builder, signature, arguments):
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, *[emit.int32] * 3])
+        # For reading; wanted in all caches; data, not instructions.
+        flags = [ir.Constant(emit.int32, flag) for flag in (0, 3, 1)]
+        address = builder.bitcast(emit.element(builder, *arguments), byte)
+        builder.call(emit.declare(builder, "llvm.prefetch.p0", kind), [address, *flags])
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64), code
+
+
+@intrinsic
+def lanes_of(typing_context, like):
+    """How many lanes a vector of this element type has: an integer known to the compiler."""
+    vector = like if isinstance(like, SimdType) else vector_like(like)
+    if vector is None:
+        return None
+
+    def code(context, builder, signature, arguments):
+        return ir.Constant(emit.int64, vector.lanes)
+
+    return types.int64(like), code
+
+
+# -- masks --
+
+
+@intrinsic
+def lane_mask(typing_context, like, first, last):
+    """Mask of the lanes l with first <= l < last, for any two integers."""
+    vector = vector_like(like)
+    if vector is None or not _are_integers(first, last):
+        return None
+
+    def code(context, builder, signature, arguments):
+        _, first, last = arguments
+        return (_below(builder, vector, last) & ~_below(builder, vector, first)).value
+
+    return Mask(vector.lanes)(like, types.int64, types.int64), code
+
+
+def _below(builder: ir.IRBuilder, simd_type: SimdType, n: ir.Value) -> emit.Lanes:
+    """Mask of the first n lanes."""
+    integers = simd_type.integers if isinstance(simd_type, Vector) else simd_type
+    return emit.lanes_below(builder, integers, n)
+
+
+# -- loads --
+
+
+@intrinsic
+def load(typing_context, p, i):
+    """Vector of p[i], p[i + 1], ..."""
+    if not (_is_pointer(p, ELEMENTS) and _are_integers(i)):
+        return None
+    vector = vector_like(p)
+
+    def code(context, builder, signature, arguments):
+        return emit.load_lanes(builder, vector, emit.element(builder, *arguments)).value
+
+    return vector(p, types.int64), code
+
+
+@intrinsic
+def load_first(typing_context, p, i, n, fill=0.0):
+    """The first n lanes from memory, `fill` in the others, which touch no memory.
+
+    n is any integer: below 1 nothing is read, from the lane count on everything is.
+    """
+    if not (_is_pointer(p, ELEMENTS) and _are_integers(i, n) and (fill == 0.0 or isinstance(fill, types.Number))):
+        return None
+    vector = vector_like(p)
+
+    def code(context, builder, signature, arguments):
+        base, index, n, fill = arguments
+        other = emit.splat(builder, vector, fill)
+        return emit.load_lanes_masked(_below(builder, vector, n), emit.element(builder, base, index), other).value
+
+    return vector(p, types.int64, types.int64, p.dtype), code
+
+
+@intrinsic
+def load_masked(typing_context, p, i, mask, other):
+    """Lanes in the mask from memory, the rest from `other` (Vector or number) without touching memory."""
+    vector = vector_like(p) if _is_pointer(p, ELEMENTS) else None
+    if vector is None or not _are_integers(i) or mask != Mask(vector.lanes):
+        return None
+    other = _operand(other, vector)
+
+    def code(context, builder, signature, arguments):
+        base, index, mask_value, other_value = arguments
+        mask_lanes = emit.Lanes(builder, mask, mask_value)
+        other_lanes = as_lanes(builder, vector, other, other_value)
+        return emit.load_lanes_masked(mask_lanes, emit.element(builder, base, index), other_lanes).value
+
+    return vector(p, types.int64, mask, other), code
+
+
+def _operand(given: types.Type, vector: SimdType) -> types.Type:
+    """The type an operand is asked to have: itself for a vector, the element type for any number."""
+    return vector.dtype if isinstance(given, types.Number) else given
+
+
+def as_lanes(builder: ir.IRBuilder, vector: SimdType, given: types.Type, value: ir.Value) -> emit.Lanes:
+    """An operand as Lanes of type `vector`, scalars repeated in each lane."""
+    return emit.Lanes(builder, vector, value) if given == vector else emit.splat(builder, vector, value)
+
+
+@intrinsic
+def broadcast(typing_context, p, i):
+    """The scalar p[i] in each lane."""
+    if not (_is_pointer(p, ELEMENTS) and _are_integers(i)):
+        return None
+    vector = vector_like(p)
+
+    def code(context, builder, signature, arguments):
+        return emit.splat(builder, vector, builder.load(emit.element(builder, *arguments))).value
+
+    return vector(p, types.int64), code
+
+
+@intrinsic
+def splat_like(typing_context, like, scalar):
+    """A number in each lane of a Vector; it is converted to the element type of `like`."""
+    vector = vector_like(like)
+    if vector is None or not isinstance(scalar, types.Number):
+        return None
+
+    def code(context, builder, signature, arguments):
+        return emit.splat(builder, vector, arguments[1]).value
+
+    return vector(like, vector.dtype), code
+
+
+full = splat_like
+
+
+@intrinsic
+def zeros_like(typing_context, like):
+    """A Vector of zeros."""
+    vector = vector_like(like)
+    if vector is None:
+        return None
+
+    def code(context, builder, signature, arguments):
+        return ir.Constant(vector.llvm_type(), None)
+
+    return vector(like), code
+
+
+# -- stores --
+
+
+def _can_store(p: types.Type, v: types.Type) -> bool:
+    return _is_pointer(p) and isinstance(v, Vector | IntVector) and p.dtype == v.dtype
+
+
+@intrinsic
+def store(typing_context, p, i, v):
+    """p[i], p[i + 1], ... = the lanes of v (a Vector, or an IntVector through a pointer of its element type)."""
+    if not (_can_store(p, v) and _are_integers(i)):
+        return None
+
+    def code(context, builder, signature, arguments):
+        base, index, value = arguments
+        emit.store_lanes(emit.Lanes(builder, v, value), emit.element(builder, base, index))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, v), code
+
+
+@intrinsic
+def store_first(typing_context, p, i, v, n):
+    """Store the first n lanes (n any integer); memory behind the others is not touched."""
+    if not (_can_store(p, v) and _are_integers(i, n)):
+        return None
+
+    def code(context, builder, signature, arguments):
+        base, index, value, n = arguments
+        lanes = emit.Lanes(builder, v, value)
+        emit.store_lanes_masked(_below(builder, v, n), lanes, emit.element(builder, base, index))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, v, types.int64), code
+
+
+@intrinsic
+def store_masked(typing_context, p, i, v, mask):
+    """Store the lanes in the mask; memory behind the others is not touched."""
+    if not (_can_store(p, v) and _are_integers(i) and mask == Mask(v.lanes)):
+        return None
+
+    def code(context, builder, signature, arguments):
+        base, index, value, mask_value = arguments
+        lanes = emit.Lanes(builder, v, value)
+        emit.store_lanes_masked(emit.Lanes(builder, mask, mask_value), lanes, emit.element(builder, base, index))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, v, mask), code
+
+
+def _as_int64(builder: ir.IRBuilder, v: IntVector, value: ir.Value) -> emit.Lanes:
+    wide = IntVector(types.int64, v.lanes)
+    widened = value if v.dtype == types.int64 else builder.sext(value, wide.llvm_type())
+    return emit.Lanes(builder, wide, widened)
+
+
+def _can_store_int64(p: types.Type, v: types.Type) -> bool:
+    return _is_pointer(p, (types.int64,)) and isinstance(v, IntVector)
+
+
+@intrinsic
+def store_int64_first(typing_context, p, i, v, n):
+    """Store the first n lanes of an IntVector as int64, whatever its own width; p is a pointer to int64."""
+    if not (_can_store_int64(p, v) and _are_integers(i, n)):
+        return None
+
+    def code(context, builder, signature, arguments):
+        base, index, value, n = arguments
+        lanes = _as_int64(builder, v, value)
+        emit.store_lanes_masked(_below(builder, v, n), lanes, emit.element(builder, base, index))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, v, types.int64), code
+
+
+@intrinsic
+def store_int64_masked(typing_context, p, i, v, mask):
+    """Store the lanes of an IntVector in the mask as int64; p is a pointer to int64."""
+    if not (_can_store_int64(p, v) and _are_integers(i) and mask == Mask(v.lanes)):
+        return None
+
+    def code(context, builder, signature, arguments):
+        base, index, value, mask_value = arguments
+        lanes = _as_int64(builder, v, value)
+        emit.store_lanes_masked(emit.Lanes(builder, mask, mask_value), lanes, emit.element(builder, base, index))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, v, mask), code

@@ -1,0 +1,147 @@
+"""The register tile: a block of outputs that stays in registers while products are added to it.
+
+It is the one multiply-accumulate core under matrix products, convolutions, recurrences and attention. Its left operand
+is read through two tables of offsets, which makes it at once a plain matrix (rows apart by a stride), a packed panel, a
+transposed matrix, or the shifted pixels of a convolution.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from kernels.simd import emit
+from kernels.simd.emit import Lanes
+from kernels.simd.target import TARGET
+from kernels.simd.types import ELEMENTS, vector_of
+
+_ROWS_AHEAD = 2
+"""How many rows' broadcasts may be in flight before the multiply-adds of the first of them are done."""
+
+_OFFSETS = types.CPointer(types.int64)
+
+
+@intrinsic(prefer_literal=True)
+def multiply_tile(
+    typing_context,
+    rows,
+    vectors,
+    a,
+    row_offsets,
+    tap_offsets,
+    taps,
+    b,
+    out,
+    out_row_stride,
+    out_vector_stride,
+    accumulate,
+):
+    """A tile of rows x (vectors * lanes) outputs, each a sum over `taps` products.
+
+        out[r * out_row_stride + j * out_vector_stride + lane] (+)=
+            sum over k of a[row_offsets[r] + tap_offsets[k]] * b[(k * vectors + j) * lanes + lane]
+
+    The sum starts from zero and goes through k in order with fma; the old output is added to it at the end.
+
+    rows, vectors: literal integers (TILE_ROWS and TILE_VECTORS are the largest that stay in registers; global names
+        and numbers written out are literals, computed values are not).
+    a: pointer to elements, b: pointer to elements [taps, vectors, lanes], out: pointer to elements, all of one type.
+    row_offsets [rows], tap_offsets [taps]: pointers to int64, in elements from `a`, of either sign. Only `rows`
+        entries and `taps` entries are read; several rows may share an offset.
+    taps: int64, 0 and less give zero sums.
+    accumulate: not 0 to add to what is in `out`, 0 to overwrite it without reading it.
+    """
+    integers = (taps, out_row_stride, out_vector_stride, accumulate)
+    if not (
+        isinstance(rows, types.IntegerLiteral)
+        and isinstance(vectors, types.IntegerLiteral)
+        and isinstance(a, types.CPointer)
+        and a.dtype in ELEMENTS
+        and a == b == out
+        and row_offsets == tap_offsets == _OFFSETS
+        and all(isinstance(number, types.Integer) for number in integers)
+    ):
+        return None
+    row_count, vector_count = rows.literal_value, vectors.literal_value
+
+    def code(context, builder, signature, arguments):
+        _emit_tile(builder, a.dtype, row_count, vector_count, *arguments[2:])
+        return context.get_dummy_value()
+
+    int64 = types.int64
+    return types.void(rows, vectors, a, _OFFSETS, _OFFSETS, int64, a, a, int64, int64, int64), code
+
+
+def _emit_tile(
+    builder: ir.IRBuilder,
+    dtype: types.Float,
+    rows: int,
+    vectors: int,
+    a: ir.Value,
+    row_offsets: ir.Value,
+    tap_offsets: ir.Value,
+    taps: ir.Value,
+    b: ir.Value,
+    out: ir.Value,
+    out_row_stride: ir.Value,
+    out_vector_stride: ir.Value,
+    accumulate: ir.Value,
+) -> None:
+    vector = vector_of(dtype)
+    llvm_vector, lanes = vector.llvm_type(), vector.lanes
+    row_starts = [emit.element(builder, a, builder.load(emit.element(builder, row_offsets, r))) for r in range(rows)]
+    # Stack slots that LLVM turns into registers (mem2reg).
+    sums = [[cgutils.alloca_once(builder, llvm_vector) for _ in range(vectors)] for _ in range(rows)]
+    for row in sums:
+        for slot in row:
+            builder.store(ir.Constant(llvm_vector, None), slot)
+
+    with cgutils.for_range(builder, taps, intp=emit.int64) as loop:
+        tap_offset = builder.load(emit.element(builder, tap_offsets, loop.index))
+        b_row = emit.element(builder, b, builder.mul(loop.index, ir.Constant(emit.int64, vectors * lanes)))
+        b_vectors = [emit.load_lanes(builder, vector, emit.element(builder, b_row, j * lanes)) for j in range(vectors)]
+        for r in range(rows):
+            if r >= _ROWS_AHEAD:
+                tap_offset = _after(builder, tap_offset, sums[r - _ROWS_AHEAD])
+            factor = emit.splat(builder, vector, builder.load(emit.element(builder, row_starts[r], tap_offset)))
+            for slot, b_vector in zip(sums[r], b_vectors, strict=True):
+                builder.store(factor.fma(b_vector, Lanes(builder, vector, builder.load(slot))).value, slot)
+
+    def store_all(add_old: bool) -> None:
+        for r, row in enumerate(sums):
+            out_row = emit.element(builder, out, builder.mul(out_row_stride, ir.Constant(emit.int64, r)))
+            for j, slot in enumerate(row):
+                offset = builder.mul(out_vector_stride, ir.Constant(emit.int64, j))
+                address = emit.element(builder, out_row, offset)
+                total = Lanes(builder, vector, builder.load(slot))
+                if add_old:
+                    total = emit.load_lanes(builder, vector, address) + total
+                emit.store_lanes(total, address)
+
+    wanted = builder.icmp_signed("!=", accumulate, ir.Constant(emit.int64, 0))
+    with builder.if_else(wanted) as (then, otherwise):
+        with then:
+            store_all(add_old=True)
+        with otherwise:
+            store_all(add_old=False)
+
+
+def _after(builder: ir.IRBuilder, offset: ir.Value, slots: list[ir.Value]) -> ir.Value:
+    """The same offset, but known only once the sums in `slots` are: an empty piece of assembly takes in all of them.
+
+    Left alone, LLVM moves the broadcasts of all rows to the top of the loop body, runs out of registers and spills:
+    half the speed. As the address of a later broadcast now depends on the sums of an earlier row, it cannot.
+    """
+    register = TARGET.assembly_register
+    if register is None:
+        return offset
+    sums = [builder.load(slot) for slot in slots]
+    kinds = [offset.type, *(value.type for value in sums)]
+    outputs = ["=r"] + [f"={register}"] * len(sums)
+    same_registers = [str(position) for position in range(len(kinds))]
+    function = ir.FunctionType(ir.LiteralStructType(kinds), kinds)
+    constraints = ",".join(outputs + same_registers)
+    result = builder.asm(function, "", constraints, [offset, *sums], side_effect=True)
+    for position, slot in enumerate(slots, start=1):
+        builder.store(builder.extract_value(result, position), slot)
+    return builder.extract_value(result, 0)

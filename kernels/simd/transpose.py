@@ -1,0 +1,123 @@
+"""Transposing through registers: whole matrices, single blocks, and rows that are already vectors."""
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from kernels.simd import emit
+from kernels.simd.emit import Lanes
+from kernels.simd.memory import advance, lanes_of
+from kernels.simd.types import ELEMENTS, Vector, vector_of
+
+
+def _transposed(rows: list[Lanes]) -> list[Lanes]:
+    """Column l of `lanes` rows as vector l: blocks of size s off the diagonal change places, s = lanes/2, ..., 2, 1."""
+    rows, lanes = list(rows), len(rows)
+    size = lanes // 2
+    while size:
+        low = [lane if not lane & size else lanes + lane - size for lane in range(lanes)]
+        high = [lane + size if not lane & size else lanes + lane for lane in range(lanes)]
+        for r in range(lanes):
+            if not r & size:
+                upper, lower = rows[r], rows[r + size]
+                rows[r], rows[r + size] = upper.shuffle(low, lower), upper.shuffle(high, lower)
+        size //= 2
+    return rows
+
+
+@intrinsic
+def transpose_vectors(typing_context, rows):
+    """A tuple of as many Vectors as each has lanes: lane r of the result's vector c is lane c of rows[r]."""
+    vector = getattr(rows, "dtype", None)
+    if not (isinstance(rows, types.UniTuple) and isinstance(vector, Vector) and rows.count == vector.lanes):
+        return None
+
+    def code(context, builder, signature, arguments):
+        values = cgutils.unpack_tuple(builder, arguments[0], rows.count)
+        columns = _transposed([Lanes(builder, vector, value) for value in values])
+        return context.make_tuple(builder, rows, [column.value for column in columns])
+
+    return rows(rows), code
+
+
+@intrinsic
+def transpose_block(typing_context, src, src_stride, rows, columns, dst, dst_stride):
+    """dst[c * dst_stride + r] = src[r * src_stride + c] for r < rows and c < columns, both at most the lane count.
+
+    src: elements [rows, columns], rows src_stride apart; dst: elements [columns, rows], rows dst_stride apart, of the
+    same type and not overlapping. Memory outside these is not touched.
+    """
+    integers = (src_stride, rows, columns, dst_stride)
+    if not (
+        isinstance(src, types.CPointer)
+        and src.dtype in ELEMENTS
+        and src == dst
+        and all(isinstance(number, types.Integer) for number in integers)
+    ):
+        return None
+    vector = vector_of(src.dtype)
+
+    def code(context, builder, signature, arguments):
+        _emit_block(builder, vector, *arguments)
+        return context.get_dummy_value()
+
+    return types.void(src, types.int64, types.int64, types.int64, src, types.int64), code
+
+
+def _emit_block(
+    builder: ir.IRBuilder,
+    vector: Vector,
+    src: ir.Value,
+    src_stride: ir.Value,
+    rows: ir.Value,
+    columns: ir.Value,
+    dst: ir.Value,
+    dst_stride: ir.Value,
+) -> None:
+    def number(value: int) -> ir.Constant:
+        return ir.Constant(emit.int64, value)
+
+    def line(base: ir.Value, stride: ir.Value, index: int) -> ir.Value:
+        return emit.element(builder, base, builder.mul(stride, number(index)))
+
+    has_rows = builder.icmp_signed(">=", rows, number(vector.lanes))
+    has_columns = builder.icmp_signed(">=", columns, number(vector.lanes))
+    with builder.if_else(builder.and_(has_rows, has_columns)) as (whole, partial):
+        with whole:
+            block = [emit.load_lanes(builder, vector, line(src, src_stride, r)) for r in range(vector.lanes)]
+            for c, column in enumerate(_transposed(block)):
+                emit.store_lanes(column, line(dst, dst_stride, c))
+        with partial:
+            zero = Lanes(builder, vector, ir.Constant(vector.llvm_type(), None))
+            row_mask = emit.lanes_below(builder, vector.integers, rows)
+            column_mask = emit.lanes_below(builder, vector.integers, columns)
+            none = ir.Constant(column_mask.value.type, None)
+            block = []
+            for r in range(vector.lanes):
+                wanted = builder.select(builder.icmp_signed("<", number(r), rows), column_mask.value, none)
+                address = line(src, src_stride, r)
+                block.append(emit.load_lanes_masked(column_mask.wrap(wanted), address, zero))
+            for c, column in enumerate(_transposed(block)):
+                with builder.if_then(builder.icmp_signed("<", number(c), columns)):
+                    emit.store_lanes_masked(row_mask, column, line(dst, dst_stride, c))
+
+
+@njit(nogil=True, error_model="numpy")
+def transpose(src, src_stride, rows, columns, dst, dst_stride):
+    """dst[c * dst_stride + r] = src[r * src_stride + c] for all r < rows, c < columns.
+
+    src: elements [rows, columns], rows src_stride apart; dst: elements [columns, rows], rows dst_stride apart, of the
+    same type and not overlapping. Memory outside these is not touched.
+    """
+    lanes = lanes_of(src)
+    for r in range(0, rows, lanes):
+        for c in range(0, columns, lanes):
+            transpose_block(
+                advance(src, r * src_stride + c),
+                src_stride,
+                rows - r,
+                columns - c,
+                advance(dst, c * dst_stride + r),
+                dst_stride,
+            )

@@ -1,0 +1,346 @@
+"""torch on top of any op: zero-copy views, one generic autograd Function, and registered ops derived from declarations.
+
+Three ways in, all generic over `Op`:
+
+* eager without gradients: the implementation runs on NumPy views of the tensors;
+* eager with gradients: :class:`_Apply`, one ``torch.autograd.Function`` for every op. First derivatives run on the
+  chosen backend; with ``create_graph=True`` backward runs on the op's differentiable torch formulas instead, so that
+  second derivatives are right;
+* ``torch.compile``, ``torch.export``, fake tensors: ops registered in the namespace ``nnlib_kernels``, whose schema,
+  fake kernel and autograd formula come from the declaration.
+"""
+
+from __future__ import annotations
+
+import types as python_types
+import typing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from kernels import arrays, dispatch
+from kernels.arrays import ArraySpec, contiguous_strides
+from kernels.backends import BACKENDS, Backend, BackendError, load
+from kernels.op import OPS, Implementation, Op, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+NAMESPACE = "nnlib_kernels"
+_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+Tensors = tuple[torch.Tensor | None, ...]
+
+
+class _Bound:
+    """A problem bound to its implementations: forward and backward on tensors, whatever arrays the backend takes."""
+
+    def __init__(
+        self, op: Op, problem: Problem, backend: Backend, forward: Implementation, backward: Implementation | None
+    ) -> None:
+        self.op = op
+        self.problem = problem
+        self.returned = problem.returned
+        self.takes_tensors = backend.arrays == "torch"
+        self.backward_implementation = backward
+        self._forward = forward.forward
+        self._checks_values = type(problem).check_values is not Problem.check_values
+        self.saved_names = problem.saved()
+        #: Where each saved tensor comes from: (0, index of the input) or (1, index of the result).
+        self.saved_from = tuple(
+            (0, op.inputs.index(name)) if name in op.inputs else (1, op.results.index(name))
+            for name in self.saved_names
+        )
+
+    def forward(self, inputs: Sequence[torch.Tensor | None]) -> Tensors:
+        """All results as tensors; None for an absent one."""
+        if self.takes_tensors:
+            if self._checks_values:
+                self.problem.check_values(*inputs)
+            return self._forward(self.problem, *inputs)
+        views = self._views(inputs)
+        if self.problem.empty:
+            results = self.problem.empty_results()
+        else:
+            if self._checks_values:
+                self.problem.check_values(*views)
+            results = self._forward(self.problem, *views)
+        return tuple(None if r is None else torch.from_numpy(r) for r in results)
+
+    def _views(self, tensors: Sequence[torch.Tensor | None]) -> list[Any]:
+        try:
+            return [None if t is None else t.numpy(force=True) for t in tensors]
+        except RuntimeError as error:
+            raise NotImplementedError(
+                f"{self.op.name}: torch.func transforms (vmap, grad, jvp) cannot look inside this op ({error})"
+            ) from error
+
+    def backward(self, gradients: Sequence[torch.Tensor | None], saved: Sequence[torch.Tensor | None]) -> Tensors:
+        """Gradients of the inputs as tensors; None for one that is not wanted."""
+        implementation = self.backward_implementation
+        if implementation is None:
+            raise BackendError(f"{self.op.name}: no backend here has a backward pass for this call")
+        if self.takes_tensors:
+            return implementation.backward(self.problem, *gradients, **dict(zip(self.saved_names, saved)))  # type: ignore[misc]
+        if self.problem.empty:
+            found = self.problem.zero_gradients()
+        else:
+            views = self._views(gradients)
+            kept = dict(zip(self.saved_names, self._views(saved)))
+            found = implementation.backward(self.problem, *views, **kept)  # type: ignore[misc]
+        return tuple(None if g is None else torch.from_numpy(g) for g in found)
+
+    def backward_differentiable(
+        self, gradients: Sequence[torch.Tensor | None], saved: Sequence[torch.Tensor | None]
+    ) -> Tensors:
+        """The same gradients by the op's torch formulas, recorded by autograd: for second derivatives."""
+        load(self.op.family, BACKENDS["torch"])
+        stock = self.op.implementations.get("torch")
+        if stock is None or stock.backward is None:
+            raise NotImplementedError(f"{self.op.name}: second derivatives (create_graph=True) are not supported")
+        return stock.backward(self.problem, *gradients, **dict(zip(self.saved_names, saved)))
+
+
+class _Apply(torch.autograd.Function):
+    """Any op under autograd. `bound` carries everything that is known before the values are."""
+
+    @staticmethod
+    def forward(ctx: Any, bound: _Bound, *inputs: torch.Tensor | None) -> Any:
+        results = bound.forward(inputs)
+        ctx.bound = bound
+        ctx.set_materialize_grads(False)
+        sources = (inputs, results)
+        ctx.save_for_backward(*[sources[group][index] for group, index in bound.saved_from])
+        if bound.returned == 1:
+            return results[0]
+        extra = [r for r in results[bound.op.differentiable_results : bound.returned] if r is not None]
+        if extra:
+            ctx.mark_non_differentiable(*extra)
+        return results[: bound.returned]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
+        bound: _Bound = ctx.bound
+        gradients = gradients[: bound.op.differentiable_results]
+        if all(g is None for g in gradients):
+            return (None,) * (len(bound.op.inputs) + 1)
+        if torch.is_grad_enabled():
+            return (None, *bound.backward_differentiable(gradients, ctx.saved_tensors))
+        return (None, *bound.backward(gradients, ctx.saved_tensors))
+
+
+def runner(
+    op: Op,
+    problem: Problem,
+    kind: str,
+    backend: Backend,
+    forward: Implementation,
+    backward: Implementation | None,
+) -> Callable[[tuple[Any, ...]], Any]:
+    """The function that runs calls of one form when tensors are involved on either side."""
+    if kind == "numpy":
+        function = forward.forward
+        return lambda inputs: problem.public(on_numpy(function, problem, inputs, {}))
+    bound = _Bound(op, problem, backend, forward, backward)
+    if problem.trains and not backend.differentiates:
+        apply = _Apply.apply
+        return lambda inputs: apply(bound, *inputs)
+    return lambda inputs: problem.public(bound.forward(inputs))
+
+
+def on_numpy(
+    function: Callable[..., Tensors], problem: Problem, inputs: Sequence[Any], keywords: dict[str, Any]
+) -> tuple[Any, ...]:
+    """Call a function that takes tensors with NumPy arrays: ``function(problem, *inputs, **keywords)``."""
+
+    def tensor(array: Any) -> torch.Tensor | None:
+        # np.array copies into positive strides and writable memory, which from_numpy wants.
+        return None if array is None else torch.from_numpy(np.array(array, order="K"))
+
+    with torch.no_grad():
+        results = function(problem, *map(tensor, inputs), **{name: tensor(a) for name, a in keywords.items()})
+    return tuple(None if r is None else r.numpy() for r in results)
+
+
+# ----- registered ops ----------------------------------------------------------------------------------------------
+
+_library = torch.library.Library(NAMESPACE, "DEF")
+_SCHEMA_TYPES: dict[Any, str] = {int: "SymInt", float: "float", bool: "bool", str: "str"}
+
+
+def _schema_type(hint: Any) -> str:
+    """torch's schema type of an attribute's type hint."""
+    arguments = typing.get_args(hint)
+    if isinstance(hint, python_types.UnionType) or typing.get_origin(hint) is typing.Union:
+        (inner,) = (a for a in arguments if a is not type(None))
+        return _schema_type(inner) + "?"
+    if typing.get_origin(hint) is tuple:
+        return _schema_type(arguments[0]) + "[]"
+    return _SCHEMA_TYPES[hint]
+
+
+def _returns(count: int) -> str:
+    return "Tensor" if count == 1 else f"({', '.join(['Tensor'] * count)})"
+
+
+class _Registered:
+    """The registered forward and backward of one op."""
+
+    def __init__(self, op: Op) -> None:
+        self.op = op
+        self.name = f"{NAMESPACE}::{op.name}"
+        self.count = len(op.inputs)
+        self.attributes = tuple(op.attributes)
+        inputs = [f"Tensor{'?' if name in op.optional else ''} {name}" for name in op.inputs]
+        attributes = [f"{_schema_type(h)} {n}" for n, h in op.attributes.items()]
+        tail = [*attributes, "bool[] needs_grad", "str? backend"]
+        _library.define(f"{op.name}({', '.join([*inputs, *tail])}) -> {_returns(len(op.results))}")
+        gradients = [f"Tensor? grad_{name}" for name in op.results[: op.differentiable_results]]
+        kept = [f"Tensor? {name}" for name in op.results]
+        backward = ", ".join([*gradients, *inputs, *kept, *tail])
+        _library.define(f"{op.name}_backward({backward}) -> {_returns(self.count)}")
+        for device in ("CPU", "CUDA"):
+            _library.impl(op.name, self._forward, device)
+            _library.impl(f"{op.name}_backward", self._backward, device)
+        torch.library.register_fake(self.name, self._forward_fake, lib=_library)
+        torch.library.register_fake(f"{self.name}_backward", self._backward_fake, lib=_library)
+        torch.library.register_autograd(
+            self.name, self._autograd, setup_context=self._setup_context, lib=_library
+        )
+        torch.library.register_autograd(f"{self.name}_backward", self._no_second_derivative, lib=_library)
+        self.call = getattr(getattr(torch.ops, NAMESPACE), op.name)
+        self.call_backward = getattr(getattr(torch.ops, NAMESPACE), f"{op.name}_backward")
+
+    def _problem(self, tensors: Sequence[torch.Tensor | None], tail: Sequence[Any]) -> tuple[Problem, str | None]:
+        *attributes, needs_grad, backend = tail
+        specs = {n: None if t is None else arrays.spec(t) for n, t in zip(self.op.inputs, tensors)}
+        values = {n: tuple(v) if isinstance(v, (list, tuple)) else v for n, v in zip(self.attributes, attributes)}
+        return self.op.problem(**specs, **values, needs_grad=tuple(needs_grad)), backend
+
+    def _bound(self, problem: Problem, backend: str | None) -> _Bound:
+        wanted = dispatch.current_override.get()  # of the run, not of the trace
+        if backend is None and wanted is not None:
+            backend = wanted.backend
+        key = ("registered", backend, problem)
+        bound: _Bound | None = self.op.plans.get(key)
+        if bound is None:
+            bound = self.op.plans[key] = bind(self.op, problem, backend)
+        return bound
+
+    def _forward(self, *arguments: Any) -> Any:
+        tensors = arguments[: self.count]
+        problem, backend = self._problem(tensors, arguments[self.count :])
+        results = self._bound(problem, backend).forward(tensors)
+        like = next(t for t in tensors if t is not None)
+        return _as_returns([like.new_empty(0) if r is None else r for r in results])
+
+    def _forward_fake(self, *arguments: Any) -> Any:
+        tensors = arguments[: self.count]
+        problem, _ = self._problem(tensors, arguments[self.count :])
+        like = next(t for t in tensors if t is not None)
+        return _as_returns([_new_empty(like, form) for form in problem.results()])
+
+    def _split_backward(self, arguments: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
+        first = self.op.differentiable_results
+        second = first + self.count
+        third = second + len(self.op.results)
+        return arguments[:first], arguments[first:second], arguments[second:third], arguments[third:]
+
+    def _backward(self, *arguments: Any) -> Any:
+        gradients, inputs, results, tail = self._split_backward(arguments)
+        problem, backend = self._problem(inputs, tail)
+        bound = self._bound(problem, backend)
+        saved = [(inputs, results)[group][index] for group, index in bound.saved_from]
+        found = bound.backward(gradients, saved)
+        like = next(t for t in inputs if t is not None)
+        return _as_returns([like.new_empty(0) if g is None else g for g in found])
+
+    def _backward_fake(self, *arguments: Any) -> Any:
+        _, inputs, _, tail = self._split_backward(arguments)
+        problem, _ = self._problem(inputs, tail)
+        like = next(t for t in inputs if t is not None)
+        wanted = zip(problem.gradients(), problem.needs_grad, strict=True)
+        return _as_returns([_new_empty(like, form if want else None) for form, want in wanted])
+
+    def _setup_context(self, ctx: Any, inputs: Any, output: Any) -> None:
+        tensors = inputs[: self.count]
+        problem, _ = self._problem(tensors, inputs[self.count :])
+        results = output if isinstance(output, (tuple, list)) else (output,)
+        kept = problem.saved()
+        ctx.tail = inputs[self.count :]
+        ctx.kept = [name in kept for name in self.op.results]
+        ctx.needs_grad = problem.needs_grad
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *[r for r, keep in zip(results, ctx.kept) if keep])
+        extra = results[self.op.differentiable_results :]
+        if extra:
+            ctx.mark_non_differentiable(*extra)
+
+    def _autograd(self, ctx: Any, *gradients: Any) -> Any:
+        gradients = gradients[: self.op.differentiable_results]
+        nothing = (None,) * len(ctx.tail)
+        if all(g is None for g in gradients):
+            return (*(None,) * self.count, *nothing)
+        saved = iter(ctx.saved_tensors[self.count :])
+        results = [next(saved) if keep else None for keep in ctx.kept]
+        found = self.call_backward(*gradients, *ctx.saved_tensors[: self.count], *results, *ctx.tail)
+        found = found if isinstance(found, (tuple, list)) else (found,)
+        return (*(g if want else None for g, want in zip(found, ctx.needs_grad)), *nothing)
+
+    def _no_second_derivative(self, ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(
+            f"{self.op.name}: second derivatives (create_graph=True) are not supported under torch.compile; "
+            "call it in eager mode"
+        )
+
+
+def _as_returns(tensors: list[torch.Tensor]) -> Any:
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+def _new_empty(like: torch.Tensor, form: ArraySpec | None) -> torch.Tensor:
+    if form is None:
+        return like.new_empty(0)
+    strides = contiguous_strides(form.shape) if form.strides is None else form.strides
+    return like.new_empty_strided(form.shape, strides, dtype=getattr(torch, form.dtype))
+
+
+def bind(op: Op, problem: Problem, backend: str | None) -> _Bound:
+    """Choose implementations for a problem that arrived through a registered op."""
+    where = next(getattr(problem, n).device for n in op.inputs if getattr(problem, n) is not None)
+    place = where.split(":")[0]
+    choice = dispatch.choice(op, backend)
+    chosen = dispatch.resolve(op, problem, choice, "torch", place)
+    assert chosen.implementation is not None
+    backward = dispatch.backward_of(op, problem, chosen, "torch", place)
+    return _Bound(op, problem, chosen.backend, chosen.implementation, backward)
+
+
+_registered: dict[str, _Registered] = {}
+
+
+def register(op: Op) -> _Registered:
+    """Register an op with torch, once."""
+    found = _registered.get(op.name)
+    if found is None:
+        found = _registered[op.name] = _Registered(op)
+    return found
+
+
+def call_registered(
+    op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, backend: str | None
+) -> Any:
+    """Run an op through its registered form: what torch.compile traces."""
+    kind, specs, needs_grad = dispatch.describe_inputs(op, inputs)
+    dispatch.place_of(op, specs, kind, device)
+    problem = replace(op.problem.check(*specs, *attributes), needs_grad=needs_grad)
+    values = [getattr(problem, name) for name in op.attributes]
+    results = _registered[op.name].call(*inputs, *values, list(needs_grad), backend)
+    if len(op.results) == 1:
+        return results
+    return problem.public(results)
+
+
+for _op in OPS.values():
+    register(_op)

@@ -1,0 +1,24 @@
+"""nnlib: networks on the kernels of this library, Keras in spelling and torch.nn.Module in substance.
+
+    from nnlib import layers, models
+
+    model = models.Sequential()
+    model.add(layers.Conv2D(32, (3, 3), activation="relu", input_shape=(28, 28, 1)))
+    ...
+    model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.fit(x_train, y_train, epochs=5, batch_size=64)
+
+All computation goes through `kernels`; `backend=` on a layer or a model, or model.to_backend(name), swaps it.
+"""
+
+try:
+    import torch  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "torch":  # torch is there and broken: its own message says more
+        raise
+    raise ImportError("nnlib needs PyTorch: pip install nnlib-kernels[torch]") from error
+
+from nnlib import datasets, layers, models
+from nnlib.random import set_seed
+
+__all__ = ["datasets", "layers", "models", "set_seed"]

@@ -1,0 +1,110 @@
+"""Convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from nnlib.activations import ActivationChoice, ActivationFunction
+from nnlib.initializers import Initializer
+from nnlib.layers.base import Shape
+from nnlib.layers.images import PADDINGS, ImageLayer, pair, window_output_size
+from nnlib.names import look_up
+
+
+class Conv2D(ImageLayer):
+    """2D convolution with bias and activation, keras.layers.Conv2D.
+
+    Input (N, H, W, C) (see data_format), floating point; output (N, H', W', filters). The parameters are in torch's
+    layout: weight (filters, C / groups, kernel height, kernel width), bias (filters,).
+
+    filters: output channels. kernel_size, strides, dilation_rate: an integer or a pair.
+    padding: "valid" (none) or "same" (output ceil(size / stride); an odd row goes below and right, as in Keras).
+    groups: input channels are split into so many groups, each with its own filters.
+    activation: see nnlib.activations. relu, gelu, silu, tanh and sigmoid run inside the kernel.
+    use_bias, kernel_initializer, bias_initializer: as in Keras; input_shape, device, backend, name: see Layer.
+
+    Raises ValueError if an argument is out of its range, or an input does not fit.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | Sequence[int],
+        strides: int | Sequence[int] = (1, 1),
+        padding: str = "valid",
+        data_format: str | None = None,
+        dilation_rate: int | Sequence[int] = (1, 1),
+        groups: int = 1,
+        activation: str | ActivationFunction | None = None,
+        use_bias: bool = True,
+        kernel_initializer: str | Initializer = "glorot_uniform",
+        bias_initializer: str | Initializer = "zeros",
+        *,
+        input_shape: Sequence[int | None] | None = None,
+        device: torch.device | str | None = None,
+        backend: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(data_format=data_format, input_shape=input_shape, device=device, backend=backend, name=name)
+        if groups < 1:
+            raise ValueError(f"groups: a positive integer is expected, got {groups}")
+        if filters < 1 or filters % groups:
+            raise ValueError(f"filters: a positive multiple of groups ({groups}) is expected, got {filters}")
+        self.filters = filters
+        self.kernel_size = pair("kernel_size", kernel_size)
+        self.strides = pair("strides", strides)
+        self.kernel_padding = look_up("padding", padding, PADDINGS)
+        self.padding = padding.lower()
+        self.dilation_rate = pair("dilation_rate", dilation_rate)
+        self.groups = groups
+        self.activation = ActivationChoice(activation)
+        self.use_bias = use_bias
+        self.kernel_initializer = kernel_initializer
+        self.bias_initializer = bias_initializer
+        self.input_channels: int | None = None
+
+    def expected_input(self) -> tuple[int | str, ...]:
+        return self.image_pattern("C" if self.input_channels is None else self.input_channels)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        batch, size, _ = self.split_shape(input_shape)
+        size = window_output_size(self, size, self.kernel_size, self.strides, self.padding, self.dilation_rate)
+        return self.join_shape(batch, size, self.filters)
+
+    def build(self, input_shape: Shape) -> None:
+        channels = self.split_shape(input_shape)[2]
+        if channels is None or channels % self.groups:
+            raise ValueError(
+                f"{self.name}: input channels must be known and a multiple of groups ({self.groups}), "
+                f"got {channels} in {input_shape}"
+            )
+        shape = (self.filters, channels // self.groups, *self.kernel_size)
+        self.add_weight("weight", shape, self.kernel_initializer, "kernel_initializer")
+        if self.use_bias:
+            self.add_weight("bias", (self.filters,), self.bias_initializer, "bias_initializer")
+        else:
+            self.register_parameter("bias", None)
+        self.input_channels = channels
+
+    def call(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.run(
+            "conv2d",
+            self.to_kernel_order(x),
+            self.weight,
+            self.bias,
+            stride=self.strides,
+            padding=self.kernel_padding,
+            dilation=self.dilation_rate,
+            groups=self.groups,
+            activation=self.activation.fused,
+        )
+        y = self.from_kernel_order(y)
+        if self.activation.fused:
+            return y
+        # Keras' softmax runs along the last axis, whatever it holds.
+        return self.activation.apply(self.name, y, axis=-1, backend=self.backend)

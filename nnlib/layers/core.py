@@ -1,0 +1,142 @@
+"""Layers of every network: Dense, Flatten, Dropout, Activation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from nnlib.activations import ActivationChoice, ActivationFunction
+from nnlib.initializers import Initializer
+from nnlib.layers.base import Layer, Shape
+from nnlib.layers.images import DATA_FORMATS
+from nnlib.names import look_up
+
+
+class Dense(Layer):
+    """Matrix product with bias and activation over the last axis, keras.layers.Dense.
+
+    Input (..., features), floating point; output (..., units). The parameters are in torch's layout: weight
+    (units, features), bias (units,).
+
+    units: output features. activation: see nnlib.activations; relu, gelu, silu, tanh and sigmoid run inside the
+    kernel. use_bias, kernel_initializer, bias_initializer: as in Keras; input_shape, device, backend, name: see
+    Layer. With a softmax, layer(x, apply_softmax=False) gives the logits.
+
+    Raises ValueError if an argument is out of its range, or an input does not fit.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(
+        self,
+        units: int,
+        activation: str | ActivationFunction | None = None,
+        use_bias: bool = True,
+        kernel_initializer: str | Initializer = "glorot_uniform",
+        bias_initializer: str | Initializer = "zeros",
+        *,
+        input_shape: Sequence[int | None] | None = None,
+        device: torch.device | str | None = None,
+        backend: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(input_shape=input_shape, device=device, backend=backend, name=name)
+        if units < 1:
+            raise ValueError(f"units: a positive integer is expected, got {units}")
+        self.units = units
+        self.activation = ActivationChoice(activation)
+        self.ends_in_softmax = self.activation.is_softmax
+        self.use_bias = use_bias
+        self.kernel_initializer = kernel_initializer
+        self.bias_initializer = bias_initializer
+        self.input_features: int | None = None
+
+    def expected_input(self) -> tuple[int | str, ...]:
+        return ("...", "features" if self.input_features is None else self.input_features)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return (*input_shape[:-1], self.units)
+
+    def build(self, input_shape: Shape) -> None:
+        features = input_shape[-1]
+        if features is None:
+            raise ValueError(f"{self.name}: the last axis of the input must be known, got {input_shape}")
+        self.add_weight("weight", (self.units, features), self.kernel_initializer, "kernel_initializer")
+        if self.use_bias:
+            self.add_weight("bias", (self.units,), self.bias_initializer, "bias_initializer")
+        else:
+            self.register_parameter("bias", None)
+        self.input_features = features
+
+    def call(self, x: torch.Tensor, *, apply_softmax: bool = True) -> torch.Tensor:
+        y = self.run("linear", x, self.weight, self.bias, activation=self.activation.fused)
+        if self.activation.fused or (self.ends_in_softmax and not apply_softmax):
+            return y
+        return self.activation.apply(self.name, y, axis=-1, backend=self.backend)
+
+
+class Flatten(Layer):
+    """All axes but the batch in one, keras.layers.Flatten.
+
+    Input (N, ...); output (N, features). data_format "channels_first" moves the channels of (N, C, ...) last first, so
+    that the weights after it mean the same in either format (the only case that copies).
+    """
+
+    needs_floating_input = False
+
+    def __init__(self, data_format: str | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.data_format = look_up("data_format", data_format or "channels_last", DATA_FORMATS)
+
+    def expected_input(self) -> tuple[int | str, ...]:
+        return ("...", "N")
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        batch, *sizes = input_shape
+        known = [size for size in sizes if size is not None]
+        return (batch, math.prod(known) if len(known) == len(sizes) else None)
+
+    def call(self, x: torch.Tensor) -> torch.Tensor:
+        if self.data_format == "channels_first" and x.dim() > 2:
+            x = x.movedim(1, -1)
+        return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
+class Dropout(Layer):
+    """Zeroes a share `rate` of the values in training and scales the others by 1 / (1 - rate), keras.layers.Dropout.
+
+    Input of any shape, floating point; output the same shape, in evaluation the input itself. The draws come from
+    torch's generator (see nnlib.set_seed). rate: in [0, 1); ValueError otherwise.
+    """
+
+    def __init__(self, rate: float, **options: Any) -> None:
+        super().__init__(**options)
+        if not 0 <= rate < 1:
+            raise ValueError(f"rate: a number in [0, 1) is expected, got {rate}")
+        self.rate = rate
+
+    def call(self, x: torch.Tensor) -> torch.Tensor:
+        # A random mask is torch's to draw: kernels has no op of its own for it.
+        return torch.nn.functional.dropout(x, self.rate, self.training)
+
+
+class Activation(Layer):
+    """An activation as a layer of its own, keras.layers.Activation.
+
+    Input of any shape, floating point; output the same shape. activation: see nnlib.activations. With a softmax,
+    layer(x, apply_softmax=False) is x.
+    """
+
+    def __init__(self, activation: str | ActivationFunction | None, **options: Any) -> None:
+        super().__init__(**options)
+        self.activation = ActivationChoice(activation)
+        self.ends_in_softmax = self.activation.is_softmax
+
+    def call(self, x: torch.Tensor, *, apply_softmax: bool = True) -> torch.Tensor:
+        if self.ends_in_softmax and not apply_softmax:
+            return x
+        return self.activation.apply(self.name, x, axis=-1, backend=self.backend)

@@ -1,0 +1,211 @@
+"""Bad input: one clear line that names the layer or argument, the rule and the value."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import nnlib
+from nnlib import layers, models
+
+
+def raises(kind, text):
+    return pytest.raises(kind, match=f"^{re.escape(text)}$")
+
+
+def starts(kind, text):
+    return pytest.raises(kind, match=f"^{re.escape(text)}")
+
+
+def test_wrong_channels_name_the_layer_and_both_shapes(small_model):
+    with raises(ValueError, "conv2d: input must have shape (N, H, W, 1), got (8, 28, 28, 3)"):
+        small_model()(torch.zeros(8, 28, 28, 3))
+
+
+def test_wrong_rank_names_the_layer_and_both_shapes(small_model, images):
+    with raises(ValueError, "conv2d: input must have shape (N, H, W, 1), got (None, 28, 28)"):
+        small_model().fit(images[0][..., 0], images[1])
+
+
+def test_wrong_features(small_model):
+    with raises(ValueError, "dense: input must have shape (..., 144), got (2, 100)"):
+        small_model()(torch.zeros(2, 24, 24, 1))
+
+
+def test_a_window_that_does_not_fit_is_seen_when_the_layer_is_added():
+    model = models.Sequential([layers.MaxPooling2D(4, input_shape=(8, 8, 3))])
+    with raises(
+        ValueError,
+        "conv2d: a window of (3, 3) (dilation (1, 1), padding 'valid') must fit the image, got (height, width) (2, 2)",
+    ):
+        model.add(layers.Conv2D(4, 3))
+    assert [layer.name for layer in model.layers] == ["max_pooling2d"]
+
+
+def test_integer_images(small_model, images):
+    with raises(TypeError, "conv2d: input must be floating point, got torch.uint8; images: x / 255.0"):
+        small_model().predict((images[0] * 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("label", [10, -1])
+def test_labels_out_of_range(label, small_model, images):
+    x, y = images
+    y = y.astype(np.int64)
+    y[7] = label
+    for call in (small_model().fit, small_model().evaluate, small_model().train_on_batch):
+        with raises(ValueError, f"y: labels must be from 0 to 9 for an output of 10 classes, got {label} in row 7"):
+            call(x, y)
+
+
+def test_labels_of_another_kind(small_model, images):
+    x, y = images
+    with raises(ValueError, "y: sparse_categorical_crossentropy expects integer labels, got torch.float32"):
+        small_model().fit(x, y.astype(np.float32))
+    with raises(ValueError, "y: sparse_categorical_crossentropy expects labels of shape (N,), got (200, 10)"):
+        small_model().fit(x, np.eye(10, dtype=np.int64)[y])
+    with raises(ValueError, "y: categorical_crossentropy expects the shape of the output, ('N', 10), got (200,)"):
+        small_model(loss="categorical_crossentropy").fit(x, y)
+
+
+@pytest.mark.parametrize("call", ["fit", "evaluate", "train_on_batch"])
+def test_before_compile(call, images):
+    model = models.Sequential([layers.Flatten(), layers.Dense(10)])
+    with raises(RuntimeError, f"{call}: the model must be compiled first: model.compile(optimizer=..., loss=...)"):
+        getattr(model, call)(*images)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "adm"}, "optimizer: known names are adam, sgd, rmsprop; got 'adm' (did you mean 'adam'?)"),
+        (
+            {"loss": "sparse_crossentropy"},
+            "loss: known names are sparse_categorical_crossentropy, categorical_crossentropy, mse, "
+            "mean_squared_error; got 'sparse_crossentropy' (did you mean 'sparse_categorical_crossentropy'?)",
+        ),
+        ({"metrics": ["f1"]}, "metrics: known names are accuracy, acc; got 'f1'"),
+    ],
+)
+def test_unknown_names_in_compile(options, message):
+    with raises(ValueError, message):
+        models.Sequential().compile(**options)
+
+
+def test_unknown_activation():
+    with raises(
+        ValueError,
+        "activation: known names are linear, relu, gelu, silu, swish, tanh, sigmoid, softmax, log_softmax; "
+        "got 'rellu' (did you mean 'relu'?)",
+    ):
+        layers.Dense(3, activation="rellu")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: layers.Conv2D(0, 3), "filters: a positive multiple of groups (1) is expected, got 0"),
+        (lambda: layers.Conv2D(5, 3, groups=2), "filters: a positive multiple of groups (2) is expected, got 5"),
+        (lambda: layers.Conv2D(4, 3, groups=0), "groups: a positive integer is expected, got 0"),
+        (lambda: layers.Conv2D(4, (3, 0)), "kernel_size: a positive integer or a pair of them is expected, got (3, 0)"),
+        (lambda: layers.Conv2D(4, 3, strides=-1), "strides: a positive integer or a pair of them is expected, got -1"),
+        (lambda: layers.Conv2D(4, 3, padding="full"), "padding: known names are valid, same; got 'full'"),
+        (
+            lambda: layers.MaxPooling2D(2, data_format="channel_last"),
+            "data_format: known names are channels_last, channels_first; got 'channel_last' "
+            "(did you mean 'channels_last'?)",
+        ),
+        (lambda: layers.Dense(0), "units: a positive integer is expected, got 0"),
+        (lambda: layers.Dropout(1.0), "rate: a number in [0, 1) is expected, got 1.0"),
+        (
+            lambda: models.Sequential([layers.Dense(2, kernel_initializer="glorot", input_shape=(3,))]),
+            "dense: kernel_initializer: known names are glorot_uniform, he_uniform, zeros, ones; got 'glorot' "
+            "(did you mean 'glorot_uniform'?)",
+        ),
+        (lambda: layers.Dense(2, name="a.b"), "name: letters, digits and underscores are expected, got 'a.b'"),
+    ],
+)
+def test_layer_arguments(make, message):
+    with raises(ValueError, message):
+        make()
+
+
+def test_channels_that_groups_do_not_divide():
+    with starts(ValueError, "conv2d: input channels must be known and a multiple of groups (2), got 3 in"):
+        models.Sequential([layers.Conv2D(4, 3, groups=2, input_shape=(8, 8, 3))])
+
+
+def test_names_of_layers():
+    with raises(ValueError, "name: layers must have different names, got 'a' twice"):
+        models.Sequential([layers.Dense(2, name="a"), layers.Dense(2, name="a")])
+    with raises(ValueError, "name: 'fit' is an attribute of the model, a layer needs another name"):
+        models.Sequential([layers.Dense(2, name="fit")])
+    layer = layers.Dense(2)
+    with raises(ValueError, "layer: dense is in the model already"):
+        models.Sequential([layer, layer])
+    with starts(TypeError, "layer: a layer of nnlib.layers is expected, got Linear("):
+        models.Sequential([torch.nn.Linear(2, 2)])
+
+
+def test_data_that_does_not_fit(small_model, images):
+    x, y = images
+    model = small_model()
+    with raises(ValueError, "x and y must have the same number of samples, got 200 and 190"):
+        model.fit(x, y[:190])
+    with raises(ValueError, "validation x and validation y must have the same number of samples, got 200 and 10"):
+        model.fit(x, y, validation_data=(x, y[:10]))
+    with raises(ValueError, "x: at least one sample is expected, got shape (0, 28, 28, 1)"):
+        model.fit(x[:0], y[:0])
+    with raises(TypeError, "x: a NumPy array or a torch tensor is expected, got list"):
+        model.fit(x.tolist(), y)
+    with raises(ValueError, "batch_size: a positive integer is expected, got 0"):
+        model.fit(x, y, batch_size=0)
+    with raises(ValueError, "validation_split: a number between 0 and 1 is expected, got 2"):
+        model.fit(x, y, validation_split=2)
+    with raises(ValueError, "verbose: one of ('auto', 0, 1, 2) is expected, got 3"):
+        model.fit(x, y, verbose=3)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_are_spoilt(small_model, images):
+    x, y = images
+    x = x.copy()
+    x[40] = float("nan")
+    model = small_model()
+    with raises(
+        FloatingPointError,
+        "Epoch 1/1, step 2: the loss must be finite, got nan; look for NaN in x, or lower the learning rate",
+    ):
+        model.fit(x, y, shuffle=False, verbose=0)
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_an_optimizer_of_another_model(small_model, images):
+    model = small_model()
+    model.compile(optimizer=torch.optim.SGD(small_model().parameters(), lr=0.1))
+    with starts(ValueError, "optimizer: it must hold parameters of this model, got one that holds none of them"):
+        model.fit(*images, verbose=0)
+
+
+def test_before_build():
+    model = models.Sequential([layers.Dense(2)])
+    with starts(RuntimeError, "summary: the model must be built"):
+        model.summary()
+    with starts(RuntimeError, "load_state_dict: the model must be built"):
+        model.load_state_dict({})
+    with starts(ValueError, "layers: the model must have a layer"):
+        models.Sequential()(torch.zeros(1))
+
+
+def test_seed_must_be_an_integer():
+    with raises(TypeError, "seed: an integer is expected, got '0'"):
+        nnlib.set_seed("0")
+
+
+def test_import_without_torch():
+    program = "import sys; sys.modules['torch'] = None\nimport nnlib"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1] == "ImportError: nnlib needs PyTorch: pip install nnlib-kernels[torch]"

@@ -1,0 +1,131 @@
+"""Sequential: building, names, summary, backends, keeping weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import nnlib
+from nnlib import layers, models, ops
+from nnlib.programs import build_cnn
+
+CNN_SUMMARY = """\
+Model: cnn
+Layer (type)                    Output shape        Parameters
+------------------------------  ------------------  ----------
+conv2d (Conv2D)                 (None, 26, 26, 32)         320
+max_pooling2d (MaxPooling2D)    (None, 13, 13, 32)           0
+conv2d_1 (Conv2D)               (None, 11, 11, 64)      18,496
+max_pooling2d_1 (MaxPooling2D)  (None, 5, 5, 64)             0
+conv2d_2 (Conv2D)               (None, 3, 3, 64)        36,928
+flatten (Flatten)               (None, 576)                  0
+dense (Dense)                   (None, 64)              36,928
+dense_1 (Dense)                 (None, 10)                 650
+Parameters: 93,322, of which 93,322 trainable"""
+
+
+def test_summary_of_the_article_cnn():
+    lines = []
+    build_cnn().summary(print_fn=lines.append)
+    assert lines == [CNN_SUMMARY]
+
+
+def test_layers_are_built_when_added_or_at_first_use():
+    eager = models.Sequential([layers.Dense(3, input_shape=(4,)), layers.Dense(2)])
+    assert eager.built and len(list(eager.parameters())) == 4
+    late = models.Sequential([layers.Dense(3), layers.Dense(2)])
+    assert not late.built and not list(late.parameters())
+    assert late(torch.zeros(5, 4)).shape == (5, 2)
+    assert late.built and late.input_shape == (None, 4)
+
+
+def test_building_early_or_late_gives_the_same_weights():
+    def make(**options):
+        nnlib.set_seed(3)
+        return models.Sequential([layers.Conv2D(3, 2, **options), layers.Flatten(), layers.Dense(2)])
+
+    early, late = make(input_shape=(4, 4, 1)), make()
+    late.build((None, 4, 4, 1))
+    for one, other in zip(early.parameters(), late.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_names_do_not_depend_on_other_models():
+    for _ in range(2):
+        model = models.Sequential([layers.Dense(3, input_shape=(4,)), layers.Dense(3, name="middle"), layers.Dense(2)])
+        assert list(model.state_dict()) == [
+            "dense.weight", "dense.bias", "middle.weight", "middle.bias", "dense_1.weight", "dense_1.bias",
+        ]  # fmt: skip
+
+
+def test_every_layer_uses_the_models_backend(small_model, images):
+    model = small_model(backend="torch")
+    model.layers[-1].backend = "reference"
+    with ops.recording() as uses:
+        model.train_on_batch(*images)
+    assert [(use.caller, use.op, use.backend) for use in uses] == [
+        ("conv2d", "conv2d", "torch"),
+        ("max_pooling2d", "max_pool2d", "torch"),
+        ("dense", "linear", "reference"),
+        ("sparse_categorical_crossentropy", "cross_entropy", "torch"),
+    ]
+
+
+def test_to_backend_changes_nothing_else(small_model, images):
+    model = small_model().eval()
+    before = model.state_dict()
+    results = {}
+    for backend in ("numba", "torch", "reference"):
+        assert model.to_backend(backend) is model
+        with ops.recording() as uses:
+            results[backend] = model.predict(images[0])
+        assert {use.backend for use in uses} == {backend}
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    np.testing.assert_allclose(results["numba"], results["torch"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(results["reference"], results["torch"], rtol=1e-5, atol=1e-6)
+
+
+def test_weights_are_kept_in_a_file(small_model, images, tmp_path):
+    model, other = small_model(seed=0), small_model(seed=1)
+    assert not np.array_equal(model.predict(images[0]), other.predict(images[0]))
+    model.save_weights(tmp_path / "weights.safetensors")
+    other.load_weights(tmp_path / "weights.safetensors")
+    assert np.array_equal(model.predict(images[0]), other.predict(images[0]))
+
+
+def test_weights_go_into_torch_modules():
+    layer = layers.Conv2D(4, 3, padding="same", input_shape=(6, 5, 2))
+    model = models.Sequential([layer])
+    twin = torch.nn.Conv2d(2, 4, 3, padding="same")
+    twin.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 6, 5, 2)
+    torch.testing.assert_close(model(x), twin(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+def test_subclassed_model_trains():
+    class Line(models.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(1, kernel_initializer="zeros", input_shape=(1,))
+            self.dense.build_once((None, 1))
+
+        def compute_output_shape(self, input_shape):
+            return (*input_shape[:-1], 1)
+
+        def forward(self, x):
+            return self.dense(x)
+
+    x = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
+    model = Line()
+    model.compile(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5), loss="mse")
+    model.fit(x, 3 * x + 1, epochs=40, verbose=0)
+    assert model.dense.weight.item() == pytest.approx(3, abs=1e-3)
+    assert model.dense.bias.item() == pytest.approx(1, abs=1e-3)
+
+
+def test_torch_compile_takes_a_model(small_model, images):
+    model = small_model().eval()
+    x = torch.from_numpy(images[0][:8])
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x))

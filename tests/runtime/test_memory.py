@@ -1,0 +1,127 @@
+"""`empty`, `zeros`, `contiguous`: alignment, the hook, and no second compilation for read-only inputs."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+
+from kernels.runtime import numba_cpu
+from kernels.runtime.numba_cpu import contiguous, empty, jit, zeros
+
+SHAPES = [(), 0, 1, 7, (0, 3), (3, 5), (64, 64), (3, 1, 129, 65)]
+
+
+@pytest.mark.parametrize("make", [empty, zeros])
+@pytest.mark.parametrize("dtype", [np.float32, "float64", np.int8, np.dtype(np.int64), np.bool_])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_arrays_are_aligned(make, shape, dtype):
+    kept = [make(shape, dtype) for _ in range(5)]
+    for array in kept:
+        assert array.shape == (shape if isinstance(shape, tuple) else (shape,))
+        assert array.dtype == dtype
+        assert array.ctypes.data % 64 == 0
+        assert array.flags.carray
+        if make is zeros:
+            assert not array.any()
+        array[...] = 1
+    assert all((array == 1).all() for array in kept)
+
+
+def test_float32_is_the_default():
+    assert empty(3).dtype == zeros(3).dtype == np.float32
+
+
+def test_the_hook_sees_every_allocation(monkeypatch):
+    seen = []
+
+    def poison(shape, dtype):
+        seen.append((shape, dtype))
+        array = numba_cpu._allocate(shape, dtype)
+        array.fill(np.nan)
+        return array
+
+    monkeypatch.setattr(numba_cpu, "_allocator", poison)
+    assert np.isnan(empty((2, 3))).all()
+    assert not zeros((2, 3), np.float64).any()
+    assert contiguous(np.ones((2, 3), np.float32).T).tolist() == [[1, 1]] * 3
+    assert seen == [((2, 3), np.float32), ((2, 3), np.float64), ((3, 2), np.float32)]
+
+
+def test_ordinary_array_is_itself():
+    for array in (np.ones((2, 3), np.float32), np.ones(()), np.ones((0, 2)), np.ones((4, 4))[1:3]):
+        assert contiguous(array) is array
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(12.0).reshape(3, 4).T,
+        np.arange(12.0)[::-1],
+        np.arange(12.0)[::3],
+        np.broadcast_to(np.float32(3), (2, 3)),
+        np.arange(12.0).astype(">f8"),
+        np.arange(12, dtype=">i4").reshape(3, 4)[:, 1:],
+        np.frombuffer(b"\0" + np.arange(12.0).tobytes(), np.float64, offset=1),
+    ],
+    ids=["transposed", "reversed", "strided", "expanded", "big-endian", "big-endian columns", "unaligned"],
+)
+def test_other_arrays_are_copied(array):
+    result = contiguous(array)
+    assert result.flags.carray and result.dtype.isnative
+    assert result.ctypes.data % 64 == 0
+    assert not np.shares_memory(result, array)
+    assert result.dtype == array.dtype.newbyteorder("=")
+    assert result.tolist() == array.tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.bool_, "V2", [("a", "f4"), ("b", "i2")]])
+def test_read_only_array_is_lent(dtype):
+    array = np.zeros((3, 4), dtype)
+    array.flags.writeable = False
+    result = contiguous(array)
+    assert result.flags.carray
+    assert result.dtype == array.dtype
+    assert result.shape == array.shape
+    assert result.ctypes.data == array.ctypes.data
+    assert not array.flags.writeable
+
+
+def test_lent_memory_stays_alive():
+    class Owner(np.ndarray):
+        """Plain arrays take no weak reference that tells the end of their memory's owner."""
+
+    owner = np.arange(1000.0).view(Owner)
+    watch = weakref.ref(owner)
+    array = np.asarray(owner)
+    array.flags.writeable = False
+    result = contiguous(array)
+    del owner, array
+    gc.collect()
+    assert watch() is not None or result.base is not None
+    assert result.sum() == 499500.0
+    del result
+    gc.collect()
+    assert watch() is None
+
+
+def test_subclass_comes_as_a_plain_array(tmp_path):
+    array = np.memmap(tmp_path / "data", np.float32, "w+", shape=(3, 4))
+    result = contiguous(array)
+    assert type(result) is np.ndarray
+    assert np.shares_memory(result, array)
+
+
+def test_read_only_input_compiles_nothing_new():
+    @jit
+    def total(x):
+        return x.sum()
+
+    array = np.arange(6, dtype=np.float32)
+    assert total(contiguous(array)) == 15.0
+    array.flags.writeable = False
+    assert total(contiguous(array)) == 15.0
+    assert total(contiguous(np.broadcast_to(np.float32(1), 6))) == 6.0
+    assert len(total.signatures) == 1

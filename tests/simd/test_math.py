@@ -1,0 +1,125 @@
+"""exp, log, tanh, sigmoid and erf: errors beside PyTorch's, limits, and where the coefficients come from."""
+
+import numpy as np
+import pytest
+from numba import njit, types
+
+from kernels.simd import coefficients, erf, exp, lanes_of, load_first, log, pointer, sigmoid, store_first, tanh
+
+mpmath = pytest.importorskip("mpmath")
+torch = pytest.importorskip("torch")
+
+from tests.simd.fit_polynomials import FITS, fits  # noqa: E402  needs mpmath
+
+NAMES = ["exp", "log", "tanh", "sigmoid", "erf"]
+DTYPES = [np.float32, np.float64]
+
+
+@njit(nogil=True, error_model="numpy")
+def run_math(x, out):
+    """out [5, n] from x [n]: a row for each of NAMES."""
+    n = x.size
+    p, q = pointer(x), pointer(out)
+    for i in range(0, n, lanes_of(p)):
+        value = load_first(p, i, n - i)
+        store_first(q, i, exp(value), n - i)
+        store_first(q, n + i, log(value), n - i)
+        store_first(q, 2 * n + i, tanh(value), n - i)
+        store_first(q, 3 * n + i, sigmoid(value), n - i)
+        store_first(q, 4 * n + i, erf(value), n - i)
+
+
+def ours(name, x):
+    out = np.empty((len(NAMES), x.size), x.dtype)
+    run_math(x, out)
+    return out[NAMES.index(name)]
+
+
+def exact(name, x):
+    """Far more digits than the element type's, as long double."""
+    # In 64 bits of mantissa NumPy's own functions are exact enough for float32 and, on x86, for float64.
+    x = x.astype(np.longdouble)
+    with np.errstate(all="ignore"):
+        if name == "sigmoid":
+            small = np.exp(-abs(x))
+            return np.where(x >= 0, 1, small) / (1 + small)
+        if name == "erf":
+            with mpmath.workdps(30):
+                digits = [mpmath.nstr(mpmath.erf(mpmath.mpf(float(value))), 25) for value in x]
+            # mpmath has no negative zero.
+            return np.copysign(np.array([np.longdouble(number) for number in digits]), x)
+        return getattr(np, name)(x)
+
+
+def points(name, dtype):
+    rng = np.random.default_rng(0)
+    count = 2000 if name == "erf" else 100_000
+    low, high = (-103, 88.7) if dtype == np.float32 else (-744, 709.7)
+    smallest = np.finfo(dtype).tiny
+    parts = [
+        rng.uniform(-1, 1, count),
+        rng.uniform(-10, 10, count),
+        rng.uniform(low, high, count),
+        np.exp(rng.uniform(np.log(smallest), 2, count)) * rng.choice([-1, 1], count),
+        rng.uniform(0.5, 2, count),
+        rng.uniform(0.999, 1.001, count),
+    ]
+    x = np.concatenate(parts).astype(dtype)
+    if name == "log":
+        subnormal = (rng.uniform(0.01, 1, count) * smallest).astype(dtype)
+        return np.concatenate([abs(x), subnormal, (rng.uniform(0, 1, count) * np.finfo(dtype).max).astype(dtype)])
+    return x
+
+
+def error_in_ulp(found, wanted):
+    with np.errstate(over="ignore", under="ignore"):
+        unit = np.spacing(abs(wanted).astype(found.dtype)).astype(np.longdouble)
+    return float(np.max(abs(found - wanted) / unit))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_error_at_most_twice_that_of_torch(name, dtype):
+    if dtype == np.float64 and np.finfo(np.longdouble).nmant < 63:
+        pytest.skip("long double is no longer than double here")
+    x = points(name, dtype)
+    wanted = exact(name, x)
+    error = error_in_ulp(ours(name, x), wanted)
+    theirs = error_in_ulp(getattr(torch, name)(torch.from_numpy(x)).numpy(), wanted)
+    # PyTorch's sigmoid drops its smallest values to zero; that error is no yardstick.
+    budget = 2.5 if name == "sigmoid" else 2 * max(theirs, 0.6)
+    print(f"{name} {np.dtype(dtype)}: {error:.2f} ulp, torch {theirs:.2f}")
+    assert error <= budget, f"{error:.2f} ulp, torch {theirs:.2f}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_limits(name, dtype):
+    info = np.finfo(dtype)
+    x = np.array(
+        [np.inf, -np.inf, np.nan, -np.nan, 0.0, -0.0, 1e4, -1e4, 1e30, -1e30, info.max, -info.max, -1.0]
+        + [info.tiny, -info.tiny, info.smallest_subnormal, -info.smallest_subnormal, 1.0],
+        dtype,
+    )
+    found = ours(name, x)
+    with np.errstate(over="ignore"):
+        wanted = exact(name, x).astype(dtype)
+    np.testing.assert_array_almost_equal_nulp(found[np.isfinite(wanted)], wanted[np.isfinite(wanted)], 2)
+    np.testing.assert_array_equal(found[~np.isfinite(wanted)], wanted[~np.isfinite(wanted)])
+    signed = ~np.isnan(wanted)
+    np.testing.assert_array_equal(np.signbit(found[signed]), np.signbit(wanted[signed]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_underflow_is_gradual(dtype):
+    low = np.linspace(-87, -105, 5000) if dtype == np.float32 else np.linspace(-708, -747, 5000)
+    x = low.astype(dtype)
+    for name in ("exp", "sigmoid"):
+        assert error_in_ulp(ours(name, x), exact(name, x)) <= 2.5
+
+
+def test_coefficients_are_a_fresh_fit():
+    for name in FITS:
+        table = getattr(coefficients, name.rsplit("_FLOAT", 1)[0])
+        for dtype, (fresh, _) in fits(name).items():
+            np.testing.assert_allclose(table[getattr(types, dtype)], fresh, rtol=1e-12)

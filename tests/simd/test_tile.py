@@ -1,0 +1,82 @@
+"""The register tile against NumPy: sizes, offsets of either sign, strides, accumulation; and nothing else written."""
+
+import numpy as np
+import pytest
+from numba import njit
+
+from kernels.simd import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES, multiply_tile, pointer
+from kernels.simd.target import describe
+
+
+@njit(nogil=True, error_model="numpy")
+def run_largest(a, start, rows, taps, count, b, out, row_stride, vector_stride, accumulate):
+    multiply_tile(
+        TILE_ROWS, TILE_VECTORS, pointer(a, start), pointer(rows), pointer(taps), count, pointer(b),
+        pointer(out), row_stride, vector_stride, accumulate,
+    )  # fmt: skip
+
+
+@njit(nogil=True, error_model="numpy")
+def run_1x1(a, start, rows, taps, count, b, out, row_stride, vector_stride, accumulate):
+    multiply_tile(
+        1, 1, pointer(a, start), pointer(rows), pointer(taps), count, pointer(b),
+        pointer(out), row_stride, vector_stride, accumulate,
+    )  # fmt: skip
+
+
+@njit(nogil=True, error_model="numpy")
+def run_3x4(a, start, rows, taps, count, b, out, row_stride, vector_stride, accumulate):
+    multiply_tile(
+        3, 4, pointer(a, start), pointer(rows), pointer(taps), count, pointer(b),
+        pointer(out), row_stride, vector_stride, accumulate,
+    )  # fmt: skip
+
+
+SIZES = {(TILE_ROWS, TILE_VECTORS): run_largest, (1, 1): run_1x1, (3, 4): run_3x4}
+
+
+def in_order(a, b):
+    """Row r, column c: the sum over k in order. Longer than the element type, for fma has one rounding."""
+    return a.astype(np.longdouble) @ b.astype(np.longdouble)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", SIZES)
+def test_tile(size, dtype):
+    rows, vectors = size
+    lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=1000).astype(dtype)
+    for taps in (0, 1, 2, 7, 64):
+        # Integers make every order of summation exact, so that results have to agree to the bit.
+        for values in (a, rng.integers(-9, 9, a.size).astype(dtype)):
+            is_exact = values is not a
+            b = rng.integers(-9, 9, (taps, vectors * lanes)) if is_exact else rng.normal(size=(taps, vectors * lanes))
+            b = b.astype(dtype)
+            row_offsets = rng.integers(-200, 200, rows)
+            tap_offsets = rng.integers(-200, 200, taps)
+            if rows > 1:
+                row_offsets[1] = row_offsets[0]
+            product = in_order(values[500 + row_offsets[:, None] + tap_offsets], b).reshape(rows, vectors, lanes)
+            for row_stride, vector_stride in ((vectors * lanes, lanes), (lanes + 1, rows * (lanes + 1) + 2)):
+                for accumulate in (0, 1, -3):
+                    old = rng.integers(-9, 9, 3000).astype(dtype) if accumulate else np.full(3000, np.nan, dtype)
+                    out, expected = old.copy(), old.astype(np.longdouble)
+                    for r in range(rows):
+                        for j in range(vectors):
+                            place = slice(start := r * row_stride + j * vector_stride, start + lanes)
+                            expected[place] = product[r, j] + (old[place] if accumulate else 0)
+                    arguments = (row_offsets, tap_offsets, taps, b, out, row_stride, vector_stride, accumulate)
+                    SIZES[size](values, 500, *arguments)
+                    tolerance = 0 if is_exact else 20 * np.finfo(dtype).eps * max(taps, 1)
+                    np.testing.assert_allclose(out, expected.astype(dtype), rtol=0, atol=tolerance)
+
+
+def test_target_of_features():
+    assert describe("x86_64-unknown-linux-gnu", "+avx2,+fma,+avx512f").vector_bytes == 64
+    assert describe("x86_64-unknown-linux-gnu", "+avx2,+fma,-avx512f").vector_bytes == 32
+    assert describe("x86_64-unknown-linux-gnu", "+avx,+sse2").tile_rows == 4
+    assert describe("x86_64-unknown-linux-gnu", "").has_fma is False
+    assert describe("arm64-apple-darwin", "").tile_rows == 12
+    assert describe("aarch64-unknown-linux-gnu", "+neon").vector_bytes == 16
+    assert describe("riscv64-unknown-linux-gnu", "").assembly_register is None
