@@ -20,6 +20,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed-torch
 	$(BIN)/python -m nnlib compare cnn --subset --epochs 2 $(DEMO_ARGUMENTS)
 
+# Threads that wait must not spin: two test processes on two cores would take several times as long.
+test: export OMP_WAIT_POLICY ?= passive
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
 

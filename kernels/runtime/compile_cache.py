@@ -38,9 +38,10 @@ try:
     from numba.core import caching, sigutils
     from numba.core.compiler import CompileResult
     from numba.core.dispatcher import Dispatcher
+    from numba.core.extending import _Intrinsic
     from numba.core.serialize import dumps
-    from numba.extending import _Intrinsic
 except Exception as error:  # Not ImportError alone: a broken llvmlite raises OSError, a wrong NumPy SystemError.
+    numba = None
     IMPORT_ERROR = f"{type(error).__name__}: {error}"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -353,7 +354,8 @@ class _Description:
 
     def _compound(self, value: object, compiled: bool) -> Iterator[str]:
         if isinstance(value, Dispatcher):
-            yield f"jit {sorted(value.targetoptions.items(), key=str)}"
+            # The module too: Numba imports it when it loads the code.
+            yield f"jit {value.py_func.__module__} {sorted(value.targetoptions.items(), key=str)}"
             yield from self._function(value.py_func, True)
         elif isinstance(value, _Intrinsic):
             yield "intrinsic"

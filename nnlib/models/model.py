@@ -136,7 +136,7 @@ class Model(torch.nn.Module):
         loss wants it. epochs: the number of the last epoch, counted from 1; initial_epoch: how many are done already.
         validation_data: (x, y) to evaluate after each epoch; or validation_split: the share of the last rows that is
         kept for it. shuffle: a new order each epoch, see nnlib.set_seed.
-        verbose: 0 silent, 1 a bar, 2 one line an epoch, "auto" a bar on a terminal and a line elsewhere.
+        verbose: 0 silent, 2 one line an epoch, 1 or "auto" the line and on a terminal a bar before it.
 
         Raises RuntimeError before compile; ValueError for data that does not fit; FloatingPointError when the loss
         is no longer finite.
@@ -189,7 +189,7 @@ class Model(torch.nn.Module):
         return list(values.values())
 
     def predict(self, x: Array, batch_size: int = 32, verbose: str | int = "auto") -> np.ndarray:
-        """The outputs for all rows of x as one NumPy array. verbose: 0 hides the bar that a terminal gets."""
+        """The outputs for all rows of x as one NumPy array. verbose: 1 or "auto" shows a bar on a terminal."""
         inputs = to_tensor("x", x, dtype=self.dtype)
         outputs = []
         with self._evaluating(), EpochProgress("Predict", len(inputs), verbose) as progress:

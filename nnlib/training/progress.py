@@ -1,4 +1,4 @@
-"""How a run tells where it is: a bar on a terminal, one line an epoch elsewhere."""
+"""How a run tells where it is: a bar on a terminal while it lasts, and one line an epoch that stays."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ VERBOSITY = ("auto", 0, 1, 2)
 class EpochProgress:
     """Reports one pass over the samples; a context manager.
 
-    title: such as "Epoch 1/5". samples: how many there are. verbose: 0 silent, 1 a bar, 2 one line at the end,
-    "auto" 1; the bar becomes the line where standard error is no terminal. Raises ValueError for another value.
+    title: such as "Epoch 1/5". samples: how many there are. verbose: 0 silent; 2 one line at the end;
+    1 and "auto" the line, and before it a bar where standard error is a terminal. ValueError for another value.
     """
 
     def __init__(self, title: str, samples: int, verbose: str | int) -> None:
         if verbose not in VERBOSITY:
             raise ValueError(f"verbose: one of {VERBOSITY} is expected, got {verbose!r}")
         wants_bar = verbose in ("auto", 1) and sys.stderr.isatty()
-        self.prints_line = verbose != 0 and not wants_bar
+        self.prints_line = verbose != 0
         self.title = title
         self.samples = samples
-        self._bar = tqdm(total=samples, desc=title, unit=" samples", disable=not wants_bar, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=samples, desc=title, unit=" samples", disable=not wants_bar, dynamic_ncols=True, leave=False
+        )
         self._drawn = float("-inf")
 
     def __enter__(self) -> EpochProgress:
@@ -49,8 +51,8 @@ class EpochProgress:
         self._bar.update(samples)
 
     def finish(self, values: dict[str, float], seconds: float) -> None:
-        """Shows the values of the whole pass, which took so many seconds."""
-        self._bar.set_postfix_str(format_values(values))
+        """Puts the values of the whole pass, which took so many seconds, in the place of the bar."""
+        self._bar.close()
         if self.prints_line:
             rate = self.samples / seconds if seconds > 0 else float("inf")
             print(f"{self.title}: {seconds:.1f} s, {rate:.0f} samples/s, {format_values(values)}", flush=True)

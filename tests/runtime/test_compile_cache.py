@@ -276,6 +276,7 @@ def test_folder_of_another_user_is_refused(folders, monkeypatch):
 def test_folder_open_to_others_is_refused(folders):
     folder, _ = compile_cache._find_folder()
     assert folder == folders / "given" / compile_cache.digest()
+    assert folder is not None
     folder.chmod(0o777)
     found, reason = compile_cache._find_folder()
     assert found == folders / f"nnlib-kernels-{os.geteuid()}" / compile_cache.digest()

@@ -50,7 +50,7 @@ def test_same_bits_for_any_number_of_threads(count):
     run_scale(1003, 1, x, one, 3.0)
     run_scale(1003, count, x, several, 3.0)
     assert one.tobytes() == several.tobytes()
-    assert len(scale.signatures) == 1  # The driver calls the very function that runs serially.
+    assert len(run_scale.serial.signatures) == 1  # The driver calls the very function that runs serially.
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,194 @@
+"""Where a convolution reads and writes: pure functions from a problem to tables of element offsets.
+
+Every pass of a convolution is a *gather*: output pixel (i, j) of a grid sums, over channels and taps, source pixels
+(i * step + a_r, j * step + b_s). The forward pass is one grid. Its transpose (the gradient of the image, and
+conv_transpose2d) with stride s is s * s grids, one for each remainder of the output coordinates, since a pixel meets
+only the taps whose distance from it is a multiple of the stride.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+Table = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid of output pixels that share their taps.
+
+    Attributes:
+        size: rows and columns of the grid.
+        step: source rows and columns between neighbouring pixels of the grid.
+        taps: the filter's taps (r, s) that its pixels meet.
+        shifts: for each tap the source row and column, relative to the pixel's, before padding.
+        place: output row and column of pixel (0, 0).
+        spacing: output rows and columns between neighbouring pixels.
+    """
+
+    size: tuple[int, int]
+    step: tuple[int, int]
+    taps: tuple[tuple[int, int], ...]
+    shifts: tuple[tuple[int, int], ...]
+    place: tuple[int, int]
+    spacing: tuple[int, int]
+
+
+def forward_grid(
+    output: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int], top: int, left: int
+) -> tuple[Grid, ...]:
+    """The grid of conv2d: every output pixel meets every tap."""
+    taps = tuple((r, s) for r in range(kernel[0]) for s in range(kernel[1]))
+    shifts = tuple((r * dilation[0] - top, s * dilation[1] - left) for r, s in taps)
+    return (Grid(output, stride, taps, shifts, (0, 0), (1, 1)),)
+
+
+def transposed_grids(
+    image: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int], top: int, left: int
+) -> tuple[Grid, ...]:
+    """The grids of conv2d's transpose, whose output is `image` (height, width) and whose source is conv2d's output.
+
+    Image row h meets tap r of output row o when h = o * stride + r * dilation - top.
+    """
+    sides = []
+    for d, before in ((0, top), (1, left)):
+        phases = []
+        for phase in range(min(stride[d], image[d])):
+            met = [r for r in range(kernel[d]) if (phase + before - r * dilation[d]) % stride[d] == 0]
+            shifts = [(phase + before - r * dilation[d]) // stride[d] for r in met]
+            phases.append((phase, -(-(image[d] - phase) // stride[d]), met, shifts))
+        sides.append(phases)
+    grids = []
+    for row, rows, met_rows, row_shifts in sides[0]:
+        for column, columns, met_columns, column_shifts in sides[1]:
+            taps = tuple((r, s) for r in met_rows for s in met_columns)
+            shifts = tuple((a, b) for a in row_shifts for b in column_shifts)
+            grids.append(Grid((rows, columns), (1, 1), taps, shifts, (row, column), stride))
+    return tuple(grids)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Element distances in an image of the given channels: channel, row and column apart, and the whole image."""
+
+    channel: int
+    row: int
+    column: int
+    image: int
+
+
+def layout(channels: int, height: int, width: int, channels_last: bool) -> Layout:
+    """Distances in a dense image, (C, H, W) or (H, W, C)."""
+    if channels_last:
+        return Layout(1, width * channels, channels, height * width * channels)
+    return Layout(height * width, width, 1, channels * height * width)
+
+
+def margins(source: tuple[int, int], grids: tuple[Grid, ...]) -> tuple[int, int, int, int]:
+    """Rows and columns of zeros (top, bottom, left, right) around the source that the grids reach into."""
+    found = [0, 0, 0, 0]
+    for grid in grids:
+        for shift in grid.shifts:
+            for d in (0, 1):
+                found[2 * d] = max(found[2 * d], -shift[d])
+                last = (grid.size[d] - 1) * grid.step[d] + shift[d]
+                found[2 * d + 1] = max(found[2 * d + 1], last - (source[d] - 1))
+    return found[0], found[1], found[2], found[3]
+
+
+@dataclass(frozen=True)
+class Gather:
+    """A convolution pass as tables, for one memory layout.
+
+    Attributes:
+        grids: the grids.
+        channels: channels of the source, all groups.
+        source: height and width of the source.
+        margin: zeros around it (top, bottom, left, right); all 0: it is read where it lies.
+        padded: distances in the source with its margin.
+        given: distances in the source as it comes.
+        output: distances in the output.
+        tap_offsets: for each grid an int64 table [channels of a group, taps of the grid]: where in the padded source a
+            pixel finds them, relative to its own place.
+        tap_index: for each grid an int64 table of its taps as r * kw + s.
+    """
+
+    grids: tuple[Grid, ...]
+    channels: int
+    source: tuple[int, int]
+    margin: tuple[int, int, int, int]
+    padded: Layout
+    given: Layout
+    output: Layout
+    tap_offsets: tuple[Table, ...]
+    tap_index: tuple[Table, ...]
+
+    @property
+    def pads(self) -> bool:
+        """Whether the source must be copied into a larger image of zeros."""
+        return any(self.margin)
+
+
+def gather(
+    grids: tuple[Grid, ...],
+    channels: int,
+    source: tuple[int, int],
+    groups: int,
+    kernel_width: int,
+    out_channels: int,
+    output: tuple[int, int],
+    channels_last: bool,
+) -> Gather:
+    """Tables for `grids` over a source of `channels` channels and an output of `out_channels`."""
+    margin = margins(source, grids)
+    top, bottom, left, right = margin
+    padded = layout(channels, source[0] + top + bottom, source[1] + left + right, channels_last)
+    offsets = []
+    index = []
+    for grid in grids:
+        places = [(a + top) * padded.row + (b + left) * padded.column for a, b in grid.shifts]
+        lanes = np.arange(channels // groups, dtype=np.int64)[:, None] * padded.channel
+        offsets.append(np.ascontiguousarray(lanes + np.asarray(places, np.int64)[None, :]).reshape(-1))
+        index.append(np.asarray([r * kernel_width + s for r, s in grid.taps], np.int64))
+    given = layout(channels, *source, channels_last)
+    out = layout(out_channels, *output, channels_last)
+    return Gather(grids, channels, source, margin, padded, given, out, tuple(offsets), tuple(index))
+
+
+@lru_cache(1024)
+def forward_gather(
+    channels: int,
+    source: tuple[int, int],
+    out_channels: int,
+    output: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    corner: tuple[int, int],
+    groups: int,
+    channels_last: bool,
+) -> Gather:
+    """conv2d from `source` to `output`; `corner` is the padding (top, left)."""
+    grids = forward_grid(output, kernel, stride, dilation, *corner)
+    return gather(grids, channels, source, groups, kernel[1], out_channels, output, channels_last)
+
+
+@lru_cache(1024)
+def transposed_gather(
+    channels: int,
+    source: tuple[int, int],
+    out_channels: int,
+    output: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    corner: tuple[int, int],
+    groups: int,
+    channels_last: bool,
+) -> Gather:
+    """The transpose of conv2d, from `source` (conv2d's output) to `output` (conv2d's image)."""
+    grids = transposed_grids(output, kernel, stride, dilation, *corner)
+    return gather(grids, channels, source, groups, kernel[1], out_channels, output, channels_last)
