@@ -8,7 +8,13 @@ from kernels.case import Case
 
 
 def _conv(
-    name: str, x: tuple[int, ...], weight: tuple[int, ...], *tags: str, bias: bool = True, last: bool = False, **arguments: Any
+    name: str,
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    *tags: str,
+    bias: bool = True,
+    last: bool = False,
+    **arguments: Any,
 ) -> Case:
     shapes = {"x": x, "weight": weight} | ({"bias": (weight[0],)} if bias else {})
     fan_in = weight[1] * weight[2] * weight[3]
@@ -16,7 +22,13 @@ def _conv(
 
 
 def _transpose(
-    name: str, x: tuple[int, ...], weight: tuple[int, ...], *tags: str, bias: bool = True, last: bool = False, **arguments: Any
+    name: str,
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    *tags: str,
+    bias: bool = True,
+    last: bool = False,
+    **arguments: Any,
 ) -> Case:
     outputs = weight[1] * arguments.get("groups", 1)
     shapes = {"x": x, "weight": weight} | ({"bias": (outputs,)} if bias else {})
@@ -28,11 +40,21 @@ CASES = (
     _conv("3x3", (2, 5, 9, 8), (7, 5, 3, 3), "ci"),
     _conv("3x3 same relu", (2, 16, 11, 11), (32, 16, 3, 3), "ci", padding="same", activation="relu"),
     _conv("1x1 no bias", (3, 20, 6, 5), (33, 20, 1, 1), "ci", bias=False),
-    _conv("5x3 stride 2x3 dilation 2x1", (2, 4, 19, 17), (6, 4, 5, 3), "ci", stride=(2, 3), padding=(3, 1), dilation=(2, 1)),
+    _conv(
+        "5x3 stride 2x3 dilation 2x1",
+        (2, 4, 19, 17),
+        (6, 4, 5, 3),
+        "ci",
+        stride=(2, 3),
+        padding=(3, 1),
+        dilation=(2, 1),
+    ),
     _conv("groups 3 gelu", (2, 9, 8, 7), (12, 3, 3, 3), "ci", groups=3, padding=1, activation="gelu"),
     _conv("depthwise silu", (2, 21, 10, 9), (21, 1, 3, 3), "ci", groups=21, padding=1, activation="silu"),
     _conv("depthwise multiplier stride 2", (2, 6, 11, 12), (18, 1, 5, 5), "ci", groups=6, padding=2, stride=2),
-    _conv("same_upper stride 2 tanh", (1, 3, 8, 9), (4, 3, 4, 3), "ci", stride=2, padding="same_upper", activation="tanh"),
+    _conv(
+        "same_upper stride 2 tanh", (1, 3, 8, 9), (4, 3, 4, 3), "ci", stride=2, padding="same_upper", activation="tanh"
+    ),
     _conv("same_lower sigmoid", (1, 3, 8, 9), (4, 3, 4, 2), "ci", padding="same_lower", activation="sigmoid"),
     _conv("uneven padding", (1, 3, 7, 6), (5, 3, 3, 3), "ci", padding=((2, 0), (1, 3))),
     _conv("channels-last", (2, 18, 9, 8), (20, 18, 3, 3), "ci", last=True, padding=1),
@@ -63,7 +85,16 @@ CASES = (
     _conv("cnn 3", (64, 64, 5, 5), (64, 64, 3, 3), "bench", activation="relu"),
     _transpose("3x3", (2, 5, 6, 7), (5, 4, 3, 3), "ci"),
     _transpose("4x4 stride 2", (2, 20, 5, 6), (20, 18, 4, 4), "ci", stride=2, padding=1),
-    _transpose("output padding dilation", (1, 3, 4, 5), (3, 5, 3, 2), "ci", stride=(2, 3), padding=(1, 0), output_padding=(1, 2), dilation=(2, 1)),
+    _transpose(
+        "output padding dilation",
+        (1, 3, 4, 5),
+        (3, 5, 3, 2),
+        "ci",
+        stride=(2, 3),
+        padding=(1, 0),
+        output_padding=(1, 2),
+        dilation=(2, 1),
+    ),
     _transpose("groups no bias", (2, 6, 5, 4), (6, 5, 3, 3), "ci", groups=3, bias=False),
     _transpose("channels-last", (2, 18, 5, 4), (18, 17, 3, 3), "ci", last=True, stride=2),
     _transpose("one image", (4, 5, 6), (4, 3, 2, 2), "ci", stride=2),

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kernels.activation.vectors import activate
 from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     TILE_ROWS,
     advance,
-    broadcast,
     lanes_of,
     load,
     load_first,
-    maximum,
     multiply_tile,
-    poke,
     peek,
     pointer,
+    poke,
     splat_like,
     store,
     store_first,
@@ -57,7 +56,7 @@ class Pass(NamedTuple):
     groups: int
     group_inputs: int  # source channels of a group
     group_outputs: int  # output channels of a group
-    relu: int  # 1: outputs below 0 become 0
+    activation: int  # its code in ACTIVATION_CODES
     pixel_parts: int  # the work falls into pixel_parts * block_parts parts
     block_parts: int
 
@@ -108,19 +107,25 @@ def pad_image(image, s, first_channel, last_channel, padded):
 
 
 @jit
-def finish_sums(sums, rows, width, valid, bias, relu):
-    """sums[row, :width] = act(sums + bias) for every row; bias: [valid <= width] elements."""
+def add_bias(sums, rows, width, valid, bias):
+    """sums[row, :width] += bias for every row; bias: [valid <= width] elements."""
     lanes = lanes_of(sums)
     for j in range(0, width, lanes):
         shift = load_first(bias, j, valid - j)
-        if relu:
-            zero = splat_like(shift, 0.0)
-            for r in range(rows):
-                # maximum takes its second operand when either is NaN: a NaN stays.
-                store(sums, r * width + j, maximum(zero, load(sums, r * width + j) + shift))
-        else:
-            for r in range(rows):
-                store(sums, r * width + j, load(sums, r * width + j) + shift)
+        for r in range(rows):
+            store(sums, r * width + j, load(sums, r * width + j) + shift)
+
+
+@jit
+def apply_activation(sums, count, code):
+    """sums[:count] = act(sums[:count]); count is a multiple of the lanes, code one of ACTIVATION_CODES."""
+    lanes = lanes_of(sums)
+    if code == 1:
+        for i in range(0, count, lanes):
+            store(sums, i, activate(1, load(sums, i)))
+    elif code != 0:
+        for i in range(0, count, lanes):
+            store(sums, i, activate(code, load(sums, i)))
 
 
 @jit
@@ -228,13 +233,11 @@ def _gather_parts(first, last, p, s, x, slots, taps, panels, bias, y, before, su
                         break
                 valid = min(width, p.group_outputs - channel)
                 channel += group * p.group_outputs
+                add_bias(totals, count, width, valid, pointer(bias, channel))
                 if before.size:
-                    finish_sums(totals, count, width, valid, pointer(bias, channel), 0)
-                    write_sums(
-                        totals, count, width, valid, outs, pointer(before, channel * p.out_channel), p.out_channel
-                    )
-                else:
-                    finish_sums(totals, count, width, valid, pointer(bias, channel), p.relu)
+                    sums_out = pointer(before, channel * p.out_channel)
+                    write_sums(totals, count, width, valid, outs, sums_out, p.out_channel)
+                apply_activation(totals, count * width, p.activation)
                 write_sums(totals, count, width, valid, outs, pointer(y, channel * p.out_channel), p.out_channel)
             begin += count
 
@@ -243,8 +246,10 @@ gather_parts = threaded(_gather_parts)
 
 
 @jit
-def _pack_parts(first, last, w, out_step, in_step, group_step, group_outputs, inputs, taps_full, tap_index, panels, turned):
-    """Blocks [first, last) of the weight panels: panels[block, channel, tap, lane] = w[...], zero past a group's outputs.
+def _pack_parts(
+    first, last, w, out_step, in_step, group_step, group_outputs, inputs, taps_full, tap_index, panels, turned
+):
+    """Blocks [first, last) of the weight panels [block, channel, tap, lane], zero past a group's outputs.
 
     w: the weight's elements; out_step, in_step: distances between output channels and between summed channels;
     group_step: between groups. taps_full: taps of a whole filter, which lie together. tap_index: int64, those wanted.

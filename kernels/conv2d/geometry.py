@@ -38,7 +38,12 @@ class Grid:
 
 
 def forward_grid(
-    output: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int], top: int, left: int
+    output: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    top: int,
+    left: int,
 ) -> tuple[Grid, ...]:
     """The grid of conv2d: every output pixel meets every tap."""
     taps = tuple((r, s) for r in range(kernel[0]) for s in range(kernel[1]))
@@ -47,7 +52,12 @@ def forward_grid(
 
 
 def transposed_grids(
-    image: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int], top: int, left: int
+    image: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    top: int,
+    left: int,
 ) -> tuple[Grid, ...]:
     """The grids of conv2d's transpose, whose output is `image` (height, width) and whose source is conv2d's output.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.conv2d.gather import BLOCK, Pass, Source, gather_parts, pack_parts
 from kernels.conv2d.geometry import Gather
 from kernels.runtime.numba_cpu import empty, threads_for, zeros
@@ -29,6 +30,22 @@ def flat(array: Array) -> Array:
     if not array.flags.c_contiguous:
         array = array.transpose(0, 2, 3, 1)
     return array.reshape(-1)
+
+
+def source_of(plan: Gather, channels_last: bool) -> Source:
+    """Sizes and distances of the plan's source image."""
+    top, _, left, _ = plan.margin
+    return Source(
+        plan.channels,
+        *plan.source,
+        int(channels_last),
+        top,
+        left,
+        plan.padded.row,
+        plan.padded.column,
+        plan.padded.channel,
+        plan.given.image,
+    )
 
 
 def pack_weight(
@@ -76,7 +93,7 @@ def run_pass(
     bias: Array,
     y: Array,
     before: Array,
-    relu: bool,
+    activation: str | None,
     channels_last: bool,
 ) -> None:
     """Fill `y` (and `before`, the sums before the activation, unless its size is 0) from dense `x`.
@@ -90,31 +107,16 @@ def run_pass(
         weight_steps: its distances between output channels, summed channels and groups.
         x, y, before: dense images in the layout of the plan.
         bias: one value for each output channel.
-        relu: clip the output at 0.
+        activation: applied to the sums.
         channels_last: the layout.
     """
     width = tile_width(x.dtype)
     group_inputs = plan.channels // groups
     blocks = groups * -(-group_outputs // width)
-    top, _, left, _ = plan.margin
-    height, columns = plan.source
-    source = Source(
-        plan.channels,
-        height,
-        columns,
-        int(channels_last),
-        top,
-        left,
-        plan.padded.row,
-        plan.padded.column,
-        plan.padded.channel,
-        plan.given.image,
-    )
+    source = source_of(plan, channels_last)
     for grid, taps, index in zip(plan.grids, plan.tap_offsets, plan.tap_index, strict=True):
         pixels = images * grid.size[0] * grid.size[1]
-        panels = pack_weight(
-            weight, *weight_steps, groups, group_outputs, group_inputs, kernel_taps, index
-        )
+        panels = pack_weight(weight, *weight_steps, groups, group_outputs, group_inputs, kernel_taps, index)
         threads = threads_for(pixels * taps.size * groups * group_outputs, GRAIN)
         # Few pixels and many channels: the parts share the pixels and divide the channels.
         divides_pixels = pixels >= threads * 8 * TILE_ROWS or blocks < threads
@@ -137,7 +139,7 @@ def run_pass(
             groups,
             group_inputs,
             group_outputs,
-            int(relu),
+            ACTIVATION_CODES[activation],
             pixel_parts,
             block_parts,
         )

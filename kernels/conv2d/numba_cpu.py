@@ -1,4 +1,8 @@
-"""conv2d and conv_transpose2d on the CPU: which kernel runs, and on what memory."""
+"""conv2d and conv_transpose2d on the CPU: which kernel runs, and on what memory.
+
+Three kernels share the work: the gather kernel (`gather.py`, `weight_gradient.py`) for everything with channels to sum,
+and two for depthwise convolutions, `depthwise_planes.py` for (N, C, H, W) and `depthwise_pixels.py` for channels-last.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,32 @@ from typing import Any
 
 import numpy as np
 
-from kernels.conv2d import geometry
+from kernels.activation.functions import FROM_OUTPUT
+from kernels.activation.numba_cpu import grad_preactivation
+from kernels.conv2d import depthwise_pixels, depthwise_planes, geometry
 from kernels.conv2d.image_pass import run_pass
 from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
+from kernels.conv2d.weight_gradient import bias_gradient, weight_gradient
 from kernels.op import Implementation
-from kernels.runtime.numba_cpu import contiguous, empty, zeros
+from kernels.runtime.numba_cpu import contiguous, empty, thread_count, zeros
+from kernels.simd import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
 
 Array = np.ndarray[Any, Any]
 Problem = Conv2dProblem | ConvTranspose2dProblem
+
+
+def is_depthwise(p: Problem) -> bool:
+    """Whether every group has one channel on the image's side, so that there is nothing to sum over."""
+    return p.weight.shape[1] == 1 and p.groups > 1
+
+
+def kernel_name(p: Problem) -> str:
+    """Which kernel runs a problem: "gather", "depthwise planes" or "depthwise pixels"."""
+    if not is_depthwise(p):
+        return "gather"
+    if p.channels_last and p.weight.shape[0] == p.groups:
+        return "depthwise pixels"
+    return "depthwise planes"
 
 
 def dense(x: Array, channels_last: bool) -> Array:
@@ -31,11 +53,13 @@ def fresh(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> Array:
     return empty(shape, dtype)
 
 
-def _geometry(p: Problem, forward: bool, source: Array, target: tuple[int, ...]) -> geometry.Gather:
-    make = geometry.forward_gather if forward else geometry.transposed_gather
+def _geometry(
+    p: Problem, transposed: bool, source: tuple[int, ...], target: tuple[int, ...], channels_last: bool
+) -> geometry.Gather:
+    make = geometry.transposed_gather if transposed else geometry.forward_gather
     return make(
-        source.shape[1],
-        (source.shape[2], source.shape[3]),
+        source[1],
+        (source[2], source[3]),
         target[1],
         (target[2], target[3]),
         p.kernel,
@@ -43,66 +67,131 @@ def _geometry(p: Problem, forward: bool, source: Array, target: tuple[int, ...])
         (p.dilation[0], p.dilation[1]),
         (p.padding[0], p.padding[2]),
         p.groups,
-        p.channels_last,
+        channels_last,
     )
 
 
-def correlate(
-    p: Problem, x: Array, weight: Array, bias: Array | None, target: tuple[int, ...], relu: bool, keep_sums: bool
+def image_pass(
+    p: Problem,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    target: tuple[int, ...],
+    transposed: bool,
+    activation: str | None = None,
+    keep_sums: bool = False,
 ) -> tuple[Array, Array]:
-    """conv2d's map: x (N, C, H, W) -> `target` (N, K, OH, OW), and the sums before the activation (or size 0)."""
-    x, weight = dense(x, p.channels_last), contiguous(weight)
-    y = fresh(target, x.dtype, p.channels_last)
-    before = fresh(target, x.dtype, p.channels_last) if keep_sums else empty(0, x.dtype)
+    """conv2d's map from an image to `target`, or its transpose: the output, and the sums before the activation.
+
+    Args:
+        p: the problem: stride, padding, dilation, groups, layout.
+        x: (N, C, H, W) of any strides.
+        weight: (C_out, C_in / G, kh, kw) of conv2d.
+        bias: one value for each channel of the target, or None.
+        target: shape of the output.
+        transposed: whether x is conv2d's output and the target its image.
+        activation: applied to the sums.
+        keep_sums: whether the sums are wanted; else their array has size 0.
+    """
+    name = kernel_name(p)
+    last = p.channels_last
+    planes = name == "depthwise planes"
+    x, weight = dense(x, last and not planes), contiguous(weight)
+    shift = zeros(target[1], x.dtype) if bias is None else contiguous(bias)
+    y = fresh(target, x.dtype, last and not planes)
+    before = fresh(target, x.dtype, last and not planes) if keep_sums else empty((0, 0, 0, 0), x.dtype)
+    plan = _geometry(p, transposed, x.shape, target, last and not planes)
     outputs, inputs, height, width = weight.shape
     taps = height * width
-    group_outputs = outputs // p.groups
-    run_pass(
-        _geometry(p, True, x, target),
-        x.shape[0],
-        p.groups,
-        group_outputs,
-        taps,
-        weight,
-        (inputs * taps, taps, group_outputs * inputs * taps),
-        x,
-        zeros(outputs, x.dtype) if bias is None else contiguous(bias),
-        y,
-        before,
-        relu,
-        p.channels_last,
-    )
+    if name == "depthwise pixels":
+        depthwise_pixels.correlate_pixels(p, x, weight, shift, y, before, transposed, activation)
+    elif planes:
+        multiplier = outputs // p.groups
+        fan, share = (multiplier, 1) if transposed else (1, multiplier)
+        depthwise_planes.correlate_planes(plan, x, weight, fan, share, shift, y, before, activation)
+        y, before = dense(y, last), dense(before, last)
+    else:
+        group_outputs = outputs // p.groups
+        steps = (taps, inputs * taps) if transposed else (inputs * taps, taps)
+        group_targets = inputs if transposed else group_outputs
+        weight_steps = (*steps, group_outputs * inputs * taps)
+        run_pass(
+            plan, x.shape[0], p.groups, group_targets, taps, weight, weight_steps, x, shift, y, before, activation, last
+        )
     return y, before
 
 
-def spread(p: Problem, dy: Array, weight: Array, bias: Array | None, target: tuple[int, ...]) -> Array:
-    """conv2d's transpose: dy (N, K, OH, OW) -> `target` (N, C, H, W)."""
-    dy, weight = dense(dy, p.channels_last), contiguous(weight)
-    y = fresh(target, dy.dtype, p.channels_last)
-    outputs, inputs, height, width = weight.shape
-    taps = height * width
-    run_pass(
-        _geometry(p, False, dy, target),
-        dy.shape[0],
-        p.groups,
-        inputs,
-        taps,
-        weight,
-        (taps, inputs * taps, outputs // p.groups * inputs * taps),
-        dy,
-        zeros(target[1], dy.dtype) if bias is None else contiguous(bias),
-        y,
-        empty(0, dy.dtype),
-        False,
-        p.channels_last,
-    )
-    return y
+def _weight_gradient(p: Problem, x: Array, dy: Array, shape: tuple[int, ...]) -> Array:
+    """dw of conv2d from its image and the gradient of its output, in the problem's layout."""
+    name = kernel_name(p)
+    last = p.channels_last
+    if name == "depthwise pixels":
+        dw = depthwise_pixels.filter_gradient(p, dense(x, last), dense(dy, last))
+    elif name == "depthwise planes":
+        plan = _geometry(p, False, x.shape, dy.shape, False)
+        dw = depthwise_planes.filter_gradient(plan, dense(x, False), dense(dy, False), shape)
+    else:
+        plan = _geometry(p, False, x.shape, dy.shape, last)
+        dw = weight_gradient(plan, dense(x, last), dense(dy, last), shape, p.groups, last)
+    return dense(dw, last)
 
 
 def conv2d(p: Conv2dProblem, x: Array, weight: Array, bias: Array | None) -> tuple[Array | None, ...]:
     """output, and the sums before the activation where backward needs them."""
-    y, before = correlate(p, x, weight, bias, p.output_shape, p.activation == "relu", False)
-    return y, None
+    keep_sums = p.results()[1] is not None
+    y, before = image_pass(p, x, weight, bias, p.output_shape, False, p.activation, keep_sums)
+    return y, before if keep_sums else None
 
 
-Implementation(CONV2D, "numba", conv2d)
+def conv2d_backward(
+    p: Conv2dProblem,
+    grad_output: Array,
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    output: Array | None = None,
+    preactivation: Array | None = None,
+) -> tuple[Array | None, ...]:
+    """Gradients of x, weight, bias."""
+    dy = dense(grad_output, p.channels_last)
+    if p.activation is not None:
+        known = output if p.activation in FROM_OUTPUT else preactivation
+        assert known is not None
+        dy = grad_preactivation(p.activation, dy, dense(known, p.channels_last))
+    wants_x, wants_weight, wants_bias = p.needs_grad
+    return (
+        image_pass(p, dy, weight, None, x.shape, True)[0] if wants_x else None,
+        _weight_gradient(p, x, dy, weight.shape) if wants_weight else None,
+        bias_gradient(dy, p.channels_last) if wants_bias else None,
+    )
+
+
+def conv_transpose2d(
+    p: ConvTranspose2dProblem, x: Array, weight: Array, bias: Array | None
+) -> tuple[Array | None, ...]:
+    """output."""
+    return (image_pass(p, x, weight, bias, p.output_shape, True)[0],)
+
+
+def conv_transpose2d_backward(
+    p: ConvTranspose2dProblem, grad_output: Array, x: Array, weight: Array
+) -> tuple[Array | None, ...]:
+    """Gradients of x, weight, bias."""
+    dy = dense(grad_output, p.channels_last)
+    wants_x, wants_weight, wants_bias = p.needs_grad
+    return (
+        image_pass(p, dy, weight, None, x.shape, False)[0] if wants_x else None,
+        _weight_gradient(p, dy, x, weight.shape) if wants_weight else None,
+        bias_gradient(dy, p.channels_last) if wants_bias else None,
+    )
+
+
+def describe(p: Problem) -> str:
+    """Which kernel runs, for `explain`."""
+    lanes = VECTOR_BYTES // p.x.itemsize
+    tile = f", tile {TILE_ROWS} pixels x {TILE_VECTORS * lanes} channels" if kernel_name(p) == "gather" else ""
+    return f"{kernel_name(p)} kernel{tile}, up to {thread_count()} threads"
+
+
+Implementation(CONV2D, "numba", conv2d, conv2d_backward, describe=describe)
+Implementation(CONV_TRANSPOSE2D, "numba", conv_transpose2d, conv_transpose2d_backward, describe=describe)

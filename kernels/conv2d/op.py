@@ -20,7 +20,7 @@ def output_size(size: int, before: int, after: int, kernel: int, stride: int, di
 
 
 def _same(size: int, kernel: int, stride: int, dilation: int, *, extra_after: bool) -> tuple[int, int]:
-    """Padding (before, after) that makes ceil(size / stride) outputs: ONNX's SAME_UPPER and SAME_LOWER, TensorFlow's SAME."""
+    """Padding (before, after) for ceil(size / stride) outputs: ONNX's SAME_UPPER and SAME_LOWER, TensorFlow's SAME."""
     outputs = -(-size // stride)
     total = max((outputs - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
     return (total // 2, total - total // 2) if extra_after else (total - total // 2, total // 2)
@@ -35,7 +35,9 @@ def resolve_padding(
             return 0, 0, 0, 0
         if padding == "same":
             if stride != (1, 1):
-                checks.fail(op, "padding", "'same' needs stride 1 (use 'same_upper' or 'same_lower')", f"stride {stride}")
+                checks.fail(
+                    op, "padding", "'same' needs stride 1 (use 'same_upper' or 'same_lower')", f"stride {stride}"
+                )
             totals = [dilation[d] * (kernel[d] - 1) for d in (0, 1)]
             return totals[0] // 2, totals[0] - totals[0] // 2, totals[1] // 2, totals[1] - totals[1] // 2
         if padding in ("same_upper", "same_lower"):
@@ -188,7 +190,8 @@ def conv2d(
 ) -> Any:
     """Two-dimensional convolution (cross-correlation, as everywhere in deep learning), with bias and activation.
 
-    ``y[n, k, i, j] = act(bias[k] + sum_{c, r, s} weight[k, c, r, s] * x[n, g(k) + c, i*stride + r*dilation - pad, ...])``
+    ``y[n, k, i, j] = act(bias[k] + sum over (c, r, s) of weight[k, c, r, s] * x[n, g(k) + c, i'(r), j'(s)])`` with
+    ``i'(r) = i * stride + r * dilation - padding`` and g(k) the first channel of k's group.
 
     Args:
         x: images (N, C_in, H, W), or one image (C_in, H, W). Any strides; channels-last comes back channels-last.
@@ -205,8 +208,8 @@ def conv2d(
         backend: "auto", "numba", "cupy", "triton", "torch" or "reference"; by default what `use_backend` says.
 
     Returns:
-        (N, C_out, H_out, W_out), or (C_out, H_out, W_out) for one image; x's kind of array and dtype. An empty batch gives
-        an empty result and zero gradients.
+        (N, C_out, H_out, W_out), or (C_out, H_out, W_out) for one image; x's kind of array and dtype. An empty batch
+        gives an empty result and zero gradients.
 
     Raises:
         TypeError, ValueError: an argument breaks one of the rules above.
@@ -248,7 +251,9 @@ class ConvTranspose2dProblem(_Convolution):
         if channels % groups:
             checks.fail(op, "groups", f"must divide the {channels} channels of x", groups)
         if weight.shape[0] != channels:
-            checks.fail(op, "weight", f"must have x's {channels} channels first, (C_in, C_out / groups, kh, kw)", weight.shape)
+            checks.fail(
+                op, "weight", f"must have x's {channels} channels first, (C_in, C_out / groups, kh, kw)", weight.shape
+            )
         outputs = weight.shape[1] * groups
         if bias is not None:
             checks.shape(op, "bias", bias, (outputs,), "(one value for each output channel of weight)")
@@ -259,7 +264,9 @@ class ConvTranspose2dProblem(_Convolution):
         sides = (vertical, vertical, horizontal, horizontal)
         problem = cls(x, weight, bias, stride, sides, dilation, groups, extra)
         if min(problem.output_shape[2:]) < 1:
-            checks.fail(op, "padding", "must leave an output of at least 1 x 1", f"an output of {problem.output_shape[2:]}")
+            checks.fail(
+                op, "padding", "must leave an output of at least 1 x 1", f"an output of {problem.output_shape[2:]}"
+            )
         return problem
 
     @property
@@ -313,7 +320,8 @@ def conv_transpose2d(
         bias: (C_out,) or None.
         stride: int or (vertical, horizontal), at least 1: distance between the outputs of neighbouring inputs.
         padding: int or (vertical, horizontal): rows and columns cut from each side of the output.
-        output_padding: int or (vertical, horizontal), smaller than stride or dilation: rows and columns added at the end.
+        output_padding: int or (vertical, horizontal), smaller than stride or dilation: rows and columns added at the
+            end.
         groups: the channels fall into this many groups that do not mix.
         dilation: int or (vertical, horizontal), at least 1.
         device: "cpu", "cuda" or "cuda:N"; by default where x is.

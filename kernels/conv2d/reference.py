@@ -3,9 +3,10 @@
 Both are sums over the kernel's taps. With `x_rs` the padded image sampled at tap (r, s),
 
     conv2d            y[n, k, i, j]  = sum_{c, r, s} w[k, c, r, s] x_rs[n, c, i, j]
-    its gradients     dx_rs[n, c]   += sum_k w[k, c, r, s] dy[n, k],   dw[k, c, r, s] = sum_{n, i, j} dy[n, k] x_rs[n, c]
+    its gradients     dx_rs[n, c]   += sum_k w[k, c, r, s] dy[n, k]
+                      dw[k, c, r, s] = sum_{n, i, j} dy[n, k] x_rs[n, c]
 
-and the transposed convolution is the second line's map from dy to dx, taken as a forward pass.
+and the transposed convolution is the map of dx_rs from dy to dx, taken as a forward pass.
 (Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016.)
 """
 

@@ -62,7 +62,8 @@ def conv2d_backward(
         list(p.needs_grad),
     )
     if dx is not None and padded is not x:
-        dx = dx[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+        layout = torch.channels_last if p.channels_last else torch.contiguous_format
+        dx = dx[:, :, top : top + x.shape[2], left : left + x.shape[3]].contiguous(memory_format=layout)
     return dx, dw, db
 
 

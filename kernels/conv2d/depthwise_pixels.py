@@ -1,0 +1,203 @@
+"""Depthwise convolution of channels-last images, one filter a channel: forward and both gradients.
+
+Vectors run over channels. A pixel meets just the taps that lie in the source, so nothing is padded or copied.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kernels.activation.vectors import ACTIVATION_CODES, activate
+from kernels.runtime.numba_cpu import empty, jit, threaded, threads_for
+from kernels.simd import (
+    VECTOR_BYTES,
+    fma,
+    lanes_of,
+    load_first,
+    pointer,
+    splat_like,
+    store_first,
+    transpose,
+)
+
+Array = np.ndarray[Any, Any]
+
+#: Multiply-adds that are worth a thread of their own: about ten microseconds.
+GRAIN = 100_000
+
+
+class Pixels(NamedTuple):
+    """Sizes of a pass from a source image to a target image of as many channels."""
+
+    images: int
+    channels: int
+    height: int  # of the source
+    width: int
+    rows: int  # of the target
+    columns: int
+    kernel_height: int
+    kernel_width: int
+    stride_row: int
+    stride_column: int
+    dilation_row: int
+    dilation_column: int
+    top: int
+    left: int
+    transposed: int  # 0: the source is conv2d's image; 1: the source is its output, the target its image
+    activation: int
+
+
+@jit
+def _source_of(target, tap, stride, dilation, before, transposed):
+    """The source row (or column) that a target's meets at a tap; below 0 for none."""
+    if transposed:
+        distance = target + before - tap * dilation
+        quotient = distance // stride
+        return quotient if quotient * stride == distance else -1
+    return target * stride + tap * dilation - before
+
+
+@jit
+def _correlate_rows(first, last, p, x, filters, bias, y, before):
+    """Target rows [first, last) of all images: y[row, column, c] = act(bias[c] + sum over taps of filter * x).
+
+    x: elements [N, H, W, C]. filters: elements [kh, kw, C]. bias: elements [C]. y: elements [N, rows, columns, C].
+    before: as y, for the sums before the activation, or of size 0.
+    """
+    source = pointer(x)
+    lanes = lanes_of(source)
+    for line in range(first, last):
+        image = line // p.rows
+        row = line - image * p.rows
+        for c in range(0, p.channels, lanes):
+            rest = p.channels - c
+            shift = load_first(pointer(bias), c, rest)
+            for column in range(p.columns):
+                total = splat_like(source, 0.0)
+                for r in range(p.kernel_height):
+                    h = _source_of(row, r, p.stride_row, p.dilation_row, p.top, p.transposed)
+                    if h < 0 or h >= p.height:
+                        continue
+                    for s in range(p.kernel_width):
+                        w = _source_of(column, s, p.stride_column, p.dilation_column, p.left, p.transposed)
+                        if w < 0 or w >= p.width:
+                            continue
+                        place = ((image * p.height + h) * p.width + w) * p.channels + c
+                        tap = (r * p.kernel_width + s) * p.channels + c
+                        total = fma(load_first(source, place, rest), load_first(pointer(filters), tap, rest), total)
+                total = total + shift
+                out = (line * p.columns + column) * p.channels + c
+                if before.size:
+                    store_first(pointer(before), out, total, rest)
+                if p.activation != 0:
+                    total = activate(p.activation, total)
+                store_first(pointer(y), out, total, rest)
+
+
+_correlate = threaded(_correlate_rows)
+
+
+@jit
+def _filter_vectors(first, last, p, x, dy, filters):
+    """Vectors [first, last) of channels of filters[r, s, c] = sum over images and pixels of dy * x at tap (r, s)."""
+    source = pointer(x)
+    gradient = pointer(dy)
+    lanes = lanes_of(source)
+    for vector in range(first, last):
+        c = vector * lanes
+        rest = p.channels - c
+        for r in range(p.kernel_height):
+            for s in range(p.kernel_width):
+                total = splat_like(source, 0.0)
+                for image in range(p.images):
+                    of_image = splat_like(source, 0.0)
+                    for row in range(p.rows):
+                        h = row * p.stride_row + r * p.dilation_row - p.top
+                        if h < 0 or h >= p.height:
+                            continue
+                        of_row = splat_like(source, 0.0)
+                        for column in range(p.columns):
+                            w = column * p.stride_column + s * p.dilation_column - p.left
+                            if w < 0 or w >= p.width:
+                                continue
+                            out = ((image * p.rows + row) * p.columns + column) * p.channels + c
+                            place = ((image * p.height + h) * p.width + w) * p.channels + c
+                            of_row = fma(load_first(gradient, out, rest), load_first(source, place, rest), of_row)
+                        of_image = of_image + of_row
+                    total = total + of_image
+                store_first(pointer(filters), (r * p.kernel_width + s) * p.channels + c, total, rest)
+
+
+_sum_filters = threaded(_filter_vectors)
+
+
+@jit
+def _turn(matrix, rows, columns, turned):
+    """turned[column, row] = matrix[row, column]."""
+    transpose(pointer(matrix), columns, rows, columns, pointer(turned), rows)
+
+
+def _sizes(source: Array, target: tuple[int, ...], p: Any, transposed: bool, activation: str | None) -> Pixels:
+    return Pixels(
+        source.shape[0],
+        source.shape[1],
+        source.shape[2],
+        source.shape[3],
+        target[2],
+        target[3],
+        *p.kernel,
+        *p.stride,
+        *p.dilation,
+        p.padding[0],
+        p.padding[2],
+        int(transposed),
+        ACTIVATION_CODES[activation],
+    )
+
+
+def _pixels(array: Array) -> Array:
+    return array.transpose(0, 2, 3, 1).reshape(-1)
+
+
+def correlate_pixels(
+    p: Any,
+    x: Array,
+    weight: Array,
+    bias: Array,
+    y: Array,
+    before: Array,
+    transposed: bool,
+    activation: str | None,
+) -> None:
+    """Fill channels-last `y` (and `before`, unless its size is 0) from channels-last `x`.
+
+    Args:
+        p: the problem: kernel, stride, dilation, padding.
+        x: the source.
+        weight: contiguous (C, 1, kh, kw).
+        bias: (C,).
+        y, before: the output, and the sums before the activation.
+        transposed: whether x is conv2d's output and y its image.
+        activation: applied to the sums.
+    """
+    channels, taps = weight.shape[0], p.kernel[0] * p.kernel[1]
+    filters = empty(taps * channels, x.dtype)
+    _turn(weight.reshape(-1), channels, taps, filters)
+    sizes = _sizes(x, y.shape, p, transposed, activation)
+    threads = threads_for(y.size * taps, GRAIN)
+    out = _pixels(before) if before.size else before.reshape(-1)
+    _correlate(y.shape[0] * y.shape[2], threads, sizes, _pixels(x), filters, bias, _pixels(y), out)
+
+
+def filter_gradient(p: Any, x: Array, dy: Array) -> Array:
+    """dw (C, 1, kh, kw), contiguous, from channels-last x and dy."""
+    channels, taps = x.shape[1], p.kernel[0] * p.kernel[1]
+    filters = empty(taps * channels, x.dtype)
+    sizes = _sizes(x, dy.shape, p, False, None)
+    vectors = -(-channels * x.itemsize // VECTOR_BYTES)
+    _sum_filters(vectors, threads_for(dy.size * taps, GRAIN), sizes, _pixels(x), _pixels(dy), filters)
+    dw = empty((channels, 1, *p.kernel), x.dtype)
+    _turn(filters, taps, channels, dw.reshape(-1))
+    return dw

@@ -1,0 +1,330 @@
+"""Depthwise convolution of (N, C, H, W) images, plane by plane: forward and both gradients.
+
+The source plane is copied into a padded one whose columns are sorted by their remainder under the step, so that every
+tap reads neighbouring values whatever the stride. Vectors run along a row; four rows share a tap's weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kernels.activation.vectors import ACTIVATION_CODES, activate
+from kernels.conv2d.geometry import Gather, Grid
+from kernels.runtime.numba_cpu import empty, jit, threaded, threads_for, zeros
+from kernels.simd import (
+    VECTOR_BYTES,
+    broadcast,
+    fma,
+    lanes_of,
+    load,
+    load_first,
+    peek,
+    pointer,
+    poke,
+    reduce_add,
+    splat_like,
+    store,
+    store_first,
+)
+
+Array = np.ndarray[Any, Any]
+
+#: Multiply-adds that are worth a thread of their own: about ten microseconds.
+GRAIN = 100_000
+
+
+class Planes(NamedTuple):
+    """Sizes of a pass over planes (N, C, H, W), and of one grid of it."""
+
+    images: int
+    targets: int  # channels of the output
+    sources: int  # channels of the source
+    fan: int  # source planes that an output plane sums: 1, or the multiplier in the transposed pass
+    share: int  # output planes that read one source plane: the multiplier, or 1 in the transposed pass
+    height: int  # of the source
+    width: int
+    top: int  # margins of the padded source
+    left: int
+    padded_height: int
+    pitch: int  # values between rows of the padded source, for one remainder
+    step_row: int
+    step_column: int
+    rows: int  # of the grid
+    columns: int
+    out_height: int
+    out_width: int
+    place_row: int
+    place_column: int
+    space_row: int
+    space_column: int
+    filter_taps: int  # of the whole filter
+    activation: int
+
+
+@jit
+def sort_plane(plane, p, padded):
+    """Copy a plane [H, W] into `padded` [step_column, padded_height, pitch], whose margins are zero already.
+
+    Column w + left goes to place (w + left) // step_column of the rows of its remainder.
+    """
+    lanes = lanes_of(plane)
+    for h in range(p.height):
+        row = (h + p.top) * p.pitch
+        if p.step_column == 1:
+            for i in range(0, p.width, lanes):
+                store_first(padded, row + p.left + i, load_first(plane, h * p.width + i, p.width - i), p.width - i)
+        else:
+            quotient = p.left // p.step_column
+            remainder = p.left - quotient * p.step_column
+            for w in range(p.width):
+                poke(padded, remainder * p.padded_height * p.pitch + row + quotient, peek(plane, h * p.width + w))
+                remainder += 1
+                if remainder == p.step_column:
+                    remainder = 0
+                    quotient += 1
+
+
+@jit
+def _sum_plane(padded, p, taps, index, weight, add, sums, pitch):
+    """sums[row, column] (+)= sum over taps of weight[index[t]] * padded[taps[t] + pixel], for the whole grid.
+
+    sums: [rows, pitch], pitch whole vectors; what is past a row's columns is unspecified.
+    """
+    lanes = lanes_of(padded)
+    places = pointer(taps)
+    numbers = pointer(index)
+    down = p.step_row * p.pitch
+    for column in range(0, p.columns, lanes):
+        row = 0
+        while row < p.rows:
+            here = row * down + column
+            out = row * pitch + column
+            if row + 4 <= p.rows:
+                a = splat_like(padded, 0.0)
+                b = a
+                c = a
+                d = a
+                for t in range(taps.size):
+                    w = broadcast(weight, peek(numbers, t))
+                    at = peek(places, t) + here
+                    a = fma(load(padded, at), w, a)
+                    b = fma(load(padded, at + down), w, b)
+                    c = fma(load(padded, at + 2 * down), w, c)
+                    d = fma(load(padded, at + 3 * down), w, d)
+                if add:
+                    a = a + load(sums, out)
+                    b = b + load(sums, out + pitch)
+                    c = c + load(sums, out + 2 * pitch)
+                    d = d + load(sums, out + 3 * pitch)
+                store(sums, out, a)
+                store(sums, out + pitch, b)
+                store(sums, out + 2 * pitch, c)
+                store(sums, out + 3 * pitch, d)
+                row += 4
+            else:
+                a = splat_like(padded, 0.0)
+                for t in range(taps.size):
+                    a = fma(load(padded, peek(places, t) + here), broadcast(weight, peek(numbers, t)), a)
+                if add:
+                    a = a + load(sums, out)
+                store(sums, out, a)
+                row += 1
+
+
+@jit
+def _write_plane(sums, p, pitch, shift, code, plane):
+    """plane[place + row * space] = act(sums[row] + shift), for the whole grid."""
+    lanes = lanes_of(sums)
+    for row in range(p.rows):
+        out = (p.place_row + row * p.space_row) * p.out_width + p.place_column
+        for column in range(0, p.columns, lanes):
+            values = load(sums, row * pitch + column) + shift
+            if code != 0:
+                values = activate(code, values)
+            if p.space_column == 1:
+                store_first(plane, out + column, values, p.columns - column)
+            else:
+                store(sums, row * pitch + column, values)
+                for i in range(min(lanes, p.columns - column)):
+                    poke(plane, out + (column + i) * p.space_column, peek(sums, row * pitch + column + i))
+
+
+@jit
+def _correlate_parts(first, last, parts, p, x, padded, taps, index, weight, bias, sums, y, before):
+    """Parts [first, last) of all output planes, for one grid.
+
+    x: elements [N, sources, H, W]. padded: zeroed elements [parts, padded plane]. taps: int64 places in a padded plane.
+    index: int64 places in a filter. weight: elements [sources or targets, filter_taps], one filter for each pair.
+    bias: elements [targets]. sums: scratch elements [parts, rows, pitch]. y: elements [N, targets, OH, OW]. before: as
+    y, for the sums before the activation, or of size 0.
+    """
+    pitch = sums.size // (parts * max(p.rows, 1))
+    for part in range(first, last):
+        source_plane = pointer(padded, padded.size // parts * part)
+        totals = pointer(sums, part * p.rows * pitch)
+        begin = p.images * p.targets * part // parts
+        for unit in range(begin, p.images * p.targets * (part + 1) // parts):
+            image = unit // p.targets
+            target = unit - image * p.targets
+            for j in range(p.fan):
+                source = target * p.fan + j if p.fan > 1 else target // p.share
+                if p.share == 1 or target % p.share == 0 or unit == begin:
+                    sort_plane(pointer(x, (image * p.sources + source) * p.height * p.width), p, source_plane)
+                filters = pointer(weight, (target * p.fan + j) * p.filter_taps)
+                _sum_plane(source_plane, p, taps, index, filters, j, totals, pitch)
+            shift = broadcast(pointer(bias), target)
+            place = unit * p.out_height * p.out_width
+            if before.size:
+                _write_plane(totals, p, pitch, shift, 0, pointer(before, place))
+            _write_plane(totals, p, pitch, shift, p.activation, pointer(y, place))
+
+
+_correlate_planes = threaded(_correlate_parts)
+
+
+def correlate_planes(
+    plan: Gather,
+    x: Array,
+    weight: Array,
+    fan: int,
+    share: int,
+    bias: Array,
+    y: Array,
+    before: Array,
+    activation: str | None,
+) -> None:
+    """Fill contiguous `y` (N, targets, OH, OW) from contiguous `x` (N, sources, H, W), plane by plane.
+
+    Args:
+        plan: the geometry of the (N, C, H, W) layout.
+        x: source planes.
+        weight: one filter of kh * kw values for each pair of planes.
+        fan: source planes that an output plane sums (neighbours).
+        share: output planes (neighbours) that read one source plane.
+        bias: one value for each output channel.
+        y, before: the output, and the sums before the activation unless its size is 0.
+        activation: applied to the sums.
+    """
+    images, targets = y.shape[:2]
+    for grid, index in zip(plan.grids, plan.tap_index, strict=True):
+        p, places = _sizes(plan, grid, x, y, fan, share, weight.size // weight.shape[0], activation)
+        pitch = -(-p.columns // _lanes(x)) * _lanes(x)
+        work = images * targets * fan * p.rows * p.columns * (index.size + 1)
+        parts = min(threads_for(work, GRAIN), images * targets)
+        _correlate_planes(
+            parts,
+            parts,
+            parts,
+            p,
+            x.reshape(-1),
+            zeros(parts * p.step_column * p.padded_height * p.pitch, x.dtype),
+            places,
+            index,
+            weight.reshape(-1),
+            bias,
+            empty(parts * p.rows * pitch, x.dtype),
+            y.reshape(-1),
+            before.reshape(-1),
+        )
+
+
+def _lanes(x: Array) -> int:
+    return VECTOR_BYTES // x.itemsize
+
+
+def _sizes(
+    plan: Gather, grid: Grid, x: Array, y: Array, fan: int, share: int, filter_taps: int, activation: str | None
+) -> tuple[Planes, Array]:
+    """Sizes of a grid's pass, and where its taps lie in the padded, sorted plane."""
+    top, bottom, left, right = plan.margin
+    height, width = plan.source
+    step = grid.step[1]
+    padded_height = height + top + bottom
+    # A vector more than the values of a row: the last vector of a row of outputs may reach past its inputs.
+    pitch = -(-(width + left + right) // step) + _lanes(x)
+    places = [
+        (b + left) % step * padded_height * pitch + (a + top) * pitch + (b + left) // step for a, b in grid.shifts
+    ]
+    p = Planes(
+        x.shape[0],
+        y.shape[1],
+        x.shape[1],
+        fan,
+        share,
+        height,
+        width,
+        top,
+        left,
+        padded_height,
+        pitch,
+        *grid.step,
+        *grid.size,
+        y.shape[2],
+        y.shape[3],
+        *grid.place,
+        *grid.spacing,
+        filter_taps,
+        ACTIVATION_CODES[activation],
+    )
+    return p, np.asarray(places, np.int64)
+
+
+@jit
+def _filter_parts(first, last, parts, p, x, padded, taps, dy, dw):
+    """Filters [first, last) of `parts` shares of them: dw[k, t] = sum over images and pixels of dy[k] * x at tap t.
+
+    x: elements [N, sources, H, W]. padded: zeroed elements [parts, padded plane]. taps: int64 places in a padded plane.
+    dy: elements [N, targets, rows, columns]. dw: elements [targets, taps].
+    """
+    lanes = lanes_of(x)
+    down = p.step_row * p.pitch
+    for part in range(first, last):
+        plane = pointer(padded, padded.size // parts * part)
+        for target in range(p.targets * part // parts, p.targets * (part + 1) // parts):
+            for t in range(taps.size):
+                dw[target * taps.size + t] = 0.0
+            for image in range(p.images):
+                source = image * p.sources + target // p.share
+                sort_plane(pointer(x, source * p.height * p.width), p, plane)
+                gradient = pointer(dy, (image * p.targets + target) * p.rows * p.columns)
+                for t in range(taps.size):
+                    total = splat_like(plane, 0.0)
+                    for row in range(p.rows):
+                        here = taps[t] + row * down
+                        sums = splat_like(plane, 0.0)
+                        column = 0
+                        while column + lanes <= p.columns:
+                            sums = fma(load(gradient, row * p.columns + column), load(plane, here + column), sums)
+                            column += lanes
+                        if column < p.columns:
+                            # Both masked: a NaN past the row's end must not meet a zero.
+                            rest = p.columns - column
+                            g = load_first(gradient, row * p.columns + column, rest)
+                            sums = fma(g, load_first(plane, here + column, rest), sums)
+                        total = total + sums
+                    dw[target * taps.size + t] += reduce_add(total)
+
+
+_sum_filters = threaded(_filter_parts)
+
+
+def filter_gradient(plan: Gather, x: Array, dy: Array, weight_shape: tuple[int, ...]) -> Array:
+    """dw of `weight_shape` (C_out, 1, kh, kw) from contiguous x (N, C_in, H, W) and dy (N, C_out, OH, OW)."""
+    targets, _, height, width = weight_shape
+    p, places = _sizes(plan, plan.grids[0], x, dy, 1, targets // x.shape[1], height * width, None)
+    dw = empty(weight_shape, x.dtype)
+    parts = min(threads_for(dy.size * (height * width + 1), GRAIN), targets)
+    _sum_filters(
+        parts,
+        parts,
+        parts,
+        p,
+        x.reshape(-1),
+        zeros(parts * p.step_column * p.padded_height * p.pitch, x.dtype),
+        places,
+        dy.reshape(-1),
+        dw.reshape(-1),
+    )
+    return dw

@@ -1,0 +1,309 @@
+"""The gradient of a convolution's weight: sums over pixels, on the same register tile as the forward pass.
+
+    dw[k, c, r, s] = sum over images and pixels of dy[k, pixel] * x[c, pixel * stride + tap (r, s)]
+
+A tile's rows are a dozen taps (c, r, s), its vectors run over output channels k, and its sum goes over pixels: the
+image is read by broadcast through offsets of taps and pixels, dy in panels [pixel, channel]. Every sum goes through the
+images in order, in pieces of at most CHUNK pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kernels.conv2d.gather import CHUNK, pad_image
+from kernels.conv2d.geometry import Gather
+from kernels.conv2d.image_pass import GRAIN, flat, source_of, tile_width
+from kernels.runtime.numba_cpu import empty, jit, threaded, threads_for, zeros
+from kernels.simd import (
+    TILE_ROWS,
+    advance,
+    lanes_of,
+    load,
+    load_first,
+    multiply_tile,
+    pointer,
+    reduce_add,
+    splat_like,
+    store,
+    store_first,
+    transpose,
+)
+
+Array = np.ndarray[Any, Any]
+
+#: Tiles below which the images are split into segments, so that there is work for several threads.
+FEW_TILES = 16
+#: Segments that the images are then split into; fixed, so that the result does not depend on the threads.
+SEGMENTS = 8
+
+
+class Sums(NamedTuple):
+    """Sizes of one weight gradient."""
+
+    images: int
+    pixels: int  # of dy, an image
+    together: int  # images whose pixels are one sum, so that tiny images make long ones
+    segments: int
+    padded_image: int
+    padded_channel: int
+    groups: int
+    group_inputs: int
+    group_outputs: int
+    kernel_taps: int
+    outputs: int  # channels of dy
+    out_channels_last: int  # dy is [N, pixels, channels] in place of [N, channels, pixels]
+    pads: int
+
+
+@jit
+def _pack_panel(dy, g, image, images, channel, valid, panel):
+    """panel[image, pixel, :] = dy[image, channel : channel + valid, pixel], zero past `valid`, for a few images."""
+    lanes = lanes_of(dy)
+    width = 2 * lanes
+    for n in range(images):
+        place = (image + n) * g.pixels * g.outputs
+        target = advance(panel, n * g.pixels * width)
+        if g.out_channels_last:
+            for q in range(g.pixels):
+                for j in range(0, width, lanes):
+                    values = load_first(dy, place + q * g.outputs + channel + j, valid - j)
+                    store(target, q * width + j, values)
+        else:
+            if valid < width:
+                for i in range(0, g.pixels * width, lanes):
+                    store(target, i, splat_like(target, 0.0))
+            transpose(advance(dy, place + channel * g.pixels), g.pixels, valid, g.pixels, target, width)
+
+
+@jit
+def _sum_parts(first, last, parts, g, s, x, slots, taps, pixels, dy, panels, sums):
+    """Parts [first, last) of all tiles.
+
+    g, s: Sums and Source. x: elements of the images. slots: zeroed elements [parts, together, padded image], or [1].
+    taps: int64 [groups, tiles * TILE_ROWS], where in a padded image a tap finds pixel 0 (a group's last tap repeated).
+    pixels: int64 [together * pixels], places of pixels relative to pixel 0. dy: elements. panels: scratch elements
+    [parts, together * pixels, tile width]. sums: elements [segments, groups, tiles, blocks, TILE_ROWS, tile width].
+    """
+    lanes = lanes_of(x)
+    width = 2 * lanes
+    blocks = (g.group_outputs + width - 1) // width
+    group_taps = g.group_inputs * g.kernel_taps
+    tiles = (group_taps + TILE_ROWS - 1) // TILE_ROWS
+    total = g.segments * g.groups * tiles
+    for part in range(first, last):
+        begin = total * part // parts
+        end = total * (part + 1) // parts
+        panel = pointer(panels, part * g.together * g.pixels * width)
+        source = pointer(x)
+        if g.pads:
+            source = pointer(slots, part * g.together * g.padded_image)
+        while begin < end:
+            # The tiles of this part that belong to one segment and group.
+            segment = begin // (g.groups * tiles)
+            group = begin // tiles - segment * g.groups
+            tile = begin - (segment * g.groups + group) * tiles
+            tile_end = min(tiles, tile + end - begin)
+            low = tile * TILE_ROWS // g.kernel_taps + group * g.group_inputs
+            high = (min(tile_end * TILE_ROWS, group_taps) - 1) // g.kernel_taps + 1 + group * g.group_inputs
+            image = g.images * segment // g.segments
+            image_end = g.images * (segment + 1) // g.segments
+            fresh = 0  # whether to add to what is there
+            while image < image_end:
+                count = min(g.together, image_end - image)
+                base = source
+                if g.pads:
+                    for n in range(count):
+                        given = pointer(x, (image + n) * s.given_image)
+                        pad_image(given, s, low, high, advance(source, n * g.padded_image))
+                else:
+                    base = advance(source, image * g.padded_image)
+                for block in range(blocks):
+                    channel = block * width
+                    valid = min(width, g.group_outputs - channel)
+                    _pack_panel(pointer(dy), g, image, count, group * g.group_outputs + channel, valid, panel)
+                    for start in range(0, count * g.pixels, CHUNK):
+                        length = min(CHUNK, count * g.pixels - start)
+                        for t in range(tile, tile_end):
+                            index = ((segment * g.groups + group) * tiles + t) * blocks + block
+                            multiply_tile(
+                                TILE_ROWS,
+                                2,
+                                base,
+                                pointer(taps, (group * tiles + t) * TILE_ROWS),
+                                pointer(pixels, start),
+                                length,
+                                advance(panel, start * width),
+                                pointer(sums, index * TILE_ROWS * width),
+                                width,
+                                lanes,
+                                fresh + start,
+                            )
+                fresh = 1
+                image += count
+            begin += tile_end - tile
+
+
+_sum_tiles = threaded(_sum_parts)
+
+
+@jit
+def _write_blocks(first, last, g, sums, turned, dw):
+    """Blocks [first, last) of dw[group, output, channel, tap] from the tiles' sums, segments added in order.
+
+    turned: scratch elements [groups * blocks, tiles * TILE_ROWS, tile width].
+    """
+    lanes = lanes_of(sums)
+    width = 2 * lanes
+    blocks = (g.group_outputs + width - 1) // width
+    group_taps = g.group_inputs * g.kernel_taps
+    tiles = (group_taps + TILE_ROWS - 1) // TILE_ROWS
+    size = TILE_ROWS * width
+    for index in range(first, last):
+        group = index // blocks
+        block = index - group * blocks
+        scratch = pointer(turned, index * tiles * size)
+        for t in range(tiles):
+            for i in range(0, size, lanes):
+                total = load(pointer(sums, ((group * tiles + t) * blocks + block) * size), i)
+                for segment in range(1, g.segments):
+                    place = (((segment * g.groups + group) * tiles + t) * blocks + block) * size
+                    total = total + load(pointer(sums, place), i)
+                store(scratch, t * size + i, total)
+        valid = min(width, g.group_outputs - block * width)
+        start = (group * g.group_outputs + block * width) * group_taps
+        transpose(scratch, width, group_taps, valid, pointer(dw, start), group_taps)
+
+
+_write_weight = threaded(_write_blocks)
+
+
+def weight_gradient(
+    plan: Gather, x: Array, dy: Array, weight_shape: tuple[int, ...], groups: int, channels_last: bool
+) -> Array:
+    """dw of `weight_shape` (C_out, C_in / G, kh, kw), contiguous.
+
+    Args:
+        plan: the forward geometry from x to dy.
+        x: dense images (N, C_in, H, W).
+        dy: dense gradients (N, C_out, OH, OW).
+        weight_shape: shape of the weight.
+        groups: G.
+        channels_last: the layout of both.
+    """
+    outputs, group_inputs, height, kernel_width = weight_shape
+    kernel_taps = height * kernel_width
+    images, _, rows, columns = dy.shape
+    pixels = rows * columns
+    width = tile_width(x.dtype)
+    grid = plan.grids[0]
+    group_taps = group_inputs * kernel_taps
+    tiles = -(-group_taps // TILE_ROWS)
+    blocks = -(-(outputs // groups) // width)
+    together = max(1, min(images, -(-CHUNK // pixels)))
+    segments = min(SEGMENTS, -(-images // together)) if groups * tiles < FEW_TILES else 1
+    # A table of taps for each group, filled up to whole tiles with its last tap.
+    spread = np.minimum(np.arange(tiles * TILE_ROWS), group_taps - 1)
+    starts = np.arange(groups)[:, None] * group_inputs * plan.padded.channel
+    taps = (plan.tap_offsets[0][spread][None, :] + starts).reshape(-1)
+    places = (np.arange(rows) * grid.step[0] * plan.padded.row)[:, None] + np.arange(columns) * (
+        grid.step[1] * plan.padded.column
+    )
+    table = (np.arange(together)[:, None] * plan.padded.image + places.reshape(1, -1)).reshape(-1)
+    g = Sums(
+        images,
+        pixels,
+        together,
+        segments,
+        plan.padded.image,
+        plan.padded.channel,
+        groups,
+        group_inputs,
+        outputs // groups,
+        kernel_taps,
+        outputs,
+        int(channels_last),
+        int(plan.pads),
+    )
+    threads = threads_for(images * pixels * group_taps * outputs, GRAIN)
+    parts = min(threads, segments * groups * tiles)
+    sums = empty(segments * groups * tiles * blocks * TILE_ROWS * width, x.dtype)
+    _sum_tiles(
+        parts,
+        parts,
+        parts,
+        g,
+        source_of(plan, channels_last),
+        flat(x),
+        zeros(parts * together * plan.padded.image if plan.pads else 1, x.dtype),
+        taps.astype(np.int64),
+        table.astype(np.int64),
+        flat(dy),
+        empty(parts * together * pixels * width, x.dtype),
+        sums,
+    )
+    dw = empty(weight_shape, x.dtype)
+    _write_weight(
+        groups * blocks, threads, g, sums, empty(groups * blocks * tiles * TILE_ROWS * width, x.dtype), dw.reshape(-1)
+    )
+    return dw
+
+
+@jit
+def _sum_channels(first, last, images, channels, pixels, dy, db):
+    """db[c] = sum over images and pixels of dy[image, c, pixel], c in [first, last)."""
+    source = pointer(dy)
+    lanes = lanes_of(source)
+    for c in range(first, last):
+        total = 0.0
+        for n in range(images):
+            start = (n * channels + c) * pixels
+            a = splat_like(source, 0.0)
+            b = splat_like(source, 0.0)
+            i = 0
+            while i + 2 * lanes <= pixels:
+                a = a + load(source, start + i)
+                b = b + load(source, start + i + lanes)
+                i += 2 * lanes
+            while i < pixels:
+                a = a + load_first(source, start + i, pixels - i)
+                i += lanes
+            total += reduce_add(a + b)
+        db[c] = total
+
+
+@jit
+def _sum_rows(first, last, rows, channels, dy, db):
+    """db[c] = sum over rows of dy[row, c], for vectors [first, last) of channels; 64 rows in registers at a time."""
+    source = pointer(dy)
+    target = pointer(db)
+    lanes = lanes_of(source)
+    for vector in range(first, last):
+        c = vector * lanes
+        total = splat_like(source, 0.0)
+        for row in range(0, rows, 64):
+            part = splat_like(source, 0.0)
+            for r in range(row, min(rows, row + 64)):
+                part = part + load_first(source, r * channels + c, channels - c)
+            total = total + part
+        store_first(target, c, total, channels - c)
+
+
+_bias_planes = threaded(_sum_channels)
+_bias_rows = threaded(_sum_rows)
+
+
+def bias_gradient(dy: Array, channels_last: bool) -> Array:
+    """db (C,): dense dy (N, C, H, W) summed over everything but channels, each sum in a fixed order."""
+    images, channels, height, width = dy.shape
+    db = empty(channels, dy.dtype)
+    threads = threads_for(dy.size, 200_000)
+    if channels_last:
+        _bias_rows(
+            -(-channels // (tile_width(dy.dtype) // 2)), threads, images * height * width, channels, flat(dy), db
+        )
+    else:
+        _bias_planes(channels, threads, images, channels, height * width, flat(dy), db)
+    return db
