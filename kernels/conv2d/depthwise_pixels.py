@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.activation.vectors import ACTIVATION_CODES, activate
-from kernels.runtime.numba_cpu import empty, jit, threaded, threads_for
+from kernels.runtime.numba_cpu import empty, jit, scratch, threaded, threads_for
 from kernels.simd import (
     VECTOR_BYTES,
     fma,
@@ -183,7 +183,7 @@ def correlate_pixels(
         activation: applied to the sums.
     """
     channels, taps = weight.shape[0], p.kernel[0] * p.kernel[1]
-    filters = empty(taps * channels, x.dtype)
+    filters = scratch(taps * channels, x.dtype)
     _turn(weight.reshape(-1), channels, taps, filters)
     sizes = _sizes(x, y.shape, p, transposed, activation)
     threads = threads_for(y.size * taps, GRAIN)
@@ -194,7 +194,7 @@ def correlate_pixels(
 def filter_gradient(p: Any, x: Array, dy: Array) -> Array:
     """dw (C, 1, kh, kw), contiguous, from channels-last x and dy."""
     channels, taps = x.shape[1], p.kernel[0] * p.kernel[1]
-    filters = empty(taps * channels, x.dtype)
+    filters = scratch(taps * channels, x.dtype)
     sizes = _sizes(x, dy.shape, p, False, None)
     vectors = -(-channels * x.itemsize // VECTOR_BYTES)
     _sum_filters(vectors, threads_for(dy.size * taps, GRAIN), sizes, _pixels(x), _pixels(dy), filters)

@@ -12,7 +12,7 @@ import numpy as np
 
 from kernels.activation.vectors import ACTIVATION_CODES, activate
 from kernels.conv2d.geometry import Gather, Grid
-from kernels.runtime.numba_cpu import empty, jit, threaded, threads_for, zeros
+from kernels.runtime.numba_cpu import empty, jit, scratch, threaded, threads_for, zeros
 from kernels.simd import (
     VECTOR_BYTES,
     broadcast,
@@ -224,7 +224,7 @@ def correlate_planes(
             index,
             weight.reshape(-1),
             bias,
-            empty(parts * p.rows * pitch, x.dtype),
+            scratch(parts * p.rows * pitch, x.dtype),
             y.reshape(-1),
             before.reshape(-1),
         )

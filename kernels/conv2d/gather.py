@@ -48,6 +48,7 @@ class Pass(NamedTuple):
     padded_image: int
     padded_channel: int
     slots: int  # padded images that a part keeps at once; 0: the source is read where it lies
+    collects: int  # 1: pixels and taps of a block lie apart in large steps; they are brought together first
     out_start: int  # output place of pixel (0, 0)
     out_row: int  # output distance between rows of the grid
     out_column: int
@@ -70,8 +71,8 @@ class Source(NamedTuple):
     channels_last: int
     top: int
     left: int
+    padded_height: int
     padded_row: int
-    padded_column: int
     padded_channel: int
     given_image: int
 
@@ -89,21 +90,40 @@ def copy_run(src, dst, count):
 
 
 @jit
-def pad_image(image, s, first_channel, last_channel, padded):
-    """Copy channels [first, last) of one image into its place in `padded`, whose margin is zero already.
+def clear(dst, count):
+    """dst[:count] = 0."""
+    lanes = lanes_of(dst)
+    zero = splat_like(dst, 0.0)
+    i = 0
+    while i + lanes <= count:
+        store(dst, i, zero)
+        i += lanes
+    if i < count:
+        store_first(dst, i, zero, count - i)
 
-    image: elements [C, H, W], or [H, W, C] when channels-last (then all channels are copied).
+
+@jit
+def pad_image(image, s, first_channel, last_channel, padded):
+    """Copy channels [first, last) of one image into its place in `padded`, with zeros around.
+
+    image: elements [C, H, W], or [H, W, C] when channels-last (then all channels are copied, as one wide plane).
     """
+    planes_from, planes_to, thick = first_channel, last_channel, 1
     if s.channels_last:
+        planes_from, planes_to, thick = 0, 1, s.channels
+    run = s.width * thick
+    before = s.left * thick
+    after = s.padded_row - before - run
+    for c in range(planes_from, planes_to):
+        plane = advance(padded, c * s.padded_channel)
+        clear(plane, s.top * s.padded_row)
         for h in range(s.height):
-            target = (h + s.top) * s.padded_row + s.left * s.padded_column
-            run = s.width * s.channels
-            copy_run(advance(image, h * run), advance(padded, target), run)
-    else:
-        for c in range(first_channel, last_channel):
-            for h in range(s.height):
-                target = c * s.padded_channel + (h + s.top) * s.padded_row + s.left
-                copy_run(advance(image, (c * s.height + h) * s.width), advance(padded, target), s.width)
+            row = advance(plane, (h + s.top) * s.padded_row)
+            clear(row, before)
+            copy_run(advance(image, (c * s.height + h) * run), advance(row, before), run)
+            clear(advance(row, before + run), after)
+        below = s.top + s.height
+        clear(advance(plane, below * s.padded_row), (s.padded_height - below) * s.padded_row)
 
 
 @jit
@@ -155,7 +175,8 @@ def write_sums(sums, rows, width, valid, places, y, out_channel):
 def _gather_parts(first, last, p, s, x, slots, taps, panels, bias, y, before, sums, rows_in, rows_out):
     """Parts [first, last) of one grid.
 
-    p, s: Pass and Source. x: the source's elements. slots: zeroed elements [parts, p.slots, padded image], or [1].
+    p, s: Pass and Source. x: the source's elements. slots: scratch elements [parts, p.slots, padded image], or
+    [parts, channels, BLOCK] when p.collects, or [1].
     taps: int64 [group_inputs * taps]. panels: elements [groups * blocks, taps, tile width], zero past a group's
     channels. bias: elements [groups * group_outputs]. y: the output's elements. before: as y for the sums before the
     activation, or of size 0. sums: scratch elements [parts, BLOCK, tile width]. rows_in, rows_out: scratch int64
@@ -182,6 +203,8 @@ def _gather_parts(first, last, p, s, x, slots, taps, panels, bias, y, before, su
         source = pointer(x)
         if p.slots:
             source = pointer(slots, part * p.slots * p.padded_image)
+        elif p.collects:
+            source = pointer(slots, part * s.channels * BLOCK)
         ready = begin // (p.rows * p.columns)  # images before this one are padded, or not ours
         while begin < end:
             count = min(BLOCK, end - begin)
@@ -191,7 +214,16 @@ def _gather_parts(first, last, p, s, x, slots, taps, panels, bias, y, before, su
             j = left - i * p.columns
             for q in range(count):
                 slot = image % p.slots if p.slots else image
-                poke(ins, q, slot * p.padded_image + i * p.step_row + j * p.step_column)
+                place = slot * p.padded_image + i * p.step_row + j * p.step_column
+                if p.collects:
+                    if q == 0 or (i == 0 and j == 0):
+                        # Pixels up to the image's end lie side by side, in every channel.
+                        run = min(count - q, p.rows * p.columns - i * p.columns - j)
+                        for c in range(s.channels):
+                            here = pointer(x, place + c * p.padded_channel)
+                            copy_run(here, advance(source, c * BLOCK + q), run)
+                    place = q
+                poke(ins, q, place)
                 poke(outs, q, p.out_start + image * p.out_image + i * p.out_row + j * p.out_column)
                 if p.slots and image >= ready:
                     pad_image(
@@ -210,7 +242,7 @@ def _gather_parts(first, last, p, s, x, slots, taps, panels, bias, y, before, su
             for block in range(first_block, last_block):
                 group = block // group_blocks
                 channel = (block - group * group_blocks) * width
-                inputs = advance(source, group * p.group_inputs * p.padded_channel)
+                inputs = advance(source, group * p.group_inputs * (BLOCK if p.collects else p.padded_channel))
                 chunk = 0
                 while True:
                     length = min(CHUNK, tap_count - chunk)

@@ -9,7 +9,7 @@ import numpy as np
 from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.conv2d.gather import BLOCK, Pass, Source, gather_parts, pack_parts
 from kernels.conv2d.geometry import Gather
-from kernels.runtime.numba_cpu import empty, threads_for, zeros
+from kernels.runtime.numba_cpu import scratch, threads_for
 from kernels.simd import TILE_ROWS, VECTOR_BYTES
 
 Array = np.ndarray[Any, Any]
@@ -41,8 +41,8 @@ def source_of(plan: Gather, channels_last: bool) -> Source:
         int(channels_last),
         top,
         left,
+        plan.source[0] + top + plan.margin[1],
         plan.padded.row,
-        plan.padded.column,
         plan.padded.channel,
         plan.given.image,
     )
@@ -62,8 +62,8 @@ def pack_weight(
     """Panels [groups * blocks, group_inputs, taps, tile width] of a contiguous weight; see `pack_parts`."""
     width = tile_width(weight.dtype)
     blocks = groups * -(-group_outputs // width)
-    panels = empty(blocks * group_inputs * tap_index.size * width, weight.dtype)
-    turned = empty(blocks * kernel_taps * width, weight.dtype)
+    panels = scratch(blocks * group_inputs * tap_index.size * width, weight.dtype)
+    turned = scratch(blocks * kernel_taps * width, weight.dtype)
     pack_parts(
         blocks,
         threads_for(panels.size, MOVE_GRAIN),
@@ -123,6 +123,11 @@ def run_pass(
         pixel_parts, block_parts = (threads, 1) if divides_pixels else (1, threads)
         # A block of pixels touches this many images, and the next block begins in the last of them.
         slots = min(images, (BLOCK - 2) // (grid.size[0] * grid.size[1]) + 2) if plan.pads else 0
+        # One tap and planes apart: a tile would touch a page for each channel.
+        collects = not channels_last and not slots and grid.step == (1, 1) and taps.size == group_inputs
+        if collects:
+            taps = np.arange(group_inputs, dtype=np.int64) * BLOCK
+        room = plan.channels * BLOCK if collects else slots * plan.padded.image
         step = Pass(
             images,
             *grid.size,
@@ -131,6 +136,7 @@ def run_pass(
             plan.padded.image,
             plan.padded.channel,
             slots,
+            int(collects),
             grid.place[0] * plan.output.row + grid.place[1] * plan.output.column,
             grid.spacing[0] * plan.output.row,
             grid.spacing[1] * plan.output.column,
@@ -149,13 +155,13 @@ def run_pass(
             step,
             source,
             flat(x),
-            zeros(max(1, threads * slots * plan.padded.image), x.dtype),
+            scratch(threads * room, x.dtype),
             taps,
             panels,
             bias,
             flat(y),
             flat(before) if before.size else before.reshape(-1),
-            empty(threads * BLOCK * width, x.dtype),
-            empty(threads * BLOCK, np.int64),
-            empty(threads * BLOCK, np.int64),
+            scratch(threads * BLOCK * width, x.dtype),
+            scratch(threads * BLOCK, np.int64),
+            scratch(threads * BLOCK, np.int64),
         )

@@ -16,7 +16,7 @@ import numpy as np
 from kernels.conv2d.gather import CHUNK, pad_image
 from kernels.conv2d.geometry import Gather
 from kernels.conv2d.image_pass import GRAIN, flat, source_of, tile_width
-from kernels.runtime.numba_cpu import empty, jit, threaded, threads_for, zeros
+from kernels.runtime.numba_cpu import empty, jit, scratch, threaded, threads_for
 from kernels.simd import (
     TILE_ROWS,
     advance,
@@ -82,7 +82,7 @@ def _pack_panel(dy, g, image, images, channel, valid, panel):
 def _sum_parts(first, last, parts, g, s, x, slots, taps, pixels, dy, panels, sums):
     """Parts [first, last) of all tiles.
 
-    g, s: Sums and Source. x: elements of the images. slots: zeroed elements [parts, together, padded image], or [1].
+    g, s: Sums and Source. x: elements of the images. slots: scratch elements [parts, together, padded image], or [1].
     taps: int64 [groups, tiles * TILE_ROWS], where in a padded image a tap finds pixel 0 (a group's last tap repeated).
     pixels: int64 [together * pixels], places of pixels relative to pixel 0. dy: elements. panels: scratch elements
     [parts, together * pixels, tile width]. sums: elements [segments, groups, tiles, blocks, TILE_ROWS, tile width].
@@ -229,7 +229,7 @@ def weight_gradient(
     )
     threads = threads_for(images * pixels * group_taps * outputs, GRAIN)
     parts = min(threads, segments * groups * tiles)
-    sums = empty(segments * groups * tiles * blocks * TILE_ROWS * width, x.dtype)
+    sums = scratch(segments * groups * tiles * blocks * TILE_ROWS * width, x.dtype)
     _sum_tiles(
         parts,
         parts,
@@ -237,16 +237,16 @@ def weight_gradient(
         g,
         source_of(plan, channels_last),
         flat(x),
-        zeros(parts * together * plan.padded.image if plan.pads else 1, x.dtype),
+        scratch(parts * together * plan.padded.image if plan.pads else 1, x.dtype),
         taps.astype(np.int64),
         table.astype(np.int64),
         flat(dy),
-        empty(parts * together * pixels * width, x.dtype),
+        scratch(parts * together * pixels * width, x.dtype),
         sums,
     )
     dw = empty(weight_shape, x.dtype)
     _write_weight(
-        groups * blocks, threads, g, sums, empty(groups * blocks * tiles * TILE_ROWS * width, x.dtype), dw.reshape(-1)
+        groups * blocks, threads, g, sums, scratch(groups * blocks * tiles * TILE_ROWS * width, x.dtype), dw.reshape(-1)
     )
     return dw
 

@@ -87,10 +87,7 @@ def _read_sources(folder: Path) -> str | None:
     digest = hashlib.blake2b()
     try:
         sources = sorted(
-            os.path.join(parent, name)
-            for parent, _, names in os.walk(folder)
-            for name in names
-            if name.endswith(".py")
+            os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names if name.endswith(".py")
         )
         for source in sources:
             with open(source, "rb", buffering=0) as file:

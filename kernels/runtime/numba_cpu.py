@@ -6,9 +6,11 @@ still imports, so that other backends are not taken along.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from ctypes import addressof, c_char
 from math import prod
+from sys import getrefcount
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ __all__ = [
     "info",
     "jit",
     "missing",
+    "scratch",
     "thread_count",
     "threaded",
     "threading_layer",
@@ -107,6 +110,56 @@ def zeros(shape: Shape, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     # np.zeros, since large blocks come zeroed from the system, untouched until used.
     count = shape if isinstance(shape, int) else prod(shape)
     return _place(np.zeros(count * dtype.itemsize + ALIGNMENT, _BYTE), shape, dtype)
+
+
+class _Pool(threading.local):
+    """Blocks of memory that a thread's kernels used before, for the next ones.
+
+    A block is free when nothing but the pool refers to it: arrays refer to the block they lie in. Fresh blocks of this
+    size come from the system page by page, which costs more than many a kernel.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: list[NDArray[np.uint8]] = []
+
+
+_pool = _Pool()
+_POOL_BLOCKS = 16
+_POOL_BYTES = 1 << 28
+_SMALLEST_POOLED = 1 << 14
+_FREE = 3
+"""References to a free block: the list, the loop's name, and the argument of getrefcount."""
+
+
+def scratch(count: int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """As `empty`, one-dimensional, for memory that dies with the call: large blocks are used again.
+
+    Never for an output: the memory would be lent to the next call once the array is gone, but not its views' owner
+    outside NumPy.
+    """
+    dtype = np.dtype(dtype)
+    size = count * dtype.itemsize + ALIGNMENT
+    if size < _SMALLEST_POOLED or _allocator is not _allocate:
+        return _allocator(count, dtype)
+    best = None
+    for block in _pool.blocks:
+        if block.size >= size and getrefcount(block) == _FREE and (best is None or block.size < best.size):
+            best = block
+    block = None
+    if best is None:
+        best = np.empty(size + size // 4, _BYTE)
+        if best.size <= _POOL_BYTES:
+            _keep(best)
+    return _place(best, count, dtype)
+
+
+def _keep(fresh: NDArray[np.uint8]) -> None:
+    """Put a block into the pool; the smallest free ones leave when it grows too large."""
+    blocks = _pool.blocks
+    blocks.append(fresh)
+    blocks.sort(key=len, reverse=True)
+    while len(blocks) > _POOL_BLOCKS or (len(blocks) > 1 and sum(map(len, blocks)) > _POOL_BYTES):
+        blocks.pop()
 
 
 class _WritableAlias:
