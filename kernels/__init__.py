@@ -1,5 +1,67 @@
-"""Hand-written neural-network kernels on NumPy arrays and torch tensors."""
-from kernels.backends import BackendError
-from kernels.conv2d.op import conv2d, conv_transpose2d
-from kernels.dispatch import use_backend
-from kernels.inspection import Explanation, explain, vjp
+"""Hand-written neural-network kernels on NumPy arrays and torch tensors, forward and backward.
+
+Every function takes arrays of one kind (NumPy, torch, CuPy; any strides) and returns the same kind, and takes
+``device=`` and ``backend=`` by keyword. `explain` says which kernel a call would run and why, `use_backend` chooses for
+a block, `info` (or ``python -m kernels``) describes the installation.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata as _metadata
+
+
+def _refuse_namesake() -> None:
+    """Hugging Face's package of the same name and this one cannot be imported side by side."""
+    try:
+        version = _metadata.version("kernels")
+    except _metadata.PackageNotFoundError:
+        return
+    raise ImportError(
+        f"Hugging Face's package 'kernels' {version} is installed here too, and nnlib-kernels is also imported as "
+        "'kernels': uninstall one of them (pip uninstall kernels) or give each its own environment"
+    )
+
+
+_refuse_namesake()
+
+from kernels.activation.op import gelu, relu, sigmoid, silu, tanh  # noqa: E402
+from kernels.backends import BackendError  # noqa: E402
+from kernels.conv2d.op import conv2d, conv_transpose2d  # noqa: E402
+from kernels.dispatch import use_backend  # noqa: E402
+from kernels.inspection import Explanation, explain, vjp  # noqa: E402
+from kernels.installation import Info, info  # noqa: E402
+from kernels.linear.op import linear  # noqa: E402
+from kernels.pool2d.adaptive import adaptive_avg_pool2d, adaptive_max_pool2d  # noqa: E402
+from kernels.pool2d.op import avg_pool2d, lp_pool2d, max_pool2d  # noqa: E402
+from kernels.softmax.op import cross_entropy, log_softmax, softmax  # noqa: E402
+
+#: Tells this package from Hugging Face's of the same name.
+DISTRIBUTION = "nnlib-kernels"
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "Explanation",
+    "Info",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "avg_pool2d",
+    "conv2d",
+    "conv_transpose2d",
+    "cross_entropy",
+    "explain",
+    "gelu",
+    "info",
+    "linear",
+    "log_softmax",
+    "lp_pool2d",
+    "max_pool2d",
+    "relu",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "tanh",
+    "use_backend",
+    "vjp",
+]

@@ -53,6 +53,11 @@ class ArraySpec:
         return 2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize
 
     @property
+    def floating(self) -> bool:
+        """Whether the elements are floating-point numbers, the only ones that have gradients."""
+        return "float" in self.dtype
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all elements."""
         return self.size * self.itemsize
@@ -72,6 +77,35 @@ class ArraySpec:
                 return False
             least = self.strides[axis] * max(self.shape[axis], 1)
         return self.strides[1] > 0
+
+    @property
+    def dense(self) -> bool:
+        """Whether the elements fill their memory without gaps or overlaps, in any order of the dimensions."""
+        if self.strides is None:
+            return True
+        expected = 1
+        for axis in sorted(range(self.ndim), key=self.strides.__getitem__):
+            if self.shape[axis] == 1:
+                continue
+            if self.strides[axis] != expected:
+                return False
+            expected = expected * self.shape[axis]
+        return True
+
+    @property
+    def memory_order(self) -> tuple[int, ...]:
+        """The dimensions from the slowest to the fastest in memory: transposed so, a dense array is C-contiguous."""
+        if self.strides is None:
+            return tuple(range(self.ndim))
+        strides = self.strides
+        return tuple(sorted(range(self.ndim), key=lambda axis: -strides[axis]))
+
+    def alike(self) -> ArraySpec:
+        """A fresh array's spec in this one's shape, and in its strides when they are dense, else contiguous.
+
+        That is the layout of torch's elementwise ops.
+        """
+        return ArraySpec(self.shape, self.dtype, self.device, self.strides if self.dense else None)
 
     def like(self, shape: tuple[int, ...], *, dtype: str | None = None, channels_last: bool = False) -> ArraySpec:
         """A fresh array's spec on this device: contiguous, or channels-last where asked for."""
@@ -188,18 +222,22 @@ def numpy_view(array: Any) -> np.ndarray:
     return view
 
 
+def _from_contiguous(array: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
+    """The transpose that undoes ``transpose(order)``."""
+    return array.transpose(sorted(range(len(order)), key=order.__getitem__))
+
+
 def laid_out(array: np.ndarray, form: ArraySpec | None) -> np.ndarray:
     """`array` in the memory layout that `form` declares; copied only where it lies differently."""
     if form is None or form.strides is None:
         return np.ascontiguousarray(array).reshape(array.shape)
-    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    order = form.memory_order
+    return _from_contiguous(np.ascontiguousarray(array.transpose(order)), order)
 
 
 def empty_numpy(form: ArraySpec, fill: float | None = None) -> np.ndarray:
     """A fresh NumPy array of the given spec (its layout included), filled with `fill` where given."""
-    order = form.shape
-    if form.strides is not None:
-        n, c, h, w = form.shape
-        order = (n, h, w, c)
-    fresh = np.empty(order, form.dtype) if fill is None else np.full(order, fill, form.dtype)
-    return fresh if form.strides is None else fresh.transpose(0, 3, 1, 2)
+    order = form.memory_order
+    shape = tuple(form.shape[axis] for axis in order)
+    fresh = np.empty(shape, form.dtype) if fill is None else np.full(shape, fill, form.dtype)
+    return fresh if form.strides is None else _from_contiguous(fresh, order)

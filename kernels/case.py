@@ -54,7 +54,7 @@ class Case:
         built: dict[str, Any] = {}
         for name, shape in self.shapes.items():
             numbers = rng.standard_normal(shape) * self.scale.get(name, 1.0)
-            array: Array = numbers.astype(dtype)
+            array: Array = np.asarray(numbers, dtype)
             if self.channels_last and array.ndim == 4:
                 array = np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
             built[name] = array

@@ -59,7 +59,7 @@ def pair(op: str, argument: str, value: Any, minimum: int) -> Pair:
 
 def number(op: str, argument: str, value: Any) -> float:
     """`value` as a Python float; refuses bools, strings and arrays."""
-    if isinstance(value, bool) or not hasattr(value, "__float__") or getattr(value, "ndim", 0):
+    if isinstance(value, bool) or not hasattr(value, "__float__") or getattr(value, "ndim", 0) != 0:
         fail_type(op, argument, "must be a number", value)
     return float(value)
 

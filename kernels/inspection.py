@@ -169,7 +169,8 @@ def _run_and_keep(
     if kind != "numpy":
         raise TypeError(f"vjp: {op.inputs[0]} must be a NumPy array (others carry their own gradients), got a {kind} array")
     place = dispatch.place_of(op, specs, kind, device)
-    wanted = tuple(name in op.differentiable and a is not None for name, a in zip(op.inputs, inputs, strict=True))
+    named_specs = zip(op.inputs, specs, strict=True)
+    wanted = tuple(name in op.differentiable and spec is not None and spec.floating for name, spec in named_specs)
     problem = replace(op.problem.check(*specs, *attributes), needs_grad=wanted)
     chosen = dispatch.resolve(op, problem, dispatch.choice(op, named), kind, place)
     backward = dispatch.backward_of(op, problem, chosen, kind, place)

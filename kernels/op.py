@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import typing
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kernels import arrays
@@ -97,33 +96,25 @@ class Problem:
         )
 
 
-@lru_cache(None)
-def _hints(problem: type[Problem]) -> dict[str, Any]:
-    return typing.get_type_hints(problem)
-
-
 def _is_input(hint: Any) -> bool:
     return hint is ArraySpec or ArraySpec in typing.get_args(hint)
 
 
-@lru_cache(None)
-def input_names(problem: type[Problem]) -> tuple[str, ...]:
+_fields: dict[Any, dict[str, Any]] = {}
+
+
+def _hints(problem: Any) -> dict[str, Any]:
+    """Type hint of each field of a declaration but `needs_grad`, in order."""
+    found = _fields.get(problem)
+    if found is None:
+        hints = typing.get_type_hints(problem)
+        found = _fields[problem] = {f.name: hints[f.name] for f in fields(problem) if f.name != "needs_grad"}
+    return found
+
+
+def input_names(problem: Any) -> tuple[str, ...]:
     """Names of the declaration's input arrays, in order."""
-    hints = _hints(problem)
-    return tuple(f.name for f in fields(problem) if f.name != "needs_grad" and _is_input(hints[f.name]))
-
-
-def _attribute_hints(problem: type[Problem]) -> dict[str, Any]:
-    hints = _hints(problem)
-    names = (f.name for f in fields(problem) if f.name != "needs_grad")
-    return {name: hints[name] for name in names if not _is_input(hints[name])}
-
-
-@lru_cache(None)
-def optional_inputs(problem: type[Problem]) -> frozenset[str]:
-    """Names of the inputs that may be None."""
-    hints = _hints(problem)
-    return frozenset(name for name in input_names(problem) if hints[name] is not ArraySpec)
+    return tuple(name for name, hint in _hints(problem).items() if _is_input(hint))
 
 
 class Op:
@@ -152,9 +143,11 @@ class Op:
         self.problem = problem
         self.family = family
         self.inputs = input_names(problem)
-        self.optional = optional_inputs(problem)
+        hints = _hints(problem)
+        #: Names of the inputs that may be None.
+        self.optional = frozenset(name for name in self.inputs if hints[name] is not ArraySpec)
         #: Type hint of each attribute (normalised argument that is no array), in order.
-        self.attributes = _attribute_hints(problem)
+        self.attributes = {name: hint for name, hint in hints.items() if not _is_input(hint)}
         self.results = results
         self.differentiable = self.inputs if differentiable is None else differentiable
         self.differentiable_results = differentiable_results
@@ -215,7 +208,8 @@ class Implementation:
         found = []
         for name in self.op.differentiable:
             given: ArraySpec | None = getattr(problem, name)
-            if given is not None and given.dtype not in self.dtypes:
+            # An input that may be integers or numbers (class labels or probabilities) is as its declaration says.
+            if given is not None and given.floating and given.dtype not in self.dtypes:
                 found.append(f"{name} has dtype {given.dtype}; it takes {', '.join(self.dtypes)}")
                 break
         return found + self.reasons(problem)

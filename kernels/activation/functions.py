@@ -45,9 +45,9 @@ def apply(name: str | None, x: Array) -> Array:
         if name is None:
             return x
         if name == "relu":
-            return np.where(np.isnan(x), x, np.maximum(x, 0)).astype(x.dtype)
+            return np.where(x < 0, np.zeros_like(x), x)
         if name == "gelu":
-            return np.where(x == -np.inf, np.zeros_like(x), x * _phi(x)).astype(x.dtype)
+            return (x * _phi(x)).astype(x.dtype)
         if name == "gelu_tanh":
             inner = SQRT_2_OVER_PI * (x + CUBIC * x**3)
             return (0.5 * x * (1 + np.tanh(inner))).astype(x.dtype)
@@ -64,7 +64,7 @@ def derivative(name: str, value: Array) -> Array:
     """act'(x), elementwise; `value` is the output for the activations in FROM_OUTPUT, else the input."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         if name == "relu":
-            return (value > 0).astype(value.dtype)
+            return np.where(value <= 0, np.zeros_like(value), np.ones_like(value))
         if name == "tanh":
             return 1 - value * value
         if name == "sigmoid":
@@ -79,3 +79,12 @@ def derivative(name: str, value: Array) -> Array:
             s = sigmoid(value)
             return s * (1 + value * (1 - s))
     raise AssertionError(f"unknown activation {name}")
+
+
+def backward(name: str, grad: Array, value: Array) -> Array:
+    """grad * act'(x), elementwise; `value` as for `derivative`. relu passes nothing on where it is 0, not even NaN."""
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        if name == "relu":
+            return np.where(value <= 0, np.zeros_like(grad), grad)
+        found: Array = grad * derivative(name, value)
+    return found

@@ -63,13 +63,13 @@ def transposed_grids(
 
     Image row h meets tap r of output row o when h = o * stride + r * dilation - top.
     """
-    sides = []
+    sides: list[list[tuple[int, int, list[int], list[int]]]] = []
     for d, before in ((0, top), (1, left)):
         phases = []
         for phase in range(min(stride[d], image[d])):
             met = [r for r in range(kernel[d]) if (phase + before - r * dilation[d]) % stride[d] == 0]
-            shifts = [(phase + before - r * dilation[d]) // stride[d] for r in met]
-            phases.append((phase, -(-(image[d] - phase) // stride[d]), met, shifts))
+            distances = [(phase + before - r * dilation[d]) // stride[d] for r in met]
+            phases.append((phase, -(-(image[d] - phase) // stride[d]), met, distances))
         sides.append(phases)
     grids = []
     for row, rows, met_rows, row_shifts in sides[0]:

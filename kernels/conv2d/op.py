@@ -108,7 +108,7 @@ class Conv2dProblem(_Convolution):
     activation: str | None
 
     @classmethod
-    def check(  # type: ignore[override]
+    def check(
         cls,
         x: ArraySpec,
         weight: ArraySpec,
@@ -228,7 +228,7 @@ class ConvTranspose2dProblem(_Convolution):
     output_padding: tuple[int, ...]
 
     @classmethod
-    def check(  # type: ignore[override]
+    def check(
         cls,
         x: ArraySpec,
         weight: ArraySpec,

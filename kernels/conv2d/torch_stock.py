@@ -25,7 +25,7 @@ def _padded(p: Conv2dProblem, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
 
 def _sums(p: Conv2dProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     x, padding = _padded(p, x)
-    return F.conv2d(x, weight, bias, p.stride, padding, p.dilation, p.groups)  # type: ignore[arg-type]
+    return F.conv2d(x, weight, bias, p.stride, padding, p.dilation, p.groups)
 
 
 def conv2d(p: Conv2dProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -72,7 +72,7 @@ def conv_transpose2d(
 ) -> tuple[Tensor | None, ...]:
     """output."""
     padding = (p.padding[0], p.padding[2])
-    y = F.conv_transpose2d(x, weight, bias, p.stride, padding, p.output_padding, p.groups, p.dilation)  # type: ignore[arg-type]
+    y = F.conv_transpose2d(x, weight, bias, p.stride, padding, p.output_padding, p.groups, p.dilation)
     return (y,)
 
 

@@ -125,32 +125,38 @@ class _Pool(threading.local):
 
 _pool = _Pool()
 _POOL_BLOCKS = 16
-_POOL_BYTES = 1 << 28
+_POOL_BYTES = 1 << 26
 _SMALLEST_POOLED = 1 << 14
-_FREE = 3
-"""References to a free block: the list, the loop's name, and the argument of getrefcount."""
+
+
+def _smallest_free(blocks: list[NDArray[np.uint8]], size: int, free: int) -> NDArray[np.uint8] | None:
+    """The smallest block of at least `size` bytes that has just `free` references, as seen from this loop."""
+    best: NDArray[np.uint8] | None = None
+    for block in blocks:
+        if block.size >= size and getrefcount(block) == free and (best is None or block.size < best.size):
+            best = block
+    return best
+
+
+# The list's reference, this loop's and the call's: how many these are is up to the interpreter, so it is tried out.
+_FREE = next(n for n in range(1, 8) if _smallest_free([np.empty(1, _BYTE)], 0, n) is not None)
 
 
 def scratch(count: int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """As `empty`, one-dimensional, for memory that dies with the call: large blocks are used again.
 
-    Never for an output: the memory would be lent to the next call once the array is gone, but not its views' owner
-    outside NumPy.
+    Not for outputs, which live as long as the caller likes.
     """
     dtype = np.dtype(dtype)
     size = count * dtype.itemsize + ALIGNMENT
     if size < _SMALLEST_POOLED or _allocator is not _allocate:
         return _allocator(count, dtype)
-    best = None
-    for block in _pool.blocks:
-        if block.size >= size and getrefcount(block) == _FREE and (best is None or block.size < best.size):
-            best = block
-    block = None
-    if best is None:
-        best = np.empty(size + size // 4, _BYTE)
-        if best.size <= _POOL_BYTES:
-            _keep(best)
-    return _place(best, count, dtype)
+    block = _smallest_free(_pool.blocks, size, _FREE)
+    if block is None:
+        block = np.empty(size + size // 4, _BYTE)
+        if block.size <= _POOL_BYTES:
+            _keep(block)
+    return _place(block, count, dtype)
 
 
 def _keep(fresh: NDArray[np.uint8]) -> None:

@@ -7,6 +7,7 @@ vector's element type, so `x * 0.5` stays float32.
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 from llvmlite import ir
 from numba import types
@@ -19,10 +20,10 @@ from kernels.simd.memory import as_lanes
 from kernels.simd.types import IntVector, Mask, SimdType, Vector, vector_like
 
 
-def _common(operands: tuple, allowed: type | tuple) -> SimdType | None:
+def _common(operands: tuple, allowed: type | tuple) -> Any:
     """The one SIMD type among the operands, when the others are the same or numbers; else None."""
     simd_types = {operand for operand in operands if not isinstance(operand, types.Number)}
-    only = simd_types.pop() if len(simd_types) == 1 else None
+    only: Any = simd_types.pop() if len(simd_types) == 1 else None
     return only if isinstance(only, allowed) else None
 
 
@@ -69,10 +70,10 @@ def _register(operation: Callable, emit_result: Callable[..., Lanes], arity: int
 
 
 def _comparison(symbol: str) -> Callable[[Lanes, Lanes], Lanes]:
-    def compare(left: Lanes, right: Lanes) -> Lanes:
+    def compare(left, right):
         return left.compare(symbol, right)
 
-    compare.gives_mask = True
+    compare.gives_mask = True  # type: ignore[attr-defined]
     return compare
 
 
@@ -164,11 +165,11 @@ def round_even(typing_context, x):
     return lanewise(Lanes.round_even, x)
 
 
-def _is_nan(x: Lanes) -> Lanes:
+def _is_nan(x):
     return x.is_nan()
 
 
-_is_nan.gives_mask = True
+_is_nan.gives_mask = True  # type: ignore[attr-defined]
 
 
 @intrinsic

@@ -5,6 +5,7 @@ Numba compiles; kernels never see it.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from llvmlite import ir
 from numba import types
@@ -38,7 +39,7 @@ class Lanes:
 
     def _arithmetic(self, other: "Lanes | float", floating: str, integer: str | None) -> "Lanes":
         operation = floating if isinstance(self.type, Vector) else integer
-        return self.wrap(getattr(self.builder, operation)(self.value, self._other(other)))
+        return self.wrap(getattr(self.builder, str(operation))(self.value, self._other(other)))
 
     def _call(self, name: str, *others: "Lanes | float") -> "Lanes":
         """An LLVM intrinsic from vectors of this type to the same."""
@@ -145,7 +146,7 @@ class Lanes:
         """The bit patterns of a float vector as integers."""
         return self.wrap(self.builder.bitcast(self.value, self.type.integers.llvm_type()), self.type.integers)
 
-    def as_float(self, vector: Vector) -> "Lanes":
+    def as_float(self, vector: SimdType) -> "Lanes":
         """Bit patterns of integers back as a float vector."""
         return self.wrap(self.builder.bitcast(self.value, vector.llvm_type()), vector)
 
@@ -155,7 +156,8 @@ class Lanes:
         second = ir.Constant(self.value.type, ir.Undefined) if other is None else other.value
         picked = ir.Constant(ir.VectorType(int32, len(indices)), [ir.Constant(int32, i) for i in indices])
         lanes = len(indices)
-        result = Mask(lanes) if isinstance(self.type, Mask) else type(self.type)(self.type.dtype, lanes)
+        kind: Any = type(self.type)
+        result = Mask(lanes) if isinstance(self.type, Mask) else kind(self.type.dtype, lanes)
         return self.wrap(self.builder.shuffle_vector(self.value, second, picked), result)
 
     def reduce(self, combine: "Callable[[Lanes, Lanes], Lanes]") -> ir.Value:

@@ -8,6 +8,8 @@ In the signatures below `p` is a pointer, `i` an int64 element index, `like` a p
 the element type that is meant. Vectors have the lane count of one register of the target. Nothing has to be aligned.
 """
 
+from typing import Any
+
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -135,7 +137,7 @@ def lane_mask(typing_context, like, first, last):
 
 def _below(builder: ir.IRBuilder, simd_type: SimdType, n: ir.Value) -> emit.Lanes:
     """Mask of the first n lanes."""
-    integers = simd_type.integers if isinstance(simd_type, Vector) else simd_type
+    integers: Any = simd_type.integers if isinstance(simd_type, Vector) else simd_type
     return emit.lanes_below(builder, integers, n)
 
 
@@ -245,7 +247,7 @@ def zeros_like(typing_context, like):
 # -- stores --
 
 
-def _can_store(p: types.Type, v: types.Type) -> bool:
+def _can_store(p: Any, v: Any) -> bool:
     return _is_pointer(p) and isinstance(v, Vector | IntVector) and p.dtype == v.dtype
 
 

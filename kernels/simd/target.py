@@ -47,7 +47,7 @@ def describe(triple: str, features: str) -> Target:
 
 TARGET = describe(
     binding.get_process_triple(),
-    get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES,
+    getattr(config, "CPU_FEATURES", None) or get_host_cpu_features(),
 )
 
 VECTOR_BYTES: int = TARGET.vector_bytes

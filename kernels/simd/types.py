@@ -1,17 +1,19 @@
 """The Numba types of SIMD values. They are ordinary values: locals, arguments, results, members of tuples."""
 
+from typing import Any
+
 from llvmlite import ir
 from numba import types
 from numba.extending import models, register_model
 
 from kernels.simd.target import VECTOR_BYTES
 
-ELEMENTS = (types.float32, types.float64)
+ELEMENTS: tuple[Any, ...] = (types.float32, types.float64)
 """The element types that have vectors."""
-POINTEES = (*ELEMENTS, types.int32, types.int64)
+POINTEES: tuple[Any, ...] = (*ELEMENTS, types.int32, types.int64)
 """The element types that have pointers."""
 
-LANE_INTEGERS = {types.float32: types.int32, types.float64: types.int64}
+LANE_INTEGERS: dict[Any, Any] = {types.float32: types.int32, types.float64: types.int64}
 """The integer type as wide as a lane."""
 
 
@@ -19,6 +21,9 @@ class SimdType(types.Type):
     """What the three kinds of SIMD value have in common: `lanes` values side by side in one register."""
 
     lanes: int
+    #: Numba's type of a lane, and (Vector alone) the IntVector beside it. Numba's types carry no types of their own.
+    dtype: Any
+    integers: Any
 
     def llvm_type(self) -> ir.VectorType:
         """The LLVM type of such a value."""
@@ -73,7 +78,7 @@ class _SimdModel(models.PrimitiveModel):
         super().__init__(data_model_manager, simd_type, simd_type.llvm_type())
 
 
-def vector_of(dtype: types.Float) -> Vector:
+def vector_of(dtype: Any) -> Vector:
     """The Vector of `dtype` that fills one register of the target."""
     return Vector(dtype, VECTOR_BYTES * 8 // dtype.bitwidth)
 

@@ -1,0 +1,496 @@
+"""Matrix products on the register tile: C = A B for any strides of A and B, in blocks that stay in cache.
+
+    C[m, n] = act(bias[n] + sum over k of A[m, k] B[k, n])        or  C[m, n] += that sum, without bias and activation
+
+A caller plans a product once for its sizes (`plan`, a pure function), allocates C and, with `scratch_of`, the working
+memory, and runs it with `run_product`. Nothing is allocated in compiled code.
+
+The blocks are Goto's and van de Geijn's (Anatomy of High-Performance Matrix Multiplication, 2008): B is packed into
+panels as wide as a tile, a block of rows of A passes a panel in runs of at most `PASS_TAPS` taps, whose part of the
+panel stays in L1, and the sums of the block gather in scratch. They differ in that C is touched once per `BLOCK_TAPS`
+taps only, row by row, by an epilogue that adds the bias, applies the activation, masks the last columns and writes the
+block transposed where asked to. A product with few rows or columns has no panels: dot products along k, in vectors.
+
+A sum has a fixed form: fma in order within a run, runs in order within a block of taps, blocks in order, segments in
+order (or for dot products, by lane). The form follows from the sizes of the product alone, so the bits of a result do
+not depend on threads; and rounding errors grow with the length of a run rather than that of the sum.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kernels.activation.vectors import activate
+from kernels.runtime.numba_cpu import empty, jit, threaded
+from kernels.simd.arithmetic import fma, reduce_add
+from kernels.simd.memory import (
+    advance,
+    lanes_of,
+    load,
+    load_first,
+    peek,
+    pointer,
+    poke,
+    prefetch,
+    splat_like,
+    store,
+    store_first,
+    zeros_like,
+)
+from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
+from kernels.simd.tile import multiply_tile
+from kernels.simd.transpose import transpose
+
+#: Taps whose products a register sums before it is added to scratch: 16 KiB of a panel, a third of L1.
+PASS_TAPS = 128
+#: Taps that are packed at a time.
+BLOCK_TAPS = 1024
+#: Rows of the tile for what is left over by large ones.
+SMALL_ROWS = 4
+#: Up to so many rows are done by dot products.
+DOT_ROWS = 8
+#: Columns of dot products between two epilogues.
+DOT_COLUMNS = 256
+#: Elements of a block of A and of B: half a MiB and one MiB of float32, to share an L2 of 2 MiB.
+BLOCK_A, BLOCK_B = 131072, 262144
+#: Fewer taps than these are never cut into segments.
+SEGMENT_TAPS = 2048
+
+
+class Product(NamedTuple):
+    """A planned product; every field an int. Strides and sizes count elements.
+
+    Sizes: A [rows, taps], B [taps, columns], C [rows, columns] with its columns side by side, or, `is_transposed`, its
+    rows. `c_stride` is the distance of C's rows then, or of its columns.
+    """
+
+    rows: int
+    columns: int
+    taps: int
+    a_row_stride: int
+    a_tap_stride: int
+    b_tap_stride: int
+    b_column_stride: int
+    c_stride: int
+    is_transposed: int
+    #: C is added to.
+    accumulates: int
+    #: 1 for a bias per feature (a column, or a row when transposed), 0 for one number, -1 for none.
+    bias_stride: int
+    #: Code of the activation.
+    activation: int
+    #: The sums before the activation are stored too.
+    keeps_sums: int
+    is_dot: int
+    packs_a: int
+    block_rows: int
+    block_columns: int
+    #: Parts that may run at once: segments of the taps x parts of the rows x parts of the columns.
+    segments: int
+    row_parts: int
+    column_parts: int
+    #: Elements of working memory for each part, and of int64 offsets.
+    scratch_size: int
+    offsets_size: int
+
+    @property
+    def parts(self) -> int:
+        """How many parts the work falls into."""
+        return self.segments * self.row_parts * self.column_parts
+
+
+@jit
+def _tile_large(a, row_offsets, tap_offsets, taps, b, out, accumulate):
+    lanes = lanes_of(b)
+    multiply_tile(
+        TILE_ROWS, TILE_VECTORS, a, row_offsets, tap_offsets, taps, b, out, TILE_VECTORS * lanes, lanes, accumulate
+    )
+
+
+@jit
+def _tile_small(a, row_offsets, tap_offsets, taps, b, out, accumulate):
+    lanes = lanes_of(b)
+    multiply_tile(SMALL_ROWS, TILE_VECTORS, a, row_offsets, tap_offsets, taps, b, out, TILE_VECTORS * lanes, lanes, accumulate)
+
+
+@jit
+def _tile_narrow(a, row_offsets, tap_offsets, taps, b, out, accumulate):
+    lanes = lanes_of(b)
+    multiply_tile(TILE_ROWS, 1, a, row_offsets, tap_offsets, taps, b, out, TILE_VECTORS * lanes, lanes, accumulate)
+
+
+@jit
+def _pack_panel(b, tap_stride, column_stride, taps, columns, width, panel):
+    lanes = lanes_of(b)
+    if column_stride == 1:
+        for k in range(taps):
+            for j in range(0, width, lanes):
+                store(panel, k * width + j, load_first(b, k * tap_stride + j, columns - j))
+        return
+    if columns < width:
+        zero = zeros_like(b)
+        for i in range(0, taps * width, lanes):
+            store(panel, i, zero)
+    if tap_stride == 1:
+        transpose(b, column_stride, columns, taps, panel, width)
+        return
+    for k in range(taps):
+        for j in range(columns):
+            poke(panel, k * width + j, peek(b, k * tap_stride + j * column_stride))
+
+
+@jit
+def _pack_rows(a, row_stride, tap_stride, rows, taps, packed):
+    lanes = lanes_of(a)
+    for r in range(0, rows, TILE_ROWS):
+        count = min(TILE_ROWS, rows - r)
+        block = advance(packed, r * taps)
+        for k in range(taps):
+            at = r * row_stride + k * tap_stride
+            if row_stride == 1:
+                for i in range(0, count, lanes):
+                    store_first(block, k * TILE_ROWS + i, load_first(a, at + i, count - i), count - i)
+            else:
+                for i in range(count):
+                    poke(block, k * TILE_ROWS + i, peek(a, at + i * row_stride))
+
+
+@jit
+def _finish(p, sums, sums_row_stride, sums_panel_stride, rows, columns, c, before, is_first, is_last, bias):
+    lanes = lanes_of(c)
+    full = TILE_VECTORS * lanes
+    for r in range(rows):
+        for n in range(0, columns, full):
+            source = advance(sums, r * sums_row_stride + n // full * sums_panel_stride)
+            for j in range(n, min(n + full, columns), lanes):
+                left = columns - j
+                at = r * p.c_stride + j
+                total = load_first(source, j - n, left)
+                if not is_first:
+                    total = load_first(c, at, left) + total
+                if is_last:
+                    if p.bias_stride == 1:
+                        total = total + load_first(bias, j, left)
+                    elif p.bias_stride == 0:
+                        total = total + splat_like(c, peek(bias, 0))
+                    if p.keeps_sums:
+                        store_first(before, at, total, left)
+                    if p.activation:
+                        total = activate(p.activation, total)
+                store_first(c, at, total, left)
+
+
+@jit
+def _multiply_panel(a, row_offsets, tap_offsets, rows, taps, panel, width, sums):
+    lanes = lanes_of(a)
+    full = TILE_VECTORS * lanes
+    runs = max((taps + PASS_TAPS - 1) // PASS_TAPS, 1)
+    length = (taps + runs - 1) // runs
+    tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
+    line = VECTOR_BYTES // 64 * lanes
+    share = (length * width // line + tiles - 1) // tiles
+    for run in range(runs):
+        first = run * length
+        count = min(length, taps - first)
+        b = advance(panel, first * width)
+        tap = advance(tap_offsets, first)
+        r = 0
+        ahead = advance(b, count * width)
+        while r < rows:
+            row, out = advance(row_offsets, r), advance(sums, r * full)
+            for i in range(share):
+                prefetch(ahead, i * line)
+            ahead = advance(ahead, share * line)
+            if width < full:
+                _tile_narrow(a, row, tap, count, b, out, run)
+                r += TILE_ROWS
+            elif rows - r > 2 * SMALL_ROWS or TILE_ROWS <= SMALL_ROWS:
+                _tile_large(a, row, tap, count, b, out, run)
+                r += TILE_ROWS
+            else:
+                _tile_small(a, row, tap, count, b, out, run)
+                r += SMALL_ROWS
+
+
+@jit
+def _split(total, parts, part, align):
+    blocks = (total + align - 1) // align
+    return blocks * part // parts * align, min(total, blocks * (part + 1) // parts * align)
+
+
+@jit
+def _tile_part(p, row_first, row_last, column_first, column_last, taps_all, a, b, c, before, bias, scratch, offsets):
+    """Rows and columns of one part by tiles.
+
+    scratch: sums [columns / full, rows, full], packed B [columns / full, taps, full], and then packed A
+    [rows / TILE_ROWS, taps, TILE_ROWS] or the transposed sums [columns, rows], all of one block.
+    """
+    lanes = lanes_of(a)
+    full = TILE_VECTORS * lanes
+    rows_padded = (p.block_rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
+    sums = scratch
+    packed_b = advance(sums, rows_padded * p.block_columns)
+    packed_a = turned = advance(packed_b, p.block_columns * min(p.taps, BLOCK_TAPS))
+    row_offsets, tap_offsets = offsets, advance(offsets, rows_padded)
+    blocks = max((taps_all + BLOCK_TAPS - 1) // BLOCK_TAPS, 1)
+    length = (taps_all + blocks - 1) // blocks
+    for k in range(length):
+        poke(tap_offsets, k, k * (TILE_ROWS if p.packs_a else p.a_tap_stride))
+    for block in range(blocks):
+        k = block * length
+        taps = min(length, taps_all - k)
+        is_first, is_last = block == 0 and not p.accumulates, block == blocks - 1
+        for j in range(column_first, column_last, p.block_columns):
+            columns = min(p.block_columns, column_last - j)
+            for n in range(0, columns, full):
+                width = full if columns - n > lanes else lanes
+                source = advance(b, k * p.b_tap_stride + (j + n) * p.b_column_stride)
+                count = min(width, columns - n)
+                _pack_panel(source, p.b_tap_stride, p.b_column_stride, taps, count, width, advance(packed_b, n * taps))
+            for i in range(row_first, row_last, p.block_rows):
+                rows = min(p.block_rows, row_last - i)
+                source = advance(a, i * p.a_row_stride + k * p.a_tap_stride)
+                for r in range(rows_padded):
+                    # Past the last row, that one again: a tile may read it any number of times.
+                    row = min(r, rows - 1)
+                    at = row // TILE_ROWS * TILE_ROWS * taps + row % TILE_ROWS if p.packs_a else row * p.a_row_stride
+                    poke(row_offsets, r, at)
+                if p.packs_a:
+                    _pack_rows(source, p.a_row_stride, p.a_tap_stride, rows, taps, packed_a)
+                    source = packed_a
+                for n in range(0, columns, full):
+                    width = full if columns - n > lanes else lanes
+                    panel, out = advance(packed_b, n * taps), advance(sums, n * rows_padded)
+                    _multiply_panel(source, row_offsets, tap_offsets, rows, taps, panel, width, out)
+                if p.is_transposed:
+                    for n in range(0, columns, full):
+                        start = n * rows_padded
+                        count = min(full, columns - n)
+                        transpose(advance(sums, start), full, rows, count, advance(turned, start), rows_padded)
+                    at = j * p.c_stride + i
+                    out, kept, beside = advance(c, at), advance(before, at), advance(bias, i * max(p.bias_stride, 0))
+                    _finish(p, turned, rows_padded, full, columns, rows, out, kept, is_first, is_last, beside)
+                else:
+                    at = i * p.c_stride + j
+                    out, kept, beside = advance(c, at), advance(before, at), advance(bias, j * max(p.bias_stride, 0))
+                    _finish(p, sums, full, rows_padded * full, rows, columns, out, kept, is_first, is_last, beside)
+
+
+@jit
+def _dot(a, b, second, third, fourth, taps, out):
+    """out[i] = sum over k of a[k] * (b, second, third, fourth)[i][k]; sums by lane, in two alternating vectors each."""
+    lanes = lanes_of(a)
+    even_0 = even_1 = even_2 = even_3 = odd_0 = odd_1 = odd_2 = odd_3 = zeros_like(a)
+    k = 0
+    while k + 2 * lanes <= taps:
+        x, y = load(a, k), load(a, k + lanes)
+        even_0, odd_0 = fma(x, load(b, k), even_0), fma(y, load(b, k + lanes), odd_0)
+        even_1, odd_1 = fma(x, load(second, k), even_1), fma(y, load(second, k + lanes), odd_1)
+        even_2, odd_2 = fma(x, load(third, k), even_2), fma(y, load(third, k + lanes), odd_2)
+        even_3, odd_3 = fma(x, load(fourth, k), even_3), fma(y, load(fourth, k + lanes), odd_3)
+        k += 2 * lanes
+    while k < taps:
+        left = taps - k
+        x = load_first(a, k, left)
+        even_0 = fma(x, load_first(b, k, left), even_0)
+        even_1 = fma(x, load_first(second, k, left), even_1)
+        even_2 = fma(x, load_first(third, k, left), even_2)
+        even_3 = fma(x, load_first(fourth, k, left), even_3)
+        k += lanes
+    poke(out, 0, reduce_add(even_0 + odd_0))
+    poke(out, 1, reduce_add(even_1 + odd_1))
+    poke(out, 2, reduce_add(even_2 + odd_2))
+    poke(out, 3, reduce_add(even_3 + odd_3))
+
+
+@jit
+def _dot_part(p, column_first, column_last, taps, a, b, c, before, bias, scratch):
+    """Every row and the columns of one part by dot products; scratch: sums [rows, DOT_COLUMNS], then transposed."""
+    lanes = lanes_of(a)
+    turned = advance(scratch, p.rows * DOT_COLUMNS)
+    step = p.b_column_stride
+    for j in range(column_first, column_last, DOT_COLUMNS):
+        columns = min(DOT_COLUMNS, column_last - j)
+        for n in range(0, columns, 4):
+            last = columns - n - 1
+            source = advance(b, (j + n) * step)
+            # Past the last column, that one again; scratch has room for the result.
+            second, third = advance(source, min(1, last) * step), advance(source, min(2, last) * step)
+            fourth = advance(source, min(3, last) * step)
+            for m in range(p.rows):
+                _dot(advance(a, m * p.a_row_stride), source, second, third, fourth, taps, advance(scratch, m * DOT_COLUMNS + n))
+        is_first = not p.accumulates
+        if p.is_transposed:
+            transpose(scratch, DOT_COLUMNS, p.rows, columns, turned, p.rows)
+            at = j * p.c_stride
+            _finish(p, turned, p.rows, 0, columns, p.rows, advance(c, at), advance(before, at), is_first, True, bias)
+        else:
+            beside = advance(bias, j * max(p.bias_stride, 0))
+            full = TILE_VECTORS * lanes
+            _finish(p, scratch, DOT_COLUMNS, full, p.rows, columns, advance(c, j), advance(before, j), is_first, True, beside)
+
+
+@jit
+def multiply_parts(first, last, p, a, b, c, before, bias, scratch, offsets):
+    """Parts [first, last) of a planned product.
+
+    p: the Product. a, b, c: arrays whose first element is A[0, 0], B[0, 0], C[0, 0] (one element long will do; with
+    segments, c has one C after another). before: the sums before the activation, laid out as C, or c itself where
+    none are kept. bias: [features], or one element. scratch [parts * p.scratch_size], offsets [parts * p.offsets_size]
+    int64: working memory, contents irrelevant. The caller owns all of it; a, b and bias are only read.
+    """
+    for part in range(first, last):
+        segment, place = part // (p.row_parts * p.column_parts), part % (p.row_parts * p.column_parts)
+        length = (p.taps + p.segments - 1) // p.segments
+        k = segment * length
+        taps = min(length, p.taps - k)
+        start_a, start_b = pointer(a, k * p.a_tap_stride), pointer(b, k * p.b_tap_stride)
+        out, kept = pointer(c, segment * p.rows * p.columns), pointer(before)
+        work, table = pointer(scratch, part * p.scratch_size), pointer(offsets, part * p.offsets_size)
+        columns = _split(p.columns, p.column_parts, place % p.column_parts, TILE_VECTORS * lanes_of(start_a))
+        if p.is_dot:
+            _dot_part(p, columns[0], columns[1], taps, start_a, start_b, out, kept, pointer(bias), work)
+        else:
+            rows = _split(p.rows, p.row_parts, place // p.column_parts, TILE_ROWS)
+            _tile_part(
+                p, rows[0], rows[1], columns[0], columns[1], taps,
+                start_a, start_b, out, kept, pointer(bias), work, table,
+            )  # fmt: skip
+
+
+@jit
+def _add_segments(first, last, p, partial, c, before, bias):
+    """Rows [first, last) of C as it lies in memory: the segments' sums in order, then the epilogue."""
+    width = p.rows if p.is_transposed else p.columns
+    size = p.rows * p.columns
+    for r in range(first, last):
+        for segment in range(p.segments):
+            source = pointer(partial, segment * size + r * width)
+            out, kept = pointer(c, r * p.c_stride), pointer(before, r * p.c_stride)
+            is_first, is_last = segment == 0 and not p.accumulates, segment == p.segments - 1
+            full = TILE_VECTORS * lanes_of(source)
+            _finish(p, source, width, full, 1, width, out, kept, is_first, is_last, pointer(bias))
+
+
+_run_parts = threaded(multiply_parts)
+_run_segments = threaded(_add_segments)
+
+
+# ----- planning and running, in Python -----------------------------------------------------------------------------
+
+
+def _ceil(size: int, step: int) -> int:
+    return -(-size // step) * step
+
+
+@lru_cache(4096)
+def plan(
+    sizes: tuple[int, int, int],
+    a_strides: tuple[int, int],
+    b_strides: tuple[int, int],
+    c_stride: int,
+    itemsize: int,
+    threads: int = 1,
+    *,
+    accumulates: bool = False,
+    bias_stride: int = -1,
+    activation: int = 0,
+    keeps_sums: bool = False,
+) -> Product:
+    """How C [m, n] (+)= A [m, k] B [k, n] is computed; pure, so that a choice can be tested and shown.
+
+    Args:
+        sizes: (m, k, n); m and n at least 1.
+        a_strides: distances of A's rows and of its taps, in elements, of any sign.
+        b_strides: distances of B's taps and of its columns.
+        c_stride: distance of C's rows; its columns lie side by side.
+        itemsize: bytes of an element, 4 or 8.
+        threads: how many parts may run at once. The bits of the result do not depend on it.
+        accumulates: add to C.
+        bias_stride: 1 for a bias [n], 0 for one number, -1 for none.
+        activation: its code, see kernels.activation.vectors.
+        keeps_sums: store the sums before the activation too.
+    """
+    rows, taps, columns = sizes
+    full = TILE_VECTORS * VECTOR_BYTES // itemsize
+    lanes = full // TILE_VECTORS
+    along_taps = a_strides[1] == 1 and b_strides[0] == 1
+    is_dot = along_taps and min(rows, columns) <= DOT_ROWS and taps >= 4 * lanes
+    # C^T = B^T A^T: A's few rows become the panels, and B, many rows along the taps, is read where it lies.
+    swaps = columns < rows if is_dot else b_strides[0] == 1 and columns > rows and rows <= 2 * full
+    if swaps:
+        rows, columns = columns, rows
+        a_strides, b_strides = (b_strides[1], b_strides[0]), (a_strides[1], a_strides[0])
+    block_taps = max(min(taps, BLOCK_TAPS), 1)
+    panels, tiles = _ceil(columns, full) // full, _ceil(rows, TILE_ROWS) // TILE_ROWS
+    segments = 1
+    if not is_dot and panels * tiles < 8 and taps >= 2 * SEGMENT_TAPS:
+        segments = min(taps // SEGMENT_TAPS, 16)
+        segments = -(-taps // -(-taps // segments))
+    row_parts = column_parts = 1
+    if threads > 1:
+        column_parts = min(threads, panels) if panels >= threads or is_dot else 1
+        row_parts = 1 if is_dot or column_parts > 1 else min(threads, tiles)
+    block_rows = min(max(BLOCK_A // block_taps // TILE_ROWS * TILE_ROWS, TILE_ROWS), 240, _ceil(rows, TILE_ROWS))
+    block_columns = min(max(BLOCK_B // block_taps // full * full, 2 * full), 512, _ceil(columns, full))
+    packs_a = not is_dot and a_strides[1] != 1 and columns > full
+    if is_dot:
+        scratch = rows * DOT_COLUMNS * (2 if swaps else 1)
+    else:
+        third = max(block_rows * block_taps if packs_a else 0, block_rows * block_columns if swaps else 0)
+        scratch = block_rows * block_columns + block_columns * block_taps + third
+    return Product(
+        rows,
+        columns,
+        taps,
+        *a_strides,
+        *b_strides,
+        c_stride,
+        int(swaps),
+        int(accumulates),
+        bias_stride,
+        activation,
+        int(keeps_sums),
+        int(is_dot),
+        int(packs_a),
+        block_rows,
+        block_columns,
+        segments,
+        row_parts,
+        column_parts,
+        _ceil(scratch, 16),
+        block_rows + block_taps,
+    )
+
+
+def run_product(p: Product, threads: int, a: Any, b: Any, c: Any, before: Any = None, bias: Any = None) -> None:
+    """Run a planned product.
+
+    Args:
+        p: of `plan`.
+        threads: as given to `plan`.
+        a, b: one-dimensional contiguous arrays that begin at A[0, 0] and B[0, 0]; their length is not looked at, the
+            memory that the strides reach must be there.
+        c: one-dimensional contiguous array that begins at C[0, 0].
+        before: as c, for the sums before the activation, when the plan keeps them.
+        bias: one-dimensional contiguous array, when the plan has one.
+    """
+    if p.is_transposed:
+        a, b = b, a
+    if before is None:
+        before = c
+    if bias is None:
+        bias = c
+    scratch = empty(p.parts * p.scratch_size, c.dtype)
+    offsets = empty(p.parts * p.offsets_size, np.int64)
+    if p.segments == 1:
+        _run_parts(p.parts, threads, p, a, b, c, before, bias, scratch, offsets)
+        return
+    width, height = (p.rows, p.columns) if p.is_transposed else (p.columns, p.rows)
+    partial = empty(p.segments * p.rows * p.columns, c.dtype)
+    plain = p._replace(c_stride=width, accumulates=0, bias_stride=-1, activation=0, keeps_sums=0)
+    _run_parts(p.parts, threads, plain, a, b, partial, partial, partial, scratch, offsets)
+    _run_segments(height, 1, p, partial, c, before, bias)
