@@ -4,9 +4,10 @@ A kernel is written once, as a serial compiled function over a range of outputs;
 range. Outputs never share a sum, so the results have the same bits for any number of threads, and every reason not to
 run in parallel (a forked child, a layer that allows one caller) just means running the same function in one part.
 
-The threading layer is process-wide in Numba and chosen once. Of the three, GNU or Intel OpenMP ("omp") starts a region
-in about a microsecond and takes concurrent callers, but ends a forked child at its first region; "tbb" takes concurrent
-callers; "workqueue" ends the process when two Python threads call at once.
+Regions run on the OpenMP runtime that torch uses, or else Numba's (`kernels.runtime.openmp`); a region starts in about
+a microsecond and any number of callers may start one, but not a forked child. Where there is no such runtime, or the
+user named one of Numba's threading layers, Numba's own regions are used: "tbb" and "omp" take concurrent callers,
+"workqueue" ends the process when two Python threads call at once.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ if numba is not None:
     from numba.core import cgutils
     from numba.np.ufunc import parallel as _parallel
 
+    from kernels.runtime import openmp
+
     parallel: Any = _parallel
 
 _PREFERRED_LAYERS = ["omp", "tbb", "workqueue"]
 _NUMBA_DEFAULT_LAYERS = ["tbb", "omp", "workqueue"]
 _CONCURRENT_LAYERS = ("omp", "tbb")
 
-# What a parallel call may do; see _State.mode.
-_NOT_LAUNCHED, _ANY_CALLER, _ONE_CALLER, _SERIAL = range(4)
+# What a parallel call may do; see _State.mode. _TEAMS: on our own OpenMP regions; the next two: on Numba's.
+_NOT_LAUNCHED, _TEAMS, _ANY_CALLER, _ONE_CALLER, _SERIAL = range(5)
 
 
 class _State:
@@ -105,9 +108,11 @@ def thread_count() -> int:
     if count is None:
         # getattr: another thread may be in the middle of importing torch.
         ask = getattr(sys.modules.get("torch"), "get_num_threads", None)
-        if ask is None and parallel._is_initialized:
-            ask = parallel._get_num_threads
+        if ask is not None and openmp.owner() == "numba":
+            openmp.follow_torch()
         count = limit if ask is None else ask()
+        if parallel._is_initialized:
+            limit = min(limit, parallel._get_num_threads())
     return count if count < limit else limit
 
 
@@ -126,6 +131,8 @@ def threads_for(work: int, grain: int) -> int:
 
 def threading_layer() -> str | None:
     """Name of the threading layer in use, or None before the first parallel call."""
+    if _state.mode == _TEAMS:
+        return f"omp, {openmp.owner()}'s"
     if numba is None or not parallel._is_initialized:
         return None
     name: str = numba.threading_layer()
@@ -140,6 +147,9 @@ def _launch() -> int:
             return state.mode
         config = numba.config
         chosen = str(config.THREADING_LAYER).lower() != "default"
+        if not chosen and list(config.THREADING_LAYER_PRIORITY) == _NUMBA_DEFAULT_LAYERS and openmp.connect():
+            state.mode = _TEAMS
+            return state.mode
         if not chosen and list(config.THREADING_LAYER_PRIORITY) == _NUMBA_DEFAULT_LAYERS:
             # Ours for the length of the launch only; nothing changes for a layer that runs already.
             config.THREADING_LAYER_PRIORITY = _PREFERRED_LAYERS
@@ -181,22 +191,18 @@ if numba is not None:
 _driver_numbers = itertools.count(1)
 
 
-def _make_driver(serial: Any, align: int) -> Any:
-    """The compiled function (total, threads, *args) that runs `serial` over parts of [0, total) at once.
-
-    It is written out with the arguments of `serial` by name, and with `serial` as a global: Numba passes neither a
-    variable number of arguments nor a closure into a parallel loop cheaply.
-    """
-    parameters = list(inspect.signature(serial.py_func).parameters.values())
-    if len(parameters) < 2 or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
-        raise TypeError(f"a threaded kernel must take (first, last, ...) by position, got {serial.py_func.__name__}")
-    name = f"{serial.py_func.__name__}_in_parallel"
-    arguments = "".join(f", argument_{i}" for i in range(len(parameters) - 2))
-    # Each thread gets a whole number of blocks, none of them no block: serial never sees an empty range. The loop's
-    # index is unsigned, and unsigned with signed makes float64 in Numba, hence int64().
-    source = f"""
+_TEAM_LOOP = """
 def {name}(total, threads{arguments}):
-    blocks = (total + {align - 1}) // {align}
+    # Not more than there are parts: an empty part would still wake a thread.
+    parts = min(threads, (total + {align} - 1) // {align})
+    run_parts(serial, total, parts, {align}, ({tuple}))
+"""
+
+# Each thread gets a whole number of blocks, none of them no block: serial never sees an empty range. The loop's index
+# is unsigned, and unsigned with signed makes float64 in Numba, hence int64().
+_NUMBA_LOOP = """
+def {name}(total, threads{arguments}):
+    blocks = (total + {align} - 1) // {align}
     parts = min(threads, blocks)
     allowed = get_num_threads()
     limit_threads(min(parts, allowed))
@@ -207,17 +213,37 @@ def {name}(total, threads{arguments}):
         serial(first, last{arguments})
     limit_threads(allowed)
 """
+
+
+def _make_driver(serial: Any, align: int, teams: bool) -> Any:
+    """The compiled function (total, threads, *args) that runs `serial` over parts of [0, total) at once.
+
+    It is written out with the arguments of `serial` by name, and with `serial` as a global: Numba passes neither a
+    variable number of arguments nor a closure into a parallel loop cheaply. `teams`: on our own OpenMP regions.
+    """
+    parameters = list(inspect.signature(serial.py_func).parameters.values())
+    if len(parameters) < 2 or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
+        raise TypeError(f"a threaded kernel must take (first, last, ...) by position, got {serial.py_func.__name__}")
+    name = f"{serial.py_func.__name__}_in_parallel"
+    names = [f"argument_{i}" for i in range(len(parameters) - 2)]
+    source = (_TEAM_LOOP if teams else _NUMBA_LOOP).format(
+        name=name, arguments="".join(f", {n}" for n in names), tuple="".join(f"{n}, " for n in names), align=align
+    )
     file = f"<driver {next(_driver_numbers)} of {serial.py_func.__module__}.{serial.py_func.__name__}>"
     linecache.cache[file] = (len(source), None, source.splitlines(True), file)  # For Numba's error messages.
-    scope = {
-        "__name__": serial.py_func.__module__,
-        "serial": serial,
-        "prange": numba.prange,
-        "int64": numba.int64,
-        "get_num_threads": parallel._iget_num_threads,
-        "limit_threads": _limit_threads,
-    }
+    scope = {"__name__": serial.py_func.__module__, "serial": serial}
+    if teams:
+        scope |= {"run_parts": openmp.run_parts}
+    else:
+        scope |= {
+            "prange": numba.prange,
+            "int64": numba.int64,
+            "get_num_threads": parallel._iget_num_threads,
+            "limit_threads": _limit_threads,
+        }
     exec(compile(source, file, "exec"), scope)
+    if teams:
+        return compile_cache.jit(scope[name])
     # Nothing but the loop above may become parallel.
     options = dict.fromkeys(
         ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False
@@ -246,7 +272,7 @@ class Threaded:
         """Computes outputs [0, total) in at most `threads` parts."""
         if threads <= 1 or total <= self.align:
             self.serial(0, total, *args)
-        elif _state.mode == _ANY_CALLER and self._driver is not None:
+        elif _state.mode in (_TEAMS, _ANY_CALLER) and self._driver is not None:
             self._driver(total, threads, *args)
         else:
             self._run_carefully(total, threads, args)
@@ -257,7 +283,7 @@ class Threaded:
         if self._driver is None:
             with _state.launching:
                 if self._driver is None:
-                    self._driver = _make_driver(self.serial, self.align)
+                    self._driver = _make_driver(self.serial, self.align, _state.mode == _TEAMS)
         return self._driver
 
     def _run_carefully(self, total: int, threads: int, args: tuple[Any, ...]) -> None:
@@ -266,7 +292,7 @@ class Threaded:
         mode = state.mode
         if mode == _NOT_LAUNCHED:
             mode = _SERIAL if compile_cache.unavailable() is not None else _launch()
-        if mode == _ANY_CALLER:
+        if mode in (_TEAMS, _ANY_CALLER):
             self.driver(total, threads, *args)
         elif mode == _SERIAL or state.region.locked():
             self.serial(0, total, *args)
