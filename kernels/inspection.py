@@ -185,7 +185,7 @@ def _run_and_keep(
         results = forward(chosen.implementation.forward, problem, inputs, {})
     known = dict(zip((*op.inputs, *op.results), (*inputs, *results), strict=True))
     saved = {name: known[name] for name in problem.saved()}
-    names = op.results[: op.differentiable_results]
+    names = op.results[: min(op.differentiable_results, problem.returned)]
 
     def pullback(*gradients: Array | None) -> tuple[Array | None, ...]:
         if len(gradients) != len(names):

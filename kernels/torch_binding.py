@@ -141,7 +141,12 @@ def runner(
     """The function that runs calls of one form when tensors are involved on either side."""
     if kind == "numpy":
         function = forward.forward
-        return lambda inputs: problem.public(on_numpy(function, problem, inputs, {}))
+
+        def run_on_numpy(inputs: tuple[Any, ...]) -> Any:
+            problem.check_values(*inputs)
+            return problem.public(on_numpy(function, problem, inputs, {}))
+
+        return run_on_numpy
     bound = _Bound(op, problem, backend, forward, backward)
     if problem.trains and not backend.differentiates:
         apply = _Apply.apply

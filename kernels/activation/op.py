@@ -93,7 +93,7 @@ class GeluProblem(ActivationProblem):
         return "gelu_tanh" if self.approximate == "tanh" else "gelu"
 
     @classmethod
-    def check(cls, x: ArraySpec, approximate: Any) -> GeluProblem:
+    def check(cls, x: ArraySpec, approximate: Any) -> GeluProblem:  # type: ignore[override]
         """x has a floating-point dtype; approximate is "none" or "tanh"."""
         checks.dtype(cls.op, "x", x)
         checks.one_of(cls.op, "approximate", approximate, ("none", "tanh"))

@@ -61,13 +61,13 @@ def _silu(x: Lanes) -> Lanes:
     return x / (_exp(-x) + 1.0)
 
 
-def _gelu_tanh_gate(x: Lanes) -> Lanes:
-    """(1 + tanh(u)) / 2 with u = sqrt(2 / pi) * (x + 0.044715 x**3)."""
-    return _sigmoid(x * (x * x).fma(2 * SQRT_2_OVER_PI * CUBIC, 2 * SQRT_2_OVER_PI))
+def _gelu_tanh_exponent(x: Lanes) -> Lanes:
+    """2u with u = sqrt(2 / pi) * (x + 0.044715 x**3)."""
+    return x * (x * x).fma(2 * SQRT_2_OVER_PI * CUBIC, 2 * SQRT_2_OVER_PI)
 
 
 def _gelu_tanh(x: Lanes) -> Lanes:
-    return x * _gelu_tanh_gate(x)
+    return x * _sigmoid(_gelu_tanh_exponent(x))
 
 
 def _identity_gradient(grad: Lanes, known: Lanes) -> Lanes:
@@ -97,9 +97,14 @@ def _sigmoid_gradient(grad: Lanes, output: Lanes) -> Lanes:
 
 
 def _gelu_tanh_gradient(grad: Lanes, x: Lanes) -> Lanes:
-    s = _gelu_tanh_gate(x)
+    exponent = _gelu_tanh_exponent(x)
+    # s = sigmoid(2u); s * (1 - s) by itself, because 1 - s has few digits where s is near 1 and x is large.
+    e = _exp(-exponent.absolute())
+    inverse = x.constant(1.0) / (e + 1.0)
+    small = e * inverse
+    s = exponent.compare(">=", 0.0).select(inverse, small)
     slope = (x * x).fma(6 * SQRT_2_OVER_PI * CUBIC, 2 * SQRT_2_OVER_PI)
-    return grad * (x * s * (x.constant(1.0) - s)).fma(slope, s)
+    return grad * (x * (small * inverse)).fma(slope, s)
 
 
 # By code.

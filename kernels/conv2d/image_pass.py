@@ -123,8 +123,9 @@ def run_pass(
         pixel_parts, block_parts = (threads, 1) if divides_pixels else (1, threads)
         # A block of pixels touches this many images, and the next block begins in the last of them.
         slots = min(images, (BLOCK - 2) // (grid.size[0] * grid.size[1]) + 2) if plan.pads else 0
-        # One tap and planes apart: a tile would touch a page for each channel.
-        collects = not channels_last and not slots and grid.step == (1, 1) and taps.size == group_inputs
+        # One tap, every source pixel an output pixel, planes apart: a tile would touch a page for each channel.
+        one_to_one = grid.step == (1, 1) and grid.size == plan.source and grid.shifts == ((0, 0),)
+        collects = one_to_one and not channels_last
         if collects:
             taps = np.arange(group_inputs, dtype=np.int64) * BLOCK
         room = plan.channels * BLOCK if collects else slots * plan.padded.image

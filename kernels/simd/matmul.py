@@ -2,8 +2,9 @@
 
     C[m, n] = act(bias[n] + sum over k of A[m, k] B[k, n])        or  C[m, n] += that sum, without bias and activation
 
-A caller plans a product once for its sizes (`plan`, a pure function), allocates C and, with `scratch_of`, the working
-memory, and runs it with `run_product`. Nothing is allocated in compiled code.
+A caller plans a product for its sizes (`plan` of matmul_plan.py, a pure function), allocates C and runs it with
+`run_product`, which allocates the working memory. Nothing is allocated in compiled code; kernels that have memory of
+their own call `multiply_parts`.
 
 The blocks are Goto's and van de Geijn's (Anatomy of High-Performance Matrix Multiplication, 2008): B is packed into
 panels as wide as a tile, a block of rows of A passes a panel in runs of at most `PASS_TAPS` taps, whose part of the
@@ -18,14 +19,22 @@ not depend on threads; and rounding errors grow with the length of a run rather 
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from kernels.activation.vectors import activate
 from kernels.runtime.numba_cpu import empty, jit, threaded
 from kernels.simd.arithmetic import fma, reduce_add
+from kernels.simd.matmul_plan import (
+    BLOCK_TAPS,
+    DOT_COLUMNS,
+    GROUP_COLUMNS,
+    PASS_TAPS,
+    SMALL_ROWS,
+    Product,
+    plan,
+)
 from kernels.simd.memory import (
     advance,
     lanes_of,
@@ -44,65 +53,8 @@ from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
 from kernels.simd.tile import multiply_tile
 from kernels.simd.transpose import transpose
 
-#: Taps whose products a register sums before it is added to scratch: 16 KiB of a panel, a third of L1.
-PASS_TAPS = 128
-#: Taps that are packed at a time.
-BLOCK_TAPS = 1024
-#: Rows of the tile for what is left over by large ones.
-SMALL_ROWS = 4
-#: Up to so many rows are done by dot products.
-DOT_ROWS = 8
-#: Columns of dot products between two epilogues.
-DOT_COLUMNS = 256
-#: Elements of a block of A and of B: half a MiB and one MiB of float32, to share an L2 of 2 MiB.
-BLOCK_A, BLOCK_B = 131072, 262144
-#: Fewer taps than these are never cut into segments.
-SEGMENT_TAPS = 2048
 
-
-class Product(NamedTuple):
-    """A planned product; every field an int. Strides and sizes count elements.
-
-    Sizes: A [rows, taps], B [taps, columns], C [rows, columns] with its columns side by side, or, `is_transposed`, its
-    rows. `c_stride` is the distance of C's rows then, or of its columns.
-    """
-
-    rows: int
-    columns: int
-    taps: int
-    a_row_stride: int
-    a_tap_stride: int
-    b_tap_stride: int
-    b_column_stride: int
-    c_stride: int
-    is_transposed: int
-    #: C is added to.
-    accumulates: int
-    #: 1 for a bias per feature (a column, or a row when transposed), 0 for one number, -1 for none.
-    bias_stride: int
-    #: Code of the activation.
-    activation: int
-    #: The sums before the activation are stored too.
-    keeps_sums: int
-    is_dot: int
-    packs_a: int
-    block_rows: int
-    block_columns: int
-    #: Parts that may run at once: segments of the taps x parts of the rows x parts of the columns.
-    segments: int
-    row_parts: int
-    column_parts: int
-    #: Elements of working memory for each part, and of int64 offsets.
-    scratch_size: int
-    offsets_size: int
-
-    @property
-    def parts(self) -> int:
-        """How many parts the work falls into."""
-        return self.segments * self.row_parts * self.column_parts
-
-
-@jit
+@jit(inline="always")
 def _tile_large(a, row_offsets, tap_offsets, taps, b, out, accumulate):
     lanes = lanes_of(b)
     multiply_tile(
@@ -110,19 +62,21 @@ def _tile_large(a, row_offsets, tap_offsets, taps, b, out, accumulate):
     )
 
 
-@jit
+@jit(inline="always")
 def _tile_small(a, row_offsets, tap_offsets, taps, b, out, accumulate):
     lanes = lanes_of(b)
-    multiply_tile(SMALL_ROWS, TILE_VECTORS, a, row_offsets, tap_offsets, taps, b, out, TILE_VECTORS * lanes, lanes, accumulate)
+    multiply_tile(
+        SMALL_ROWS, TILE_VECTORS, a, row_offsets, tap_offsets, taps, b, out, TILE_VECTORS * lanes, lanes, accumulate
+    )
 
 
-@jit
+@jit(inline="always")
 def _tile_narrow(a, row_offsets, tap_offsets, taps, b, out, accumulate):
     lanes = lanes_of(b)
     multiply_tile(TILE_ROWS, 1, a, row_offsets, tap_offsets, taps, b, out, TILE_VECTORS * lanes, lanes, accumulate)
 
 
-@jit
+@jit(inline="always")
 def _pack_panel(b, tap_stride, column_stride, taps, columns, width, panel):
     lanes = lanes_of(b)
     if column_stride == 1:
@@ -142,12 +96,15 @@ def _pack_panel(b, tap_stride, column_stride, taps, columns, width, panel):
             poke(panel, k * width + j, peek(b, k * tap_stride + j * column_stride))
 
 
-@jit
+@jit(inline="always")
 def _pack_rows(a, row_stride, tap_stride, rows, taps, packed):
     lanes = lanes_of(a)
     for r in range(0, rows, TILE_ROWS):
         count = min(TILE_ROWS, rows - r)
         block = advance(packed, r * taps)
+        if tap_stride == 1:
+            transpose(advance(a, r * row_stride), row_stride, count, taps, block, TILE_ROWS)
+            continue
         for k in range(taps):
             at = r * row_stride + k * tap_stride
             if row_stride == 1:
@@ -183,15 +140,16 @@ def _finish(p, sums, sums_row_stride, sums_panel_stride, rows, columns, c, befor
                 store_first(c, at, total, left)
 
 
-@jit
+@jit(inline="always")
 def _multiply_panel(a, row_offsets, tap_offsets, rows, taps, panel, width, sums):
     lanes = lanes_of(a)
     full = TILE_VECTORS * lanes
     runs = max((taps + PASS_TAPS - 1) // PASS_TAPS, 1)
     length = (taps + runs - 1) // runs
     tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
-    line = VECTOR_BYTES // 64 * lanes
-    share = (length * width // line + tiles - 1) // tiles
+    line = 64 * lanes // VECTOR_BYTES
+    share = (length * width // line + tiles - 1) // tiles if tiles > 1 else 0
+    # Small tiles never reach past the rows that a large one would: row_offsets and sums end there.
     for run in range(runs):
         first = run * length
         count = min(length, taps - first)
@@ -207,7 +165,7 @@ def _multiply_panel(a, row_offsets, tap_offsets, rows, taps, panel, width, sums)
             if width < full:
                 _tile_narrow(a, row, tap, count, b, out, run)
                 r += TILE_ROWS
-            elif rows - r > 2 * SMALL_ROWS or TILE_ROWS <= SMALL_ROWS:
+            elif rows - r > (2 * SMALL_ROWS if TILE_ROWS >= 2 * SMALL_ROWS else SMALL_ROWS):
                 _tile_large(a, row, tap, count, b, out, run)
                 r += TILE_ROWS
             else:
@@ -221,19 +179,21 @@ def _split(total, parts, part, align):
     return blocks * part // parts * align, min(total, blocks * (part + 1) // parts * align)
 
 
-@jit
+@jit(inline="always")
 def _tile_part(p, row_first, row_last, column_first, column_last, taps_all, a, b, c, before, bias, scratch, offsets):
     """Rows and columns of one part by tiles.
 
-    scratch: sums [columns / full, rows, full], packed B [columns / full, taps, full], and then packed A
-    [rows / TILE_ROWS, taps, TILE_ROWS] or the transposed sums [columns, rows], all of one block.
+    scratch: sums [GROUP_COLUMNS / full, rows, full], packed B [columns / full, taps, full], the transposed sums
+    [GROUP_COLUMNS, rows] where C is transposed, and packed A [rows / TILE_ROWS, taps, TILE_ROWS], all of one block.
     """
     lanes = lanes_of(a)
     full = TILE_VECTORS * lanes
     rows_padded = (p.block_rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
     sums = scratch
-    packed_b = advance(sums, rows_padded * p.block_columns)
-    packed_a = turned = advance(packed_b, p.block_columns * min(p.taps, BLOCK_TAPS))
+    group_size = rows_padded * min(p.block_columns, GROUP_COLUMNS)
+    packed_b = advance(sums, group_size)
+    turned = advance(packed_b, p.block_columns * min(p.taps, BLOCK_TAPS))
+    packed_a = advance(turned, group_size if p.is_transposed else 0)
     row_offsets, tap_offsets = offsets, advance(offsets, rows_padded)
     blocks = max((taps_all + BLOCK_TAPS - 1) // BLOCK_TAPS, 1)
     length = (taps_all + blocks - 1) // blocks
@@ -261,25 +221,30 @@ def _tile_part(p, row_first, row_last, column_first, column_last, taps_all, a, b
                 if p.packs_a:
                     _pack_rows(source, p.a_row_stride, p.a_tap_stride, rows, taps, packed_a)
                     source = packed_a
-                for n in range(0, columns, full):
-                    width = full if columns - n > lanes else lanes
-                    panel, out = advance(packed_b, n * taps), advance(sums, n * rows_padded)
-                    _multiply_panel(source, row_offsets, tap_offsets, rows, taps, panel, width, out)
-                if p.is_transposed:
-                    for n in range(0, columns, full):
-                        start = n * rows_padded
-                        count = min(full, columns - n)
-                        transpose(advance(sums, start), full, rows, count, advance(turned, start), rows_padded)
-                    at = j * p.c_stride + i
-                    out, kept, beside = advance(c, at), advance(before, at), advance(bias, i * max(p.bias_stride, 0))
-                    _finish(p, turned, rows_padded, full, columns, rows, out, kept, is_first, is_last, beside)
-                else:
-                    at = i * p.c_stride + j
-                    out, kept, beside = advance(c, at), advance(before, at), advance(bias, j * max(p.bias_stride, 0))
-                    _finish(p, sums, full, rows_padded * full, rows, columns, out, kept, is_first, is_last, beside)
+                # One panel alone: rows of A come once and from afar, so let each be read from end to end.
+                step = rows if columns > full else TILE_ROWS
+                for group in range(0, columns, GROUP_COLUMNS):
+                    count = min(GROUP_COLUMNS, columns - group)
+                    for n in range(group, group + count, full):
+                        width = full if columns - n > lanes else lanes
+                        panel, out = advance(packed_b, n * taps), advance(sums, (n - group) * rows_padded)
+                        for r in range(0, rows, step):
+                            table, part = advance(row_offsets, r), advance(out, r * full)
+                            _multiply_panel(source, table, tap_offsets, min(step, rows - r), taps, panel, width, part)
+                    found, height, across, down, along = sums, rows, count, full, rows_padded * full
+                    place, feature = i * p.c_stride + j + group, j + group
+                    if p.is_transposed:
+                        for n in range(0, count, full):
+                            part, start = min(full, count - n), n * rows_padded
+                            transpose(advance(sums, start), full, rows, part, advance(turned, start), rows_padded)
+                        found, height, across, down, along = turned, count, rows, rows_padded, full
+                        place, feature = (j + group) * p.c_stride + i, i
+                    out, kept = advance(c, place), advance(before, place)
+                    beside = advance(bias, feature * max(p.bias_stride, 0))
+                    _finish(p, found, down, along, height, across, out, kept, is_first, is_last, beside)
 
 
-@jit
+@jit(inline="always")
 def _dot(a, b, second, third, fourth, taps, out):
     """out[i] = sum over k of a[k] * (b, second, third, fourth)[i][k]; sums by lane, in two alternating vectors each."""
     lanes = lanes_of(a)
@@ -306,7 +271,7 @@ def _dot(a, b, second, third, fourth, taps, out):
     poke(out, 3, reduce_add(even_3 + odd_3))
 
 
-@jit
+@jit(inline="always")
 def _dot_part(p, column_first, column_last, taps, a, b, c, before, bias, scratch):
     """Every row and the columns of one part by dot products; scratch: sums [rows, DOT_COLUMNS], then transposed."""
     lanes = lanes_of(a)
@@ -321,7 +286,8 @@ def _dot_part(p, column_first, column_last, taps, a, b, c, before, bias, scratch
             second, third = advance(source, min(1, last) * step), advance(source, min(2, last) * step)
             fourth = advance(source, min(3, last) * step)
             for m in range(p.rows):
-                _dot(advance(a, m * p.a_row_stride), source, second, third, fourth, taps, advance(scratch, m * DOT_COLUMNS + n))
+                row, out = advance(a, m * p.a_row_stride), advance(scratch, m * DOT_COLUMNS + n)
+                _dot(row, source, second, third, fourth, taps, out)
         is_first = not p.accumulates
         if p.is_transposed:
             transpose(scratch, DOT_COLUMNS, p.rows, columns, turned, p.rows)
@@ -330,18 +296,23 @@ def _dot_part(p, column_first, column_last, taps, a, b, c, before, bias, scratch
         else:
             beside = advance(bias, j * max(p.bias_stride, 0))
             full = TILE_VECTORS * lanes
-            _finish(p, scratch, DOT_COLUMNS, full, p.rows, columns, advance(c, j), advance(before, j), is_first, True, beside)
+            out, kept = advance(c, j), advance(before, j)
+            _finish(p, scratch, DOT_COLUMNS, full, p.rows, columns, out, kept, is_first, True, beside)
 
 
 @jit
-def multiply_parts(first, last, p, a, b, c, before, bias, scratch, offsets):
+def multiply_parts(first, last, settings, a, b, c, before, bias, scratch, offsets):
     """Parts [first, last) of a planned product.
 
-    p: the Product. a, b, c: arrays whose first element is A[0, 0], B[0, 0], C[0, 0] (one element long will do; with
-    segments, c has one C after another). before: the sums before the activation, laid out as C, or c itself where
-    none are kept. bias: [features], or one element. scratch [parts * p.scratch_size], offsets [parts * p.offsets_size]
-    int64: working memory, contents irrelevant. The caller owns all of it; a, b and bias are only read.
+    settings: the Product as a plain tuple, which Numba unpacks four times as fast as a named one.
+    a, b, c: arrays whose first element is A[0, 0], B[0, 0], C[0, 0]; one element long will do. With segments, c has one
+        C [rows, columns] after another.
+    before: the sums before the activation, laid out as C, or c itself where none are kept.
+    bias: [features], or one element, or c itself where there is none.
+    scratch [parts * scratch_size], offsets [parts * offsets_size] int64: working memory, contents irrelevant.
+    The caller owns all of it; a, b and bias are only read.
     """
+    p = Product(*settings)
     for part in range(first, last):
         segment, place = part // (p.row_parts * p.column_parts), part % (p.row_parts * p.column_parts)
         length = (p.taps + p.segments - 1) // p.segments
@@ -362,8 +333,9 @@ def multiply_parts(first, last, p, a, b, c, before, bias, scratch, offsets):
 
 
 @jit
-def _add_segments(first, last, p, partial, c, before, bias):
+def _add_segments(first, last, settings, partial, c, before, bias):
     """Rows [first, last) of C as it lies in memory: the segments' sums in order, then the epilogue."""
+    p = Product(*settings)
     width = p.rows if p.is_transposed else p.columns
     size = p.rows * p.columns
     for r in range(first, last):
@@ -375,95 +347,10 @@ def _add_segments(first, last, p, partial, c, before, bias):
             _finish(p, source, width, full, 1, width, out, kept, is_first, is_last, pointer(bias))
 
 
+__all__ = ["Product", "multiply_parts", "plan", "run_product"]
+
 _run_parts = threaded(multiply_parts)
 _run_segments = threaded(_add_segments)
-
-
-# ----- planning and running, in Python -----------------------------------------------------------------------------
-
-
-def _ceil(size: int, step: int) -> int:
-    return -(-size // step) * step
-
-
-@lru_cache(4096)
-def plan(
-    sizes: tuple[int, int, int],
-    a_strides: tuple[int, int],
-    b_strides: tuple[int, int],
-    c_stride: int,
-    itemsize: int,
-    threads: int = 1,
-    *,
-    accumulates: bool = False,
-    bias_stride: int = -1,
-    activation: int = 0,
-    keeps_sums: bool = False,
-) -> Product:
-    """How C [m, n] (+)= A [m, k] B [k, n] is computed; pure, so that a choice can be tested and shown.
-
-    Args:
-        sizes: (m, k, n); m and n at least 1.
-        a_strides: distances of A's rows and of its taps, in elements, of any sign.
-        b_strides: distances of B's taps and of its columns.
-        c_stride: distance of C's rows; its columns lie side by side.
-        itemsize: bytes of an element, 4 or 8.
-        threads: how many parts may run at once. The bits of the result do not depend on it.
-        accumulates: add to C.
-        bias_stride: 1 for a bias [n], 0 for one number, -1 for none.
-        activation: its code, see kernels.activation.vectors.
-        keeps_sums: store the sums before the activation too.
-    """
-    rows, taps, columns = sizes
-    full = TILE_VECTORS * VECTOR_BYTES // itemsize
-    lanes = full // TILE_VECTORS
-    along_taps = a_strides[1] == 1 and b_strides[0] == 1
-    is_dot = along_taps and min(rows, columns) <= DOT_ROWS and taps >= 4 * lanes
-    # C^T = B^T A^T: A's few rows become the panels, and B, many rows along the taps, is read where it lies.
-    swaps = columns < rows if is_dot else b_strides[0] == 1 and columns > rows and rows <= 2 * full
-    if swaps:
-        rows, columns = columns, rows
-        a_strides, b_strides = (b_strides[1], b_strides[0]), (a_strides[1], a_strides[0])
-    block_taps = max(min(taps, BLOCK_TAPS), 1)
-    panels, tiles = _ceil(columns, full) // full, _ceil(rows, TILE_ROWS) // TILE_ROWS
-    segments = 1
-    if not is_dot and panels * tiles < 8 and taps >= 2 * SEGMENT_TAPS:
-        segments = min(taps // SEGMENT_TAPS, 16)
-        segments = -(-taps // -(-taps // segments))
-    row_parts = column_parts = 1
-    if threads > 1:
-        column_parts = min(threads, panels) if panels >= threads or is_dot else 1
-        row_parts = 1 if is_dot or column_parts > 1 else min(threads, tiles)
-    block_rows = min(max(BLOCK_A // block_taps // TILE_ROWS * TILE_ROWS, TILE_ROWS), 240, _ceil(rows, TILE_ROWS))
-    block_columns = min(max(BLOCK_B // block_taps // full * full, 2 * full), 512, _ceil(columns, full))
-    packs_a = not is_dot and a_strides[1] != 1 and columns > full
-    if is_dot:
-        scratch = rows * DOT_COLUMNS * (2 if swaps else 1)
-    else:
-        third = max(block_rows * block_taps if packs_a else 0, block_rows * block_columns if swaps else 0)
-        scratch = block_rows * block_columns + block_columns * block_taps + third
-    return Product(
-        rows,
-        columns,
-        taps,
-        *a_strides,
-        *b_strides,
-        c_stride,
-        int(swaps),
-        int(accumulates),
-        bias_stride,
-        activation,
-        int(keeps_sums),
-        int(is_dot),
-        int(packs_a),
-        block_rows,
-        block_columns,
-        segments,
-        row_parts,
-        column_parts,
-        _ceil(scratch, 16),
-        block_rows + block_taps,
-    )
 
 
 def run_product(p: Product, threads: int, a: Any, b: Any, c: Any, before: Any = None, bias: Any = None) -> None:
@@ -484,13 +371,15 @@ def run_product(p: Product, threads: int, a: Any, b: Any, c: Any, before: Any = 
         before = c
     if bias is None:
         bias = c
-    scratch = empty(p.parts * p.scratch_size, c.dtype)
-    offsets = empty(p.parts * p.offsets_size, np.int64)
+    parts = p.segments * p.row_parts * p.column_parts
+    # One allocation for both: scratch_size is a whole number of int64.
+    offsets = empty(parts * (p.offsets_size + p.scratch_size * c.itemsize // 8), np.int64)
+    scratch = offsets[parts * p.offsets_size :].view(c.dtype)
     if p.segments == 1:
-        _run_parts(p.parts, threads, p, a, b, c, before, bias, scratch, offsets)
+        _run_parts(parts, threads, tuple(p), a, b, c, before, bias, scratch, offsets)
         return
     width, height = (p.rows, p.columns) if p.is_transposed else (p.columns, p.rows)
     partial = empty(p.segments * p.rows * p.columns, c.dtype)
     plain = p._replace(c_stride=width, accumulates=0, bias_stride=-1, activation=0, keeps_sums=0)
-    _run_parts(p.parts, threads, plain, a, b, partial, partial, partial, scratch, offsets)
-    _run_segments(height, 1, p, partial, c, before, bias)
+    _run_parts(parts, threads, tuple(plain), a, b, partial, partial, partial, scratch, offsets)
+    _run_segments(height, 1, tuple(p), partial, c, before, bias)

@@ -1,0 +1,210 @@
+"""linear on the CPU: three products of kernels.simd.matmul, and a pass for the activation's derivative and the bias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kernels.activation.functions import FROM_OUTPUT
+from kernels.activation.vectors import ACTIVATION_CODES, activation_gradient
+from kernels.linear.op import LINEAR, LinearProblem
+from kernels.op import Implementation
+from kernels.runtime.numba_cpu import contiguous, empty, jit, threaded, threads_for
+from kernels.simd import (
+    TILE_ROWS,
+    TILE_VECTORS,
+    lanes_of,
+    load_first,
+    pointer,
+    store_first,
+    zeros_like,
+)
+from kernels.simd.matmul import Product, plan, run_product
+
+Array = np.ndarray[Any, Any]
+
+#: Multiply-adds that are worth a thread: about five microseconds.
+_GRAIN = 1 << 19
+#: Elements of a pass over memory that are worth a thread.
+_PASS_GRAIN = 1 << 15
+#: Rows whose values are added up before they join the sum of a column.
+_SUM_ROWS = 128
+
+
+def _matrix(array: Array, rows: int, columns: int) -> Array:
+    """`array` as a matrix [rows, columns] of native, aligned elements: a view with any strides where there is one."""
+    flags = array.flags
+    if not flags.aligned or not array.dtype.isnative:
+        array = contiguous(array)
+    if array.ndim == 2:
+        return array
+    if flags.c_contiguous:
+        return array.reshape(rows, columns)
+    view = array.view()
+    try:
+        view.shape = (rows, columns)  # In place, because that refuses to copy.
+    except AttributeError:
+        return contiguous(array).reshape(rows, columns)
+    return view
+
+
+def _strides(matrix: Array) -> tuple[int, int]:
+    item = matrix.itemsize
+    return matrix.strides[0] // item, matrix.strides[1] // item
+
+
+def _first(matrix: Array) -> Array:
+    """What a kernel takes for a strided matrix: a contiguous array of one element, the first."""
+    return contiguous(matrix[0, :1])
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What every run of a problem needs and is slow to derive: sizes, shapes, and the settings of the epilogue."""
+
+    batch: int
+    inputs: int
+    outputs: int
+    shape: tuple[int, ...]
+    work: int
+    bias_stride: int
+    code: int
+    keeps_sums: bool
+
+
+def _facts(p: LinearProblem) -> _Facts:
+    # Kept on the problem itself, which lives as long as the plan of a call; its hash would cost more than all this.
+    known: _Facts | None = p.__dict__.get("_numba_facts")
+    if known is None:
+        form, kept = p.results()
+        assert form is not None
+        known = p.__dict__["_numba_facts"] = _Facts(
+            p.batch,
+            p.in_features,
+            p.out_features,
+            form.shape,
+            p.batch * p.in_features * p.out_features,
+            -1 if p.bias is None else p.bias.ndim,
+            ACTIVATION_CODES[p.activation],
+            kept is not None,
+        )
+    return known
+
+
+def _forward_plan(
+    f: _Facts, x_strides: tuple[int, int], w_strides: tuple[int, int], item: int, threads: int
+) -> Product:
+    sizes = (f.batch, f.inputs, f.outputs)
+    b_strides = (w_strides[1], w_strides[0])
+    return plan(sizes, x_strides, b_strides, f.outputs, item, threads, False, f.bias_stride, f.code, f.keeps_sums)
+
+
+def linear(p: LinearProblem, x: Array, weight: Array, bias: Array | None) -> tuple[Array | None, ...]:
+    """x (*, in), weight (out, in) or (in,), bias (out,) or () -> output, sums before the activation."""
+    f = _facts(p)
+    rows, weights = _matrix(x, f.batch, f.inputs), _matrix(weight, f.outputs, f.inputs)
+    threads = threads_for(f.work, _GRAIN)
+    product = _forward_plan(f, _strides(rows), _strides(weights), rows.itemsize, threads)
+    output = empty(f.shape, rows.dtype)
+    before = empty(f.shape, rows.dtype) if f.keeps_sums else None
+    flat = None if before is None else before.reshape(-1)
+    numbers = None if bias is None else contiguous(bias).reshape(-1)
+    run_product(product, threads, _first(rows), _first(weights), output.reshape(-1), flat, numbers)
+    return output, before
+
+
+@jit
+def _prepare_columns(first, last, code, grad, known, rows, columns, result, sums, keeps, adds):
+    """For columns [first, last): result = grad * act'(known), and the sums of its columns.
+
+    grad, known, result: [rows, columns]; sums [columns]. keeps: whether result is written; adds: whether sums are. Rows
+    are added in order within groups of _SUM_ROWS, then the groups in order, whatever the split.
+    """
+    source, value, out, total = pointer(grad), pointer(known), pointer(result), pointer(sums)
+    lanes = lanes_of(source)
+    for j in range(first, last, lanes):
+        left = last - j
+        sum_all = zeros_like(source)
+        for group in range(0, rows, _SUM_ROWS):
+            sum_even = sum_odd = zeros_like(source)
+            for r in range(group, min(group + _SUM_ROWS, rows)):
+                at = r * columns + j
+                v = load_first(source, at, left)
+                if code:
+                    v = activation_gradient(code, v, load_first(value, at, left))
+                if keeps:
+                    store_first(out, at, v, left)
+                if r % 2:
+                    sum_odd = sum_odd + v
+                else:
+                    sum_even = sum_even + v
+            sum_all = sum_all + (sum_even + sum_odd)
+        if adds:
+            store_first(total, j, sum_all, left)
+
+
+_prepare = threaded(_prepare_columns, align=16)
+
+
+def linear_backward(
+    p: LinearProblem,
+    grad_output: Array,
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    output: Array | None = None,
+    preactivation: Array | None = None,
+) -> tuple[Array | None, ...]:
+    """grad_output (*, out) or (*) -> gradients of x, weight, bias."""
+    f = _facts(p)
+    wants_x, wants_weight, wants_bias = p.needs_grad
+    batch, inputs, outputs = f.batch, f.inputs, f.outputs
+    dtype = grad_output.dtype
+    dy = contiguous(grad_output).reshape(-1)
+    dx = dw = db = None
+    if p.activation is not None or wants_bias:
+        known = output if p.activation in FROM_OUTPUT else preactivation
+        keeps = p.activation is not None
+        values = dy if not keeps or known is None else contiguous(known).reshape(-1)
+        result = empty(dy.shape, dtype) if keeps else dy
+        sums = empty(outputs, dtype) if wants_bias else dy
+        threads = threads_for(dy.size, _PASS_GRAIN)
+        _prepare(outputs, threads, f.code, dy, values, batch, outputs, result, sums, int(keeps), int(wants_bias))
+        dy = result
+        if wants_bias:
+            assert p.bias is not None
+            db = sums if p.bias.ndim else np.asarray(sums.sum(), dtype)
+    threads = threads_for(f.work, _GRAIN)
+    if wants_x:
+        dx = empty(x.shape, dtype)
+        if inputs:
+            weights = _matrix(weight, outputs, inputs)
+            product = plan((batch, outputs, inputs), (outputs, 1), _strides(weights), inputs, dtype.itemsize, threads)
+            run_product(product, threads, dy, _first(weights), dx.reshape(-1))
+    if wants_weight:
+        dw = empty(weight.shape, dtype)
+        if inputs:
+            rows = _matrix(x, batch, inputs)
+            product = plan((outputs, batch, inputs), (1, outputs), _strides(rows), inputs, dtype.itemsize, threads)
+            run_product(product, threads, dy, _first(rows), dw.reshape(-1))
+    return dx, dw, db
+
+
+def describe(p: LinearProblem) -> str:
+    """The kernel, its tile and threads."""
+    f = _facts(p)
+    threads = threads_for(f.work, _GRAIN)
+    x = (p.in_features, 1) if p.x.strides is None or p.x.ndim == 1 else p.x.strides[-2:]
+    w = (p.in_features, 1) if p.weight.strides is None or p.weight.ndim == 1 else p.weight.strides
+    found = _forward_plan(f, (x[0], x[1]), (w[0], w[1]), p.x.itemsize, threads)
+    if found.is_dot:
+        how = "dot products along in_features, 4 at a time"
+    else:
+        order = " (weight rows x batch)" if found.is_transposed else ""
+        how = f"tile {TILE_ROWS} x {TILE_VECTORS} vectors{order}, blocks {found.block_rows} x {found.block_columns}"
+    return f"{how}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+Implementation(LINEAR, "numba", linear, linear_backward, describe=describe)

@@ -1,0 +1,1 @@
+"""Two-dimensional pooling: maximum, average, their adaptive forms, and power average (Lp)."""

@@ -1,0 +1,168 @@
+"""Pooling kernels for windows of any shape, from tables of where each one starts and ends along each dimension.
+
+A table is int64 [2, outputs]: row 0 the first input of each window inside the image, row 1 the end (one past the last).
+They serve what the kernels of planes.py do not: adaptive windows, wide strides, large windows of a mean, and with
+vectors of channels every window of a channels-last image.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.runtime.numba_cpu import jit, threaded
+from kernels.simd import (
+    is_nan,
+    lane_mask,
+    lanes_of,
+    load_first,
+    load_masked,
+    maximum_nan,
+    peek,
+    pointer,
+    poke,
+    reduce_add,
+    select,
+    splat_integer,
+    splat_like,
+    store_int64_masked,
+    store_masked,
+    zeros_like,
+)
+
+
+@jit
+def _sum_planes(first, last, x, rows, columns, row_divisors, column_divisors, y):
+    """Means of planes [first, last): x (N, C, H, W) -> y (N, C, H_out, W_out); divisors [H_out] and [W_out]."""
+    height, width = x.shape[2:]
+    output_height, output_width = y.shape[2:]
+    lanes = lanes_of(x)
+    for plane in range(first, last):
+        image = pointer(x, plane * height * width)
+        output = pointer(y, plane * output_height * output_width)
+        for i in range(output_height):
+            for j in range(output_width):
+                start = columns[0, j]
+                length = columns[1, j] - start
+                count = rows[1, i] - rows[0, i]
+                if length == width:
+                    # Whole rows lie one behind the other.
+                    length *= count
+                    count = 1
+                total = zeros_like(x)
+                for row in range(rows[0, i], rows[0, i] + count):
+                    # Every row into a sum of its own: shorter sums, smaller errors.
+                    part = zeros_like(x)
+                    for k in range(0, length, lanes):
+                        part = part + load_first(image, row * width + start + k, length - k)
+                    total = total + part
+                poke(output, i * output_width + j, reduce_add(total) / (row_divisors[i] * column_divisors[j]))
+
+
+@jit
+def _argmax_planes(first, last, x, rows, columns, steps, y, indices, wants_indices):
+    """Maxima of planes [first, last): x (N, C, H, W) -> y, indices (N, C, H_out, W_out).
+
+    steps: distances between the inputs of a window, (vertical, horizontal).
+    indices: int64, any array where they are not wanted.
+    """
+    height, width = x.shape[2:]
+    output_height, output_width = y.shape[2:]
+    maxima = y.reshape(-1)
+    positions = indices.reshape(-1)
+    lowest = x.dtype.type(-np.inf)
+    for plane in range(first, last):
+        image = pointer(x, plane * height * width)
+        base = plane * output_height * output_width
+        for i in range(output_height):
+            for j in range(output_width):
+                at = rows[0, i] * width + columns[0, j]
+                best = lowest
+                for row in range(rows[0, i], rows[1, i], steps[0]):
+                    for k in range(row * width + columns[0, j], row * width + columns[1, j], steps[1]):
+                        v = peek(image, k)
+                        wins = v > best or v != v
+                        best = v if wins else best
+                        at = k if wins else at
+                maxima[base + i * output_width + j] = best
+                if wants_indices:
+                    positions[base + i * output_width + j] = at
+
+
+@jit
+def _sum_channels(first, last, x, rows, columns, row_divisors, column_divisors, y):
+    """Means of output rows [first, last) of all images: x (N, H, W, C) -> y (N, H_out, W_out, C)."""
+    height, width, channels = x.shape[1:]
+    output_height, output_width = y.shape[1:3]
+    lanes = lanes_of(x)
+    for unit in range(first, last):
+        image = unit // output_height
+        i = unit - image * output_height
+        for j in range(output_width):
+            divisor = row_divisors[i] * column_divisors[j]
+            output = pointer(y, (unit * output_width + j) * channels)
+            for c in range(0, channels, lanes):
+                inside = lane_mask(x, 0, channels - c)
+                total = zeros_like(x)
+                for row in range(rows[0, i], rows[1, i]):
+                    line = pointer(x, (image * height + row) * width * channels + c)
+                    part = zeros_like(x)
+                    for column in range(columns[0, j], columns[1, j]):
+                        part = part + load_masked(line, column * channels, inside, 0.0)
+                    total = total + part
+                store_masked(output, c, total / divisor, inside)
+
+
+@jit
+def _max_channels(first, last, x, rows, columns, steps, y):
+    """Maxima of output rows [first, last) of all images: x (N, H, W, C) -> y (N, H_out, W_out, C)."""
+    height, width, channels = x.shape[1:]
+    output_height, output_width = y.shape[1:3]
+    lanes = lanes_of(x)
+    for unit in range(first, last):
+        image = unit // output_height
+        i = unit - image * output_height
+        for j in range(output_width):
+            output = pointer(y, (unit * output_width + j) * channels)
+            for c in range(0, channels, lanes):
+                inside = lane_mask(x, 0, channels - c)
+                best = splat_like(x, -np.inf)
+                for row in range(rows[0, i], rows[1, i], steps[0]):
+                    line = pointer(x, (image * height + row) * width * channels + c)
+                    for column in range(columns[0, j], columns[1, j], steps[1]):
+                        best = maximum_nan(load_masked(line, column * channels, inside, -np.inf), best)
+                store_masked(output, c, best, inside)
+
+
+@jit
+def _argmax_channels(first, last, x, rows, columns, steps, y, indices):
+    """As `_max_channels`, with the index of each maximum in its H * W plane."""
+    height, width, channels = x.shape[1:]
+    output_height, output_width = y.shape[1:3]
+    lanes = lanes_of(x)
+    for unit in range(first, last):
+        image = unit // output_height
+        i = unit - image * output_height
+        for j in range(output_width):
+            base = (unit * output_width + j) * channels
+            output = pointer(y, base)
+            positions = pointer(indices, base)
+            for c in range(0, channels, lanes):
+                inside = lane_mask(x, 0, channels - c)
+                best = splat_like(x, -np.inf)
+                at = splat_integer(x, rows[0, i] * width + columns[0, j])
+                for row in range(rows[0, i], rows[1, i], steps[0]):
+                    line = pointer(x, (image * height + row) * width * channels + c)
+                    for column in range(columns[0, j], columns[1, j], steps[1]):
+                        v = load_masked(line, column * channels, inside, -np.inf)
+                        wins = (v > best) | is_nan(v)
+                        best = select(wins, v, best)
+                        at = select(wins, splat_integer(x, row * width + column), at)
+                store_masked(output, c, best, inside)
+                store_int64_masked(positions, c, at, inside)
+
+
+sum_planes = threaded(_sum_planes)
+argmax_planes = threaded(_argmax_planes)
+sum_channels = threaded(_sum_channels)
+max_channels = threaded(_max_channels)
+argmax_channels = threaded(_argmax_channels)

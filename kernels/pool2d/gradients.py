@@ -1,0 +1,144 @@
+"""Backward kernels of the poolings.
+
+A maximum sends each gradient to one input: they are added plane by plane in the order of the outputs, so equal inputs
+give equal bits for any number of threads. A mean spreads each gradient over a window: here each input gathers the
+outputs whose windows hold it, from tables int64 [2, inputs] of the first such output and of one past the last.
+"""
+
+from __future__ import annotations
+
+from kernels.runtime.numba_cpu import jit, threaded
+from kernels.simd import (
+    lane_mask,
+    lanes_of,
+    load_first,
+    load_masked,
+    peek,
+    pointer,
+    poke,
+    store_first,
+    store_masked,
+    zeros_like,
+)
+
+
+@jit
+def _spread_planes(first, last, dy, indices, dx):
+    """dx[n, c, indices[n, c, i, j]] += dy[n, c, i, j] for planes [first, last); dx (N, C, H, W) is overwritten."""
+    size = dx.shape[2] * dx.shape[3]
+    outputs = dy.shape[2] * dy.shape[3]
+    lanes = lanes_of(dx)
+    zero = zeros_like(dx)
+    for plane in range(first, last):
+        gradient = pointer(dx, plane * size)
+        for k in range(0, size, lanes):
+            store_first(gradient, k, zero, size - k)
+        incoming = pointer(dy, plane * outputs)
+        positions = pointer(indices, plane * outputs)
+        for k in range(outputs):
+            at = peek(positions, k)
+            poke(gradient, at, peek(gradient, at) + peek(incoming, k))
+
+
+@jit
+def _spread_channels(first, last, dy, indices, dx, blocks):
+    """As `_spread_planes` for dy, indices (N, H_out, W_out, C) and dx (N, H, W, C).
+
+    The channels fall into `blocks` parts; [first, last) counts the parts of all images.
+    """
+    channels = dx.shape[3]
+    pixels = dx.shape[1] * dx.shape[2]
+    outputs = dy.shape[1] * dy.shape[2]
+    lanes = lanes_of(dx)
+    zero = zeros_like(dx)
+    for unit in range(first, last):
+        image = unit // blocks
+        block = unit - image * blocks
+        begin = channels * block // blocks
+        length = channels * (block + 1) // blocks - begin
+        gradient = pointer(dx, image * pixels * channels + begin)
+        for pixel in range(pixels):
+            for c in range(0, length, lanes):
+                store_first(gradient, pixel * channels + c, zero, length - c)
+        incoming = pointer(dy, image * outputs * channels + begin)
+        positions = pointer(indices, image * outputs * channels + begin)
+        for k in range(outputs):
+            for c in range(length):
+                at = peek(positions, k * channels + c) * channels + c
+                poke(gradient, at, peek(gradient, at) + peek(incoming, k * channels + c))
+
+
+@jit(forceinline=True)
+def _gather_row(incoming, above, row, row_divisors, column_divisors, output_width, sums):
+    """sums[j] = what an input of this row gets of the outputs [above[0, row], above[1, row]) of column j."""
+    lanes = lanes_of(incoming)
+    for j in range(0, output_width, lanes):
+        divisor = load_first(column_divisors, j, output_width - j, 1.0)
+        total = zeros_like(incoming)
+        for i in range(above[0, row], above[1, row]):
+            gradient = load_first(incoming, i * output_width + j, output_width - j)
+            total = total + gradient / (divisor * row_divisors[i])
+        store_first(sums, j, total, output_width - j)
+
+
+@jit
+def _gather_planes(first, last, dy, above, beside, row_divisors, column_divisors, dx, scratch):
+    """Gradient of a mean: dy (N, C, H_out, W_out) -> dx (N, C, H, W), planes [first, last).
+
+    above [2, H], beside [2, W]: the outputs whose windows hold each row and each column.
+    scratch: [N * C, W_out].
+    """
+    height, width = dx.shape[2:]
+    output_height, output_width = dy.shape[2:]
+    divisors = pointer(column_divisors)
+    lanes = lanes_of(dx)
+    for plane in range(first, last):
+        incoming = pointer(dy, plane * output_height * output_width)
+        gradient = pointer(dx, plane * height * width)
+        sums = pointer(scratch, plane * output_width)
+        for row in range(height):
+            base = row * width
+            if row > 0 and above[0, row] == above[0, row - 1] and above[1, row] == above[1, row - 1]:
+                for w in range(0, width, lanes):
+                    v = load_first(gradient, base - width + w, width - w)
+                    store_first(gradient, base + w, v, width - w)
+                continue
+            _gather_row(incoming, above, row, row_divisors, divisors, output_width, sums)
+            for w in range(width):
+                start = beside[0, w]
+                end = beside[1, w]
+                if start >= end:  # between two windows
+                    poke(gradient, base + w, 0.0)
+                    continue
+                total = peek(sums, start)
+                for j in range(start + 1, end):
+                    total += peek(sums, j)
+                poke(gradient, base + w, total)
+
+
+@jit
+def _gather_channels(first, last, dy, above, beside, row_divisors, column_divisors, dx):
+    """As `_gather_planes` for dy (N, H_out, W_out, C) and rows [first, last) of all images of dx (N, H, W, C)."""
+    height, width, channels = dx.shape[1:]
+    output_height, output_width = dy.shape[1:3]
+    lanes = lanes_of(dx)
+    for unit in range(first, last):
+        image = unit // height
+        row = unit - image * height
+        for w in range(width):
+            gradient = pointer(dx, (unit * width + w) * channels)
+            for c in range(0, channels, lanes):
+                inside = lane_mask(dx, 0, channels - c)
+                total = zeros_like(dx)
+                for i in range(above[0, row], above[1, row]):
+                    incoming = pointer(dy, (image * output_height + i) * output_width * channels + c)
+                    for j in range(beside[0, w], beside[1, w]):
+                        divisor = row_divisors[i] * column_divisors[j]
+                        total = total + load_masked(incoming, j * channels, inside, 0.0) / divisor
+                store_masked(gradient, c, total, inside)
+
+
+spread_planes = threaded(_spread_planes)
+spread_channels = threaded(_spread_channels)
+gather_planes = threaded(_gather_planes)
+gather_channels = threaded(_gather_channels)

@@ -1,0 +1,147 @@
+"""How a matrix product is cut into blocks and parts: a pure function of its sizes, strides and threads."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
+
+#: Taps whose products a register sums before it is added to scratch: 16 KiB of a panel, a third of L1.
+PASS_TAPS = 128
+#: Taps that are packed at a time.
+BLOCK_TAPS = 1024
+#: Rows of the tile for what is left over by large ones.
+SMALL_ROWS = 4
+#: Up to so many rows are done by dot products.
+DOT_ROWS = 8
+#: Columns of dot products between two epilogues.
+DOT_COLUMNS = 256
+#: Columns of sums between two epilogues of a block of rows.
+GROUP_COLUMNS = 256
+#: Elements of a block of A, half an L2 of 2 MiB in float32, and of B, which streams from farther out.
+BLOCK_A, BLOCK_B = 262144, 2097152
+#: From so many columns on it pays to pack A even where its taps lie side by side.
+PACKING_COLUMNS = 384
+#: Fewer taps than these are never cut into segments.
+SEGMENT_TAPS = 2048
+
+
+class Product(NamedTuple):
+    """A planned product; every field an int. Strides and sizes count elements.
+
+    Sizes: A [rows, taps], B [taps, columns], C [rows, columns] with its columns side by side, or, `is_transposed`, its
+    rows. `c_stride` is the distance of C's rows then, or of its columns.
+    """
+
+    rows: int
+    columns: int
+    taps: int
+    a_row_stride: int
+    a_tap_stride: int
+    b_tap_stride: int
+    b_column_stride: int
+    c_stride: int
+    is_transposed: int
+    #: C is added to.
+    accumulates: int
+    #: 1 for a bias per feature (a column, or a row when transposed), 0 for one number, -1 for none.
+    bias_stride: int
+    #: Code of the activation.
+    activation: int
+    #: The sums before the activation are stored too.
+    keeps_sums: int
+    is_dot: int
+    packs_a: int
+    block_rows: int
+    block_columns: int
+    #: Parts that may run at once: segments of the taps x parts of the rows x parts of the columns.
+    segments: int
+    row_parts: int
+    column_parts: int
+    #: Elements of working memory for each part, and of int64 offsets.
+    scratch_size: int
+    offsets_size: int
+
+
+def _ceil(size: int, step: int) -> int:
+    return -(-size // step) * step
+
+
+@lru_cache(4096)
+def plan(
+    sizes: tuple[int, int, int],
+    a_strides: tuple[int, int],
+    b_strides: tuple[int, int],
+    c_stride: int,
+    itemsize: int,
+    threads: int = 1,
+    accumulates: bool = False,
+    bias_stride: int = -1,
+    activation: int = 0,
+    keeps_sums: bool = False,
+) -> Product:
+    """How C [m, n] (+)= A [m, k] B [k, n] is computed; pure, so that a choice can be tested and shown.
+
+    Args:
+        sizes: (m, k, n); m and n at least 1.
+        a_strides: distances of A's rows and of its taps, in elements, of any sign.
+        b_strides: distances of B's taps and of its columns.
+        c_stride: distance of C's rows; its columns lie side by side.
+        itemsize: bytes of an element, 4 or 8.
+        threads: how many parts may run at once. The bits of the result do not depend on it.
+        accumulates: add to C.
+        bias_stride: 1 for a bias [n], 0 for one number, -1 for none.
+        activation: its code, see kernels.activation.vectors.
+        keeps_sums: store the sums before the activation too.
+    """
+    rows, taps, columns = sizes
+    full = TILE_VECTORS * VECTOR_BYTES // itemsize
+    lanes = full // TILE_VECTORS
+    along_taps = a_strides[1] == 1 and b_strides[0] == 1
+    is_dot = along_taps and min(rows, columns) <= DOT_ROWS and taps >= 4 * lanes
+    # C^T = B^T A^T: A's few rows become the panels, and B, many rows along the taps, is read where it lies.
+    swaps = columns < rows if is_dot else b_strides[0] == 1 and columns > rows and rows <= 2 * full
+    if swaps:
+        rows, columns = columns, rows
+        a_strides, b_strides = (b_strides[1], b_strides[0]), (a_strides[1], a_strides[0])
+    block_taps = max(min(taps, BLOCK_TAPS), 1)
+    panels, tiles = _ceil(columns, full) // full, _ceil(rows, TILE_ROWS) // TILE_ROWS
+    segments = 1
+    if not is_dot and panels * tiles < 8 and taps >= 2 * SEGMENT_TAPS:
+        segments = min(taps // SEGMENT_TAPS, 16)
+        segments = -(-taps // -(-taps // segments))
+    row_parts = column_parts = 1
+    if threads > 1:
+        column_parts = min(threads, panels) if panels >= threads or is_dot else 1
+        row_parts = 1 if is_dot or column_parts > 1 else min(threads, tiles)
+    block_rows = min(max(BLOCK_A // block_taps // TILE_ROWS * TILE_ROWS, TILE_ROWS), 240, _ceil(rows, TILE_ROWS))
+    block_columns = min(max(BLOCK_B // block_taps // full * full, 2 * full), 4096, _ceil(columns, full))
+    packs_a = not is_dot and columns > full and (a_strides[1] != 1 or columns >= PACKING_COLUMNS)
+    if is_dot:
+        scratch = rows * DOT_COLUMNS * (2 if swaps else 1)
+    else:
+        sums = block_rows * min(block_columns, GROUP_COLUMNS)
+        scratch = sums * (2 if swaps else 1) + block_columns * block_taps + (block_rows * block_taps if packs_a else 0)
+    return Product(
+        rows,
+        columns,
+        taps,
+        *a_strides,
+        *b_strides,
+        c_stride,
+        int(swaps),
+        int(accumulates),
+        bias_stride,
+        activation,
+        int(keeps_sums),
+        int(is_dot),
+        int(packs_a),
+        block_rows,
+        block_columns,
+        segments,
+        row_parts,
+        column_parts,
+        _ceil(scratch, 16),
+        _ceil(block_rows + block_taps, 8),
+    )

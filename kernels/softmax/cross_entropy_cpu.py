@@ -1,0 +1,298 @@
+"""The compiled kernels of cross_entropy; see rows.py for the two forms that each has.
+
+With u the targets of a row (made smooth and weighted, see reference.py), m its maximum and l = log(sum(exp(x - m))),
+the loss of the row is sum_c u_c (m - x_c + l). u is split: a dense part (hard * t_c + even) * w_c, left out where it is
+zero, and for class indices one term hard * w_t at the class t.
+
+Arguments that all of them take: x (outer, classes, inner); indices, int64, one for each row, or unused; soft,
+probabilities in x's shape, or unused; weight (classes,), or unused; indexed, weighted: whether indices and weight are
+used; hard = 1 - smoothing; even = smoothing / classes. Unused arrays may have any size. All arrays are 1-d.
+"""
+
+from __future__ import annotations
+
+import math
+
+from kernels.runtime.numba_cpu import jit
+from kernels.simd import (
+    broadcast,
+    exp,
+    full,
+    lane_mask,
+    lanes_of,
+    log,
+    peek,
+    pointer,
+    poke,
+    reduce_add,
+    select,
+    zeros_like,
+)
+from kernels.softmax.rows import column_statistics, load_part, row_statistics, store_part
+
+
+@jit
+def _weight_sum(w, classes, weighted):
+    total = 0.0
+    if weighted:
+        for c in range(classes):
+            total += peek(w, c)
+    else:
+        total += classes
+    return total
+
+
+@jit
+def _class_weight(w, c, weighted):
+    return peek(w, c) if weighted else 1.0
+
+
+@jit
+def _dense_row(s, i, w, c, whole, mask, indexed, weighted, hard, even):
+    """Lanes of the dense part of u: probabilities at s[i], weights at w[c], both innermost."""
+    u = full(s, even)
+    if not indexed:
+        u = load_part(s, i, whole, mask, 0.0) * hard + u
+    if weighted:
+        u = u * load_part(w, c, whole, mask, 0.0)
+    return u
+
+
+@jit
+def _dense_column(s, i, w, c, whole, mask, indexed, weighted, hard, even):
+    """The same across columns, of one class c."""
+    u = full(s, even)
+    if not indexed:
+        u = load_part(s, i, whole, mask, 0.0) * hard + u
+    if weighted:
+        u = u * broadcast(w, c)
+    return u
+
+
+@jit
+def _add_index_terms(
+    first, last, x, indices, weight, losses, maxima, logs, classes, inner, ignore_index, weighted, hard
+):
+    """Add to the losses of rows first to last the term of their class; 0 for an ignored row."""
+    p, w = pointer(x), pointer(weight)
+    for row in range(first, last):
+        target = indices[row]
+        if target == ignore_index:
+            losses[row] = 0
+        else:
+            found = peek(p, (row // inner * classes + target) * inner + row % inner)
+            losses[row] += hard * _class_weight(w, target, weighted) * ((maxima[row] - found) + logs[row])
+
+
+@jit
+def losses_of_rows(
+    first, last, x, indices, soft, weight, losses, maxima, logs, classes, ignore_index, indexed, weighted, hard, even
+):
+    """losses, maxima and logs (of the sums of exponentials), each (rows,), of rows first to last, inner being 1."""
+    p, s, w = pointer(x), pointer(soft), pointer(weight)
+    lanes = lanes_of(p)
+    dense = not indexed or even != 0
+    for row in range(first, last):
+        start = row * classes
+        largest, total = row_statistics(p, start, classes)
+        maxima[row] = largest
+        logs[row] = math.log(total)
+        losses[row] = 0
+        if dense:
+            sums = zeros_like(p)
+            for c in range(0, classes, lanes):
+                whole = c + lanes <= classes
+                mask = lane_mask(p, 0, classes - c)
+                u = _dense_row(s, start + c, w, c, whole, mask, indexed, weighted, hard, even)
+                distance = full(p, maxima[row]) - load_part(p, start + c, whole, mask, 0.0) + logs[row]
+                sums = sums + select(mask, u * distance, 0.0)
+            losses[row] = reduce_add(sums)
+    if indexed:
+        _add_index_terms(
+            first, last, x, indices, weight, losses, maxima, logs, classes, 1, ignore_index, weighted, hard
+        )
+
+
+@jit
+def losses_of_columns(
+    first, last, x, indices, soft, weight, losses, maxima, logs, classes, inner, ignore_index,
+    indexed, weighted, hard, even
+):  # fmt: skip
+    """The same for vectors first to last of columns, ceil(inner / lanes) of them in each of outer."""
+    p, s, w = pointer(x), pointer(soft), pointer(weight)
+    q, r, v = pointer(losses), pointer(maxima), pointer(logs)
+    lanes = lanes_of(p)
+    dense = not indexed or even != 0
+    vectors = (inner + lanes - 1) // lanes
+    for number in range(first, last):
+        column = number % vectors * lanes
+        outer = number // vectors
+        start = outer * classes * inner + column
+        row = outer * inner + column
+        whole = column + lanes <= inner
+        mask = lane_mask(p, 0, inner - column)
+        largest, total = column_statistics(p, start, classes, inner, whole, mask)
+        total = log(total)
+        store_part(r, row, largest, whole, mask)
+        store_part(v, row, total, whole, mask)
+        sums = zeros_like(p)
+        if dense:
+            for c in range(classes):
+                i = start + c * inner
+                u = _dense_column(s, i, w, c, whole, mask, indexed, weighted, hard, even)
+                sums = sums + u * (largest - load_part(p, i, whole, mask, 0.0) + total)
+        store_part(q, row, sums, whole, mask)
+        if indexed:
+            rows = min(lanes, inner - column)
+            _add_index_terms(
+                row, row + rows, x, indices, weight, losses, maxima, logs, classes, inner, ignore_index, weighted, hard
+            )
+
+
+@jit
+def reduce_losses(losses, indices, weight, loss, divisor, classes, ignore_index, indexed, weighted, mean):
+    """loss = the sum of the losses, for the mean divided by that of the rows' weights, which is divisor; both 0-d."""
+    rows = losses.size
+    # Four sums, always the same four, so that no addition waits for the one before.
+    a, b, c, d = 0.0, 0.0, 0.0, 0.0
+    whole = rows - rows % 4
+    for i in range(0, whole, 4):
+        a += losses[i]
+        b += losses[i + 1]
+        c += losses[i + 2]
+        d += losses[i + 3]
+    for i in range(whole, rows):
+        a += losses[i]
+    total = (a + b) + (c + d)
+    if mean:
+        count = 0.0
+        if not indexed:
+            count += rows if classes > 0 else 0
+        elif weighted:
+            for i in range(rows):
+                if indices[i] != ignore_index:
+                    count += weight[indices[i]]
+        else:
+            kept = 0
+            for i in range(rows):
+                kept += indices[i] != ignore_index
+            count += kept
+        divisor[()] = count
+        total /= count
+    loss[()] = total
+
+
+@jit
+def gradient_of_rows(
+    first, last, grad, x, indices, soft, weight, maxima, logs, divisor, grad_x, grad_soft, classes, ignore_index,
+    indexed, weighted, hard, even, each, mean, wants_x, wants_soft
+):  # fmt: skip
+    """Gradients of x and soft, rows first to last, inner being 1; grad: one for every row if `each`, else grad[0]."""
+    p, s, w, q, t = pointer(x), pointer(soft), pointer(weight), pointer(grad_x), pointer(grad_soft)
+    lanes = lanes_of(p)
+    dense = not indexed or even != 0
+    even_sum = even * _weight_sum(w, classes, weighted)
+    for row in range(first, last):
+        start = row * classes
+        target = indices[row] if indexed else 0
+        if indexed and target == ignore_index:
+            for c in range(0, classes, lanes):
+                store_part(q, start + c, zeros_like(p), c + lanes <= classes, lane_mask(p, 0, classes - c))
+            continue
+        g = grad[row] if each else grad[0]
+        if mean:
+            g = g / divisor[0]
+        if indexed:
+            here = hard * _class_weight(w, target, weighted)
+            u_sum = here + even_sum
+        else:
+            here = 0.0
+            sums = zeros_like(p)
+            for c in range(0, classes, lanes):
+                whole = c + lanes <= classes
+                mask = lane_mask(p, 0, classes - c)
+                u = _dense_row(s, start + c, w, c, whole, mask, indexed, weighted, hard, even)
+                sums = sums + select(mask, u, 0.0)
+            u_sum = reduce_add(sums) + 0.0
+        factor = full(p, g * u_sum)
+        largest, total = full(p, maxima[row]), full(p, logs[row])
+        for c in range(0, classes, lanes):
+            whole = c + lanes <= classes
+            mask = lane_mask(p, 0, classes - c)
+            i = start + c
+            log_p = load_part(p, i, whole, mask, 0.0) - largest - total
+            if wants_x:
+                found = exp(log_p) * factor
+                if dense:
+                    found = found - _dense_row(s, i, w, c, whole, mask, indexed, weighted, hard, even) * g
+                store_part(q, i, found, whole, mask)
+            if wants_soft:
+                found = log_p * (-g * hard)
+                if weighted:
+                    found = found * load_part(w, c, whole, mask, 0.0)
+                store_part(t, i, found, whole, mask)
+        if indexed:
+            i = start + target
+            poke(q, i, peek(q, i) - g * here)
+
+
+@jit
+def gradient_of_columns(
+    first, last, grad, x, indices, soft, weight, maxima, logs, divisor, grad_x, grad_soft, row_u, row_g, classes, inner,
+    ignore_index, indexed, weighted, hard, even, each, mean, wants_x, wants_soft
+):  # fmt: skip
+    """The same for vectors first to last of columns. row_u, row_g: scratch, one number for each row."""
+    p, s, w, q, t = pointer(x), pointer(soft), pointer(weight), pointer(grad_x), pointer(grad_soft)
+    r, v, a, b = pointer(maxima), pointer(logs), pointer(row_u), pointer(row_g)
+    lanes = lanes_of(p)
+    dense = not indexed or even != 0
+    even_sum = even * _weight_sum(w, classes, weighted)
+    vectors = (inner + lanes - 1) // lanes
+    for number in range(first, last):
+        column = number % vectors * lanes
+        outer = number // vectors
+        start = outer * classes * inner + column
+        row = outer * inner + column
+        rows = min(lanes, inner - column)
+        whole = column + lanes <= inner
+        mask = lane_mask(p, 0, inner - column)
+        for j in range(row, row + rows):
+            g = grad[j] if each else grad[0]
+            row_g[j] = g / divisor[0] if mean else g
+            row_u[j] = 0
+            if indexed:
+                if indices[j] == ignore_index:
+                    # A negative sum of targets marks a row that has none.
+                    row_u[j] = -1
+                else:
+                    row_u[j] = hard * _class_weight(w, indices[j], weighted) + even_sum
+        gradient = load_part(b, row, whole, mask, 0.0)
+        u_sum = load_part(a, row, whole, mask, 0.0)
+        if not indexed:
+            for c in range(classes):
+                i = start + c * inner
+                u_sum = u_sum + _dense_column(s, i, w, c, whole, mask, indexed, weighted, hard, even)
+        factor = u_sum * gradient
+        largest, total = load_part(r, row, whole, mask, 0.0), load_part(v, row, whole, mask, 0.0)
+        for c in range(classes):
+            i = start + c * inner
+            log_p = load_part(p, i, whole, mask, 0.0) - largest - total
+            if wants_x:
+                found = exp(log_p) * factor
+                if dense:
+                    found = found - _dense_column(s, i, w, c, whole, mask, indexed, weighted, hard, even) * gradient
+                store_part(q, i, found, whole, mask)
+            if wants_soft:
+                found = log_p * gradient * (-hard)
+                if weighted:
+                    found = found * broadcast(w, c)
+                store_part(t, i, found, whole, mask)
+        if indexed:
+            for j in range(row, row + rows):
+                i = start + j - row
+                if indices[j] == ignore_index:
+                    for c in range(classes):
+                        poke(q, i + c * inner, 0.0)
+                else:
+                    i += indices[j] * inner
+                    poke(q, i, peek(q, i) - row_g[j] * hard * _class_weight(w, indices[j], weighted))

@@ -1,0 +1,102 @@
+"""The tables of a convolution, without any kernel: which source pixels each output pixel meets."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from kernels.conv2d import geometry
+
+SETTINGS = [
+    # image, kernel, stride, dilation, padding (top, left)
+    ((7, 6), (3, 3), (1, 1), (1, 1), (1, 1)),
+    ((9, 8), (3, 2), (2, 3), (1, 1), (0, 1)),
+    ((10, 11), (2, 3), (3, 2), (2, 3), (2, 1)),
+    ((5, 5), (1, 1), (2, 2), (1, 1), (0, 0)),
+    ((4, 3), (2, 2), (5, 4), (1, 1), (3, 2)),
+]
+
+
+def _output(image, kernel, stride, dilation, padding):
+    return tuple((image[d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in (0, 1))
+
+
+def _meetings(grids):
+    """All (output row, column, tap, source row, column) of the grids."""
+    found = set()
+    for grid in grids:
+        for i, j in itertools.product(range(grid.size[0]), range(grid.size[1])):
+            out = (grid.place[0] + i * grid.spacing[0], grid.place[1] + j * grid.spacing[1])
+            for tap, (a, b) in zip(grid.taps, grid.shifts):
+                found.add((*out, tap, i * grid.step[0] + a, j * grid.step[1] + b))
+    return found
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_forward_grid_is_the_definition(setting):
+    image, kernel, stride, dilation, padding = setting
+    output = _output(*setting)
+    expected = {
+        (i, j, (r, s), i * stride[0] + r * dilation[0] - padding[0], j * stride[1] + s * dilation[1] - padding[1])
+        for i, j, r, s in itertools.product(range(output[0]), range(output[1]), range(kernel[0]), range(kernel[1]))
+    }
+    assert _meetings(geometry.forward_grid(output, kernel, stride, dilation, *padding)) == expected
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_transposed_grids_are_the_transpose(setting):
+    """Seen from the image, the same pairs: those inside both, and nothing else inside both."""
+    image, kernel, stride, dilation, padding = setting
+    output = _output(*setting)
+
+    def inside(place, size):
+        return all(0 <= p < n for p, n in zip(place, size))
+
+    forward = _meetings(geometry.forward_grid(output, kernel, stride, dilation, *padding))
+    backward = _meetings(geometry.transposed_grids(image, kernel, stride, dilation, *padding))
+    met = {(tap, (i, j), (h, w)) for i, j, tap, h, w in forward if inside((h, w), image)}
+    seen = {(tap, (i, j), (h, w)) for h, w, tap, i, j in backward if inside((i, j), output)}
+    assert met == seen
+    # Every image pixel is in just one grid.
+    places = [
+        (g.place[0] + i * g.spacing[0], g.place[1] + j * g.spacing[1])
+        for g in geometry.transposed_grids(image, kernel, stride, dilation, *padding)
+        for i, j in itertools.product(range(g.size[0]), range(g.size[1]))
+    ]
+    assert sorted(places) == list(itertools.product(range(image[0]), range(image[1])))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_offsets_stay_inside_the_padded_source(setting, channels_last):
+    image, kernel, stride, dilation, padding = setting
+    output = _output(*setting)
+    for make, source, target in (
+        (geometry.forward_gather, image, output),
+        (geometry.transposed_gather, output, image),
+    ):
+        plan = make(6, source, 4, target, kernel, stride, dilation, padding, 2, channels_last)
+        top, bottom, left, right = plan.margin
+        assert plan.padded.image == 6 * (source[0] + top + bottom) * (source[1] + left + right)
+        group = 3 * plan.padded.channel
+        for grid, taps in zip(plan.grids, plan.tap_offsets):
+            assert taps.shape == (3 * len(grid.taps),)
+            if not taps.size:
+                continue
+            last = (grid.size[0] - 1) * grid.step[0] * plan.padded.row
+            last += (grid.size[1] - 1) * grid.step[1] * plan.padded.column
+            assert taps.min() >= 0
+            assert taps.max() + last + group < plan.padded.image
+
+
+def test_layouts():
+    assert geometry.layout(3, 5, 7, False) == geometry.Layout(channel=35, row=7, column=1, image=105)
+    assert geometry.layout(3, 5, 7, True) == geometry.Layout(channel=1, row=21, column=3, image=105)
+
+
+def test_tables_are_shared():
+    arguments = (4, (8, 8), 5, (6, 6), (3, 3), (1, 1), (1, 1), (0, 0), 1, False)
+    assert geometry.forward_gather(*arguments) is geometry.forward_gather(*arguments)
+    assert np.array_equal(geometry.forward_gather(*arguments).tap_index[0], np.arange(9))

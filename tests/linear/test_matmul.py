@@ -1,0 +1,97 @@
+"""The matrix product core: every form of plan, sizes about block edges, accumulation, segments, rows apart."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from kernels.runtime.numba_cpu import zeros
+from kernels.simd import matmul_plan
+from kernels.simd.matmul import plan, run_product
+
+
+def multiply(a, b, out=None, threads=1, **settings):
+    """C and its plan for matrices of any strides; C is filled with NaN unless it is given."""
+    strides = [tuple(step // m.itemsize for step in m.strides) for m in (a, b)]
+    bias = settings.pop("bias", None)
+    p = plan((*a.shape, b.shape[1]), *strides, b.shape[1], a.itemsize, threads, **settings)
+    c = zeros((a.shape[0], b.shape[1]), a.dtype) + np.nan if out is None else out
+    run_product(p, threads, a[0, :1], b[0, :1], c.reshape(-1), bias=bias)
+    return c, p
+
+
+def matrix(shape, dtype, turned, seed):
+    """Small integers, whose sums are exact in any order; `turned`: its columns lie side by side."""
+    numbers = np.random.default_rng(seed).integers(-4, 5, shape).astype(dtype)
+    return np.ascontiguousarray(numbers.T).T if turned else numbers
+
+
+SIZES = ((1, 2, 8, 9, 12, 13, 65, 250), (1, 63, 129, 1100), (1, 8, 9, 16, 17, 32, 33, 270, 400))
+
+
+@pytest.mark.parametrize("turned", list(itertools.product((False, True), repeat=2)))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_exact(dtype, turned):
+    for rows, taps, columns in itertools.product(*SIZES):
+        a, b = matrix((rows, taps), dtype, turned[0], 0), matrix((taps, columns), dtype, turned[1], 1)
+        for threads in (1, 3):
+            found, p = multiply(a, b, threads=threads)
+            np.testing.assert_array_equal(found, a @ b, err_msg=str(p))
+
+
+def test_every_plan_is_taken():
+    def kind(sizes, a_strides, b_strides):
+        p = plan(sizes, a_strides, b_strides, sizes[2], 4)
+        return bool(p.is_dot), bool(p.is_transposed), bool(p.packs_a), p.segments > 1
+
+    assert kind((1, 512, 400), (512, 1), (1, 512)) == (True, False, False, False)
+    assert kind((400, 512, 1), (512, 1), (1, 512)) == (True, True, False, False)
+    assert kind((20, 512, 400), (512, 1), (1, 512)) == (False, True, False, False)
+    assert kind((200, 512, 300), (512, 1), (1, 512)) == (False, False, False, False)
+    assert kind((200, 512, 3000), (512, 1), (1, 512)) == (False, False, True, False)
+    assert kind((200, 512, 100), (1, 200), (100, 1)) == (False, False, True, False)
+    assert kind((20, 9000, 30), (1, 20), (30, 1)) == (False, False, False, True)
+
+
+@pytest.mark.parametrize("sizes", [(3, 200, 70), (70, 200, 3), (20, 70, 90), (100, 70, 90), (20, 9000, 30)])
+def test_accumulate(sizes):
+    rows, taps, columns = sizes
+    a, b = matrix((rows, taps), "float32", False, 0), matrix((taps, columns), "float32", True, 1)
+    old = matrix((rows, columns), "float32", False, 2)
+    found, _ = multiply(a, b, old.copy(), accumulates=True)
+    np.testing.assert_array_equal(found, a @ b + old)
+
+
+@pytest.mark.parametrize("turned", list(itertools.product((False, True), repeat=2)))
+@pytest.mark.parametrize("sizes", [(20, 9001, 30), (5, 70000, 3), (40, 4500, 40)])
+def test_segments(sizes, turned):
+    rows, taps, columns = sizes
+    a, b = matrix((rows, taps), "float32", turned[0], 0), matrix((taps, columns), "float32", turned[1], 1)
+    bias = matrix((columns,), "float32", False, 2)
+    found = [multiply(a, b, threads=t, bias=bias, bias_stride=1)[0] for t in (1, 2, 5)]
+    for one in found:
+        np.testing.assert_array_equal(one, a @ b + bias)
+
+
+def test_no_taps_gives_the_bias():
+    c = np.full((7, 9), np.nan, "f")
+    p = plan((7, 0, 9), (0, 1), (1, 0), 9, 4, 1, bias_stride=0)
+    run_product(p, 1, c.reshape(-1), c.reshape(-1), c.reshape(-1), bias=np.full(1, 2.5, "f"))
+    np.testing.assert_array_equal(c, np.full((7, 9), 2.5))
+
+
+def test_rows_of_c_apart():
+    a, b = matrix((30, 20), "float32", False, 0), matrix((20, 40), "float32", False, 1)
+    c = np.full((30, 50), -1, "f")
+    run_product(plan((30, 20, 40), (20, 1), (40, 1), 50, 4), 1, a[0], b[0], c.reshape(-1))
+    np.testing.assert_array_equal(c[:, :40], a @ b)
+    assert (c[:, 40:] == -1).all()
+
+
+def test_error_stays_below_numpy():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((60, 4000)).astype("f"), rng.standard_normal((4000, 70)).astype("f")
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    ours, theirs = (np.abs(found - exact).max() for found in (multiply(a, b)[0], a @ b))
+    assert ours <= 1.5 * theirs
+    assert matmul_plan.PASS_TAPS <= 256

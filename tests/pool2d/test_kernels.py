@@ -1,0 +1,171 @@
+"""The CPU kernels themselves: which one runs, every part of its range, any number of threads, no memory but its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import kernels
+from kernels.pool2d import any_window, gradients, numba_cpu, planes
+from tests.support import memory
+
+KERNELS = [
+    (planes, "pool_planes"),
+    (planes, "argmax_planes_known"),
+    (planes, "argmax_planes"),
+    (any_window, "sum_planes"),
+    (any_window, "argmax_planes"),
+    (any_window, "sum_channels"),
+    (any_window, "max_channels"),
+    (any_window, "argmax_channels"),
+    (gradients, "spread_planes"),
+    (gradients, "spread_channels"),
+    (gradients, "gather_planes"),
+    (gradients, "gather_channels"),
+]
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the kernels that ran, in order."""
+    names: list[str] = []
+    for module, name in KERNELS:
+        kernel = getattr(module, name)
+
+        def run(*arguments: Any, kernel: Any = kernel, label: str = f"{module.__name__[15:]}.{name}") -> None:
+            names.append(label)
+            kernel(*arguments)
+
+        monkeypatch.setattr(module, name, run)
+    return names
+
+
+def _image(*shape: int, last: bool = False, dtype: str = "float32") -> np.ndarray:
+    x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) if last else x
+
+
+@pytest.mark.parametrize("kernel_stride", numba_cpu.KNOWN)
+def test_known_shapes(ran: list[str], kernel_stride: Any) -> None:
+    (kernel, stride), x = kernel_stride, _image(1, 2, 9, 9)
+    kernels.max_pool2d(x, kernel, stride, backend="numba")
+    kernels.max_pool2d(x, kernel, stride, return_indices=True, backend="numba")
+    kernels.avg_pool2d(x, kernel, stride, backend="numba")
+    kernels.lp_pool2d(x, 2, kernel, stride, backend="numba")
+    assert ran == ["planes.pool_planes", "planes.argmax_planes_known", "planes.pool_planes", "planes.pool_planes"]
+
+
+def test_other_shapes(ran: list[str]) -> None:
+    x, last = _image(1, 2, 9, 9), _image(1, 2, 9, 9, last=True)
+    kernels.max_pool2d(x, 3, 1, dilation=2, backend="numba")
+    kernels.max_pool2d(x, (3, 2), 2, backend="numba")
+    kernels.max_pool2d(x, 3, backend="numba")
+    kernels.adaptive_max_pool2d(x, 2, backend="numba")
+    kernels.avg_pool2d(x, 4, backend="numba")
+    kernels.adaptive_avg_pool2d(x, 2, backend="numba")
+    assert ran == ["planes.argmax_planes"] * 2 + ["any_window.argmax_planes"] * 2 + ["any_window.sum_planes"] * 2
+    ran.clear()
+    kernels.max_pool2d(last, 2, backend="numba")
+    kernels.max_pool2d(last, 2, return_indices=True, backend="numba")
+    kernels.avg_pool2d(last, 2, backend="numba")
+    assert ran == ["any_window.max_channels", "any_window.argmax_channels", "any_window.sum_channels"]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_backward_kernels(ran: list[str], last: bool) -> None:
+    x = _image(1, 2, 9, 9, last=last)
+    for op, kernel in (("max_pool2d", "spread"), ("avg_pool2d", "gather"), ("lp_pool2d", "gather")):
+        y, pullback = kernels.vjp(op, x, *((2, 3) if op == "lp_pool2d" else (3,)), backend="numba")
+        pullback(np.ones_like(y))
+        assert ran[-1] == f"gradients.{kernel}_{'channels' if last else 'planes'}"
+
+
+def test_explain_names_the_kernel() -> None:
+    def described(op: str, x: np.ndarray, **arguments: Any) -> str:
+        return next(line for line in str(kernels.explain(op, x, **arguments)).split("\n") if " numba " in line)
+
+    x = _image(1, 2, 9, 9)
+    assert "2 x 2 stride 2" in described("max_pool2d", x, kernel_size=2)
+    assert "any kernel" in described("max_pool2d", x, kernel_size=3, stride=1, dilation=2)
+    assert "one at a time" in described("avg_pool2d", x, kernel_size=4)
+    assert "channels" in described("avg_pool2d", _image(1, 2, 9, 9, last=True), kernel_size=4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("way", [(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 1, 1), (5, 1, 2)])
+def test_planes_of_several_strips(way: tuple[int, int, int], dtype: str) -> None:
+    """Planes larger than a strip: rows shared between strips, NaN in one strip alone."""
+    x = _image(1, 2, 203, 131, dtype=dtype)
+    assert x[0, 0].nbytes // numba_cpu.STRIP_BYTES > 1
+    for row in (None, 0, 101, 202):
+        if row is not None:
+            x[0, 1, row, 77] = np.nan
+        want, indices = F.max_pool2d(torch.from_numpy(x), *way, return_indices=True)
+        np.testing.assert_array_equal(kernels.max_pool2d(x, *way, backend="numba"), want.numpy())
+        found = kernels.max_pool2d(x, *way, return_indices=True, backend="numba")
+        np.testing.assert_array_equal(found[0], want.numpy())
+        np.testing.assert_array_equal(found[1], indices.numpy())
+        mean = F.avg_pool2d(torch.from_numpy(x), *way).numpy()
+        np.testing.assert_allclose(kernels.avg_pool2d(x, *way, backend="numba"), mean, rtol=1e-5, atol=1e-6)
+
+
+CALLS: list[tuple[str, dict[str, Any]]] = [
+    ("max_pool2d", {"kernel_size": 2, "return_indices": True}),
+    ("max_pool2d", {"kernel_size": 3, "stride": 1, "padding": 1}),
+    ("max_pool2d", {"kernel_size": 3, "stride": 2, "dilation": 2}),
+    ("max_pool2d", {"kernel_size": 3, "stride": 3}),
+    ("avg_pool2d", {"kernel_size": 3, "stride": 2, "padding": 1}),
+    ("avg_pool2d", {"kernel_size": 5, "stride": 2}),
+    ("adaptive_avg_pool2d", {"output_size": (3, 5)}),
+    ("adaptive_max_pool2d", {"output_size": (3, 5)}),
+    ("lp_pool2d", {"norm_type": 2, "kernel_size": 2}),
+    ("lp_pool2d", {"norm_type": 3, "kernel_size": 3}),
+    ("lp_pool2d", {"norm_type": float("inf"), "kernel_size": 2}),
+]
+
+
+def _all_bits(op: str, x: np.ndarray, arguments: dict[str, Any]) -> list[bytes]:
+    result, pullback = kernels.vjp(op, x, backend="numba", **arguments)
+    output = result[0] if isinstance(result, tuple) else result
+    sent = np.random.default_rng(1).standard_normal(output.shape).astype(x.dtype)
+    plain = getattr(kernels, op)(x, backend="numba", **arguments)
+    found = [*(result if isinstance(result, tuple) else (result,)), *pullback(sent)]
+    found += plain if isinstance(plain, tuple) else [plain]
+    return [np.ascontiguousarray(f).tobytes() for f in found]
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("op", "arguments"), CALLS)
+def test_same_bits_for_any_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch, op: str, arguments: dict[str, Any], last: bool
+) -> None:
+    x = _image(3, 37, 15, 14, last=last)
+    found = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(numba_cpu, "threads_for", lambda work, grain, threads=threads: threads)
+        found.append(_all_bits(op, x, arguments))
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("where", ["end", "start"])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("op", "arguments"), CALLS)
+def test_no_memory_but_its_own(op: str, arguments: dict[str, Any], last: bool, where: Any) -> None:
+    """Pages that trap around every array; sizes on both sides of a vector's."""
+    for width in (5, 15, 16, 17, 33):
+        x = _image(1, 2, 7, width, last=last) if not last else _image(1, width, 7, 6, last=True)
+        expected = _all_bits(op, x, arguments)
+        with memory.allocator(memory.guarded_allocator(where)):
+            assert _all_bits(op, memory.guarded_copy(x, where), arguments) == expected
+
+
+def test_planes_past_32_bit_indices_are_left_to_others() -> None:
+    x = np.lib.stride_tricks.as_strided(np.zeros(1, "float32"), (1, 1, 2**16, 2**15), (0, 0, 0, 0))
+    explained = kernels.explain("max_pool2d", x, 2, return_indices=True)
+    assert explained.chosen == "reference" and "32-bit indices" in str(explained)
+    assert kernels.explain("max_pool2d", x, 2).chosen == "numba"
+    assert kernels.explain("max_pool2d", x[:, :, : 2**15], 2, return_indices=True).chosen == "numba"
