@@ -180,6 +180,14 @@ def key(array: Any) -> Hashable:
     return make(array)
 
 
+def has_no_memory(array: Any) -> bool:
+    """Whether it is a torch tensor without values that kernels could read: a fake one, or one on the meta device."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(array, torch.Tensor):
+        return False
+    return array.is_meta or isinstance(array, torch._subclasses.FakeTensor)
+
+
 def wants_grad(array: Any) -> bool:
     """Whether torch records operations on this array: it requires a gradient, and recording is on."""
     torch = sys.modules.get("torch")

@@ -54,6 +54,10 @@ def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: A
     try:
         plan = op.plans[(backend, device, attributes, *map(arrays.key, inputs))]
     except (KeyError, TypeError):
+        if torch is not None and any(map(arrays.has_no_memory, inputs)):
+            from kernels import torch_binding
+
+            return torch_binding.call_registered(op, inputs, attributes, device, backend)
         plan = _remember_plan(op, inputs, attributes, device, backend)
     return plan.run(inputs)
 

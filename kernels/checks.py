@@ -88,7 +88,7 @@ def dimension(op: str, argument: str, value: Any, ndim: int) -> int:
 
 
 def rank(op: str, argument: str, spec: ArraySpec, allowed: tuple[int, ...], shape: str) -> None:
-    """`spec` has one of the `allowed` numbers of dimensions; `shape` names them for the message, e.g. "(N, C, H, W)"."""
+    """`spec` has one of the `allowed` numbers of dimensions; `shape` names them in the message: "(N, C, H, W)"."""
     if spec.ndim not in allowed:
         fail(op, argument, f"must have shape {shape}", f"{spec.ndim} dimensions {spec.shape}")
 

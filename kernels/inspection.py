@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -137,9 +138,9 @@ def vjp(op: str, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., tuple[Ar
         **kwargs: its keyword arguments.
 
     Returns:
-        (result, pullback). ``pullback(*gradients)`` takes one array in the shape of each differentiable result and returns
-        the gradients of the op's inputs in the order of its signature, None for one that has none (an absent bias, class
-        labels). It may be called any number of times.
+        (result, pullback). ``pullback(*gradients)`` takes one array in the shape of each differentiable result and
+        returns the gradients of the op's inputs in the order of its signature, None for one that has none (an absent
+        bias, class labels). It may be called any number of times.
 
     Raises:
         TypeError: an array is not NumPy's.
@@ -156,9 +157,21 @@ def vjp(op: str, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., tuple[Ar
         pullbacks.append(pullback)
         return result
 
+    function = public_function(op, "vjp")
     with dispatch.inspecting(look):
-        result = public_function(op, "vjp")(*args, **kwargs)
-    (pullback,) = pullbacks
+        result = function(*args, **kwargs)
+    if len(pullbacks) != 1:
+        raise ValueError(f"vjp: {op} must be a single kernel call with these arguments, got {len(pullbacks)} of them")
+    (inner,) = pullbacks
+    given = inspect.signature(function).bind(*args, **kwargs).arguments
+
+    def pullback(*gradients: Array | None) -> tuple[Array | None, ...]:
+        # One image without a batch ran as a batch of one: its gradient has the image's shape.
+        return tuple(
+            g.reshape(array.shape) if g is not None and isinstance(array, np.ndarray) and array.size == g.size else g
+            for g, array in zip(inner(*gradients), map(given.get, OPS[op].inputs))
+        )
+
     return result, pullback
 
 
@@ -167,7 +180,8 @@ def _run_and_keep(
 ) -> tuple[Any, Callable[..., tuple[Array | None, ...]]]:
     kind, specs, _ = dispatch.describe_inputs(op, inputs)
     if kind != "numpy":
-        raise TypeError(f"vjp: {op.inputs[0]} must be a NumPy array (others carry their own gradients), got a {kind} array")
+        rule = "must be a NumPy array (others carry their own gradients)"
+        raise TypeError(f"vjp: {op.inputs[0]} {rule}, got a {kind} array")
     place = dispatch.place_of(op, specs, kind, device)
     named_specs = zip(op.inputs, specs, strict=True)
     wanted = tuple(name in op.differentiable and spec is not None and spec.floating for name, spec in named_specs)

@@ -1,9 +1,9 @@
 """What an op is: its declaration (`Problem`), the op itself (`Op`), and one way to run it (`Implementation`).
 
 An op is declared once, in its family's ``op.py``: a frozen dataclass derived from :class:`Problem` whose fields are the
-op's inputs (annotated ``ArraySpec``, or ``ArraySpec | None`` for an optional one) followed by its normalised attributes.
-Everything else is derived from it: validation, dispatch, the torch schema, the fake kernels, autograd, `explain`, tests
-and benchmarks.
+op's inputs (annotated ``ArraySpec``, or ``ArraySpec | None`` for an optional one) followed by its normalised
+attributes. Everything else is derived from it: validation, dispatch, the torch schema, the fake kernels, autograd,
+`explain`, tests and benchmarks.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 from kernels import arrays, dispatch
 from kernels.arrays import ArraySpec, contiguous_strides
@@ -69,6 +70,8 @@ class _Bound:
         return tuple(None if r is None else torch.from_numpy(r) for r in results)
 
     def _views(self, tensors: Sequence[torch.Tensor | None]) -> list[Any]:
+        if forward_ad._current_level >= 0 and any(_has_tangent(t) for t in tensors):
+            raise NotImplementedError(f"{self.op.name}: forward-mode derivatives (jvp) are not supported")
         try:
             return [None if t is None else t.numpy(force=True) for t in tensors]
         except RuntimeError as error:
@@ -100,6 +103,10 @@ class _Bound:
         if stock is None or stock.backward is None:
             raise NotImplementedError(f"{self.op.name}: second derivatives (create_graph=True) are not supported")
         return stock.backward(self.problem, *gradients, **dict(zip(self.saved_names, saved)))
+
+
+def _has_tangent(tensor: torch.Tensor | None) -> bool:
+    return tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
 
 
 class _Apply(torch.autograd.Function):
@@ -205,7 +212,7 @@ class _Registered:
         kept = [f"Tensor? {name}" for name in op.results]
         backward = ", ".join([*gradients, *inputs, *kept, *tail])
         _library.define(f"{op.name}_backward({backward}) -> {_returns(self.count)}")
-        for device in ("CPU", "CUDA"):
+        for device in ("CPU", "CUDA"):  # meta tensors run the fakes
             _library.impl(op.name, self._forward, device)
             _library.impl(f"{op.name}_backward", self._backward, device)
         torch.library.register_fake(self.name, self._forward_fake, lib=_library)

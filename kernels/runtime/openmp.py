@@ -12,6 +12,7 @@ a torch imported later is followed.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,10 @@ def connect() -> bool:
     if torch_library is not None and _point_into(torch_library, "torch"):
         return True
     try:
-        from numba.np.ufunc import omppool
+        pool = importlib.import_module("numba.np.ufunc.omppool")
     except ImportError:
         return False
-    return _point_into(Path(omppool.__file__), "numba")
+    return _point_into(Path(str(pool.__file__)), "numba")
 
 
 def follow_torch() -> None:
