@@ -125,7 +125,7 @@ def run_pass(
         slots = min(images, (BLOCK - 2) // (grid.size[0] * grid.size[1]) + 2) if plan.pads else 0
         # One tap, every source pixel an output pixel, planes apart: a tile would touch a page for each channel.
         one_to_one = grid.step == (1, 1) and grid.size == plan.source and grid.shifts == ((0, 0),)
-        collects = one_to_one and not channels_last
+        collects = one_to_one and not channels_last and not plan.pads
         if collects:
             taps = np.arange(group_inputs, dtype=np.int64) * BLOCK
         room = plan.channels * BLOCK if collects else slots * plan.padded.image

@@ -194,6 +194,8 @@ BLOCK = gather.BLOCK
         ((3, 4, 9, 9), (5, 4, 3, 3), {"stride": 3}),  # phases of the transposed pass without margins
         ((2, 4, 9, 9), (5, 4, 2, 2), {"stride": 3}),  # phases without a tap
         ((2, 4, 11, 9), (6, 4, 3, 2), {"stride": 2, "padding": 1}),  # a phase of one tap, beside its pixel
+        ((1, 4, 5, 5), (1, 4, 2, 3), {"stride": 2}),  # a phase of one tap, at its pixel; others need margins
+        ((2, 3, 8, 7), (5, 3, 2, 2), {"stride": 2}),  # phases of one tap, none needs margins
         ((2, 12, 7, 6), (9, 4, 3, 3), {"groups": 3, "padding": 2}),
         ((40, 1, 12, 12), (3, 1, 3, 3), {}),  # few tiles of weights: the images fall into segments
         ((2, 6, 11, 10), (6, 1, 3, 3), {"groups": 6, "padding": 1}),  # rows in fours and one by one
