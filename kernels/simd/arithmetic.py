@@ -17,7 +17,7 @@ from numba.extending import intrinsic, lower_builtin
 from kernels.simd import emit
 from kernels.simd.emit import Lanes
 from kernels.simd.memory import as_lanes
-from kernels.simd.types import IntVector, Mask, SimdType, Vector, vector_like
+from kernels.simd.types import IntVector, Mask, Vector, vector_like
 
 
 def _common(operands: tuple, allowed: type | tuple) -> Any:

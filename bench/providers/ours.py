@@ -1,0 +1,39 @@
+"""Our kernels through their public functions, on torch tensors as PyTorch's own get them."""
+
+from __future__ import annotations
+
+import kernels
+from bench.providers.provider import Call, Unsupported, missing_package
+from bench.providers.tensors import TORCH_POOL, tensor_call
+from bench.workload import Workload
+from kernels.op import OPS
+
+
+class Ours:
+    """This library, on the backend that it chooses by itself."""
+
+    name = "ours"
+    title = "ours"
+
+    def missing(self) -> str | None:
+        """Without Numba there is nothing to measure."""
+        return missing_package("numba", "torch")
+
+    def prepare(self, workload: Workload, threads: int) -> Call:
+        """The public function of the op."""
+        explanation = workload.explanation
+        if explanation.chosen == "reference":
+            name = workload.case.op
+            raise Unsupported(f"only the reference runs it: {'; '.join(_reasons(name, workload)) or 'no other kernel'}")
+        call = tensor_call(getattr(kernels, workload.case.op), workload)
+        call.run()  # Compiles; the thread pool is known afterwards.
+        from kernels.runtime.threads import threading_layer
+
+        layer = threading_layer()
+        pool = TORCH_POOL if layer is None or "torch" in layer else f"ours, {layer}"
+        return Call(call.run, call.answer, pool, call.checked, explanation.chosen or "")
+
+
+def _reasons(op: str, workload: Workload) -> list[str]:
+    found = [c for c in workload.explanation.candidates if c.backend.name in ("numba", *OPS[op].implementations)]
+    return [reason for c in found if c.backend.name == "numba" for reason in c.reasons]

@@ -1,0 +1,1 @@
+"""Softmax attention that never holds the scores: masks, bias, relative positions, dropout, grouped heads, training."""

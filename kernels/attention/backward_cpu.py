@@ -1,0 +1,394 @@
+"""The backward pass on the CPU: weights are made again from the log-sum-exp, and five products run on the tile.
+
+A unit of work is a head of keys and values with all the queries that use it, or all such heads that share a slice of a
+bias that wants its gradient: so nothing that is summed is ever split between threads. Within a unit a few panels of
+queries stay while the keys stream by:
+
+    scores^T = K Q^T        products^T = V dO^T         elementwise: weights P and gradients dX of the scores
+    dQ^T += K^T dX^T        dV += P^T dO                dK += dX^T Q
+
+(Dao et al., FlashAttention, 2022, algorithm 4, with queries in the outer loop.)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kernels.attention.backward_rows import blank_rows, copy_rows, row_products, write_rows
+from kernels.attention.forward_cpu import load_panel, multiply_shaw
+from kernels.attention.layout import DISTANCE, SHAW, Given, read_sizes, read_terms
+from kernels.attention.products import (
+    FEW_ROWS,
+    add_rows_seen,
+    add_seen,
+    clear,
+    has_no_number,
+    multiply,
+    multiply_into,
+    row_table,
+    scale_all,
+)
+from kernels.attention.scores import (
+    add_bias_gradient,
+    add_relative_gradient,
+    adjust,
+    drop_factors,
+    fill_extra,
+    mark_seen,
+    unskew_rows,
+    weights_and_gradients,
+)
+from kernels.attention.tiles import BACKWARD_PANELS
+from kernels.runtime.numba_cpu import jit, threaded
+from kernels.simd import TILE_VECTORS, advance, lanes_of, peek, pointer, poke, transpose
+
+
+class Room(NamedTuple):
+    """A part's working memory: pointers to elements, P panels of W queries each."""
+
+    query_turned: Any  # [P, padded_width, W] queries, scaled
+    grad_turned: Any  # [P, padded_value_width, W] gradients of the output
+    sums_turned: Any  # [P, padded_width, W] gradients of the queries
+    query_rows: Any  # [across, P * W, W] queries, scaled
+    grad_rows: Any  # [value_across, P * W, W]
+    scores: Any  # [P, padded_block, W]
+    products: Any  # [P, padded_block, W]
+    seen: Any  # [P, padded_block, W]
+    shift: Any  # [P * W] log-sum-exp
+    delta: Any  # [P * W] what the gradients of a query's weights have in common
+    skewed: Any  # [P, skewed, W]
+    grad_skewed: Any  # [P, skewed, W]
+    extra: Any  # [padded_block, W]
+    rows: Any  # [W, padded_block]
+    spare: Any  # [FEW_ROWS, W]
+    table_scores: Any  # [padded_table, W]
+    key_sums: Any  # [keys, across * W] where keys are not whole panels wide
+    value_sums: Any  # [keys, value_across * W] likewise
+
+
+class Places(NamedTuple):
+    """Where rows and columns of left operands are: pointers to int64."""
+
+    keys: Any  # [padded_block] rows of keys
+    last_keys: Any  # the same for a last tile
+    values: Any
+    last_values: Any
+    tile: Any  # rows of a tile
+    columns: Any  # [padded_width] 0, 1, 2, ...
+    value_columns: Any  # [padded_value_width]
+    table: Any  # rows of Shaw's table
+    skewed: Any  # rows of table_scores
+    lanes: Any  # [P * W] the queries' lanes within the panels' tiles
+
+
+class Tile(NamedTuple):
+    """The pairs of one panel of queries and one block of keys."""
+
+    batch: int
+    head: int
+    query: int
+    queries: int
+    position: int
+    key: int
+    keys: int
+
+
+@jit
+def _room_of(s, work):
+    width = TILE_VECTORS * lanes_of(work)
+    most = BACKWARD_PANELS * width
+    across, value_across = (s.width + width - 1) // width, (s.value_width + width - 1) // width
+    grad_turned = advance(work, s.padded_width * most)
+    sums_turned = advance(grad_turned, s.padded_value_width * most)
+    query_rows = advance(sums_turned, s.padded_width * most)
+    grad_rows = advance(query_rows, across * width * most)
+    scores = advance(grad_rows, value_across * width * most)
+    products = advance(scores, s.padded_block * most)
+    seen = advance(products, s.padded_block * most)
+    shift = advance(seen, s.padded_block * most)
+    delta = advance(shift, most)
+    skewed = advance(delta, most)
+    grad_skewed = advance(skewed, s.skewed * most)
+    extra = advance(grad_skewed, s.skewed * most)
+    rows = advance(extra, s.padded_block * width)
+    spare = advance(rows, s.padded_block * width)
+    table_scores = advance(spare, FEW_ROWS * width)
+    key_sums = advance(table_scores, s.padded_table * width)
+    value_sums = advance(key_sums, s.keys * across * width if s.width % width else 0)
+    return Room(
+        work, grad_turned, sums_turned, query_rows, grad_rows, scores, products, seen, shift, delta, skewed, grad_skewed,
+        extra, rows, spare, table_scores, key_sums, value_sums,
+    )  # fmt: skip
+
+
+@jit
+def _places_of(s, t, width, tables):
+    last_keys = advance(tables, s.padded_block)
+    values = advance(last_keys, s.padded_block)
+    last_values = advance(values, s.padded_block)
+    tile = advance(last_values, s.padded_block)
+    columns = advance(tile, s.padded_block)
+    value_columns = advance(columns, s.padded_width)
+    table = advance(value_columns, s.padded_value_width)
+    skewed = advance(table, s.padded_table)
+    lanes = advance(skewed, s.padded_table)
+    row_table(tables, s.block, s.key_row)
+    row_table(values, s.block, s.value_row)
+    row_table(tile, s.block, width)
+    row_table(columns, s.width, np.int64(1))
+    row_table(value_columns, s.value_width, np.int64(1))
+    row_table(table, 2 * t.clip + 1, s.width)
+    row_table(skewed, 2 * t.clip + 1, width)
+    for q in range(BACKWARD_PANELS * width):
+        poke(lanes, q, q // width * s.padded_block * width + q % width)
+    return Places(tables, last_keys, values, last_values, tile, columns, value_columns, table, skewed, lanes)
+
+
+@jit
+def _load_queries(s, t, given, at, room, count, query, grad, grad_row, output, output_row):
+    """Bring up to P panels of queries and of the output's gradients into the room; the log-sum-exps are there.
+
+    delta must hold what is to be added to rowsum(dO * O): minus the gradients of the log-sum-exp.
+    """
+    width = TILE_VECTORS * lanes_of(query)
+    most = BACKWARD_PANELS * width
+    row_products(output, output_row, grad, grad_row, count, s.value_width, room.delta)
+    for start in range(0, count, width):
+        inside = min(width, count - start)
+        turned = advance(room.query_turned, start * s.padded_width)
+        load_panel(advance(query, start * s.query_row), s.query_row, inside, s.width, t.scale, turned)
+        if t.relative == SHAW:
+            multiply_shaw(
+                s, t, given, turned, at.table, at.columns, room.table_scores, advance(room.skewed, start * s.skewed)
+            )
+        turned = advance(room.grad_turned, start * s.padded_value_width)
+        load_panel(advance(grad, start * grad_row), grad_row, inside, s.value_width, 1.0, turned)
+    copy_rows(query, s.query_row, count, s.width, t.scale, room.query_rows, most)
+    copy_rows(grad, grad_row, count, s.value_width, 1.0, room.grad_rows, most)
+    blank_rows(room.shift, count, most, s.width, room.query_turned, s.padded_width, room.query_rows)
+    blank_rows(room.shift, count, most, s.value_width, room.grad_turned, s.padded_value_width, room.grad_rows)
+    for q in range(count):
+        if peek(room.shift, q) == -math.inf:
+            poke(room.delta, q, 0.0)
+
+
+@jit
+def _make_tile(s, t, given, at, room, tile, start, key, value, by_distance, careful):
+    """Weights and gradients of the scores of the panel that begins at lane `start`; False if nothing is seen."""
+    width = TILE_VECTORS * lanes_of(key)
+    scores, products = advance(room.scores, start * s.padded_block), advance(room.products, start * s.padded_block)
+    last, last_key = tile.position + tile.queries - 1, tile.key + tile.keys - 1
+    has_extra = t.has_mask or t.has_bias
+    sees = tile.key <= last + t.right and last_key >= tile.position - t.left
+    if sees and has_extra:
+        sees = fill_extra(
+            t, given, tile.batch, tile.head, tile.query, tile.queries, tile.key, tile.keys, room.rows, s.padded_block,
+            room.extra,
+        )  # fmt: skip
+    if not sees:
+        clear(scores, tile.keys * width)
+        clear(products, tile.keys * width)
+        return False
+    places, value_places = at.keys, at.values
+    if tile.keys < s.block:
+        places, value_places = at.last_keys, at.last_values
+    turned = advance(room.query_turned, start * s.padded_width)
+    multiply(tile.keys, key, places, at.columns, s.width, turned, scores, np.int64(0))
+    edge = tile.key < last - t.left or last_key > tile.position + t.right
+    if has_extra or edge or t.relative or t.softcap != 0.0:
+        skewed = advance(room.skewed, start * s.skewed)
+        adjust(t, scores, tile.keys, tile.position, tile.key, has_extra, room.extra, by_distance, skewed)
+    if careful:
+        mark_seen(scores, tile.keys * width, advance(room.seen, start * s.padded_block))
+    turned = advance(room.grad_turned, start * s.padded_value_width)
+    multiply(tile.keys, value, value_places, at.value_columns, s.value_width, turned, products, np.int64(0))
+    if t.threshold:
+        index = ((tile.batch * s.heads + tile.head) * s.queries + tile.query) * s.keys + tile.key
+        drop_factors(t, given, index, s.keys, tile.queries, tile.keys, room.rows, s.padded_block, room.extra)
+    shift, delta = advance(room.shift, start), advance(room.delta, start)
+    weights_and_gradients(t, scores, products, tile.keys, shift, delta, t.threshold != 0, room.extra)
+    return True
+
+
+@jit
+def _add_products(careful, rows, a, at, taps, b, panel_rows, columns, out, room):
+    """out [rows, panels of columns] += a [rows, taps] times b, panels [columns, panel_rows, W] of which `taps` rows."""
+    width = TILE_VECTORS * lanes_of(a)
+    across = (columns + width - 1) // width
+    for c in range(across):
+        panel, into = advance(b, c * panel_rows * width), advance(out, c * width)
+        if careful:
+            add_rows_seen(rows, a, at.tile, at.lanes, taps, panel, room.seen, into, across * width)
+        else:
+            multiply_into(rows, a, at.tile, at.lanes, taps, panel, into, across * width, room.spare)
+
+
+@jit
+def _finish_panel(s, t, given, at, room, start, queries, wants_query, wants_table, grad_table, grad_query):
+    """Shaw's share of the gradients of a panel, and the queries' gradients to their place."""
+    width = TILE_VECTORS * lanes_of(grad_query)
+    sums = advance(room.sums_turned, start * s.padded_width)
+    if wants_table:
+        rows = 2 * t.clip + 1
+        unskew_rows(advance(room.grad_skewed, start * s.skewed), t.clip, room.table_scores)
+        across = (s.width + width - 1) // width
+        for c in range(across):
+            panel = advance(room.query_rows, (c * BACKWARD_PANELS * width + start) * width)
+            multiply_into(
+                rows, room.table_scores, at.skewed, at.lanes, queries, panel, advance(grad_table, c * width),
+                across * width, room.spare,
+            )  # fmt: skip
+        if wants_query:
+            table = pointer(given.table)
+            multiply(s.width, table, at.columns, at.table, rows, room.table_scores, sums, np.int64(1))
+    if wants_query:
+        scale_all(sums, s.width * width, t.scale)
+        transpose(sums, width, s.width, queries, grad_query, s.width)
+
+
+@jit
+def _backward_parts(
+    first, last, parts, numbers, factors, mask, bias, counts, distances, table, seed, query, key, value, output, lse,
+    grad_output, grad_lse, more, wanted, grad_query, grad_key, grad_value, grad_bias, grad_distances, grad_table, work,
+    tables,
+):  # fmt: skip
+    """Parts [first, last) of all units.
+
+    numbers, factors, mask .. seed, query, key, value: as in the forward pass. output, grad_output: arrays like query,
+    their distances in `more`: int64 (batch, head, row) of output, then of grad_output. lse, grad_lse: elements [batch,
+    heads, queries]; grad_lse may have size 0. wanted: int64, whether the gradient of query, key, value, bias, relative
+    is. grad_query, grad_key, grad_value: contiguous, one element where not wanted. grad_bias: zeros in bias's shape.
+    grad_distances: zeros [batch, heads, span]. grad_table: zeros [batch, kv heads, 2 * clip + 1, across * W].
+    work: scratch elements [parts, s.work]. tables: int64 [parts, s.offsets].
+    """
+    s, t = read_sizes(numbers), read_terms(numbers, factors)
+    given = Given(mask, bias, counts, distances, table, seed)
+    wants_query, wants_key, wants_value = wanted[0], wanted[1], wanted[2]
+    wants_bias, wants_relative = wanted[3], wanted[4]
+    wants_table = wants_relative and t.relative == SHAW
+    width = TILE_VECTORS * lanes_of(query)
+    most = BACKWARD_PANELS * width
+    kv_heads = s.heads // s.group
+    across, value_across = (s.width + width - 1) // width, (s.value_width + width - 1) // width
+    # A unit: the rows of the batch and the heads of keys that share a slice of the bias's gradient.
+    batch_units = 1 if wants_bias and t.bias_batch == 0 else s.batch
+    head_units = 1 if wants_bias and t.bias_head == 0 else kv_heads
+    unit_heads = kv_heads // head_units
+    units = batch_units * head_units
+    for part in range(first, last):
+        room = _room_of(s, pointer(work, part * s.work))
+        at = _places_of(s, t, width, pointer(tables, part * s.offsets))
+        begin, end = units * part // parts, units * (part + 1) // parts
+        # One number counts the pairs (row of the batch, head of keys) of all the part's units.
+        pairs = s.batch // batch_units * unit_heads
+        for pair in range(begin * pairs, end * pairs):
+            unit = pair // pairs
+            batch = unit // head_units + pair % pairs // unit_heads
+            kv_head = unit % head_units + pair % pairs % unit_heads
+            kv_index = batch * kv_heads + kv_head
+            keys_there = counts[batch]
+            key_start = pointer(key, batch * s.key_batch + kv_head * s.key_head)
+            value_start = pointer(value, batch * s.value_batch + kv_head * s.value_head)
+            key_out = pointer(grad_key, kv_index * s.keys * s.width if wants_key else 0)
+            value_out = pointer(grad_value, kv_index * s.keys * s.value_width if wants_value else 0)
+            # Sums gather in the gradients themselves where those are whole panels wide.
+            key_sums = room.key_sums if s.width % width else key_out
+            value_sums = room.value_sums if s.value_width % width else value_out
+            clear(key_sums, s.keys * across * width if wants_key else 0)
+            clear(value_sums, s.keys * value_across * width if wants_value else 0)
+            careful = t.hides and (
+                has_no_number(key_start, s.key_row, keys_there, s.width)
+                or has_no_number(value_start, s.value_row, keys_there, s.value_width)
+            )
+            # And one number for the blocks of queries of all heads of the group.
+            blocks = (s.queries + most - 1) // most
+            for block in range(s.group * blocks):
+                head = kv_head * s.group + block // blocks
+                head_index = batch * s.heads + head
+                start = block % blocks * most
+                count = min(most, s.queries - start)
+                query_here = pointer(query, batch * s.query_batch + head * s.query_head + start * s.query_row)
+                grad_here = pointer(grad_output, batch * more[3] + head * more[4] + start * more[5])
+                output_here = pointer(output, batch * more[0] + head * more[1] + start * more[2])
+                careful_here = careful or (
+                    t.hides
+                    and (
+                        has_no_number(query_here, s.query_row, count, s.width)
+                        or has_no_number(grad_here, more[5], count, s.value_width)
+                    )
+                )
+                by_distance = pointer(distances, head * t.span + t.zero if t.relative == DISTANCE else 0)
+                wants_here = wants_relative and t.relative == DISTANCE
+                grad_distance = pointer(grad_distances, head_index * t.span + t.zero if wants_here else 0)
+                for q in range(most):
+                    # Lanes past the queries have weights 0.
+                    poke(room.shift, q, lse[head_index * s.queries + start + q] if q < count else math.inf)
+                    poke(room.delta, q, 0.0)
+                if grad_lse.size:
+                    for q in range(count):
+                        poke(room.delta, q, -grad_lse[head_index * s.queries + start + q])
+                _load_queries(s, t, given, at, room, count, query_here, grad_here, more[5], output_here, more[2])
+                clear(room.sums_turned, most * s.padded_width)
+                clear(room.grad_skewed, most * s.skewed if wants_table else 0)
+                position = start + (keys_there - s.queries if t.from_end else 0)
+                k = max(0, position - t.left)
+                stop = min(keys_there, position + count + t.right)
+                while k < stop:
+                    keys = min(s.block, stop - k)
+                    if keys < s.block:
+                        row_table(at.last_keys, keys, s.key_row)
+                        row_table(at.last_values, keys, s.value_row)
+                    keys_here, values_here = advance(key_start, k * s.key_row), advance(value_start, k * s.value_row)
+                    some = False
+                    for lane in range(0, count, width):
+                        inside = min(width, count - lane)
+                        tile = Tile(batch, head, start + lane, inside, position + lane, k, keys)
+                        if not _make_tile(
+                            s, t, given, at, room, tile, lane, keys_here, values_here, by_distance, careful_here
+                        ):
+                            clear(advance(room.seen, lane * s.padded_block), keys * width if careful_here else 0)
+                            continue
+                        some = True
+                        gradients = advance(room.products, lane * s.padded_block)
+                        if wants_bias:
+                            add_bias_gradient(
+                                t, gradients, batch, head, start + lane, inside, k, keys, room.rows, s.padded_block,
+                                pointer(grad_bias),
+                            )  # fmt: skip
+                        if wants_relative:
+                            grad_skewed = advance(room.grad_skewed, lane * s.skewed)
+                            add_relative_gradient(t, gradients, keys, position + lane, k, grad_distance, grad_skewed)
+                        sums = advance(room.sums_turned, lane * s.padded_width)
+                        if wants_query and careful_here:
+                            seen = advance(room.seen, lane * s.padded_block)
+                            add_seen(s.width, keys_here, at.columns, at.keys, keys, gradients, seen, sums)
+                        elif wants_query:
+                            multiply(s.width, keys_here, at.columns, at.keys, keys, gradients, sums, np.int64(1))
+                    if some and wants_value:
+                        into = advance(value_sums, k * value_across * width)
+                        _add_products(
+                            careful_here, keys, room.scores, at, count, room.grad_rows, most, s.value_width, into, room
+                        )
+                    if some and wants_key:
+                        into = advance(key_sums, k * across * width)
+                        _add_products(
+                            careful_here, keys, room.products, at, count, room.query_rows, most, s.width, into, room
+                        )
+                    k += keys
+                for lane in range(0, count, width):
+                    place = (head_index * s.queries + start + lane) * s.width
+                    into = pointer(grad_table, kv_index * (2 * t.clip + 1) * across * width if wants_table else 0)
+                    _finish_panel(
+                        s, t, given, at, room, lane, min(width, count - lane), wants_query, wants_table, into,
+                        pointer(grad_query, place if wants_query else 0),
+                    )  # fmt: skip
+            if wants_key and s.width % width:
+                write_rows(key_sums, across * width, s.keys, s.width, key_out, s.width)
+            if wants_value and s.value_width % width:
+                write_rows(value_sums, value_across * width, s.keys, s.value_width, value_out, s.value_width)
+
+
+backward_parts = threaded(_backward_parts)

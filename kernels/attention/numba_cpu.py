@@ -1,0 +1,211 @@
+"""Attention on the CPU: from a problem and arrays to the compiled kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kernels.attention import backward_cpu, forward_cpu
+from kernels.attention.layout import NOTHING, in_rows, layout_of, origin, panel_width, span_of, steps, unexpanded
+from kernels.attention.op import ATTENTION, SCALED_DOT_PRODUCT_ATTENTION, ScaledDotProductAttentionProblem
+from kernels.attention.problem import AttentionProblem
+from kernels.attention.relative import by_distance, table_gradient
+from kernels.attention.scaled_dot_product import through_attention
+from kernels.op import Implementation
+from kernels.runtime.numba_cpu import contiguous, empty, scratch, thread_count, threads_for, zeros
+
+Array = np.ndarray[Any, Any]
+
+#: Multiply-adds that are worth a thread of their own (some ten microseconds).
+GRAIN = 1_000_000
+
+
+def key_counts(p: AttentionProblem, lengths: Array | None) -> Array:
+    """How many keys each row of the batch has, int64."""
+    if lengths is not None:
+        return contiguous(lengths.astype(np.int64, copy=False))
+    found: Array | None = p.__dict__.get("cpu_counts")
+    if found is None:
+        found = p.__dict__["cpu_counts"] = np.full(p.query.shape[0], p.key.shape[2], np.int64)
+    return found
+
+
+def far(p: AttentionProblem) -> Array:
+    """The distance (key minus query) of each number by distance."""
+    span, zero = span_of(p)
+    return zero - np.arange(span)
+
+
+def given_of(
+    p: AttentionProblem, mask: Array | None, bias: Array | None, lengths: Array | None, relative: Array | None, seed: Any
+) -> tuple[Array, ...]:
+    """The arrays behind the terms, as `layout.Given` names them."""
+    nothing = NOTHING[p.query.dtype]
+    numbers = table = nothing
+    if relative is not None and p.relative_kind == "shaw":
+        table = contiguous(relative).reshape(-1)
+    elif relative is not None:
+        found = by_distance(str(p.relative_kind), relative, far(p), p.bidirectional, p.relative_limit)
+        numbers = contiguous(found).reshape(-1)
+    return (
+        NOTHING["uint8"] if mask is None else mask.reshape(-1).view(np.uint8),
+        nothing if bias is None else bias.reshape(-1),
+        key_counts(p, lengths),
+        numbers,
+        table,
+        NOTHING["int64"] if seed is None else contiguous(seed).reshape(1),
+    )
+
+
+def widened(*given: Array) -> tuple[Array, ...]:
+    """Queries and keys with a last dimension of one zero in place of none: all scores are 0."""
+    return tuple(np.zeros((*a.shape[:3], 1), a.dtype) for a in given)
+
+
+def attention(
+    p: AttentionProblem,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    lengths: Array | None = None,
+    relative: Array | None = None,
+    seed: Array | None = None,
+) -> tuple[Array | None, ...]:
+    """output, lse."""
+    batch, heads, queries, keys = p.score_shape
+    dtype = query.dtype
+    wants_lse = p.return_lse or p.trains
+    out = empty((batch, heads, queries, p.value.shape[3]), dtype)
+    lse = empty((batch, heads, queries), dtype) if wants_lse else NOTHING[p.query.dtype]
+    if keys == 0:
+        out.fill(0)
+        lse.fill(-np.inf)
+        return out, lse if wants_lse else None
+    if p.query.shape[3] == 0:
+        query, key = widened(query, key)
+    query, key, value = in_rows(query), in_rows(key), in_rows(value)
+    mask, bias = None if mask is None else unexpanded(mask), None if bias is None else unexpanded(bias)
+    layout = layout_of(p, query, key, value, mask, bias)
+    items = batch * heads * -(-queries // panel_width(dtype))
+    work = batch * heads * queries * keys * (query.shape[3] + value.shape[3])
+    parts = min(threads_for(work, GRAIN), items)
+    forward_cpu.forward_parts(
+        parts, parts, parts, layout.numbers, layout.factors, *given_of(p, mask, bias, lengths, relative, seed),
+        origin(query), origin(key), origin(value), out.reshape(-1), lse.reshape(-1),
+        scratch(parts * layout.work, dtype), scratch(parts * layout.offsets, np.int64),
+    )  # fmt: skip
+    return out, lse if wants_lse else None
+
+
+def attention_backward(
+    p: AttentionProblem,
+    grad_output: Array | None,
+    grad_lse: Array | None = None,
+    query: Any = None,
+    key: Any = None,
+    value: Any = None,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    lengths: Array | None = None,
+    relative: Array | None = None,
+    seed: Array | None = None,
+    output: Any = None,
+    lse: Any = None,
+) -> tuple[Array | None, ...]:
+    """Gradients of query, key, value, mask, bias, lengths, relative, seed."""
+    batch, heads, queries, keys = p.score_shape
+    dtype = query.dtype
+    if keys == 0:
+        return _zero_gradients(p)
+    found = _gradients_of_arrays(p, dtype)
+    if grad_output is None:
+        grad_output = zeros(output.shape, dtype)
+    if p.query.shape[3] == 0:
+        query, key = widened(query, key)
+    query, key, value = in_rows(query), in_rows(key), in_rows(value)
+    output, grad_output = in_rows(output), in_rows(grad_output)
+    mask = None if mask is None else unexpanded(mask)
+    wants_bias, wants_relative = p.needs_grad[4], p.needs_grad[6]
+    if bias is not None:
+        # Every element of a bias that wants its gradient gets its own.
+        bias = contiguous(bias) if wants_bias else unexpanded(bias)
+    layout = layout_of(p, query, key, value, mask, bias, backward=True)
+    nothing = NOTHING[p.query.dtype]
+    grad_bias = zeros(p.bias.shape, dtype) if wants_bias and p.bias is not None else None
+    grad_distances = grad_table = nothing
+    if wants_relative and p.relative_kind == "shaw":
+        rows, width = 2 * p.relative_limit + 1, panel_width(dtype)
+        grad_table = zeros((batch * p.key.shape[1], rows, -(-query.shape[3] // width) * width), dtype)
+    elif wants_relative:
+        grad_distances = zeros((batch, heads, span_of(p)[0]), dtype)
+    shared = grad_bias is not None
+    units = (batch if not shared or grad_bias.shape[0] > 1 else 1) * (
+        p.key.shape[1] if not shared or grad_bias.shape[1] > 1 else 1
+    )
+    work = 2 * batch * heads * queries * keys * (query.shape[3] + value.shape[3])
+    parts = min(threads_for(work, GRAIN), units)
+    wanted = np.array([found[0] is not None, found[1] is not None, found[2] is not None, shared, wants_relative], np.int64)
+    backward_cpu.backward_parts(
+        parts, parts, parts, layout.numbers, layout.factors, *given_of(p, mask, bias, lengths, relative, seed),
+        origin(query), origin(key), origin(value), origin(output), contiguous(lse).reshape(-1), origin(grad_output),
+        NOTHING[p.query.dtype][:0] if grad_lse is None else contiguous(grad_lse).reshape(-1),
+        np.array((*steps(output), *steps(grad_output)), np.int64), wanted,
+        *(nothing if g is None else g.reshape(-1) for g in (*found, grad_bias)), grad_distances.reshape(-1),
+        grad_table.reshape(-1), scratch(parts * layout.work, dtype), scratch(parts * layout.offsets, np.int64),
+    )  # fmt: skip
+    return (*_as_wanted(p, found), None, grad_bias, None, _table_gradient(p, grad_distances, grad_table), None)
+
+
+def _gradients_of_arrays(p: AttentionProblem, dtype: Any) -> tuple[Array | None, ...]:
+    """Fresh arrays for the gradients of query, key and value that are wanted and not empty."""
+    specs = (p.query, p.key, p.value)
+    return tuple(empty(s.shape, dtype) if w and s.size else None for s, w in zip(specs, p.needs_grad))
+
+
+def _as_wanted(p: AttentionProblem, found: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
+    """The same, with the empty ones."""
+    specs = (p.query, p.key, p.value)
+    return tuple(
+        empty(s.shape, s.dtype) if g is None and w else g for s, g, w in zip(specs, found, p.needs_grad)
+    )
+
+
+def _zero_gradients(p: AttentionProblem) -> tuple[Array | None, ...]:
+    forms = zip(p.gradients(), p.needs_grad)
+    return tuple(zeros(s.shape, s.dtype) if s is not None and w else None for s, w in forms)
+
+
+def _table_gradient(p: AttentionProblem, by_distances: Array, tables: Array) -> Array | None:
+    """The gradient of a relative term's table from those of each head: sums in a fixed order, in float64."""
+    if not p.needs_grad[6] or p.relative is None:
+        return None
+    if p.relative_kind == "shaw":
+        total = tables.sum(0, dtype=np.float64)[:, : p.query.shape[3]]
+    else:
+        sums = by_distances.sum(0, dtype=np.float64)
+        kind = str(p.relative_kind)
+        total = table_gradient(kind, sums, far(p), p.relative.shape, p.bidirectional, p.relative_limit)
+    found = empty(p.relative.shape, p.relative.dtype)
+    found[...] = total
+    return found
+
+
+def describe(p: AttentionProblem) -> str:
+    """Which kernel runs, for `explain`."""
+    return f"panels of {panel_width(p.query.dtype)} queries, up to {thread_count()} threads"
+
+
+def _describe_torchs(p: ScaledDotProductAttentionProblem) -> str:
+    return describe(p.attention)
+
+
+Implementation(ATTENTION, "numba", attention, attention_backward, describe=describe)
+Implementation(
+    SCALED_DOT_PRODUCT_ATTENTION,
+    "numba",
+    *through_attention(attention, attention_backward),
+    describe=_describe_torchs,
+)

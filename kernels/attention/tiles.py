@@ -1,0 +1,22 @@
+"""How attention is cut into tiles: pure functions of sizes."""
+
+from __future__ import annotations
+
+#: Keys of a tile: in float32 the scores of a panel take 12 KiB, and 96 values of 64 numbers 24 KiB of the first-level cache.
+BLOCK = 96
+#: Keys of a tile of the backward pass, which keeps two tiles for each of its panels.
+BACKWARD_BLOCK = 96
+#: Panels of queries whose shares of the gradients of keys and values are one sum.
+BACKWARD_PANELS = 2
+
+
+def block_of(keys: int, most: int, rows: int) -> int:
+    """Keys of a tile for `keys` keys: blocks of the same size, whole register tiles of `rows`, at most `most` keys."""
+    blocks = max(-(-keys // most), 1)
+    share = -(-keys // blocks)
+    return max(min(-(-share // rows) * rows, most // rows * rows), rows)
+
+
+def padded(count: int, rows: int, few: int) -> int:
+    """Rows that the register tiles over `count` rows may touch."""
+    return -(-count // rows) * rows + few

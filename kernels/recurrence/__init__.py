@@ -1,0 +1,1 @@
+"""Recurrent networks: RNN, LSTM and GRU layers, their stacks, and single steps."""

@@ -1,0 +1,226 @@
+"""The forward pass of a layer in one compiled call: for each part of the rows, in each direction, all steps.
+
+The input's products come first, for as many steps at a time as make CHUNK_ROWS rows; then step by step the recurrent
+products of a block of rows, whose sums stay in L1 or L2, and the cells. A row's states lie in one place and are
+overwritten, since no row needs another's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kernels.recurrence.cells_cpu import gru_new_rows, gru_reset_rows, gru_rows, lstm_rows, rnn_rows
+from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, copy_row, multiply_rows
+from kernels.runtime.numba_cpu import jit, threaded
+from kernels.simd import VECTOR_BYTES, advance, lanes_of, peek, pointer, poke, store_first, zeros_like
+
+Array = np.ndarray[Any, Any]
+
+#: Kinds of cell.
+RNN_TANH, RNN_RELU, LSTM, GRU_AFTER, GRU_BEFORE = range(5)
+#: Rows whose input products are made at a time, unless a single step has more.
+CHUNK_ROWS = 128
+#: Rows between whose recurrent products and cells nothing else happens.
+BLOCK_ROWS = 72
+
+
+class Sizes(NamedTuple):
+    """Sizes, strides and switches of a forward pass; strides in elements."""
+
+    kind: int
+    directions: int
+    row_parts: int
+    steps: int  # the longest row's
+    all_steps: int  # of x
+    batch: int
+    inputs: int
+    units: int
+    hidden: int
+    gates: int
+    kept: int  # numbers that a unit keeps for backward
+    # Panels of w_x (all gates), of w_h (all gates; r and z of GRU_BEFORE), and of w_second: the LSTM's projection or
+    # n of GRU_BEFORE, 0 for others.
+    gate_panels: int
+    recurrent_panels: int
+    second_panels: int
+    x_time: int
+    x_row: int
+    full_time: int
+    full_row: int
+    has_full: int  # whether every step's state is written
+    has_last: int  # whether the last step's is written by itself
+    has_h0: int
+    has_c0: int
+    keeps: int
+    chunk: int  # steps whose input products are made together
+    most_rows: int  # of a part
+    sum_stride: int
+    hidden_stride: int
+    unit_stride: int
+    scratch: int  # elements for each part
+    offsets: int  # int64 for each part
+
+    @property
+    def parts(self) -> int:
+        """Parts that may run at once."""
+        return self.directions * self.row_parts
+
+
+def panels_of(outputs: int, itemsize: int) -> int:
+    """How many panels the weights of so many outputs fill."""
+    return -(-outputs * itemsize // (PANEL_VECTORS * VECTOR_BYTES))
+
+
+def stride_of(outputs: int, itemsize: int) -> int:
+    """Elements between rows of sums: whole panels, and a vector that may be read past the last gate."""
+    lanes = VECTOR_BYTES // itemsize
+    return (panels_of(outputs, itemsize) * PANEL_VECTORS + 1) * lanes
+
+
+def with_strides(sizes: Sizes, itemsize: int) -> Sizes:
+    """`sizes` with the working memory worked out."""
+    chunk = max(1, min(sizes.steps, CHUNK_ROWS // sizes.most_rows))
+    sum_stride = stride_of(sizes.gates * sizes.units, itemsize)
+    hidden_stride, unit_stride = stride_of(sizes.hidden, itemsize), stride_of(sizes.units, itemsize)
+    block, rows = min(BLOCK_ROWS, sizes.most_rows) + LARGE_ROWS, sizes.most_rows + LARGE_ROWS
+    sums = (chunk * sizes.most_rows + LARGE_ROWS + block) * sum_stride
+    scratch = sums + rows * (hidden_stride + unit_stride) + block * (unit_stride + hidden_stride)
+    offsets = chunk * sizes.most_rows + 2 * block + LARGE_ROWS + max(sizes.inputs, sizes.hidden, sizes.units)
+    return sizes._replace(
+        chunk=chunk,
+        sum_stride=sum_stride,
+        hidden_stride=hidden_stride,
+        unit_stride=unit_stride,
+        scratch=scratch,
+        offsets=offsets,
+    )
+
+
+@jit
+def initial_row(source, given, target, count):
+    """A row of the initial state: [count] of source, or zeros where none is given."""
+    if given:
+        copy_row(source, target, count)
+    else:
+        for j in range(0, count, lanes_of(target)):
+            store_first(target, j, zeros_like(target), count - j)
+
+
+@jit
+def rows_at(counts, t, first, last):
+    """How many of the rows [first, last) have step t."""
+    return min(max(counts[t] - first, 0), last - first)
+
+
+@jit
+def run_parts(first, last, g, bounds, order, ends, counts, x, w_x, w_h, w_second, bias_x, bias_h, h0, c0,
+              full, last_only, h_n, c_n, kept, cells, work, table):  # fmt: skip
+    """Parts [first, last) of a forward pass; part numbers run through the row parts of each direction.
+
+    bounds, order, ends, counts: see sequence.Walk. x: elements, row r's step t at t * x_time + r * x_row. w_x, w_h,
+    w_second: packed weights of every direction, see Sizes. bias_x [D, sum_stride], bias_h [D, unit_stride]: see
+    cells_cpu. h0 [D, B, hidden], c0 [D, B, units]. full: as x, the states of every step; last_only [B, D * hidden];
+    h_n, c_n as h0, c0; kept [D, all steps, B, kept * units], cells [D, all steps, B, units]. What is not there is an
+    array of one element. work [parts, scratch], table int64 [parts, offsets].
+    """
+    width = PANEL_VECTORS * lanes_of(x)
+    block_rows = min(BLOCK_ROWS, g.most_rows)
+    for part in range(first, last):
+        d, rows_part = part // g.row_parts, part % g.row_parts
+        row_first, row_last = bounds[rows_part], bounds[rows_part + 1]
+        if row_first == row_last:
+            continue
+        # Working memory: sums of the inputs, of the recurrence; states; a block's units, what a second product makes.
+        x_sums = pointer(work, part * g.scratch)
+        h_sums = advance(x_sums, (g.chunk * g.most_rows + LARGE_ROWS) * g.sum_stride)
+        h = advance(h_sums, (block_rows + LARGE_ROWS) * g.sum_stride)
+        c = advance(h, (g.most_rows + LARGE_ROWS) * g.hidden_stride)
+        between = advance(c, (g.most_rows + LARGE_ROWS) * g.unit_stride)
+        second = advance(between, (block_rows + LARGE_ROWS) * g.unit_stride)
+        x_rows = pointer(table, part * g.offsets)
+        h_rows = advance(x_rows, g.chunk * g.most_rows + LARGE_ROWS)
+        unit_rows = advance(h_rows, block_rows + LARGE_ROWS)
+        taps = advance(unit_rows, block_rows + LARGE_ROWS)
+        for r in range(block_rows + LARGE_ROWS):
+            poke(h_rows, r, r * g.hidden_stride)
+            poke(unit_rows, r, r * g.unit_stride)
+        for k in range(max(g.inputs, g.hidden, g.units)):
+            poke(taps, k, k)
+        for r in range(row_last - row_first):
+            at = d * g.batch + order[row_first + r]
+            initial_row(pointer(h0, at * g.hidden * g.has_h0), g.has_h0, advance(h, r * g.hidden_stride), g.hidden)
+            if g.kind == LSTM:
+                initial_row(pointer(c0, at * g.units * g.has_c0), g.has_c0, advance(c, r * g.unit_stride), g.units)
+        weights_x = pointer(w_x, d * g.gate_panels * g.inputs * width)
+        weights_h = pointer(w_h, d * g.recurrent_panels * g.hidden * width)
+        weights_second = pointer(w_second, d * g.second_panels * g.units * width)
+        bias, bias_new = pointer(bias_x, d * g.sum_stride), pointer(bias_h, d * g.unit_stride)
+
+        for begin in range(0, g.steps, g.chunk):
+            end = min(begin + g.chunk, g.steps)
+            total = 0
+            for number in range(begin, end):
+                t = g.steps - 1 - number if d else number
+                for r in range(rows_at(counts, t, row_first, row_last)):
+                    poke(x_rows, total, t * g.x_time + order[row_first + r] * g.x_row)
+                    total += 1
+            if total == 0:
+                continue
+            for r in range(LARGE_ROWS):
+                poke(x_rows, total + r, peek(x_rows, total - 1))
+            multiply_rows(pointer(x), x_rows, taps, total, g.inputs, weights_x, g.gate_panels,
+                          x_sums, g.sum_stride, 0, 0)  # fmt: skip
+            sums = x_sums
+            for number in range(begin, end):
+                t = g.steps - 1 - number if d else number
+                active = rows_at(counts, t, row_first, row_last)
+                kept_to = pointer(kept, (d * g.all_steps + t) * g.batch * g.kept * g.units * g.keeps)
+                cells_to = pointer(cells, (d * g.all_steps + t) * g.batch * g.units * g.keeps)
+                for low in range(0, active, BLOCK_ROWS):
+                    rows = min(BLOCK_ROWS, active - low)
+                    state, cell = advance(h, low * g.hidden_stride), advance(c, low * g.unit_stride)
+                    who = pointer(order, row_first + low)
+                    multiply_rows(state, h_rows, taps, rows, g.hidden, weights_h, g.recurrent_panels,
+                                  h_sums, g.sum_stride, 0, number & 1)  # fmt: skip
+                    if g.kind == LSTM:
+                        to, to_stride = state, g.hidden_stride
+                        if g.second_panels:
+                            to, to_stride = between, g.unit_stride
+                        lstm_rows(rows, g.units, sums, h_sums, g.sum_stride, bias, cell, g.unit_stride,
+                                  to, to_stride, g.keeps, who, kept_to, cells_to)  # fmt: skip
+                    elif g.kind == GRU_AFTER:
+                        gru_rows(rows, g.units, sums, h_sums, g.sum_stride, bias, bias_new, state, g.hidden_stride,
+                                 g.keeps, who, kept_to)  # fmt: skip
+                    elif g.kind == GRU_BEFORE:
+                        gru_reset_rows(rows, g.units, sums, h_sums, g.sum_stride, bias, state, g.hidden_stride,
+                                       between, g.unit_stride)  # fmt: skip
+                    else:
+                        rnn_rows(rows, g.units, g.kind == RNN_RELU, sums, h_sums, g.sum_stride, bias,
+                                 state, g.hidden_stride)  # fmt: skip
+                    if g.second_panels:
+                        multiply_rows(between, unit_rows, taps, rows, g.units, weights_second, g.second_panels,
+                                      second, g.hidden_stride, 0, 0)  # fmt: skip
+                        if g.kind == GRU_BEFORE:
+                            gru_new_rows(rows, g.units, sums, h_sums, g.sum_stride, bias, second, g.hidden_stride,
+                                         state, g.hidden_stride, g.keeps, who, kept_to)  # fmt: skip
+                        else:
+                            for r in range(rows):
+                                at = r * g.hidden_stride
+                                copy_row(advance(second, at), advance(state, at), g.hidden)
+                    for r in range(rows):
+                        row, source = peek(who, r), advance(state, r * g.hidden_stride)
+                        if g.has_full:
+                            copy_row(source, pointer(full, t * g.full_time + row * g.full_row + d * g.hidden), g.hidden)
+                        if g.has_last and ends[row_first + low + r] == t + 1:
+                            copy_row(source, pointer(last_only, (row * g.directions + d) * g.hidden), g.hidden)
+                    sums = advance(sums, rows * g.sum_stride)
+        for r in range(row_last - row_first):
+            at = d * g.batch + order[row_first + r]
+            copy_row(advance(h, r * g.hidden_stride), pointer(h_n, at * g.hidden), g.hidden)
+            if g.kind == LSTM:
+                copy_row(advance(c, r * g.unit_stride), pointer(c_n, at * g.units), g.units)
+
+
+run_forward = threaded(run_parts)

@@ -1,0 +1,128 @@
+"""Matrix products of rows with packed weights, whose bits depend on nothing but the row and the weights.
+
+A general product chooses how to sum by its sizes; here every element of the result is a sum over the taps in the same
+form whether a row comes alone or among many, so that a single step gives the bits of the sequence and a row those of
+the batch.
+
+Packed weights are panels [taps, PANEL_VECTORS, lanes]: as many outputs side by side as a tile is wide, the last panel
+filled up with zeros.
+"""
+
+from __future__ import annotations
+
+from kernels.runtime.numba_cpu import jit, threaded
+from kernels.simd import (
+    TILE_ROWS,
+    advance,
+    lanes_of,
+    load,
+    load_first,
+    multiply_tile,
+    pointer,
+    store,
+    store_first,
+    transpose,
+    zeros_like,
+)
+
+#: Vectors in a row of the tile: wider than the house's usual one, since a recurrence often has a single row, which has
+#: to keep that many sums in flight.
+PANEL_VECTORS = 4
+#: Rows of the tiles; PANEL_VECTORS times as many sums and what they are made from fit the registers.
+LARGE_ROWS = 6 if TILE_ROWS >= 12 else 2
+MEDIUM_ROWS = LARGE_ROWS // 2
+#: Taps that a register sums before it is added to memory: they bound the rounding error, and with them a panel's part
+#: stays in L1.
+RUN_TAPS = 128
+
+
+@jit
+def _pack_parts(first, last, outputs, taps, start, is_turned, w, packed):
+    """Panels [first, last) of the weights of `outputs` outputs.
+
+    w: elements; from `start` on [outputs, taps], or [taps, outputs] with rows `is_turned` apart where that is not 0.
+    packed: elements [panels, taps, PANEL_VECTORS * lanes].
+    """
+    lanes = lanes_of(w)
+    width = PANEL_VECTORS * lanes
+    for panel in range(first, last):
+        target = pointer(packed, panel * taps * width)
+        count = min(width, outputs - panel * width)
+        if is_turned:
+            source = pointer(w, start + panel * width)
+            for k in range(taps):
+                for j in range(0, width, lanes):
+                    store(target, k * width + j, load_first(source, k * is_turned + j, count - j))
+        else:
+            if count < width:
+                for i in range(0, taps * width, lanes):
+                    store(target, i, zeros_like(target))
+            transpose(pointer(w, start + panel * width * taps), taps, count, taps, target, width)
+
+
+pack = threaded(_pack_parts)
+
+
+@jit
+def _large_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
+    multiply_tile(
+        LARGE_ROWS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(a), accumulate
+    )
+
+
+@jit
+def _medium_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
+    multiply_tile(
+        MEDIUM_ROWS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(a), accumulate
+    )
+
+
+@jit
+def _one_row_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
+    multiply_tile(1, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(a), accumulate)
+
+
+@jit
+def multiply_rows(a, row_offsets, tap_offsets, rows, taps, packed, panels, out, out_stride, accumulates, backwards):
+    """out[r, :] (+)= sum over k of a[row_offsets[r] + tap_offsets[k]] * weights[k, :] for r in [0, rows).
+
+    a: pointer to elements. row_offsets: int64 [rows rounded up to whole tiles]; of those past `rows` anything that can
+    be read. tap_offsets: int64 [taps]. packed: pointer to elements [panels, taps, width]. out: pointer to elements
+    [rows rounded up to whole tiles, out_stride], out_stride at least panels * width; the rows past `rows` are
+    overwritten. accumulates: not 0 to add to out. backwards: not 0 to take the panels from the last to the first, which
+    finds those in cache that a product just before took last.
+    """
+    width = PANEL_VECTORS * lanes_of(a)
+    for number in range(panels):
+        panel = panels - 1 - number if backwards else number
+        for tap in range(0, taps, RUN_TAPS):
+            count = min(RUN_TAPS, taps - tap)
+            b = advance(packed, (panel * taps + tap) * width)
+            run = advance(tap_offsets, tap)
+            adds = accumulates + tap
+            row = 0
+            while row < rows:
+                sums = advance(out, row * out_stride + panel * width)
+                offsets = advance(row_offsets, row)
+                left = rows - row
+                if left > MEDIUM_ROWS:
+                    _large_tile(a, offsets, run, count, b, sums, out_stride, adds)
+                    row += LARGE_ROWS
+                elif left > 1:
+                    _medium_tile(a, offsets, run, count, b, sums, out_stride, adds)
+                    row += MEDIUM_ROWS
+                else:
+                    _one_row_tile(a, offsets, run, count, b, sums, out_stride, adds)
+                    row += 1
+
+
+@jit
+def copy_row(source, target, count):
+    """target[:count] = source[:count], pointers to elements."""
+    lanes = lanes_of(source)
+    i = 0
+    while i + lanes <= count:
+        store(target, i, load(source, i))
+        i += lanes
+    if i < count:
+        store_first(target, i, load_first(source, i, count - i), count - i)

@@ -1,0 +1,110 @@
+"""The answers that every backend is held to: the float64 reference, and torch's own op in the dtype under test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+import kernels
+from kernels.case import Case
+from kernels.op import OPS
+from tests.support import budget, matrix
+from tests.support.matrix import Arguments, Array
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Results and gradients of one call.
+
+    Attributes:
+        results: what the public function returns, always a tuple.
+        gradients: gradient of every differentiable array argument, by name.
+    """
+
+    results: tuple[Array, ...]
+    gradients: dict[str, Array]
+
+
+def cotangents(op: str, results: tuple[Any, ...], seed: int = 1) -> tuple[Array, ...]:
+    """Standard normal gradients for the differentiable ones of an op's results, in their shape and dtype."""
+    rng = np.random.default_rng(seed)
+    count = OPS[op].differentiable_results
+    return tuple(rng.standard_normal(r.shape).astype(matrix.to_numpy(r).dtype) for r in results[:count])
+
+
+def with_vjp(op: str, arguments: Arguments, incoming: tuple[Array, ...] | None, backend: str | None = None) -> Answer:
+    """The answer through NumPy and `kernels.vjp`; `incoming` None takes random cotangents."""
+    value, pullback = kernels.vjp(op, **arguments, backend=backend)
+    results = matrix.results_of(value)
+    incoming = cotangents(op, results) if incoming is None else incoming
+    found = dict(zip(OPS[op].inputs, pullback(*incoming)))
+    names = matrix.differentiable_names(op, arguments)
+    missing = [n for n in names if found[n] is None]
+    assert not missing, f"{op}: vjp gives no gradient of {missing}"
+    return Answer(results, {n: found[n].reshape(arguments[n].shape) for n in names})
+
+
+def with_autograd(op: str, arguments: Arguments, incoming: tuple[Array, ...], backend: str | None = None) -> Answer:
+    """The answer through torch tensors and autograd."""
+    tensors = matrix.as_tensors(arguments, op, requires_grad=True)
+    results = matrix.results_of(matrix.public(op)(**tensors, backend=backend))
+    names = matrix.differentiable_names(op, arguments)
+    outputs = [(r, torch.from_numpy(g)) for r, g in zip(results, incoming) if r.requires_grad]
+    found = torch.autograd.grad([r for r, _ in outputs], [tensors[n] for n in names], [g for _, g in outputs])
+    return Answer(tuple(map(matrix.to_numpy, results)), dict(zip(names, map(matrix.to_numpy, found))))
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """One call with its exact answer and torch's own."""
+
+    op: str
+    arguments: Arguments
+    incoming: tuple[Array, ...]
+    exact: Answer
+    torchs: Answer
+
+    def complaints(self, found: Answer, usual: Answer | None = None) -> list[str]:
+        """Everything in `found` that is not within the budget, one line each.
+
+        `usual` is an answer of ordinary size, where the gradients of this one may cancel to nothing; their scale is then
+        that of the usual ones, or of the results, whichever is larger.
+        """
+        lines = []
+        if len(found.results) != len(self.exact.results):
+            return [f"{len(found.results)} results, must be {len(self.exact.results)}"]
+        for i, (mine, exact, theirs) in enumerate(zip(found.results, self.exact.results, self.torchs.results)):
+            lines += [f"result {i}: {c}" for c in [budget.complaint(mine, exact, theirs)] if c]
+        for name, exact in self.exact.gradients.items():
+            if name in found.gradients:
+                scale = 0.0
+                if usual is not None:
+                    scale = max(float(np.abs(a).max(initial=0.0)) for a in (usual.gradients[name], usual.results[0]))
+                theirs = self.torchs.gradients[name]
+                c = budget.complaint(found.gradients[name], exact, theirs, least_scale=scale)
+                lines += [f"gradient of {name}: {c}"] if c else []
+        return lines
+
+
+def expect(op: str, arguments: Arguments, incoming: tuple[Array, ...] | None = None) -> Expectation:
+    """Work out the exact answer of a call (NumPy arguments) and torch's own."""
+    double = matrix.in_double(arguments)
+    if incoming is None:
+        results = matrix.results_of(matrix.public(op)(**arguments, backend="reference"))
+        incoming = cotangents(op, results)
+    exact = with_vjp(op, double, tuple(g.astype(np.float64) for g in incoming), "reference")
+    return Expectation(op, arguments, incoming, exact, with_autograd(op, arguments, incoming, "torch"))
+
+
+_cases: dict[tuple[str, str], Expectation] = {}
+
+
+def expect_case(case: Case, dtype: str) -> Expectation:
+    """The expectation for a case; worked out once a process. Callers must not change its arrays."""
+    key = (case.id, dtype)
+    if key not in _cases:
+        _cases[key] = expect(case.op, case.build(dtype))
+    return _cases[key]

@@ -1,0 +1,386 @@
+"""Random calls against torch's own functions, and bad input: one clear line before anything is computed."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, event, given
+from hypothesis import strategies as st
+
+import kernels
+from kernels.case import Case
+from kernels.op import OPS
+from tests.support import budget, layouts, matrix
+from tests.support.strategies import STRATEGIES, torch_call
+
+ERRORS = (TypeError, ValueError, IndexError)
+OP_NAMES = matrix.OP_NAMES
+
+
+def test_every_op_has_a_strategy():
+    assert set(STRATEGIES) == set(OPS)
+
+
+# ----- random calls ------------------------------------------------------------------------------------------------
+
+
+def _answer(function: Callable[..., Any], arguments: dict[str, Any], names: tuple[str, ...], dtype: Any) -> Any:
+    """Results and gradients of a function of tensors, every floating array as `dtype`."""
+    tensors = {}
+    for n, a in arguments.items():
+        if isinstance(a, np.ndarray):
+            a = torch.from_numpy(np.array(a, dtype if a.dtype.kind == "f" else a.dtype))
+        tensors[n] = a.requires_grad_() if n in names else a
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = matrix.results_of(function(**tensors))
+    generator = np.random.default_rng(5)
+    outputs = [r for r in results if r.requires_grad]
+    numbers = [np.asarray(generator.standard_normal(r.shape), "float32") for r in outputs]
+    incoming = [torch.from_numpy(n).to(r.dtype) for n, r in zip(numbers, outputs)]
+    found = torch.autograd.grad(outputs, [tensors[n] for n in names], incoming)
+    return [matrix.to_numpy(r) for r in results], [matrix.to_numpy(g) for g in found]
+
+
+def _torch_units(theirs: Callable[..., Any], arguments: dict[str, Any], names: tuple[str, ...]) -> list[float]:
+    """What torch errs in float32 on a few inputs like this one, in units of each result's scale."""
+    most: list[float] = []
+    for factor in (1.0, 1.1, 0.9, 1.05, 0.95):
+        scaled = {
+            n: np.asarray(a * factor, np.float32) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a
+            for n, a in arguments.items()
+        }
+        exact, single = (sum(_answer(theirs, scaled, names, dtype), []) for dtype in (np.float64, np.float32))
+        pairs = zip(exact, single)
+        units = [budget.error(b, a) / budget.unit(a, np.float32) if a.dtype.kind == "f" else 0.0 for a, b in pairs]
+        most = [max(pair) for pair in zip(most, units)] if most else units
+    return most
+
+
+def _draw_call(data: st.DataObject, op: str, dtype: str) -> dict[str, Any]:
+    shapes, arguments = data.draw(STRATEGIES[op])
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**16), label="seed"))
+    for name, shape in shapes.items():
+        numbers = np.asarray(rng.standard_normal(shape), dtype)
+        if name == "weight" and "bias" in OPS[op].inputs:
+            # Sums of ordinary size: where an activation is saturated, its gradient is all rounding.
+            numbers *= np.dtype(dtype).type(max(np.prod(shape[1:]), 1) ** -0.5)
+        elif name == "weight" or arguments.get("norm_type", 2) % 2:
+            # Class weights; and what an odd norm sums up, which would cancel under the root.
+            numbers = np.abs(numbers)
+        layout = data.draw(st.sampled_from(["packed", *layouts.LAYOUTS]), label=f"layout of {name}")
+        arguments = arguments | {name: numbers if layout == "packed" else layouts.LAYOUTS[layout](numbers)}
+    return arguments
+
+
+@pytest.mark.parametrize("dtype", matrix.DTYPES)
+@pytest.mark.parametrize("op", OP_NAMES)
+@given(data=st.data())
+def test_random_calls(op: str, dtype: str, data: st.DataObject):
+    """NumPy call, vjp, torch call and torch gradients, all within the budget of torch's own function."""
+    arguments = _draw_call(data, op, dtype)
+    names = matrix.differentiable_names(op, arguments)
+    theirs = torch_call(op)
+    try:
+        exact = _answer(theirs, arguments, names, np.float64)
+    except (RuntimeError, ValueError, TypeError) as refused:
+        # What torch refuses here is refused by us: a kernel that does not fit, say.
+        event("refused by torch")
+        with pytest.raises(ERRORS) as caught:
+            matrix.public(op)(**arguments)
+        assert "\n" not in str(caught.value), refused
+        return
+    torchs = _answer(theirs, arguments, names, np.dtype(dtype))
+    units = _torch_units(theirs, arguments, names)
+    value, pullback = kernels.vjp(op, **arguments)
+    results = matrix.results_of(value)
+    generator = np.random.default_rng(5)
+    count = OPS[op].differentiable_results
+    incoming = [np.asarray(generator.standard_normal(r.shape), "float32").astype(dtype) for r in results[:count]]
+    gradients = dict(zip(OPS[op].inputs, pullback(*incoming)))
+    with_numpy = ([*results], [gradients[n].reshape(arguments[n].shape) for n in names])
+    with_torch = _answer(matrix.public(op), arguments, names, np.dtype(dtype))
+    complaints = []
+    for where, found in (("NumPy", with_numpy), ("torch", with_torch)):
+        labels = [*(f"result {i}" for i in range(len(exact[0]))), *(f"gradient of {n}" for n in names)]
+        assert len(found[0]) == len(exact[0])
+        columns = (labels, sum(found, []), sum(exact, []), sum(torchs, []), units)
+        for label, mine, right, their, known in zip(*columns, strict=True):
+            complaint = budget.complaint(np.asarray(mine), right, their, known)
+            if complaint:
+                complaints.append(f"{where}, {label}: {complaint}")
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize("op", OP_NAMES)
+@given(data=st.data())
+def test_special_numbers(op: str, data: st.DataObject):
+    """NaN, infinities, huge and tiny numbers among the inputs: the same as torch's own function, element by element."""
+    arguments = _draw_call(data, op, "float32")
+    first = OPS[op].inputs[0]
+    x = np.array(arguments[first])
+    assume(x.size)
+    for _ in range(data.draw(st.integers(1, 4))):
+        special = data.draw(st.sampled_from([np.nan, np.inf, -np.inf, -0.0, 1e30, -1e30, 1e-42, 1e37]))
+        x.reshape(-1)[data.draw(st.integers(0, x.size - 1))] = special
+    arguments[first] = x
+    try:
+        tensors = {n: torch.from_numpy(np.array(a)) if isinstance(a, np.ndarray) else a for n, a in arguments.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wanted = [r.numpy() for r in matrix.results_of(torch_call(op)(**tensors))]
+    except (RuntimeError, ValueError, TypeError):
+        return
+    if op == "gelu":
+        # torch's vector code makes NaN of +inf where its scalar code, for the last few elements, makes +inf.
+        wanted[0][x == np.inf] = np.inf
+    try:
+        found = [np.asarray(r) for r in matrix.results_of(matrix.public(op)(**arguments))]
+    except ERRORS:
+        event("a result without elements, which torch allows")
+        return
+    for mine, their in zip(found, wanted, strict=True):
+        if mine.dtype.kind in "iu":
+            np.testing.assert_array_equal(mine, their)
+            continue
+        np.testing.assert_array_equal(np.isnan(mine), np.isnan(their), err_msg="NaN")
+        np.testing.assert_array_equal(np.isposinf(mine), np.isposinf(their), err_msg="+inf")
+        np.testing.assert_array_equal(np.isneginf(mine), np.isneginf(their), err_msg="-inf")
+        rest = np.isfinite(their)
+        # Huge numbers cancel: what is small beside them is as good as lost, in any order of summation.
+        scale = np.abs(their[rest]).max() if rest.any() else 0
+        largest = np.abs(x[np.isfinite(x)]).max() if np.isfinite(x).any() else 0
+        np.testing.assert_allclose(mine[rest], their[rest], rtol=1e-4, atol=1e-5 * min(max(scale, largest), 1e38))
+
+
+# ----- bad input ---------------------------------------------------------------------------------------------------
+
+
+def check_refusal(op: str, call: Callable[[], Any]) -> str | None:
+    """What is wrong with the way in which a call is refused; None for a good error, "accepted" when it runs."""
+    try:
+        call()
+    except ERRORS as error:
+        text = str(error)
+        if "\n" in text or not re.fullmatch(rf"{op}: [a-z_]+\b.+, got .+", text):
+            return f"{type(error).__name__} in other words: {text!r}"
+        return None
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:150]!r}"
+    return "accepted"
+
+
+@pytest.mark.parametrize("op", OP_NAMES)
+def test_an_error_is_shown_alone(op: str):
+    """Python prints what an error was raised in the middle of; here that is nothing."""
+    with pytest.raises(ERRORS) as caught:
+        matrix.public(op)(**(simple_case(op).build() | {OPS[op].inputs[0]: np.ones((2, 2), "complex64")}))
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch):
+    """Make every implementation fail the test when it runs."""
+
+    def forbid(op: str) -> None:
+        def run(*_: Any) -> Any:
+            raise AssertionError("a kernel ran")
+
+        for backend in matrix.backends_of(op):
+            made = object.__new__(type(OPS[op].implementations[backend]))
+            made.__dict__.update(OPS[op].implementations[backend].__dict__)
+            made.__dict__["forward"] = run
+            monkeypatch.setitem(OPS[op].implementations, backend, made)
+        monkeypatch.setattr(OPS[op], "plans", {})
+
+    return forbid
+
+
+def simple_case(op: str) -> Case:
+    """An op's first ordinary case."""
+    return matrix.cases_of(op, "ci")[0]
+
+
+BAD_DTYPES = ["bool", "complex64", "object", "<U3", "datetime64[s]", "int16", "S4"]
+#: Integer images that torch takes too.
+INTEGERS_TAKEN = {("max_pool2d", "int16"), ("adaptive_max_pool2d", "int16")}
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize("op", OP_NAMES)
+def test_bad_dtypes(op: str, kind: str, nothing_runs):
+    nothing_runs(op)
+    arguments = simple_case(op).build()
+    complaints = []
+    for name in matrix.array_names(arguments):
+        for dtype in BAD_DTYPES:
+            bad = np.ones(arguments[name].shape, "int64").astype(dtype)
+            changed = arguments | {name: bad}
+            if (op, dtype) in INTEGERS_TAKEN:
+                continue
+            if kind == "torch":
+                if dtype not in ("bool", "complex64", "int16"):
+                    continue
+                changed = matrix.as_tensors(changed)
+            complaint = check_refusal(op, lambda changed=changed: matrix.public(op)(**changed))
+            if complaint:
+                complaints.append(f"{name} of {dtype}: {complaint}")
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize("op", OP_NAMES)
+def test_bad_shapes(op: str):
+    """More and fewer dimensions and other sizes of each array: refused in one line, unless torch takes them too."""
+    arguments = simple_case(op).build()
+    complaints = []
+    for name in matrix.array_names(arguments):
+        a = arguments[name]
+        changed = {
+            "one dimension more": a[None],
+            "two dimensions more": a[None, None],
+            "one dimension less": a[0] if a.ndim else None,
+            "no dimension": a.reshape(-1)[0:1].reshape(()),
+            **{f"size 0 in dimension {d}": a.take([], d) for d in range(a.ndim)},
+            **{f"one more in dimension {d}": np.concatenate([a, a.take([0], d)], d) for d in range(a.ndim)},
+        }
+        for what, bad in changed.items():
+            if bad is None:
+                continue
+            given = arguments | {name: bad}
+            complaint = check_refusal(op, lambda given=given: matrix.public(op)(**given))
+            if complaint is None:
+                continue
+            if complaint == "accepted":
+                ours = matrix.results_of(matrix.public(op)(**given))[0]
+                if ours.size == 0:
+                    continue  # an empty batch gives an empty result, where torch may refuse it
+                try:
+                    theirs = _torch_value(op, given)
+                except (RuntimeError, ValueError, TypeError, IndexError) as refused:
+                    complaint = f"accepted, but torch says {' '.join(str(refused).split())[:100]!r}"
+                else:
+                    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+                    continue
+            complaints.append(f"{name} {bad.shape} ({what}): {complaint}")
+    assert not complaints, "\n".join(complaints)
+
+
+def _torch_value(op: str, arguments: dict[str, Any]) -> np.ndarray:
+    rest = {"activation": None} if op in ("conv2d", "linear") else {}
+    if op == "conv2d":
+        rest |= {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    if "softmax" in op:
+        rest["dim"] = -1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        value = torch_call(op)(**(rest | matrix.as_tensors(arguments)))
+    return matrix.results_of(value)[0].numpy()
+
+
+def _attributes(op: str) -> list[str]:
+    parameters = inspect.signature(matrix.public(op)).parameters
+    return [n for n in parameters if n not in OPS[op].inputs and n not in ("device", "backend")]
+
+
+BAD_NUMBERS = [float("nan"), float("inf"), -1, -(10**30), 1.5]
+BAD_VALUES = [*BAD_NUMBERS, "x", "", b"same", (1, 2, 3), (), [], ((1,), 2), {}, object(), (0, -1)]
+#: Values that some attribute takes by right, so that only the manner of the refusal counts.
+TAKEN: dict[tuple[str, str], list[Any]] = {
+    # torch's spelling of "as kernel_size".
+    **{(op, "stride"): [(), []] for op in ("max_pool2d", "avg_pool2d", "lp_pool2d")},
+    ("softmax", "dim"): [-1],
+    ("log_softmax", "dim"): [-1],
+    ("cross_entropy", "ignore_index"): [-1, -(10**30)],
+    ("avg_pool2d", "divisor_override"): [-1, -(10**30)],
+    ("lp_pool2d", "norm_type"): [float("inf"), -1, 1.5, -(10**30), float("nan")],
+}
+
+
+@pytest.mark.parametrize("op", OP_NAMES)
+def test_bad_attributes(op: str, nothing_runs):
+    nothing_runs(op)
+    arguments = simple_case(op).build()
+    complaints = []
+    for name in _attributes(op):
+        for value in BAD_VALUES:
+            if any(value == taken or value != value and taken != taken for taken in TAKEN.get((op, name), [])):
+                continue
+            given = arguments | {name: value}
+            complaint = check_refusal(op, lambda given=given: matrix.public(op)(**given))
+            if complaint:
+                complaints.append(f"{name}={value!r}: {complaint}")
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize("op", OP_NAMES)
+def test_bools_are_no_numbers_and_numbers_no_bools(op: str):
+    arguments = simple_case(op).build()
+    complaints = []
+    for name in _attributes(op):
+        hint = OPS[op].attributes.get(name)
+        for value in (1, 0, None) if hint is bool else (True, False):
+            given = arguments | {name: value}
+            complaint = check_refusal(op, lambda given=given: matrix.public(op)(**given))
+            if complaint:
+                complaints.append(f"{name}={value!r}: {complaint}")
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize("op", OP_NAMES)
+def test_numpy_integers_do_for_ints(op: str):
+    for case in matrix.cases_of(op, "ci"):
+        arguments = case.build()
+        changed = {n: np.int64(v) if type(v) is int else v for n, v in arguments.items()}
+        found = [matrix.results_of(matrix.public(op)(**given)) for given in (arguments, changed)]
+        for a, b in zip(*found, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("op", OP_NAMES)
+def test_unknown_arguments(op: str):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+        matrix.public(op)(**simple_case(op).build(), colour=1)
+    with pytest.raises(TypeError, match="missing"):
+        matrix.public(op)()
+
+
+@pytest.mark.parametrize("backend", [None, "numba", "torch", "reference"])
+@pytest.mark.parametrize("op", OP_NAMES)
+def test_foreign_byte_order(op: str, backend: str | None):
+    """Big-endian numbers on a little-endian machine: the same result, or a refusal; never noise."""
+    if backend is not None and backend not in matrix.backends_of(op):
+        pytest.skip(f"{op} has no {backend} kernel")
+    arguments = simple_case(op).build()
+    expected = matrix.results_of(matrix.public(op)(**arguments, backend=backend))
+    swapped = {n: a.astype(a.dtype.newbyteorder()) if isinstance(a, np.ndarray) else a for n, a in arguments.items()}
+    complaint = check_refusal(op, lambda: matrix.public(op)(**swapped, backend=backend))
+    if complaint == "accepted":
+        for a, b in zip(expected, matrix.results_of(matrix.public(op)(**swapped, backend=backend)), strict=True):
+            np.testing.assert_array_equal(a, b)
+            assert b.dtype.isnative
+    else:
+        assert complaint is None, complaint
+
+
+@pytest.mark.parametrize("op", OP_NAMES)
+def test_half_precision_without_a_kernel_says_so(op: str):
+    """float16 runs where a backend takes it; a backend that does not says which dtypes it takes."""
+    arguments = {
+        n: a.astype("float16") if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a
+        for n, a in simple_case(op).build().items()
+    }
+    for backend in matrix.backends_of(op):
+        if "float16" in OPS[op].implementations[backend].dtypes:
+            found = matrix.results_of(matrix.public(op)(**arguments, backend=backend))
+            assert found[0].dtype == np.float16
+        else:
+            with pytest.raises(RuntimeError, match=r"has dtype float16; it takes "):
+                matrix.public(op)(**arguments, backend=backend)
