@@ -30,7 +30,7 @@ bench: $(VENV)/installed-bench
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
-	$(BIN)/mypy kernels nnlib
+	$(BIN)/mypy kernels nnlib bench
 
 setup: $(VENV)/installed-lint $(VENV)/installed-bench
 

@@ -79,6 +79,9 @@ def run(given: argparse.Namespace) -> int:
     if not (chosen and providers and threads):
         _complain([] if complaints else [f"no case has images to lay out {given.layout}"])
         return BAD_INPUT
+    busy = machine.busy()
+    if busy is not None:
+        print(f"bench: note: {busy}", file=sys.stderr)
     with _progress(len(chosen)) as (report, advance):
         found = run_all(chosen, providers, settings, complaints=complaints, report=report, advance=advance)
     console = Console(width=None if sys.stdout.isatty() else 200)

@@ -55,6 +55,24 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
+def load() -> float | None:
+    """How many processes want to run at the moment, on average over the last minute; None where unknown."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (OSError, AttributeError):
+        return None
+
+
+def busy() -> str | None:
+    """A remark when others use the cores too; None on a quiet machine."""
+    found = load()
+    if found is None or found < 0.5 * cores():
+        return None
+    return (
+        f"the machine is busy (load {found} on {cores()} cores): ratios are noisy, times with several threads worthless"
+    )
+
+
 def _git(*arguments: str) -> str | None:
     try:
         ran = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20)
@@ -80,6 +98,7 @@ def facts() -> dict[str, Any]:
         "target": name,
         "features": enabled,
         "cores": cores(),
+        "load": load(),
         "platform": platform.platform(),
         "versions": versions(),
         "commit": commit(),

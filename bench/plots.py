@@ -13,6 +13,7 @@ matplotlib.use("Agg")  # Into files alone: no display is asked for.
 
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from bench.records import Measurement, Run
 
@@ -69,18 +70,20 @@ def bars(members: Sequence[Measurement], way: Way) -> Figure | None:
         places = [titles.index((m.op, m.name)) + thickness * number for m in mine]
         ratios = [m.eager_ratio for m in mine if m.eager_ratio is not None]
         spread = [[r.median - r.low for r in ratios], [r.high - r.median for r in ratios]]
+        # From 1 on: to the right faster than eager, to the left slower.
         axes.barh(
-            places, [r.median for r in ratios], thickness, color=_colour(provider), label=provider, xerr=spread,
-            error_kw={"elinewidth": 0.7, "alpha": 0.7},
+            places, [r.median - 1 for r in ratios], thickness, left=1, color=_colour(provider), label=provider,
+            xerr=spread, error_kw={"elinewidth": 0.7, "alpha": 0.7},
         )  # fmt: skip
     axes.axvline(1, color=COLOURS["torch"], linewidth=1)
     axes.set_yticks([i + thickness * (len(providers) - 1) / 2 for i in range(len(titles))])
     axes.set_yticklabels([f"{op}: {name}" for op, name in titles], fontsize=7)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.invert_yaxis()
     axes.set_xlabel("times as fast as PyTorch eager (log scale; quartiles)")
     axes.set_title(_title("Ratio to eager", way), fontsize=10)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -145,12 +148,13 @@ def cost(members: Sequence[Measurement], way: Way) -> Figure | None:
         axes.set_title(family, fontsize=9)
         axes.set_xlabel("operations" if by_flops else "bytes moved", fontsize=8)
         axes.set_ylabel("seconds", fontsize=8)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=7, which="both")
     for axes in cells[len(families) :]:
         axes.remove()
-    cells[0].legend(fontsize=7)
     figure.suptitle(_title("Cost against size", way), fontsize=10)
     figure.tight_layout()
+    found = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(found.values(), found.keys(), fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

@@ -33,6 +33,7 @@ def _facts(run: Run) -> list[str]:
             "processor",
             f"{machine.get('processor')}, {machine.get('cores')} cores, compiled for {machine.get('target')}",
         ),
+        ("load before", str(machine.get("load"))),
         ("commit", str(machine.get("commit") or "unknown")),
         ("versions", versions),
         ("settings", ", ".join(f"{name} {value}" for name, value in run.settings.items())),

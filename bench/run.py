@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -70,14 +72,19 @@ def _use_threads(threads: int) -> None:
 
 
 @contextlib.contextmanager
-def _threads_restored() -> Iterator[None]:
+def _undisturbed() -> Iterator[None]:
+    """Number of threads as before at the end; being told to terminate is taken as an interruption by hand."""
     import torch
 
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        if main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _blank(task: Task, threads: int, provider: str, layout: str) -> Measurement:
@@ -206,7 +213,7 @@ def run_all(
     names = [provider.name for provider in providers]
     run = Run(created, machine.facts(), {**asdict(settings), "providers": names}, complaints=list(complaints))
     bounds: dict[tuple[int, str], Limits] = {}
-    with _threads_restored(), warnings.catch_warnings():
+    with _undisturbed(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Engines' remarks about their own fallbacks would break the progress bar.
         try:
             for threads in settings.threads:

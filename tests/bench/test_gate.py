@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 
 from bench import budget, gate, records, selection
 from bench.limits import Limits
-from bench.run import Settings, Task, run_task
+from bench.run import Settings, Task, run_all, run_task
 from bench.workload import Workload
 from tests.bench.planted import UNSUPPORTED, Planted
 from tests.support import budget as tests_budget
@@ -42,6 +44,20 @@ def test_one_that_raises_and_one_that_cannot_leave_the_rest_running():
     assert found["raises"].status == records.FAILED and found["raises"].reason == "RuntimeError: out of order"
     assert found["lacks"].status == records.UNSUPPORTED and found["lacks"].reason == "it has no such op"
     assert found["x"].status == records.TIMED
+
+
+def test_an_interrupted_run_keeps_what_it_has():
+    class Interrupted(Planted):
+        def prepare(self, workload, threads):
+            if workload.case.op == "tanh":
+                signal.raise_signal(signal.SIGTERM)
+            return super().prepare(workload, threads)
+
+    chosen = [Task(small(op), "float32", "forward") for op in ("relu", "tanh", "sigmoid")]
+    before = signal.getsignal(signal.SIGTERM)
+    found = run_all(chosen, [Interrupted()], Settings(seconds=0.01, probe_seconds=0.01, memory=False))
+    assert [m.op for m in found.measurements] == ["relu"] and "interrupted" in found.complaints[0]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_missing_gradient_a_wrong_shape_and_a_surplus_result_are_wrong():
