@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from kernels.random_vectors import BLOCKS, WORDS, store_factors
 from kernels.runtime.numba_cpu import jit
-from kernels.simd import poke
 
 Array = np.ndarray[Any, Any]
 
@@ -87,33 +87,15 @@ philox_compiled = jit(philox)
 
 
 @jit
-def _part_of_block(block, start, count, threshold, key, high, kept, out):
-    words = philox_compiled((block & _MASK, (block >> 32) & _MASK, high[0], high[1]), key)
-    for j in range(4):
-        at = block * 4 + j - start
-        if 0 <= at < count:
-            poke(out, at, kept if words[j] >= threshold else 0.0)
-
-
-@jit
 def keep_factors(start, count, threshold, seed, stream, kept, out):
     """out[i] = kept where element start + i is kept, else 0, for i in [0, count).
 
     start: int64 index of the first element, at least 0. threshold: of `drop_threshold`. seed, stream: int64, see
     `block_words`. kept: float, 1 / (1 - p) say. out: pointer to elements.
     """
-    key = (seed & _MASK, (seed >> 32) & _MASK)
-    high = (stream & _MASK, (stream >> 32) & _MASK)
-    first, last = (start + 3) >> 2, (start + count) >> 2
-    if first > last or start & 3:
-        _part_of_block(start >> 2, start, count, threshold, key, high, kept, out)
-    # Whole blocks in a loop of their own, which LLVM turns into vectors.
-    for block in range(first, last):
-        w0, w1, w2, w3 = philox_compiled((block & _MASK, (block >> 32) & _MASK, high[0], high[1]), key)
-        at = block * 4 - start
-        poke(out, at, kept if w0 >= threshold else 0.0)
-        poke(out, at + 1, kept if w1 >= threshold else 0.0)
-        poke(out, at + 2, kept if w2 >= threshold else 0.0)
-        poke(out, at + 3, kept if w3 >= threshold else 0.0)
-    if last >= first and (start + count) & 3:
-        _part_of_block(last, start, count, threshold, key, high, kept, out)
+    block = start >> 2
+    at = (block << 2) - start
+    while at < count:
+        store_factors(out, at, count, block, threshold, seed, stream, kept)
+        at += WORDS
+        block += BLOCKS

@@ -8,6 +8,7 @@ calculation for softmax, 2018). Nothing of the size of the scores exists.
 from __future__ import annotations
 
 import math
+
 import numpy as np
 
 from kernels.attention.layout import DISTANCE, SHAW, Given, read_sizes, read_terms
@@ -33,7 +34,6 @@ from kernels.simd import (
     transpose,
     zeros_like,
 )
-
 
 #: How far the maximum may grow before weights are taken relative to the new one: e**8 of them leave room for any sum.
 SLACK = 8.0
@@ -256,7 +256,6 @@ def _forward_parts(
                 else:
                     multiply(s.value_width, values_here, value_columns, value_rows, keys, tile, sums, begun)
                 begun = np.int64(1)
-                asks = False
                 k += keys
             if not begun:
                 clear(sums, s.value_width * width)

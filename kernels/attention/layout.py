@@ -9,7 +9,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from kernels.attention.problem import AttentionProblem
 from kernels.attention.products import FEW_ROWS
-from kernels.attention.tiles import BACKWARD_BLOCK, BACKWARD_PANELS, BLOCK, block_of, padded
+from kernels.attention.tiles import BACKWARD_BLOCK, BACKWARD_PANELS, BLOCK, DECODE_BLOCK, block_of, padded
 from kernels.random import drop_threshold
 from kernels.runtime.numba_cpu import contiguous, jit
 from kernels.simd import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
@@ -113,7 +113,8 @@ def read_terms(numbers, factors):
 # ----- arrays ------------------------------------------------------------------------------------------------------
 
 #: What stands in for an array that is not there.
-NOTHING = {name: np.zeros(1, name) for name in ("uint8", "int64", "float32", "float64")}
+NOTHING = {name: np.zeros(1, name) for name in ("int64", "float32", "float64")}
+NO_MASK = np.ones(1, np.uint8)
 
 
 def panel_width(dtype: Any) -> int:
@@ -165,7 +166,6 @@ class Layout(NamedTuple):
     factors: Array
     work: int
     offsets: int
-    block: int
 
 
 def span_of(p: AttentionProblem) -> tuple[int, int]:
@@ -185,30 +185,31 @@ def _terms(p: AttentionProblem, mask: Array | None, bias: Array | None) -> tuple
     )  # fmt: skip
 
 
-def _sizes(p: AttentionProblem, given: tuple[Array, Array, Array], most: int, panels: int) -> tuple[int, ...]:
-    """Sizes; with `panels` those of a backward pass of so many panels, else of a forward pass."""
-    query, key, value = given
-    batch, heads, queries, keys = p.score_shape
-    width, value_width = query.shape[3], value.shape[3]
-    panel = panel_width(query.dtype)
-    block = block_of(keys, most, TILE_ROWS)
+def _room(p: AttentionProblem, width: int, value_width: int, kind: str) -> tuple[int, ...]:
+    """What a pass's tiles and scratch take: the sizes from `block` on."""
+    panel = panel_width(p.query.dtype)
+    keys = p.key.shape[2]
+    if kind == "decode":
+        lanes = panel // TILE_VECTORS
+        columns, value_columns = -(-width // lanes) * lanes, -(-value_width // (4 * lanes)) * 4 * lanes
+        rows = DECODE_BLOCK + lanes
+        work = p.group * p.query.shape[2] * (columns + value_columns + lanes) + 2 * rows
+        return DECODE_BLOCK, rows, columns, value_columns, 0, 0, work, 0
+    block = block_of(keys, BACKWARD_BLOCK if kind == "backward" else BLOCK, TILE_ROWS)
     rows, columns, value_columns = (padded(n, TILE_ROWS, FEW_ROWS) for n in (block, width, value_width))
     clip = p.relative_limit if p.relative_kind == "shaw" else 0
     table = padded(2 * clip + 1, TILE_ROWS, FEW_ROWS)
     skewed = 2 * clip + panel
-    if panels:
+    if kind == "backward":
         across, value_across = -(-width // panel), -(-value_width // panel)
         sums = (across if width % panel else 0) + (value_across if value_width % panel else 0)
         each = 2 * columns + value_columns + (across + value_across) * panel + 3 * rows + 2 + 2 * skewed
-        work = (panels * each + 2 * rows + FEW_ROWS + table + keys * sums) * panel
-        offsets = 5 * rows + columns + value_columns + 2 * table + panels * panel
+        work = (BACKWARD_PANELS * each + 2 * rows + FEW_ROWS + table + keys * sums) * panel
+        offsets = 5 * rows + columns + value_columns + 2 * table + BACKWARD_PANELS * panel
     else:
         work = (columns + value_columns + 4 * rows + 3 + table + skewed) * panel
         offsets = 3 * rows + columns + value_columns + table
-    return (
-        batch, heads, p.group, queries, keys, width, value_width, *steps(query), *steps(key), *steps(value),
-        block, rows, columns, value_columns, table, skewed, work, -(-offsets // 8) * 8,
-    )  # fmt: skip
+    return block, rows, columns, value_columns, table, skewed, work, -(-offsets // 8) * 8
 
 
 def layout_of(
@@ -218,18 +219,23 @@ def layout_of(
     value: Array,
     mask: Array | None,
     bias: Array | None,
-    backward: bool = False,
+    kind: str,
 ) -> Layout:
-    """The layout of a pass over arrays of `in_rows` and `unexpanded`; kept with the problem."""
+    """The layout of a pass, "forward", "backward" or "decode", over arrays of `in_rows` and `unexpanded`.
+
+    It is kept with the problem.
+    """
     plans: dict[Any, Layout] = p.__dict__.setdefault("cpu_layouts", {})
     shapes = (None if mask is None else mask.shape, None if bias is None else bias.shape)
-    known = (backward, query.strides, key.strides, value.strides, shapes)
+    known = (kind, query.strides, key.strides, value.strides, shapes)
     found = plans.get(known)
     if found is None:
-        most, panels = (BACKWARD_BLOCK, BACKWARD_PANELS) if backward else (BLOCK, 0)
-        sizes = _sizes(p, (query, key, value), most, panels)
-        assert len(sizes) == _SIZES
+        width, value_width = query.shape[3], value.shape[3]
+        batch, heads, queries, keys = p.score_shape
+        room = _room(p, width, value_width, kind)
+        steps_of_all = (*steps(query), *steps(key), *steps(value))
+        sizes = (batch, heads, p.group, queries, keys, width, value_width, *steps_of_all, *room)
         numbers = np.array(sizes + _terms(p, mask, bias), np.int64)
         factors = np.array([p.score_scale, p.softcap or 0.0, p.kept])
-        found = plans[known] = Layout(numbers, factors, *sizes[-2:], sizes[Sizes._fields.index("block")])
+        found = plans[known] = Layout(numbers, factors, room[-2], room[-1])
     return found

@@ -6,12 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from kernels.attention import backward_cpu, forward_cpu
-from kernels.attention.layout import NOTHING, in_rows, layout_of, origin, panel_width, span_of, steps, unexpanded
+from kernels.attention import backward_cpu, decode_cpu, forward_cpu
+from kernels.attention.layout import (
+    NO_MASK,
+    NOTHING,
+    Layout,
+    in_rows,
+    layout_of,
+    origin,
+    panel_width,
+    span_of,
+    steps,
+    unexpanded,
+)
 from kernels.attention.op import ATTENTION, SCALED_DOT_PRODUCT_ATTENTION, ScaledDotProductAttentionProblem
 from kernels.attention.problem import AttentionProblem
 from kernels.attention.relative import by_distance, table_gradient
 from kernels.attention.scaled_dot_product import through_attention
+from kernels.attention.tiles import DECODE_QUERIES, SEGMENT_KEYS
 from kernels.op import Implementation
 from kernels.runtime.numba_cpu import contiguous, empty, scratch, thread_count, threads_for, zeros
 
@@ -19,6 +31,8 @@ Array = np.ndarray[Any, Any]
 
 #: Multiply-adds that are worth a thread of their own (some ten microseconds).
 GRAIN = 1_000_000
+#: The same where memory is what takes the time.
+DECODE_GRAIN = 200_000
 
 
 def key_counts(p: AttentionProblem, lengths: Array | None) -> Array:
@@ -49,7 +63,7 @@ def given_of(
         found = by_distance(str(p.relative_kind), relative, far(p), p.bidirectional, p.relative_limit)
         numbers = contiguous(found).reshape(-1)
     return (
-        NOTHING["uint8"] if mask is None else mask.reshape(-1).view(np.uint8),
+        NO_MASK if mask is None else mask.reshape(-1).view(np.uint8),
         nothing if bias is None else bias.reshape(-1),
         key_counts(p, lengths),
         numbers,
@@ -82,22 +96,48 @@ def attention(
     lse = empty((batch, heads, queries), dtype) if wants_lse else NOTHING[p.query.dtype]
     if keys == 0:
         out.fill(0)
-        lse.fill(-np.inf)
+        if wants_lse:
+            lse.fill(-np.inf)
         return out, lse if wants_lse else None
     if p.query.shape[3] == 0:
         query, key = widened(query, key)
     query, key, value = in_rows(query), in_rows(key), in_rows(value)
     mask, bias = None if mask is None else unexpanded(mask), None if bias is None else unexpanded(bias)
-    layout = layout_of(p, query, key, value, mask, bias)
-    items = batch * heads * -(-queries // panel_width(dtype))
     work = batch * heads * queries * keys * (query.shape[3] + value.shape[3])
+    given = given_of(p, mask, bias, lengths, relative, seed)
+    if decodes(p):
+        layout = layout_of(p, query, key, value, mask, bias, "decode")
+        _decode(p, layout, given, work, query, key, value, out.reshape(-1), lse.reshape(-1)[: lse.size * wants_lse])
+        return out, lse if wants_lse else None
+    layout = layout_of(p, query, key, value, mask, bias, "forward")
+    items = batch * heads * -(-queries // panel_width(dtype))
     parts = min(threads_for(work, GRAIN), items)
     forward_cpu.forward_parts(
-        parts, parts, parts, layout.numbers, layout.factors, *given_of(p, mask, bias, lengths, relative, seed),
-        origin(query), origin(key), origin(value), out.reshape(-1), lse.reshape(-1),
-        scratch(parts * layout.work, dtype), scratch(parts * layout.offsets, np.int64),
+        parts, parts, parts, layout.numbers, layout.factors, *given, origin(query), origin(key), origin(value),
+        out.reshape(-1), lse.reshape(-1), scratch(parts * layout.work, dtype), scratch(parts * layout.offsets, np.int64),
     )  # fmt: skip
     return out, lse if wants_lse else None
+
+
+def decodes(p: AttentionProblem) -> bool:
+    """Whether so few queries come that lanes had better be keys. (Such calls rarely drop weights or use Shaw's table.)"""
+    return p.query.shape[2] <= DECODE_QUERIES and p.dropout_p == 0 and p.relative_kind != "shaw"
+
+
+def _decode(
+    p: AttentionProblem, layout: Layout, given: tuple[Array, ...], work: int, query: Array, key: Array, value: Array,
+    out: Array, lse: Array,
+) -> None:  # fmt: skip
+    """Output and log-sum-exp (or size 0) of few queries."""
+    units = p.query.shape[0] * p.key.shape[1]
+    segments = -(-p.key.shape[2] // SEGMENT_KEYS)
+    items = units * segments
+    room = scratch(items * layout.work, query.dtype)
+    decode_cpu.decode_segments(
+        items, threads_for(work, DECODE_GRAIN), segments, layout.numbers, layout.factors, *given, origin(query),
+        origin(key), origin(value), room,
+    )  # fmt: skip
+    decode_cpu.join_segments(units, 1, segments, layout.numbers, room, out, lse)
 
 
 def attention_backward(
@@ -132,7 +172,7 @@ def attention_backward(
     if bias is not None:
         # Every element of a bias that wants its gradient gets its own.
         bias = contiguous(bias) if wants_bias else unexpanded(bias)
-    layout = layout_of(p, query, key, value, mask, bias, backward=True)
+    layout = layout_of(p, query, key, value, mask, bias, "backward")
     nothing = NOTHING[p.query.dtype]
     grad_bias = zeros(p.bias.shape, dtype) if wants_bias and p.bias is not None else None
     grad_distances = grad_table = nothing
@@ -195,6 +235,8 @@ def _table_gradient(p: AttentionProblem, by_distances: Array, tables: Array) -> 
 
 def describe(p: AttentionProblem) -> str:
     """Which kernel runs, for `explain`."""
+    if decodes(p):
+        return f"decoding, lanes are keys, up to {thread_count()} threads"
     return f"panels of {panel_width(p.query.dtype)} queries, up to {thread_count()} threads"
 
 

@@ -82,15 +82,16 @@ def _back(result: Any, query: Any) -> Any:
     return result.reshape(*query.shape[:-2], *result.shape[2:])
 
 
-def _check_rank(op: str, query: Any, others: tuple[tuple[str, Any], ...]) -> None:
-    if arrays.kind(query) is None:
-        return  # The call says what is wrong with it.
-    if query.ndim < 2:
-        checks.fail(op, "query", "must have shape (..., L, E)", f"{query.ndim} dimensions {tuple(query.shape)}")
-    for name, array in others:
-        if arrays.kind(array) is not None and array.ndim != query.ndim:
-            rule = f"must have as many dimensions as query ({query.ndim})"
+def _rank(op: str, query: Any, key: Any, value: Any) -> int:
+    """How many dimensions the three have; 4 for what is no array, of which the call says what is wrong."""
+    rank: int = getattr(query, "ndim", 4)
+    if rank < 2:
+        checks.fail(op, "query", "must have shape (..., L, E)", f"{rank} dimensions {tuple(query.shape)}")
+    for name, array in (("key", key), ("value", value)):
+        if getattr(array, "ndim", rank) != rank:
+            rule = f"must have as many dimensions as query ({rank})"
             checks.fail(op, name, rule, f"{array.ndim} dimensions {tuple(array.shape)}")
+    return rank
 
 
 # ----- attention ---------------------------------------------------------------------------------------------------
@@ -161,29 +162,37 @@ def attention(
         BackendError: the wanted backend cannot run this call.
     """
     op = "attention"
-    _check_rank(op, query, (("key", key), ("value", value)))
-    rank = getattr(query, "ndim", 4)
+    rank = _rank(op, query, key, value)
     kind, table, limit, bidirectional = _relative_parts(op, relative)
-    if lengths is not None and arrays.kind(lengths) is not None and rank not in (3, 4):
-        if lengths.ndim != max(rank - 3, 0):
-            checks.fail(op, "lengths", "must have query's batch dimensions", f"shape {tuple(lengths.shape)}")
-        lengths = lengths.reshape(-1)
-    drops = check_probability(op, "dropout_p", dropout_p) > 0
-    inputs = (
-        _four(query, rank),
-        _four(key, rank),
-        _four(value, rank),
-        _four_scores(op, "mask", mask, query),
-        _four_scores(op, "bias", bias, query),
-        lengths,
-        table,
-        as_seed(op, seed, query) if drops else None,
-    )
+    if dropout_p == 0 and type(dropout_p) is float:
+        seed = None
+    else:
+        seed = as_seed(op, seed, query) if check_probability(op, "dropout_p", dropout_p) > 0 else None
+    if rank != 4:
+        query_given = query
+        query, key, value = _four(query, rank), _four(key, rank), _four(value, rank)
+        lengths = _flat_lengths(op, lengths, rank)
+    if mask is not None:
+        mask = _four_scores(op, "mask", mask, query if rank == 4 else query_given)
+    if bias is not None:
+        bias = _four_scores(op, "bias", bias, query if rank == 4 else query_given)
+    inputs = (query, key, value, mask, bias, lengths, table, seed)
     attributes = (causal, window, softcap, scale, dropout_p, kind, limit, bidirectional, return_lse)
     result = call(ATTENTION, inputs, attributes, device, backend)
+    if rank == 4:
+        return result
     if return_lse:
-        return _back(result[0], query), _back(result[1], query)
-    return _back(result, query)
+        return _back(result[0], query_given), _back(result[1], query_given)
+    return _back(result, query_given)
+
+
+def _flat_lengths(op: str, lengths: Any, rank: int) -> Any:
+    """Lengths in the batch dimensions of arrays of a rank, as (B,)."""
+    if rank == 3 or arrays.kind(lengths) is None:
+        return lengths
+    if lengths.ndim != max(rank - 3, 0):
+        checks.fail(op, "lengths", "must have query's batch dimensions", f"shape {tuple(lengths.shape)}")
+    return lengths.reshape(-1)
 
 
 def _relative_parts(op: str, relative: Any) -> tuple[str | None, Any, int | None, bool]:
@@ -238,6 +247,11 @@ class ScaledDotProductAttentionProblem(Problem):
             self.query, self.key, self.value, mask, bias, None, None, None, "top_left" if self.is_causal else None,
             None, None, self.scale, 0.0, None, 0, False, False, needs_grad=wanted,
         )  # fmt: skip
+
+    @cached_property
+    def empty(self) -> bool:  # type: ignore[override]
+        """Whether the output has no element; asked at every call, hence kept."""
+        return super().empty
 
     def results(self) -> tuple[ArraySpec | None, ...]:
         """The output, and the log-sum-exp where backward needs it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,8 @@ class AttentionProblem(Problem):
         if lengths is not None:
             checks.dtype(op, "lengths", lengths, INDICES)
             checks.shape(op, "lengths", lengths, (query.shape[0],), "(the number of keys of every row of the batch)")
-        checks.boolean(op, "return_lse", return_lse)
+        if checks.boolean(op, "return_lse", return_lse) and value.shape[3] == 0:
+            checks.fail(op, "value", "must have at least one column when return_lse is True", value.shape)
         limit = 0
         if relative is not None:
             limit = _check_relative(op, relative, relative_kind, relative_limit, bidirectional, query)
@@ -177,6 +179,11 @@ class AttentionProblem(Problem):
     def results(self) -> tuple[ArraySpec | None, ...]:
         """The output, and the log-sum-exp of every query's scores where it is returned or backward needs it."""
         return attention_results(self.query, self.value, self.trains or self.return_lse)
+
+    @cached_property
+    def empty(self) -> bool:  # type: ignore[override]
+        """Whether the output has no element; asked at every call, hence kept."""
+        return super().empty
 
     @property
     def returned(self) -> int:

@@ -6,6 +6,9 @@ A tile has a row for each key and a lane for each query (see products.py). A hid
 from __future__ import annotations
 
 import math
+
+import numpy as np
+
 from kernels.attention.layout import DISTANCE, SHAW
 from kernels.attention.vectors import weight_of
 from kernels.random import keep_factors
@@ -32,40 +35,37 @@ from kernels.simd import (
     zeros_like,
 )
 
+
 @jit
 def fill_rows(t, given, batch, head, query, queries, key, keys, rows, stride):
     """rows[q, k] = the bias of a pair, or -inf where the mask hides it; [queries, stride] elements, a row a query.
 
     Returns whether any pair is left to see.
     """
-    left = False
     bias = pointer(given.bias)
-    mask = given.mask
+    seen = not t.has_mask
     for q in range(queries):
         row = advance(rows, q * stride)
+        # Without a bias this is the one zero.
         at = batch * t.bias_batch + head * t.bias_head + (query + q) * t.bias_query + key * t.bias_key
-        if t.bias_key:
-            for k in range(keys):
-                poke(row, k, peek(bias, at + k))
-        else:
-            for k in range(keys):
-                poke(row, k, peek(bias, at) if t.has_bias else 0.0)
+        for k in range(keys):
+            poke(row, k, peek(bias, at + k * t.bias_key))
         if t.has_mask:
             at = batch * t.mask_batch + head * t.mask_head + (query + q) * t.mask_query + key * t.mask_key
-            seen = 0
             if t.mask_key:
+                # A slice, whose indices need no check against negative ones: so this becomes vectors.
+                inside = given.mask[at : at + keys]
+                any_seen = np.uint8(0)
                 for k in range(keys):
-                    seen |= mask[at + k]
-                    poke(row, k, peek(row, k) if mask[at + k] else -math.inf)
+                    any_seen |= inside[k]
+                    poke(row, k, peek(row, k) if inside[k] else -math.inf)
+                seen = seen or any_seen != 0
+            elif given.mask[at]:
+                seen = True
             else:
-                seen = mask[at]
-                if not seen:
-                    for k in range(keys):
-                        poke(row, k, -math.inf)
-            left = left or seen != 0
-        else:
-            left = True
-    return left
+                for k in range(keys):
+                    poke(row, k, -math.inf)
+    return seen
 
 
 @jit
@@ -83,13 +83,18 @@ def fill_extra(t, given, batch, head, query, queries, key, keys, rows, stride, e
             for j in range(0, width, lanes):
                 store(extra, k * width + j, broadcast(rows, k))
         return left
-    left = fill_rows(t, given, batch, head, query, queries, key, keys, rows, stride)
-    if left:
-        if queries < width:
-            for i in range(0, keys * width, lanes):
-                store(extra, i, zeros_like(extra))
-        transpose(rows, stride, queries, keys, extra, width)
-    return left
+    source, distance = rows, stride
+    if t.has_mask or t.bias_key == 0:
+        if not fill_rows(t, given, batch, head, query, queries, key, keys, rows, stride):
+            return False
+    else:
+        at = batch * t.bias_batch + head * t.bias_head + query * t.bias_query + key
+        source, distance = pointer(given.bias, at), t.bias_query
+    if queries < width:
+        for i in range(0, keys * width, lanes):
+            store(extra, i, zeros_like(extra))
+    transpose(source, distance, queries, keys, extra, width)
+    return True
 
 
 @jit

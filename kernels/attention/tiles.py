@@ -8,6 +8,11 @@ BLOCK = 96
 BACKWARD_BLOCK = 96
 #: Panels of queries whose shares of the gradients of keys and values are one sum.
 BACKWARD_PANELS = 2
+#: Up to so many queries a head are decoded: a kernel in which lanes are not queries.
+DECODE_QUERIES = 8
+#: Keys that all rows of a group go over while they are in cache, and keys of a segment that a thread can take alone.
+DECODE_BLOCK = 128
+SEGMENT_KEYS = 1024
 
 
 def block_of(keys: int, most: int, rows: int) -> int:

@@ -41,8 +41,8 @@ _drop = threaded(_drop_pieces)
 
 def dropout(p: DropoutProblem, x: Array, seed: Array) -> tuple[Array | None, ...]:
     """output."""
-    out = empty(x.shape, x.dtype)
-    kept = np.full(1, p.kept, x.dtype)
+    out = empty(p.x.shape, p.x.dtype)
+    kept = np.full(1, p.kept, out.dtype)
     pieces, threads = -(-x.size // _PIECE), threads_for(x.size, _GRAIN)
     flat = contiguous(x).reshape(-1)
     _drop(pieces, threads, drop_threshold(p.p), contiguous(seed).reshape(1), p.stream, kept, flat, out.reshape(-1))

@@ -63,7 +63,7 @@ def from_onnx(cell: str, w: Array, r: Array, b: Array | None = None) -> list[Lay
 
 
 def to_onnx(cell: str, layers: list[Layer]) -> tuple[Array, Array, Array | None]:
-    """The directions of a layer as ONNX's W (D, G * H, I), R (D, G * H, H), and B (D, 2 * G * H) or None without biases."""
+    """A layer's directions as ONNX's W (D, G * H, I), R (D, G * H, H) and B (D, 2 * G * H), or None without biases."""
 
     def stack(arrays: list[Array]) -> Array:
         return np.stack([reorder(a, GATES[cell], ONNX_GATES[cell]) for a in arrays])

@@ -6,15 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from kernels.op import Implementation
 from kernels.recurrence import backward as back
 from kernels.recurrence import forward as fw
 from kernels.recurrence.forward import BLOCK_ROWS, Sizes, panels_of, run_forward, with_strides
-from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER
-from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, pack
+from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER, implement
+from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, add_biases, pack
 from kernels.recurrence.problem import SUFFIXES, GruProblem, Layer, RnnProblem, Weights
 from kernels.recurrence.sequence import Walk, row_parts, walk
-from kernels.recurrence.weight_gradients import Blocks, Steps, column_sums, input_gradient, weight_gradient
+from kernels.recurrence.weight_gradients import (
+    Blocks,
+    column_sums,
+    input_gradient,
+    pack_steps,
+    places_of,
+    weight_gradient,
+)
 from kernels.runtime.numba_cpu import contiguous, empty, scratch, threads_for, zeros
 from kernels.simd import VECTOR_BYTES
 
@@ -59,18 +65,14 @@ def _panels(parts: list[tuple[Array, int, int, int, int]], dtype: Any, threads: 
 
 def _biases(facts: _Facts, sizes: Sizes, directions: tuple[Weights, ...]) -> tuple[Array, Array]:
     """What is added to the sums of all gates, [D, sum_stride], and to a GRU's recurrent sum of n, [D, unit_stride]."""
-    rows, units = facts.rows, sizes.units
-    common = np.zeros((len(directions), sizes.sum_stride), facts.dtype)
-    apart = np.zeros((len(directions), sizes.unit_stride), facts.dtype)
-    together = rows if facts.kind != fw.GRU_AFTER else 2 * units
+    wide, narrow = sizes.sum_stride, sizes.unit_stride
+    common, apart = empty(len(directions) * wide, facts.dtype), empty(len(directions) * narrow, facts.dtype)
+    together = facts.rows if facts.kind != fw.GRU_AFTER else 2 * sizes.units
     for d, w in enumerate(directions):
-        if w.b_ih is not None:
-            common[d, :rows] = w.b_ih
-        if w.b_hh is not None:
-            common[d, :together] += w.b_hh[:together]
-            if together < rows:
-                apart[d, :units] = w.b_hh[together:]
-    return common.reshape(-1), apart.reshape(-1)
+        b_ih, b_hh = (common[:1] if b is None else contiguous(b) for b in (w.b_ih, w.b_hh))
+        to, to_apart = common[d * wide : (d + 1) * wide], apart[d * narrow : (d + 1) * narrow]
+        add_biases(facts.rows, together, b_ih, w.b_ih is not None, b_hh, w.b_hh is not None, to, to_apart)
+    return common, apart
 
 
 class _Facts:
@@ -183,8 +185,8 @@ def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
     return tuple(made.values())
 
 
-def _rows_of_gates(facts: _Facts, units: int) -> tuple[int, Blocks, Blocks]:
-    """How many gradients of sums a row has, and where those of w_ih and of w_hh (with the states before) lie."""
+def _blocks(facts: _Facts, units: int) -> tuple[int, Blocks, Blocks]:
+    """How many gradients of sums a step has, and which of them belong to w_ih and to w_hh (with the states before)."""
     every: Blocks = ((0, facts.rows, 0),)
     if facts.kind == fw.GRU_AFTER:
         return 4 * units, ((0, 2 * units, 0), (3 * units, units, 2 * units)), every
@@ -195,14 +197,16 @@ def _rows_of_gates(facts: _Facts, units: int) -> tuple[int, Blocks, Blocks]:
 
 def _nothing_but_states(p: Layer, facts: _Facts, incoming: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
     """The gradients when every row has length 0: the states' own, and zeros."""
-    found = dict(zip(facts.inputs, p.zero_gradients()))
+    found: dict[str, Any] = {}
+    for name, form, wanted in zip(facts.inputs, p.gradients(), p.needs_grad):
+        found[name] = zeros(form.shape, facts.dtype) if form is not None and wanted else None
     for name, gradient in zip(("h0", "c0"), incoming[1:]):
         if gradient is not None and found[name] is not None:
-            found[name] = np.array(gradient, order="C")
+            found[name][...] = gradient
     return tuple(found.values())
 
 
-def backward(p: Layer, *incoming: Array | None, **saved: Array | None) -> tuple[Array | None, ...]:
+def backward(p: Layer, *incoming: Array | None, **saved: Any) -> tuple[Array | None, ...]:
     """Gradients of output, h_n (and c_n), each possibly None -> gradients of the inputs."""
     facts = _facts(p)
     dtype, kind, item = facts.dtype, facts.kind, facts.dtype.itemsize
@@ -213,7 +217,7 @@ def backward(p: Layer, *incoming: Array | None, **saved: Array | None) -> tuple[
         return _nothing_but_states(p, facts, incoming)
     units, hidden, batch = p.units, p.hidden, p.batch
     directions = p.weights(saved)
-    width, x_blocks, h_blocks = _rows_of_gates(facts, units)
+    columns, x_blocks, h_blocks = _blocks(facts, units)
     taps = 2 * units if kind == fw.GRU_BEFORE else facts.rows
     w_h = _panels([(w.w_hh, 0, hidden, taps, hidden) for w in directions], dtype, threads)
     nothing = w_second = empty(1, dtype)
@@ -227,6 +231,8 @@ def backward(p: Layer, *incoming: Array | None, **saved: Array | None) -> tuple[
     features = p.directions * hidden
     time, row = (features, p.steps * features) if p.batch_first else (batch * features, features)
     total = way.total + LARGE_ROWS  # Tiles may read rows past the last.
+    # An odd number of cache lines: with a power of two every column would lie in a few sets of the cache.
+    width = (-(-columns * item // 64) | 1) * 64 // item
     sizes = back.with_strides(
         back.BackSizes(
             kind=kind,
@@ -277,41 +283,46 @@ def backward(p: Layer, *incoming: Array | None, **saved: Array | None) -> tuple[
         sums, old, extra, arrived, dh0.reshape(-1), dc0.reshape(-1),
         scratch(sizes.parts * sizes.scratch, dtype), empty(sizes.parts * sizes.offsets, np.int64),
     )  # fmt: skip
-    x, x_time, x_row = sequence_memory(p, saved["x"])
-    steps = Steps(way, p.inputs, x_time, x_row, lengths is not None)
-    rows = steps.gather(x) if any(wanted.get(f"w_ih{suffix}") for suffix in SUFFIXES) else x
-    found: dict[str, Array | None] = {"h0": dh0, "c0": dc0}
+    found: dict[str, Any] = {"h0": dh0, "c0": dc0}
+    if any(wanted[f"w_ih{suffix}"] for suffix in SUFFIXES):
+        x, x_time, x_row = sequence_memory(p, saved["x"])
+        x_rows = pack_steps(x, places_of(way, x_time, x_row), p.inputs)
     for d, (suffix, w) in enumerate(zip(SUFFIXES, directions)):
         ds, before = sums[d * total * width :], old[d * total * hidden :]
         if wanted[f"w_ih{suffix}"]:
             found[f"w_ih{suffix}"] = made = empty(w.w_ih.shape, dtype)
-            weight_gradient(ds, width, way.total, x_blocks, rows, p.inputs, made.reshape(-1), threads)
+            weight_gradient(ds, width, way.total, x_blocks, x_rows, p.inputs, made.reshape(-1), threads)
         if wanted[f"w_hh{suffix}"]:
             found[f"w_hh{suffix}"] = made = empty(w.w_hh.shape, dtype)
-            weight_gradient(ds, width, way.total, h_blocks, before, hidden, made.reshape(-1), threads)
+            flat, places = made.reshape(-1), np.arange(way.total, dtype=np.int64) * hidden
+            weight_gradient(ds, width, way.total, h_blocks, pack_steps(before, places, hidden), hidden, flat, threads)
             if kind == fw.GRU_BEFORE:
                 last: Blocks = ((taps, units, taps),)
-                reset = extra[d * total * units :]
-                weight_gradient(ds, width, way.total, last, reset, hidden, made.reshape(-1), threads)
+                reset = pack_steps(extra[d * total * units :], places, units)
+                weight_gradient(ds, width, way.total, last, reset, hidden, flat, threads)
         if wanted.get(f"w_hr{suffix}"):
             found[f"w_hr{suffix}"] = made = empty(w.w_hr.shape, dtype)
-            columns: Blocks = ((0, hidden, 0),)
-            projected, unprojected = arrived[d * total * hidden :], extra[d * total * units :]
-            weight_gradient(projected, hidden, way.total, columns, unprojected, units, made.reshape(-1), threads)
+            places = np.arange(way.total, dtype=np.int64) * units
+            unprojected = pack_steps(extra[d * total * units :], places, units)
+            projected, every = arrived[d * total * hidden :], ((0, hidden, 0),)
+            weight_gradient(projected, hidden, way.total, every, unprojected, units, made.reshape(-1), threads)
         if wanted[f"b_ih{suffix}"] or wanted[f"b_hh{suffix}"]:
-            sums_of = column_sums(ds, way.total, width)
-            found[f"b_ih{suffix}"] = np.concatenate([sums_of[c : c + n] for c, n, _ in x_blocks])
-            found[f"b_hh{suffix}"] = sums_of[: facts.rows].copy()
+            sums_of = column_sums(ds, way.total, columns, width)
+            found[f"b_ih{suffix}"], found[f"b_hh{suffix}"] = (empty(facts.rows, dtype) for _ in (0, 1))
+            for column, count, first in x_blocks:
+                found[f"b_ih{suffix}"][first : first + count] = sums_of[column : column + count]
+            found[f"b_hh{suffix}"][:] = sums_of[: facts.rows]
     if wanted["x"]:
-        form = p.gradients()[0]
-        assert form is not None
-        made, packed = steps.fresh(form.shape, dtype)
-        for d, w in enumerate(directions):
-            weights = contiguous(w.w_ih).reshape(-1)
-            ds = sums[d * total * width :]
-            input_gradient(ds, width, way.total, x_blocks, weights, p.inputs, packed, threads, d > 0)
-        steps.scatter(packed, made)
-        found["x"] = made
+        # The gradient lies contiguously, however x does.
+        time, row = (p.inputs, p.steps * p.inputs) if p.batch_first else (batch * p.inputs, p.inputs)
+        found["x"] = dx = (empty if lengths is None else zeros)(saved["x"].shape, dtype)
+        blocks = [
+            (w.w_ih, first * p.inputs, p.inputs, count, p.inputs) for w in directions for _, count, first in x_blocks
+        ]
+        packed, places = _panels(blocks, dtype, threads), places_of(way, time, row)
+        input_gradient(
+            sums, width, total, x_blocks, packed, p.inputs, places, dx.reshape(-1), p.directions, threads
+        )  # fmt: skip
     return tuple(found[name] if wants else None for name, wants in wanted.items())
 
 
@@ -324,4 +335,4 @@ def describe(p: Layer) -> str:
 
 
 for _op in (RNN_LAYER, LSTM_LAYER, GRU_LAYER):
-    Implementation(_op, "numba", forward, backward, describe=describe)
+    implement(_op, "numba", forward, backward, describe=describe)

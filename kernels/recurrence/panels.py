@@ -64,6 +64,24 @@ pack = threaded(_pack_parts)
 
 
 @jit
+def add_biases(rows, together, b_ih, has_ih, b_hh, has_hh, common, apart):
+    """common = b_ih + b_hh for the first `together` of `rows` gate rows, b_ih for the others, whose b_hh is in apart.
+
+    b_ih, b_hh: elements [rows], read where they are there. common, apart: elements, 0 from there on to their end.
+    """
+    common[:] = 0
+    apart[:] = 0
+    for i in range(rows):
+        if has_ih:
+            common[i] = b_ih[i]
+        if has_hh:
+            if i < together:
+                common[i] += b_hh[i]
+            else:
+                apart[i - together] = b_hh[i]
+
+
+@jit
 def _large_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
     multiply_tile(
         LARGE_ROWS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(a), accumulate

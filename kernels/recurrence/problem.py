@@ -193,8 +193,8 @@ def _check_layer(problem: Layer, c0: ArraySpec | None = None) -> None:
     op, x = problem.op, problem.x
     checks.boolean(op, "batch_first", problem.batch_first)
     checks.boolean(op, "return_last", problem.return_last)
-    checks.rank(op, "x", x, (3,), "(B, T, I)" if problem.batch_first else "(T, B, I)")
     checks.dtype(op, "x", x)
+    checks.rank(op, "x", x, (3,), "(B, T, I)" if problem.batch_first else "(T, B, I)")
     checks.no_zero_size(op, "x", x, (1 if problem.batch_first else 0, 2))
     reverse = [name for name in Weights._fields if getattr(problem, f"{name}_reverse", None) is not None]
     if reverse and not ("w_ih" in reverse and "w_hh" in reverse):

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from kernels.activation.functions import sigmoid
-from kernels.op import Implementation, input_names
+from kernels.op import input_names
 from kernels.recurrence import equations
-from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER
+from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER, implement
 from kernels.recurrence.problem import Layer
 
 Array = np.ndarray[Any, Any]
@@ -40,4 +40,4 @@ def backward(p: Layer, *incoming: Array | None, **saved: Array | None) -> tuple[
 
 
 for _op in (RNN_LAYER, LSTM_LAYER, GRU_LAYER):
-    Implementation(_op, "reference", forward, backward, dtypes=("float16", "float32", "float64"))
+    implement(_op, "reference", forward, backward, dtypes=("float16", "float32", "float64"))

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from kernels.op import Implementation, input_names
+from kernels.op import input_names
 from kernels.recurrence import equations
-from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER
+from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER, implement
 from kernels.recurrence.problem import GruProblem, Layer, RnnProblem
 
 Tensor = torch.Tensor
@@ -83,4 +83,4 @@ def backward(p: Layer, *incoming: Tensor | None, **saved: Tensor | None) -> tupl
 
 
 for _op in (RNN_LAYER, LSTM_LAYER, GRU_LAYER):
-    Implementation(_op, "torch", forward, backward, dtypes=("float16", "bfloat16", "float32", "float64"))
+    implement(_op, "torch", forward, backward, dtypes=("float16", "bfloat16", "float32", "float64"))

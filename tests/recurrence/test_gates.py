@@ -70,8 +70,8 @@ def keras_layer(cell: str, x: Array, kernel: Array, recurrent: Array, bias: Arra
 
 def variants() -> list[Any]:
     """(cell, arguments of ours): a GRU in both forms."""
-    return [pytest.param(c, {"reset_after": a} if c == "gru" else {}, id=f"{c} {a}") for c in CELLS for a in (True, False)
-            if c == "gru" or a]  # fmt: skip
+    both = [pytest.param("gru", {"reset_after": after}, id=f"gru {after}") for after in (True, False)]
+    return [*(pytest.param(cell, {}, id=cell) for cell in CELLS if cell != "gru"), *both]
 
 
 @pytest.mark.parametrize("cell, arguments", variants())

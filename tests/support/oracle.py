@@ -70,8 +70,8 @@ class Expectation:
     def complaints(self, found: Answer, usual: Answer | None = None) -> list[str]:
         """Everything in `found` that is not within the budget, one line each.
 
-        `usual` is an answer of ordinary size, where the gradients of this one may cancel to nothing; their scale is then
-        that of the usual ones, or of the results, whichever is larger.
+        `usual` is an answer of ordinary size, where the gradients of this one may cancel to nothing; their scale is
+        then that of the usual ones, or of the results, whichever is larger.
         """
         lines = []
         if len(found.results) != len(self.exact.results):

@@ -1,0 +1,225 @@
+"""Few queries against many keys on the CPU: generation with a cache of keys and values, which is bound by memory.
+
+Lanes are keys or columns here, not queries. Keys and values are read once for all queries of a group of heads. Long
+caches are cut into segments of a fixed length, so that several threads can work at one head; what the segments found is
+joined in order (as in Flash-Decoding: Dao et al., 2023).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from kernels.attention.layout import DISTANCE, Given, read_sizes, read_terms
+from kernels.attention.products import scale_all
+from kernels.attention.scores import fill_rows
+from kernels.attention.tiles import SEGMENT_KEYS
+from kernels.attention.vectors import weight_of
+from kernels.runtime.numba_cpu import jit, threaded
+from kernels.simd import (
+    advance,
+    broadcast,
+    fma,
+    full,
+    lanes_of,
+    load,
+    load_first,
+    maximum,
+    peek,
+    pointer,
+    poke,
+    reduce_add,
+    reduce_max,
+    select,
+    store,
+    store_first,
+    tanh,
+    zeros_like,
+)
+
+
+@jit
+def _dots(query, key, stride, keys, width, scores):
+    """scores[k] = sum over e of query[e] * key[k * stride + e], four keys at a time; past the last key that one again."""
+    lanes = lanes_of(query)
+    for k in range(0, keys, 4):
+        left = keys - k - 1
+        first = advance(key, k * stride)
+        second, third = advance(first, min(1, left) * stride), advance(first, min(2, left) * stride)
+        fourth = advance(first, min(3, left) * stride)
+        a = b = c = d = zeros_like(query)
+        e = 0
+        while e + lanes <= width:
+            x = load(query, e)
+            a, b = fma(x, load(first, e), a), fma(x, load(second, e), b)
+            c, d = fma(x, load(third, e), c), fma(x, load(fourth, e), d)
+            e += lanes
+        if e < width:
+            x, n = load(query, e), width - e
+            a, b = fma(x, load_first(first, e, n), a), fma(x, load_first(second, e, n), b)
+            c, d = fma(x, load_first(third, e, n), c), fma(x, load_first(fourth, e, n), d)
+        poke(scores, k, reduce_add(a))
+        poke(scores, k + 1, reduce_add(b))
+        poke(scores, k + 2, reduce_add(c))
+        poke(scores, k + 3, reduce_add(d))
+
+
+@jit
+def _add_values(weights, value, stride, keys, width, skips, sums):
+    """sums[c] += sum over k of weights[k] * value[k * stride + c]; with `skips`, keys of weight -1 are left out."""
+    lanes = lanes_of(weights)
+    for c in range(0, width, 4 * lanes):
+        here, left = advance(value, c), width - c
+        into = advance(sums, c)
+        p, q = load(into, 0), load(into, lanes)
+        r, s = load(into, 2 * lanes), load(into, 3 * lanes)
+        for k in range(keys):
+            if skips and peek(weights, k) == -1.0:
+                continue
+            x, row = broadcast(weights, k), k * stride
+            p = fma(x, load_first(here, row, left), p)
+            q = fma(x, load_first(here, row + lanes, left - lanes), q)
+            r = fma(x, load_first(here, row + 2 * lanes, left - 2 * lanes), r)
+            s = fma(x, load_first(here, row + 3 * lanes, left - 3 * lanes), s)
+        store(into, 0, p)
+        store(into, lanes, q)
+        store(into, 2 * lanes, r)
+        store(into, 3 * lanes, s)
+
+
+@jit
+def _block_weights(t, scores, extra, keys, shift):
+    """Scores become weights relative to the largest of the block and of `shift`; where some may be hidden, those are -1.
+
+    Returns that largest and the sum of the weights. extra: elements [keys], added; -inf hides.
+    """
+    lanes = lanes_of(scores)
+    inverse = 1.0 / t.softcap if t.softcap != 0.0 else 0.0
+    mark = -1.0 if t.hides else 0.0
+    largest = full(scores, -math.inf)
+    for k in range(0, keys, lanes):
+        hides = load_first(extra, k, keys - k, -math.inf)
+        s = load_first(scores, k, keys - k, 0.0) + hides
+        if t.softcap != 0.0:
+            s = tanh(s * inverse) * t.softcap
+        s = select(hides == -math.inf, hides, s)
+        store(scores, k, s)
+        # In this order a NaN is passed over.
+        largest = maximum(s, largest)
+    top = max(reduce_max(largest), shift)
+    safe = full(scores, top if top > -math.inf else 0.0)
+    total = zeros_like(scores)
+    for k in range(0, keys, lanes):
+        s = load(scores, k)
+        weight = weight_of(s, safe)
+        total = total + weight
+        store(scores, k, select(s == -math.inf, full(scores, mark), weight))
+    return top, reduce_add(total)
+
+
+@jit
+def _record(s, work, row):
+    """Where an item keeps what it found for a row: the reference, the sum of the weights, and the weighted values."""
+    found = advance(work, (s.group * s.queries) * s.padded_width + 2 * s.padded_block)
+    return advance(found, row * (s.padded_value_width + lanes_of(work)))
+
+
+@jit
+def _decode_segments(
+    first, last, segments, numbers, factors, mask, bias, counts, distances, table, seed, query, key, value, work
+):  # fmt: skip
+    """Segments [first, last) of all heads of keys; what they find stays in work for `_join_segments`.
+
+    numbers .. value: as in the forward pass. work: scratch elements [batch * kv heads * segments, s.work]. A row is a
+    query of a head of the group.
+    """
+    s, t = read_sizes(numbers), read_terms(numbers, factors)
+    given = Given(mask, bias, counts, distances, table, seed)
+    lanes = lanes_of(query)
+    rows = s.group * s.queries
+    kv_heads = s.heads // s.group
+    for item in range(first, last):
+        unit, segment = item // segments, item % segments
+        batch, kv_head = unit // kv_heads, unit % kv_heads
+        scaled = pointer(work, item * s.work)
+        scores = advance(scaled, rows * s.padded_width)
+        extra = advance(scores, s.padded_block)
+        for row in range(rows):
+            head = kv_head * s.group + row // s.queries
+            source = pointer(query, batch * s.query_batch + head * s.query_head + row % s.queries * s.query_row)
+            mine = advance(scaled, row * s.padded_width)
+            for e in range(0, s.width, lanes):
+                store(mine, e, load_first(source, e, s.width - e) * t.scale)
+            record = _record(s, scaled, row)
+            poke(record, 0, -math.inf)
+            poke(record, 1, 0.0)
+            for c in range(0, s.padded_value_width, lanes):
+                store(record, lanes + c, zeros_like(record))
+        there = counts[batch]
+        for start in range(segment * SEGMENT_KEYS, min(there, (segment + 1) * SEGMENT_KEYS), s.block):
+            stop = min(min(start + s.block, there), (segment + 1) * SEGMENT_KEYS)
+            for row in range(rows):
+                head = kv_head * s.group + row // s.queries
+                at = row % s.queries
+                position = at + (there - s.queries if t.from_end else 0)
+                k = max(start, position - t.left)
+                keys = min(stop, position + t.right + 1) - k
+                if keys <= 0 or not fill_rows(t, given, batch, head, at, np.int64(1), k, keys, extra, s.padded_block):
+                    continue
+                if t.relative == DISTANCE:
+                    numbers_here = pointer(distances, head * t.span + t.zero + position - k)
+                    for j in range(keys):
+                        poke(extra, j, peek(extra, j) + peek(numbers_here, -j))
+                keys_here = pointer(key, batch * s.key_batch + kv_head * s.key_head + k * s.key_row)
+                _dots(advance(scaled, row * s.padded_width), keys_here, s.key_row, keys, s.width, scores)
+                record = _record(s, scaled, row)
+                old, before = peek(record, 0), peek(record, 1)
+                top, total = _block_weights(t, scores, extra, keys, old)
+                into = advance(record, lanes)
+                if top > old:
+                    fade = math.exp(old - top)
+                    scale_all(into, s.padded_value_width, fade)
+                    before = before * fade
+                poke(record, 0, top)
+                poke(record, 1, before + total)
+                values_here = pointer(value, batch * s.value_batch + kv_head * s.value_head + k * s.value_row)
+                _add_values(scores, values_here, s.value_row, keys, s.value_width, t.hides, into)
+
+
+@jit
+def _join_segments(first, last, segments, numbers, work, out, lse):
+    """Output and log-sum-exp of the heads of keys [first, last), from what their segments found, in order.
+
+    out: elements [batch, heads, queries, value_width]. lse: elements [batch, heads, queries], or size 0.
+    """
+    s = read_sizes(numbers)
+    lanes = lanes_of(work)
+    rows = s.group * s.queries
+    for unit in range(first, last):
+        for row in range(rows):
+            top = -math.inf
+            for segment in range(segments):
+                top = max(top, peek(_record(s, pointer(work, (unit * segments + segment) * s.work), row), 0))
+            total = 0.0
+            for segment in range(segments):
+                record = _record(s, pointer(work, (unit * segments + segment) * s.work), row)
+                # A segment that saw nothing has a sum of 0, one that saw NaN alone has NaN.
+                if peek(record, 1) != 0.0:
+                    total += peek(record, 1) * math.exp(peek(record, 0) - top)
+            # Heads of a group and their queries follow one another.
+            place = unit * rows + row
+            for c in range(0, s.value_width, lanes):
+                y = zeros_like(work)
+                for segment in range(segments):
+                    record = _record(s, pointer(work, (unit * segments + segment) * s.work), row)
+                    if peek(record, 1) != 0.0:
+                        share = math.exp(peek(record, 0) - top) / total
+                        y = fma(load(record, lanes + c), full(work, share), y)
+                store_first(pointer(out), place * s.value_width + c, y, s.value_width - c)
+            if lse.size:
+                lse[place] = top + math.log(total) if total != 0.0 else -math.inf
+
+
+decode_segments = threaded(_decode_segments)
+join_segments = threaded(_join_segments)
