@@ -51,9 +51,13 @@ def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: A
         backend = backend or wanted.backend
         if wanted.inspect is not None:
             return wanted.inspect(op, inputs, attributes, device, backend)
+    plan = None
     try:
-        plan = op.plans[(backend, device, attributes, *map(arrays.key, inputs))]
-    except (KeyError, TypeError):
+        # The types too: True and 1.0 equal 1, but an argument that must be an int refuses them.
+        plan = op.plans.get((backend, device, attributes, *map(type, attributes), *map(arrays.key, inputs)))
+    except TypeError:  # something unhashable, or no array: said below, or planned anew
+        pass
+    if plan is None:
         if torch is not None and any(map(arrays.has_no_memory, inputs)):
             from kernels import torch_binding
 
@@ -67,7 +71,7 @@ def _remember_plan(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...],
     if len(op.plans) >= MAX_PLANS:
         op.plans.clear()
     try:
-        op.plans[(backend, device, attributes, *map(arrays.key, inputs))] = plan
+        op.plans[(backend, device, attributes, *map(type, attributes), *map(arrays.key, inputs))] = plan
     except TypeError:  # an unhashable attribute, such as stride=[1, 1]: planned anew each time
         pass
     return plan

@@ -59,6 +59,8 @@ def pair(op: str, argument: str, value: Any, minimum: int) -> Pair:
 
 def number(op: str, argument: str, value: Any) -> float:
     """`value` as a Python float; refuses bools, strings and arrays."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)  # first, and all that torch.compile has to follow
     if isinstance(value, bool) or not hasattr(value, "__float__") or getattr(value, "ndim", 0) != 0:
         fail_type(op, argument, "must be a number", value)
     return float(value)

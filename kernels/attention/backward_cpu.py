@@ -119,7 +119,8 @@ def _room_of(s, work):
     key_sums = advance(table_scores, s.padded_table * width)
     value_sums = advance(key_sums, s.keys * across * width if s.width % width else 0)
     return Room(
-        work, grad_turned, sums_turned, query_rows, grad_rows, scores, products, seen, shift, delta, skewed, grad_skewed,
+        work, grad_turned, sums_turned, query_rows, grad_rows, scores, products, seen, shift, delta, skewed,
+        grad_skewed,
         extra, rows, spare, table_scores, key_sums, value_sums,
     )  # fmt: skip
 

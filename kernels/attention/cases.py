@@ -86,7 +86,9 @@ CASES = (
     _attention("transformer 64x8x50x64", (64, 8, 50, 64), (64, 8, 50, 64), 64, "bench"),
     _attention("transformer 8x1024x64", (1, 8, 1024, 64), (1, 8, 1024, 64), 64, "bench"),
     _attention("transformer 8x1024x64 causal", (1, 8, 1024, 64), (1, 8, 1024, 64), 64, "bench", causal="top_left"),
-    _attention("window 128 of 8x4096x64", (1, 8, 4096, 64), (1, 8, 4096, 64), 64, "bench", causal="top_left", window=128),
+    _attention(
+        "window 128 of 8x4096x64", (1, 8, 4096, 64), (1, 8, 4096, 64), 64, "bench", causal="top_left", window=128
+    ),
     _attention("dropout 8x1024x64", (1, 8, 1024, 64), (1, 8, 1024, 64), 64, "bench", dropout_p=0.1, seed=1),
     _attention("bias 8x1024x64", (1, 8, 1024, 64), (1, 8, 1024, 64), 64, "bench", bias=(1, 8, 1024, 1024)),
     _torchs("one head", (7, 8), (11, 8), 6, "ci"),

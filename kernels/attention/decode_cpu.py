@@ -41,7 +41,7 @@ from kernels.simd import (
 
 @jit
 def _dots(query, key, stride, keys, width, scores):
-    """scores[k] = sum over e of query[e] * key[k * stride + e], four keys at a time; past the last key that one again."""
+    """scores[k] = sum over e of query[e] * key[k * stride + e], four keys at a time; the last one again past it."""
     lanes = lanes_of(query)
     for k in range(0, keys, 4):
         left = keys - k - 1
@@ -90,7 +90,8 @@ def _add_values(weights, value, stride, keys, width, skips, sums):
 
 @jit
 def _block_weights(t, scores, extra, keys, shift):
-    """Scores become weights relative to the largest of the block and of `shift`; where some may be hidden, those are -1.
+    """Scores become weights relative to the largest of the block and of `shift`; hidden ones are -1.
+
 
     Returns that largest and the sum of the weights. extra: elements [keys], added; -inf hides.
     """

@@ -158,7 +158,8 @@ def _forward_parts(
     """Parts [first, last) of all panels of queries.
 
     numbers, factors: see layout.py. mask .. seed: Given. query, key, value: arrays that begin at the first element;
-    memory is reached by the distances in the sizes. out: elements [batch, heads, queries, value_width]. lse: elements [batch, heads, queries], or
+    memory is reached by the distances in the sizes. out: elements [batch, heads, queries, value_width]. lse: elements
+    [batch, heads, queries], or
     one. work: scratch elements [parts, s.work]. tables: int64 [parts, s.offsets].
     """
     s, t = read_sizes(numbers), read_terms(numbers, factors)

@@ -52,7 +52,12 @@ def far(p: AttentionProblem) -> Array:
 
 
 def given_of(
-    p: AttentionProblem, mask: Array | None, bias: Array | None, lengths: Array | None, relative: Array | None, seed: Any
+    p: AttentionProblem,
+    mask: Array | None,
+    bias: Array | None,
+    lengths: Array | None,
+    relative: Array | None,
+    seed: Any,
 ) -> tuple[Array, ...]:
     """The arrays behind the terms, as `layout.Given` names them."""
     nothing = NOTHING[p.query.dtype]
@@ -114,13 +119,14 @@ def attention(
     parts = min(threads_for(work, GRAIN), items)
     forward_cpu.forward_parts(
         parts, parts, parts, layout.numbers, layout.factors, *given, origin(query), origin(key), origin(value),
-        out.reshape(-1), lse.reshape(-1), scratch(parts * layout.work, dtype), scratch(parts * layout.offsets, np.int64),
+        out.reshape(-1), lse.reshape(-1), scratch(parts * layout.work, dtype),
+        scratch(parts * layout.offsets, np.int64),
     )  # fmt: skip
     return out, lse if wants_lse else None
 
 
 def decodes(p: AttentionProblem) -> bool:
-    """Whether so few queries come that lanes had better be keys. (Such calls rarely drop weights or use Shaw's table.)"""
+    """Whether so few queries come that lanes had better be keys (rarely with dropout or Shaw's table)."""
     return p.query.shape[2] <= DECODE_QUERIES and p.dropout_p == 0 and p.relative_kind != "shaw"
 
 
@@ -181,13 +187,14 @@ def attention_backward(
         grad_table = zeros((batch * p.key.shape[1], rows, -(-query.shape[3] // width) * width), dtype)
     elif wants_relative:
         grad_distances = zeros((batch, heads, span_of(p)[0]), dtype)
-    shared = grad_bias is not None
-    units = (batch if not shared or grad_bias.shape[0] > 1 else 1) * (
-        p.key.shape[1] if not shared or grad_bias.shape[1] > 1 else 1
+    units = (batch if grad_bias is None or grad_bias.shape[0] > 1 else 1) * (
+        p.key.shape[1] if grad_bias is None or grad_bias.shape[1] > 1 else 1
     )
     work = 2 * batch * heads * queries * keys * (query.shape[3] + value.shape[3])
     parts = min(threads_for(work, GRAIN), units)
-    wanted = np.array([found[0] is not None, found[1] is not None, found[2] is not None, shared, wants_relative], np.int64)
+    wanted = np.array(
+        [*(array is not None for array in found[:3]), grad_bias is not None, wants_relative], np.int64
+    )
     backward_cpu.backward_parts(
         parts, parts, parts, layout.numbers, layout.factors, *given_of(p, mask, bias, lengths, relative, seed),
         origin(query), origin(key), origin(value), origin(output), contiguous(lse).reshape(-1), origin(grad_output),
@@ -208,9 +215,7 @@ def _gradients_of_arrays(p: AttentionProblem, dtype: Any) -> tuple[Array | None,
 def _as_wanted(p: AttentionProblem, found: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
     """The same, with the empty ones."""
     specs = (p.query, p.key, p.value)
-    return tuple(
-        empty(s.shape, s.dtype) if g is None and w else g for s, g, w in zip(specs, found, p.needs_grad)
-    )
+    return tuple(empty(s.shape, s.dtype) if g is None and w else g for s, g, w in zip(specs, found, p.needs_grad))
 
 
 def _zero_gradients(p: AttentionProblem) -> tuple[Array | None, ...]:

@@ -145,7 +145,8 @@ def attention(
         scale: any number, zero and negative too; None for 1 / sqrt(E).
         dropout_p: probability of dropping a weight, in [0, 1]; the others are scaled by 1 / (1 - p). 1 gives 0.
         seed: int of 64 bits, or a 0-d int64 array of query's kind: of dropout's mask, which is a function of the seed
-            and of the element's index in (B, H, L, S) alone (`kernels.random`). None draws one from torch's generator for
+            and of the element's index in (B, H, L, S) alone (`kernels.random`). None draws one from torch's generator
+            for
             tensors, else from NumPy's.
         lengths: (B,) int64 or int32, each in [0, S]: the row has only its first so many keys and values, exactly as if
             the others were not there; they are never read.
@@ -223,7 +224,7 @@ class ScaledDotProductAttentionProblem(Problem):
     scale: float | None
 
     @classmethod
-    def check(  # type: ignore[override]
+    def check(
         cls, query: ArraySpec, key: ArraySpec, value: ArraySpec, attn_mask: ArraySpec | None, is_causal: Any, scale: Any
     ) -> ScaledDotProductAttentionProblem:
         """See :func:`scaled_dot_product_attention` for the rules."""
@@ -249,7 +250,7 @@ class ScaledDotProductAttentionProblem(Problem):
         )  # fmt: skip
 
     @cached_property
-    def empty(self) -> bool:  # type: ignore[override]
+    def empty(self) -> bool:
         """Whether the output has no element; asked at every call, hence kept."""
         return super().empty
 

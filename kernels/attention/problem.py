@@ -84,7 +84,7 @@ class AttentionProblem(Problem):
     return_lse: bool
 
     @classmethod
-    def check(  # type: ignore[override]
+    def check(
         cls,
         query: ArraySpec,
         key: ArraySpec,
@@ -181,7 +181,7 @@ class AttentionProblem(Problem):
         return attention_results(self.query, self.value, self.trains or self.return_lse)
 
     @cached_property
-    def empty(self) -> bool:  # type: ignore[override]
+    def empty(self) -> bool:
         """Whether the output has no element; asked at every call, hence kept."""
         return super().empty
 
@@ -191,7 +191,7 @@ class AttentionProblem(Problem):
         return 2 if self.return_lse else 1
 
     def gradients(self) -> tuple[ArraySpec | None, ...]:
-        """Contiguous, in the shapes of what they belong to: a bias that broadcasts has a gradient summed to its shape."""
+        """Contiguous, in the shapes of what they belong to: a broadcast bias has a gradient summed to its shape."""
         given = (self.query, self.key, self.value, None, self.bias, None, self.relative, None)
         return tuple(None if s is None else s.like(s.shape) for s in given)
 

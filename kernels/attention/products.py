@@ -121,10 +121,14 @@ def multiply_into(rows, a, row_offsets, tap_offsets, taps, b, out, out_stride, s
     width = TILE_VECTORS * lanes
     r = 0
     while rows - r >= TILE_ROWS:
-        _many_rows(a, advance(row_offsets, r), tap_offsets, taps, b, advance(out, r * out_stride), out_stride, np.int64(1))
+        _many_rows(
+            a, advance(row_offsets, r), tap_offsets, taps, b, advance(out, r * out_stride), out_stride, np.int64(1)
+        )
         r += TILE_ROWS
     while rows - r >= FEW_ROWS:
-        _few_rows(a, advance(row_offsets, r), tap_offsets, taps, b, advance(out, r * out_stride), out_stride, np.int64(1))
+        _few_rows(
+            a, advance(row_offsets, r), tap_offsets, taps, b, advance(out, r * out_stride), out_stride, np.int64(1)
+        )
         r += FEW_ROWS
     if r < rows:
         _few_rows(a, advance(row_offsets, r), tap_offsets, taps, b, spare, width, np.int64(0))

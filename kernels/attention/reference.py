@@ -208,13 +208,13 @@ def attention_backward(
         elif relative is not None:
             d = np.broadcast_to(distances(p, lengths), (dx.shape[0], 1, *dx.shape[2:])).reshape(-1)
             by_pair = dx.swapaxes(0, 1).reshape(dx.shape[1], -1).astype(np.float64)
-            dt = table_gradient(
-                str(p.relative_kind), by_pair, d, relative.shape, p.bidirectional, p.relative_limit
-            )
+            dt = table_gradient(str(p.relative_kind), by_pair, d, relative.shape, p.bidirectional, p.relative_limit)
     found = (dq, dk, dv, None, db, None, dt, None)
     wanted = [None if g is None or not w else g.astype(dtype) for g, w in zip(found, p.needs_grad)]
     return p.lay_out(tuple(wanted), p.gradients())
 
 
 Implementation(ATTENTION, "reference", attention, attention_backward, dtypes=DTYPES)
-Implementation(SCALED_DOT_PRODUCT_ATTENTION, "reference", *through_attention(attention, attention_backward), dtypes=DTYPES)
+Implementation(
+    SCALED_DOT_PRODUCT_ATTENTION, "reference", *through_attention(attention, attention_backward), dtypes=DTYPES
+)

@@ -6,7 +6,7 @@ stand at the end of the keys, so i counts from there):
     RelativeShaw    scale * (q_i . table[clip(d, -k, k) + k])      Shaw, Uszkoreit and Vaswani, Self-Attention with
                                                                    Relative Position Representations, 2018
     RelativeT5      table[bucket(d), head]                         Raffel et al., Exploring the Limits of Transfer
-                                                                   Learning with a Unified Text-to-Text Transformer, 2020
+                                                                   Learning with a Text-to-Text Transformer, 2020
     RelativeALiBi   -slopes[head] * |d|                            Press, Smith and Lewis, Train Short, Test Long, 2022
 """
 
@@ -105,7 +105,7 @@ def by_distance(kind: str, table: Array, distances: Array, bidirectional: bool, 
 def table_gradient(
     kind: str, sums: Array, distances: Array, shape: tuple[int, ...], bidirectional: bool, limit: int
 ) -> Array:
-    """The gradient of the table from the gradient at each distance, sums (heads, count) float64; always in one order."""
+    """The gradient of the table from the gradient at each distance, sums (heads, count) float64; in one order."""
     if kind == "alibi":
         return -(sums * np.abs(distances)).sum(1)
     places = t5_buckets(distances, shape[0], bidirectional, limit)

@@ -35,7 +35,8 @@ def through_attention(attention: Function, attention_backward: Function) -> tupl
     ) -> tuple[Any, ...]:
         mask, bias = _apart(p, attn_mask)
         found = attention_backward(
-            p.attention, grad_output, None, query=query, key=key, value=value, mask=mask, bias=bias, output=output, lse=lse
+            p.attention, grad_output, None, query=query, key=key, value=value, mask=mask, bias=bias,
+            output=output, lse=lse
         )  # fmt: skip
         return (*found[:3], found[4])
 

@@ -107,9 +107,7 @@ def drop_factors(t, given, start, keys_all, queries, keys, rows, stride, factors
     lanes = lanes_of(factors)
     width = TILE_VECTORS * lanes
     for q in range(queries):
-        keep_factors(
-            start + q * keys_all, keys, t.threshold, given.seed[0], 0, t.kept, advance(rows, q * stride)
-        )
+        keep_factors(start + q * keys_all, keys, t.threshold, given.seed[0], 0, t.kept, advance(rows, q * stride))
     if queries < width:
         for i in range(0, keys * width, lanes):
             store(factors, i, zeros_like(factors))
@@ -148,7 +146,7 @@ def adjust(t, scores, keys, position, key, has_extra, extra, by_distance, skewed
 
 @jit
 def skew_rows(table_scores, clip, skewed):
-    """skewed[u, lane] = table_scores[clip(u - lane, 0, 2 * clip), lane]: what a key adds that is u - clip ahead of lane 0.
+    """skewed[u, lane] = table_scores[clip(u - lane, 0, 2 * clip), lane]: what a key u - clip ahead of lane 0 adds.
 
     table_scores: elements [2 * clip + 1, panel], each query's product with the table. skewed: elements
     [2 * clip + panel, panel].

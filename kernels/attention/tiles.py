@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-#: Keys of a tile: in float32 the scores of a panel take 12 KiB, and 96 values of 64 numbers 24 KiB of the first-level cache.
+#: Keys of a tile: in float32 the scores of a panel take 12 KiB of the first-level cache, and 96 values of 64 numbers
+#: 24 KiB.
 BLOCK = 96
 #: Keys of a tile of the backward pass, which keeps two tiles for each of its panels.
 BACKWARD_BLOCK = 96
