@@ -59,7 +59,8 @@ DROPOUT = Op("dropout", DropoutProblem, family=__package__, differentiable=("x",
 
 def probability(op: str, argument: str, value: Any) -> float:
     """`value` as a float in [0, 1]."""
-    found = checks.number(op, argument, value)
+    # A float is not asked for more: under torch.compile it may be a symbol, which has no attributes to look at.
+    found = float(value) if isinstance(value, float) else checks.number(op, argument, value)
     if not 0 <= found <= 1:
         checks.fail(op, argument, "must lie in [0, 1]", value)
     return found

@@ -3,6 +3,10 @@
 What a step needs of the forward pass are its gates and cells and the hidden states; the products with the weights are
 the same as in the forward pass, on the weights as they lie. Gradients of sums and what the weights' gradients need
 beside them gather without gaps, in the order of sequence.Walk, so that those are plain matrix products afterwards.
+
+The sums' gradients lie in columns of vectors, [gates * vectors of a gate, total, lanes]: a row of them is what a step
+backward multiplies, and their columns are what the weights' gradients multiply; so both are read in whole cache lines
+that follow each other. `total` is odd, or the columns of a row would meet in a few sets of the cache.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ class BackSizes(NamedTuple):
     hidden: int
     kept: int  # numbers that a unit kept
     total: int  # sum of the lengths, with spare rows
-    sums: int  # gradients of sums for each row and step
+    sums: int  # elements of the gradients of sums of a direction
     taps: int  # of these, those of the recurrent product that is undone last
     # Panels of w_h, and of w_second: the LSTM's projection or n of GRU_BEFORE, 0 for others.
     recurrent_panels: int
@@ -81,7 +85,7 @@ def with_strides(sizes: BackSizes, itemsize: int) -> BackSizes:
         hidden_stride=hidden_stride,
         unit_stride=unit_stride,
         scratch=scratch,
-        offsets=2 * block + max(sizes.taps, sizes.second_taps),
+        offsets=2 * block + sizes.second_taps,
     )
 
 
@@ -94,18 +98,21 @@ def _add_row(source, target, count):
 
 @jit
 def run_parts_back(first, last, g, bounds, order, ends, counts, starts, w_h, w_second, h0, c0, states, kept, cells,
-                   grad_output, grad_h, grad_c, sums, old, extra, arrived, dh0, dc0, work, table):  # fmt: skip
+                   grad_output, grad_h, grad_c, columns, sums, old, extra, arrived, dh0, dc0, work, table):  # fmt: skip
     """Parts [first, last) of a backward pass; part numbers run through the row parts of each direction.
 
     bounds, order, ends, counts, starts: see sequence.Walk. w_h, w_second: packed weights of every direction. h0,
     grad_h, dh0 [D, B, hidden], c0, grad_c, dc0 [D, B, units]. states: elements, the hidden states of every step.
     kept [D, all steps, B, kept * units], cells [D, all steps, B, units]. grad_output: elements, by step and row or of
-    the last step. Written: sums [D, total, sums]; old [D, total, hidden], the states before each step; extra
-    [D, total, units], r times them for GRU_BEFORE, the unprojected states for an LSTM; arrived [D, total, hidden], the
-    gradients of the projected ones. Rows of these past the sum of the lengths are scratch. What is not there is an
-    array of one element. work [parts, scratch], table int64 [parts, offsets].
+    the last step. columns int64: where the columns of a direction's sums begin.
+
+    Written: sums [D, sums]; old [D, total, hidden], the states before each step; extra [D, total, units], r times them
+    for GRU_BEFORE, the unprojected states for an LSTM; arrived [D, total, hidden], the gradients of the projected ones.
+    Rows of these past the sum of the lengths are scratch. What is not there is an array of one element.
+    work [parts, scratch], table int64 [parts, offsets].
     """
-    width = PANEL_VECTORS * lanes_of(w_h)
+    lanes = lanes_of(w_h)
+    width = PANEL_VECTORS * lanes
     block_rows = min(BLOCK_ROWS, g.most_rows)
     for part in range(first, last):
         d, rows_part = part // g.row_parts, part % g.row_parts
@@ -121,9 +128,9 @@ def run_parts_back(first, last, g, bounds, order, ends, counts, starts, w_h, w_s
         state_rows = advance(sum_rows, block_rows + LARGE_ROWS)
         taps = advance(state_rows, block_rows + LARGE_ROWS)
         for r in range(block_rows + LARGE_ROWS):
-            poke(sum_rows, r, r * g.sums)
+            poke(sum_rows, r, r * lanes)
             poke(state_rows, r, r * g.hidden)
-        for k in range(max(g.taps, g.second_taps)):
+        for k in range(g.second_taps):
             poke(taps, k, k)
         initial_row(zeros, 0, zeros, g.units)
         for r in range(row_last - row_first):
@@ -143,6 +150,7 @@ def run_parts_back(first, last, g, bounds, order, ends, counts, starts, w_h, w_s
             for low in range(0, active, BLOCK_ROWS):
                 rows = min(BLOCK_ROWS, active - low)
                 place = d * g.total + starts[t] + row_first + low
+                ds = pointer(sums, d * g.sums + (starts[t] + row_first + low) * lanes)
                 # What arrives at the states of this step, and the states before it.
                 for r in range(rows):
                     row = order[row_first + low + r]
@@ -167,7 +175,7 @@ def run_parts_back(first, last, g, bounds, order, ends, counts, starts, w_h, w_s
                     incoming, incoming_stride = second, g.unit_stride
                 for r in range(rows):
                     row = order[row_first + low + r]
-                    gradient, ds = advance(incoming, r * incoming_stride), pointer(sums, (place + r) * g.sums)
+                    gradient, to = advance(incoming, r * incoming_stride), advance(ds, r * lanes)
                     carried = advance(dh, (low + r) * g.hidden_stride)
                     step = ((d * g.all_steps + t) * g.batch + row) * g.units
                     gates = pointer(kept, step * g.kept)
@@ -177,29 +185,33 @@ def run_parts_back(first, last, g, bounds, order, ends, counts, starts, w_h, w_s
                             cell_before = pointer(cells, step + (before - t) * g.batch * g.units)
                         elif g.has_c0:
                             cell_before = pointer(c0, (d * g.batch + row) * g.units)
-                        lstm_row_back(g.units, gradient, advance(dc, (low + r) * g.unit_stride),
-                                      gates, pointer(cells, step), cell_before, ds,
+                        lstm_row_back(g.units, g.total, gradient, advance(dc, (low + r) * g.unit_stride),
+                                      gates, pointer(cells, step), cell_before, to,
                                       g.second_panels, pointer(extra, (place + r) * g.units * min(g.second_panels, 1)),
                                       )  # fmt: skip
                     elif g.kind == GRU_AFTER:
-                        gru_row_back(g.units, gradient, carried, gates, pointer(old, (place + r) * g.units), ds)
+                        gru_row_back(
+                            g.units, g.total, gradient, carried, gates, pointer(old, (place + r) * g.units), to
+                        )
                     elif g.kind == GRU_BEFORE:
-                        gru_new_row_back(g.units, gradient, carried, gates, pointer(old, (place + r) * g.units), ds)
+                        gru_new_row_back(
+                            g.units, g.total, gradient, carried, gates, pointer(old, (place + r) * g.units), to
+                        )
                     else:
                         at = t * g.states_time + row * g.states_row + d * g.hidden
-                        rnn_row_back(g.units, g.kind == RNN_RELU, gradient, pointer(states, at), ds)
+                        rnn_row_back(g.units, g.total, g.kind == RNN_RELU, gradient, pointer(states, at), to)
                 if g.kind == GRU_BEFORE:
-                    multiply_rows(pointer(sums, place * g.sums + 2 * g.units), sum_rows, taps, rows, g.second_taps,
+                    multiply_rows(ds, sum_rows, pointer(columns, 2 * g.units), rows, g.second_taps,
                                   weights_second, g.second_panels, second, g.unit_stride, 0, 0)  # fmt: skip
                     for r in range(rows):
                         row, at = order[row_first + low + r], (place + r) * g.units
                         step = ((d * g.all_steps + t) * g.batch + row) * g.units
-                        gru_reset_row_back(g.units, advance(second, r * g.unit_stride),
+                        gru_reset_row_back(g.units, g.total, advance(second, r * g.unit_stride),
                                            advance(dh, (low + r) * g.hidden_stride), pointer(kept, step * g.kept),
-                                           pointer(old, at), pointer(sums, (place + r) * g.sums),
+                                           pointer(old, at), advance(ds, r * lanes),
                                            pointer(extra, at))  # fmt: skip
                 # To the states of the step before.
-                multiply_rows(pointer(sums, place * g.sums), sum_rows, taps, rows, g.taps, weights_h,
+                multiply_rows(ds, sum_rows, pointer(columns), rows, g.taps, weights_h,
                               g.recurrent_panels, product, g.hidden_stride, 0, number & 1)  # fmt: skip
                 for r in range(rows):
                     made, carried = advance(product, r * g.hidden_stride), advance(dh, (low + r) * g.hidden_stride)

@@ -38,7 +38,8 @@ def _layer(
         shapes["h0"] = (directions, batch, hidden)
         if cell == "lstm":
             shapes["c0"] = (directions, batch, units)
-    scale = {name: units**-0.5 for name in shapes if name.startswith("w_")}
+    # Small enough that steps damp errors: what a chaotic recurrence does to rounding says nothing about a kernel.
+    scale = {name: 0.6 * units**-0.5 for name in shapes if name.startswith("w_")}
     if lengths is not None:
         arguments["lengths"] = np.array(lengths, np.int64)
     return Case(f"{cell}_layer", name, shapes, arguments, tags, scale=scale)
@@ -52,7 +53,7 @@ CASES = (
     # Every argument at least once, small.
     *_all("plain", (4, 3, 5, 6), "ci"),
     *_all("both directions", (5, 2, 3, 18), "ci", directions=2),
-    *_all("batch first, no biases", (3, 4, 7, 5), "ci", bias=False, batch_first=True),
+    *_all("batch first, no biases", (3, 4, 8, 6), "ci", bias=False, batch_first=True),
     *_all("no states", (3, 2, 4, 4), "ci", states=False),
     *_all("last step", (4, 3, 5, 17), "ci", directions=2, return_last=True),
     *_all("lengths", (6, 5, 4, 7), "ci", lengths=(3, 6, 1, 4, 6)),
@@ -73,7 +74,7 @@ CASES = (
         directions=2, projection=3, lengths=(2, 5, 4), batch_first=True,
     ),
     # Awkward sizes.
-    *_all("one of everything", (1, 1, 1, 1), "odd"),
+    *_all("one of everything", (1, 1, 1, 1), "odd", states=False),
     *_all("one step", (1, 7, 9, 17), "odd", directions=2),
     *_all("one row", (9, 1, 33, 50), "odd"),
     *_all("past a tile", (3, 27, 21, 33), "odd"),

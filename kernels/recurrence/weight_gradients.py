@@ -1,8 +1,8 @@
 """After backward through time: the gradients of weights, biases and x, as products over all steps at once.
 
-The sums' gradients of all steps lie one below the other, [sum of lengths, width] for each direction, and so do the
-states before each step. A weight's gradient is the product of the one, transposed, with the other or with x; x's
-gradient is their product with the input's weights. All run on the tiles of panels.py.
+A weight's gradient is the product of the sums' gradients of all steps, transposed, with the states before each step or
+with x; x's gradient is the product of the sums' gradients with the input's weights. All run on the tiles of panels.py,
+through tables of offsets: `columns` says where the columns of the left operand begin, whatever its layout.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from kernels.recurrence.forward import BLOCK_ROWS, panels_of, stride_of
 from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, copy_row, multiply_rows
 from kernels.recurrence.sequence import Walk
 from kernels.runtime.numba_cpu import empty, jit, scratch, threaded, threads_for
-from kernels.simd import VECTOR_BYTES, advance, lanes_of, load_first, pointer, store, store_first, zeros_like
+from kernels.simd import VECTOR_BYTES, advance, lanes_of, load, load_first, pointer, store, zeros_like
 
 Array = np.ndarray[Any, Any]
-#: Blocks of gates: (first column of the sums' gradients, how many, first row of the weight).
+#: Blocks of gates: (first of the sums' gradients, how many, first row of the weight).
 Blocks = tuple[tuple[int, int, int], ...]
 
 #: Elements of a pass over memory that are worth a thread.
 _GRAIN = 1 << 15
-#: Rows whose values are added up before they join the sum of a column.
-_SUM_ROWS = 128
+#: Steps whose values are added up before they join the sum of a column.
+_SUM_STEPS = 128
 
 
 @jit
@@ -66,17 +66,16 @@ def pack_steps(x: Array, places: Array, features: int) -> Array:
 
 
 @jit
-def _weight_rows(first, last, parts, rows, stride, column, features, row, taps, columns, sums, packed, work, out):
-    """Parts [first, last) of the rows of a block of a weight's gradient; see `weight_gradient`.
+def _weight_rows(first, last, parts, rows, stride, features, row, taps, columns, a, packed, work, out):
+    """Parts [first, last) of `rows` rows of a weight's gradient; see `weight_gradient`.
 
-    taps int64: where each step's sums begin; columns int64: 0, 1, 2, ... work: elements [parts, rows of a part and a
-    tile, stride].
+    work: elements [parts, rows of a part and a tile, stride].
     """
     width = PANEL_VECTORS * lanes_of(work)
     for part in range(first, last):
         low, high = rows * part // parts, rows * (part + 1) // parts
         made = pointer(work, part * (rows // parts + 1 + LARGE_ROWS) * stride)
-        multiply_rows(pointer(sums, column + low), pointer(columns), pointer(taps), high - low, taps.size,
+        multiply_rows(pointer(a), pointer(columns, low), pointer(taps), high - low, taps.size,
                       pointer(packed), (features + width - 1) // width, made, stride, 0, 0)  # fmt: skip
         for r in range(high - low):
             copy_row(advance(made, r * stride), pointer(out, (row + low + r) * features), features)
@@ -86,22 +85,19 @@ _run_weight = threaded(_weight_rows)
 
 
 def weight_gradient(
-    sums: Array, width: int, steps: int, blocks: Blocks, packed: Array, features: int, out: Array, threads: int
+    a: Array, columns: Array, taps: Array, packed: Array, features: int, out: Array, row: int, threads: int
 ) -> None:
-    """out[row of a block, :] = sum over steps of sums[step, column of the block] * other[step, :].
+    """out[row + c, :] = sum over steps of a[columns[c] + taps[step]] * other[step, :].
 
-    sums: elements [steps, width]. packed: the other, of `pack_steps`, of `features` features. out: elements
+    a: elements. columns, taps: int64. packed: the other, of `pack_steps`, of `features` features. out: elements
     [.., features].
     """
-    stride = stride_of(features, out.itemsize)
-    taps = np.arange(steps, dtype=np.int64) * width
-    for column, count, row in blocks:
-        parts = min(threads, -(-count // LARGE_ROWS))
-        work = scratch(parts * (count // parts + 1 + LARGE_ROWS) * stride, out.dtype)
-        columns = np.arange(count + LARGE_ROWS, dtype=np.int64)
-        _run_weight(
-            parts, threads, parts, count, stride, column, features, row, taps, columns, sums, packed, work, out
-        )  # fmt: skip
+    stride, count = stride_of(features, out.itemsize), columns.size
+    parts = min(threads, -(-count // LARGE_ROWS))
+    work = scratch(parts * (count // parts + 1 + LARGE_ROWS) * stride, out.dtype)
+    # Tiles read a few columns more: the last one again.
+    filled = np.concatenate([columns, np.full(LARGE_ROWS, columns[-1])])
+    _run_weight(parts, threads, parts, count, stride, features, row, taps, filled, a, packed, work, out)
 
 
 class InputSizes(NamedTuple):
@@ -110,8 +106,7 @@ class InputSizes(NamedTuple):
     parts: int
     steps: int
     directions: int
-    total: int  # rows from one direction to the next
-    width: int
+    distance: int  # elements from one direction to the next
     first: int
     second: int
     second_column: int
@@ -120,14 +115,15 @@ class InputSizes(NamedTuple):
 
 
 @jit
-def _input_rows(first, last, g, places, rows, taps, sums, packed, work, out):
+def _input_rows(first, last, g, places, rows, columns, sums, packed, work, out):
     """Parts [first, last) of the steps of a gradient of x; see `input_gradient`.
 
-    rows int64: 0, width, 2 * width, ...; taps int64: 0, 1, 2, ... packed: for each direction the panels of the first
-    columns' weights, then of the second ones'. work: elements [parts, BLOCK_ROWS and a tile, stride].
+    rows int64: 0, lanes, 2 * lanes, ... packed: for each direction the panels of the first columns' weights, then of
+    the second ones'. work: elements [parts, BLOCK_ROWS and a tile, stride].
     """
-    lines = PANEL_VECTORS * lanes_of(work)
-    panels = (g.features + lines - 1) // lines
+    lanes = lanes_of(work)
+    width = PANEL_VECTORS * lanes
+    panels = (g.features + width - 1) // width
     for part in range(first, last):
         made = pointer(work, part * (BLOCK_ROWS + LARGE_ROWS) * g.stride)
         end = g.steps * (part + 1) // g.parts
@@ -135,11 +131,11 @@ def _input_rows(first, last, g, places, rows, taps, sums, packed, work, out):
             count = min(BLOCK_ROWS, end - low)
             for block in range(2 * g.directions):
                 d, is_second = block // 2, block % 2
-                columns = g.second if is_second else g.first
-                if columns:
-                    a = pointer(sums, (d * g.total + low) * g.width + is_second * g.second_column)
-                    weights = pointer(packed, (d * (g.first + g.second) + is_second * g.first) * panels * lines)
-                    multiply_rows(a, pointer(rows), pointer(taps), count, columns, weights, panels,
+                taps = g.second if is_second else g.first
+                if taps:
+                    weights = pointer(packed, (d * (g.first + g.second) + is_second * g.first) * panels * width)
+                    multiply_rows(pointer(sums, d * g.distance + low * lanes), pointer(rows),
+                                  pointer(columns, is_second * g.second_column), count, taps, weights, panels,
                                   made, g.stride, block, 0)  # fmt: skip
             for r in range(count):
                 copy_row(advance(made, r * g.stride), pointer(out, places[low + r]), g.features)
@@ -149,48 +145,49 @@ _run_input = threaded(_input_rows)
 
 
 def input_gradient(
-    sums: Array, width: int, total: int, blocks: Blocks, packed: Array, features: int, places: Array, out: Array,
+    sums: Array, columns: Array, blocks: Blocks, packed: Array, features: int, places: Array, out: Array,
     directions: int, threads: int,
 ) -> None:  # fmt: skip
     """out[places[step], :] = sum over directions and columns of the blocks of sums[step, column] * w_ih[row, :].
 
-    sums: elements [directions, total, width]. packed: for each direction and block the block's rows of w_ih as panels.
-    out: elements, rows of `features` at `places`.
+    sums: elements [directions, columns of vectors, total, lanes]. columns: int64, where its columns begin. packed: for
+    each direction and block the block's rows of w_ih as panels. out: elements, rows of `features` at `places`.
     """
     (_, first, _), (column, second, _) = blocks if len(blocks) == 2 else (*blocks, (0, 0, 0))
     stride, steps = stride_of(features, out.itemsize), places.size
     parts = min(threads, -(-steps // LARGE_ROWS))
-    g = InputSizes(parts, steps, directions, total, width, first, second, column, features, stride)
-    rows = np.arange(BLOCK_ROWS + LARGE_ROWS, dtype=np.int64) * width
-    taps = np.arange(max(first, second), dtype=np.int64)
+    g = InputSizes(parts, steps, directions, sums.size // directions, first, second, column, features, stride)
+    rows = np.arange(BLOCK_ROWS + LARGE_ROWS, dtype=np.int64) * (VECTOR_BYTES // out.itemsize)
     work = scratch(parts * (BLOCK_ROWS + LARGE_ROWS) * stride, out.dtype)
-    _run_input(parts, threads, g, places, rows, taps, sums, packed, work, out)
+    _run_input(parts, threads, g, places, rows, columns, sums, packed, work, out)
 
 
 @jit
-def _column_vectors(first, last, rows, stride, a, sums):
-    """sums[j] of a [rows, stride] for columns [first, last): groups of rows in order, then the groups in order."""
+def _column_vectors(first, last, steps, total, a, sums):
+    """Vectors [first, last) of the sums over steps of a [vectors, total, lanes]: groups of steps in order."""
     source, out = pointer(a), pointer(sums)
-    for j in range(first, last, lanes_of(source)):
-        left = last - j
-        total = zeros_like(source)
-        for group in range(0, rows, _SUM_ROWS):
+    lanes = lanes_of(source)
+    for vector in range(first, last):
+        column = advance(source, vector * total * lanes)
+        sum_all = zeros_like(source)
+        for group in range(0, steps, _SUM_STEPS):
             even = odd = zeros_like(source)
-            for r in range(group, min(group + _SUM_ROWS, rows)):
-                value = load_first(source, r * stride + j, left)
-                if r % 2:
-                    odd = odd + value
+            for n in range(group, min(group + _SUM_STEPS, steps)):
+                if n % 2:
+                    odd = odd + load(column, n * lanes)
                 else:
-                    even = even + value
-            total = total + (even + odd)
-        store_first(out, j, total, left)
+                    even = even + load(column, n * lanes)
+            sum_all = sum_all + (even + odd)
+        store(out, vector * lanes, sum_all)
 
 
-_sum_columns = threaded(_column_vectors, align=16)
+_sum_columns = threaded(_column_vectors)
 
 
-def column_sums(a: Array, rows: int, columns: int, stride: int) -> Array:
-    """[columns], the sums of the first columns of a [rows, stride]."""
-    sums = empty(columns, a.dtype)
-    _sum_columns(columns, threads_for(rows * columns, _GRAIN), rows, stride, a, sums)
+def column_sums(a: Array, steps: int, total: int) -> Array:
+    """Elements [vectors, lanes], the sums over the first `steps` of a [vectors, total, lanes]."""
+    size = a.size // total
+    sums = scratch(size, a.dtype)
+    vectors = size * a.itemsize // VECTOR_BYTES
+    _sum_columns(vectors, threads_for(a.size, _GRAIN), steps, total, a, sums)
     return sums

@@ -133,3 +133,48 @@ def test_vjp_of_a_layer():
     assert gradients[0] is not None and gradients[0].shape == x.shape
     both = pullback(np.ones_like(output), np.ones_like(h_n))
     assert not np.array_equal(both[0], gradients[0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_one_graph_for_every_size(cell: str):
+    """Steps and rows may change without another compilation; so may the lengths' values."""
+    torch.compiler.reset()
+    params = two_layers(cell, "float32")
+    graphs = []
+
+    def count(graph: Any, example: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    def run(x: torch.Tensor, lengths: torch.Tensor) -> Any:
+        return OURS[cell](x, params, num_layers=2, lengths=lengths)[0]
+
+    compiled = torch.compile(run, fullgraph=True, backend=count, dynamic=True)
+    for steps, batch in ((6, 3), (7, 5), (9, 4)):
+        x, lengths = leaf(steps, batch, 5, dtype=torch.float32), torch.arange(batch) + 1
+        assert torch.equal(compiled(x, lengths), run(x, lengths))
+    assert len(graphs) == 1
+
+
+def test_second_derivatives_under_compile_say_no():
+    torch.compiler.reset()
+    params, x = two_layers("lstm"), leaf(3, 2, 5)
+    compiled = torch.compile(
+        lambda x: kernels.lstm(x, params, num_layers=2)[0].pow(2).sum(), fullgraph=True, backend="aot_eager"
+    )
+    with pytest.raises((RuntimeError, NotImplementedError), match="(?i)second|double|create_graph|twice"):
+        (first,) = torch.autograd.grad(compiled(x), x, create_graph=True)
+        torch.autograd.grad(first.sum(), x)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_export(cell: str):
+    params = [tuple(p.detach() for p in one) for one in two_layers(cell, "float32")]
+
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return OURS[cell](x, params, num_layers=2)[0]
+
+    x = leaf(4, 3, 5, dtype=torch.float32).detach()
+    program = torch.export.export(Net(), (x,))
+    assert torch.equal(program.module()(x), Net()(x))

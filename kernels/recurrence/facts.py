@@ -1,0 +1,131 @@
+"""What the CPU kernels of a layer derive from a problem before they run, and the memory that they take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kernels.recurrence import forward as fw
+from kernels.recurrence.forward import Sizes, panels_of, with_strides
+from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER
+from kernels.recurrence.panels import PANEL_VECTORS, pack
+from kernels.recurrence.problem import GruProblem, Layer, RnnProblem
+from kernels.recurrence.sequence import Walk, walk
+from kernels.runtime.numba_cpu import contiguous, scratch
+from kernels.simd import VECTOR_BYTES
+
+Array = np.ndarray[Any, Any]
+
+#: Multiply-adds that are worth a thread.
+GRAIN = 1 << 18
+
+
+def kind_of(p: Layer) -> int:
+    """The kind of cell, one of forward.RNN_TANH and so on."""
+    if isinstance(p, RnnProblem):
+        return fw.RNN_TANH if p.nonlinearity == "tanh" else fw.RNN_RELU
+    if isinstance(p, GruProblem):
+        return fw.GRU_AFTER if p.reset_after else fw.GRU_BEFORE
+    return fw.LSTM
+
+
+def sequence_memory(p: Layer, x: Any) -> tuple[Array, int, int]:
+    """x flat in the order in which it lies, and the distances of its steps and rows; copied only where it must be."""
+    if p.batch_first:
+        x = x.swapaxes(0, 1)
+    steps, batch, features = x.shape
+    turned = x.swapaxes(0, 1)
+    if turned.flags.c_contiguous and not x.flags.c_contiguous:
+        return contiguous(turned).reshape(-1), features, steps * features
+    return contiguous(x).reshape(-1), batch * features, features
+
+
+def packed_panels(parts: list[tuple[Array, int, int, int, int]], dtype: Any, threads: int) -> Array:
+    """Packed weights one after the other; each part is (matrix, first element, outputs, taps, is_turned)."""
+    width = PANEL_VECTORS * VECTOR_BYTES // dtype.itemsize
+    sizes = [panels_of(outputs, dtype.itemsize) * taps * width for _, _, outputs, taps, _ in parts]
+    packed = scratch(sum(sizes), dtype)
+    at = 0
+    for (matrix, start, outputs, taps, is_turned), size in zip(parts, sizes):
+        flat, target = contiguous(matrix).reshape(-1), packed[at : at + size]
+        pack(panels_of(outputs, dtype.itemsize), threads, outputs, taps, start, is_turned, flat, target)
+        at += size
+    return packed
+
+
+class Facts:
+    """What every run of a problem needs and is slow to derive."""
+
+    def __init__(self, p: Layer) -> None:
+        op = {"rnn": RNN_LAYER, "lstm": LSTM_LAYER, "gru": GRU_LAYER}[p.cell]
+        self.dtype = np.dtype(p.x.dtype)
+        self.inputs, self.forms = op.inputs, dict(zip(op.results, p.results()))
+        self.work = p.flops() // 2
+        self.kind = kind = kind_of(p)
+        #: Outputs of the first recurrent product, and of the one that needs its result.
+        self.rows = p.gates * p.units
+        self.recurrent = 2 * p.units if kind == fw.GRU_BEFORE else self.rows
+        self.second = p.units if kind == fw.GRU_BEFORE else p.hidden if p.projects else 0
+        #: Walks and sizes of calls without lengths by number of threads.
+        self.plans: dict[int, tuple[Walk, Sizes]] = {}
+
+    def plan(self, p: Layer, lengths: Array | None, threads: int, x_strides: tuple[int, int]) -> tuple[Walk, Sizes]:
+        """The walk and the sizes of a call."""
+        known = self.plans.get(threads) if lengths is None else None
+        if known is None:
+            way = walk(p, lengths, threads)
+            known = way, self._sizes(p, way, x_strides)
+            if lengths is None:
+                self.plans[threads] = known
+        return known
+
+    def _sizes(self, p: Layer, way: Walk, x_strides: tuple[int, int]) -> Sizes:
+        item, forms = self.dtype.itemsize, self.forms
+        width = p.directions * p.hidden
+        time, row = (width, p.steps * width) if p.batch_first else (p.batch * width, width)
+        sizes = Sizes(
+            kind=self.kind,
+            directions=p.directions,
+            row_parts=way.row_parts,
+            steps=way.steps,
+            all_steps=p.steps,
+            batch=p.batch,
+            inputs=p.inputs,
+            units=p.units,
+            hidden=p.hidden,
+            gates=p.gates,
+            kept=p.kept_gates,
+            gate_panels=panels_of(self.rows, item),
+            recurrent_panels=panels_of(self.recurrent, item),
+            second_panels=panels_of(self.second, item),
+            x_time=x_strides[0],
+            x_row=x_strides[1],
+            full_time=time,
+            full_row=row,
+            has_full=int(not p.return_last or forms["hidden"] is not None),
+            has_last=int(p.return_last),
+            has_h0=int(p.h0 is not None),
+            has_c0=int(getattr(p, "c0", None) is not None),
+            keeps=int(forms.get("gate_values") is not None),
+            chunk=0,
+            most_rows=way.most_rows,
+            sum_stride=0,
+            hidden_stride=0,
+            unit_stride=0,
+            scratch=0,
+            offsets=0,
+        )
+        return with_strides(sizes, item)
+
+
+def facts_of(p: Layer) -> Facts:
+    # Kept on the problem itself, which lives as long as the plan of a call; its hash would cost more than all this.
+    known: Facts | None = p.__dict__.get("_numba_facts")
+    if known is None:
+        known = p.__dict__["_numba_facts"] = Facts(p)
+    return known
+
+
+def flat(array: Array | None, instead: Array) -> Array:
+    return instead if array is None else contiguous(array).reshape(-1)
