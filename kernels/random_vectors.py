@@ -43,9 +43,7 @@ def store_factors(typing_context, out, at, count, block, threshold, seed, stream
         kept_lanes = _splat(builder, kept_value, ir.VectorType(element, BLOCKS))
         zero = ir.Constant(kept_lanes.type, None)
         bound = _splat(builder, threshold_value, _LANES)
-        factors = [
-            builder.select(builder.icmp_unsigned(">=", word, bound), kept_lanes, zero) for word in words
-        ]
+        factors = [builder.select(builder.icmp_unsigned(">=", word, bound), kept_lanes, zero) for word in words]
         # Word w of block b comes to place 4 b + w.
         halves = [_interleaved(builder, *factors[:2], 1), _interleaved(builder, *factors[2:], 1)]
         row = _interleaved(builder, *halves, 2)

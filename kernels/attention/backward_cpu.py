@@ -13,15 +13,15 @@ queries stay while the keys stream by:
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from kernels.attention.backward_room import places_of, room_of
 from kernels.attention.backward_rows import blank_rows, copy_rows, row_products, write_rows
 from kernels.attention.forward_cpu import load_panel, multiply_shaw
 from kernels.attention.layout import DISTANCE, SHAW, Given, read_sizes, read_terms
 from kernels.attention.products import (
-    FEW_ROWS,
     add_rows_seen,
     add_seen,
     clear,
@@ -46,44 +46,6 @@ from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import TILE_VECTORS, advance, lanes_of, peek, pointer, poke, transpose
 
 
-class Room(NamedTuple):
-    """A part's working memory: pointers to elements, P panels of W queries each."""
-
-    query_turned: Any  # [P, padded_width, W] queries, scaled
-    grad_turned: Any  # [P, padded_value_width, W] gradients of the output
-    sums_turned: Any  # [P, padded_width, W] gradients of the queries
-    query_rows: Any  # [across, P * W, W] queries, scaled
-    grad_rows: Any  # [value_across, P * W, W]
-    scores: Any  # [P, padded_block, W]
-    products: Any  # [P, padded_block, W]
-    seen: Any  # [P, padded_block, W]
-    shift: Any  # [P * W] log-sum-exp
-    delta: Any  # [P * W] what the gradients of a query's weights have in common
-    skewed: Any  # [P, skewed, W]
-    grad_skewed: Any  # [P, skewed, W]
-    extra: Any  # [padded_block, W]
-    rows: Any  # [W, padded_block]
-    spare: Any  # [FEW_ROWS, W]
-    table_scores: Any  # [padded_table, W]
-    key_sums: Any  # [keys, across * W] where keys are not whole panels wide
-    value_sums: Any  # [keys, value_across * W] likewise
-
-
-class Places(NamedTuple):
-    """Where rows and columns of left operands are: pointers to int64."""
-
-    keys: Any  # [padded_block] rows of keys
-    last_keys: Any  # the same for a last tile
-    values: Any
-    last_values: Any
-    tile: Any  # rows of a tile
-    columns: Any  # [padded_width] 0, 1, 2, ...
-    value_columns: Any  # [padded_value_width]
-    table: Any  # rows of Shaw's table
-    skewed: Any  # rows of table_scores
-    lanes: Any  # [P * W] the queries' lanes within the panels' tiles
-
-
 class Tile(NamedTuple):
     """The pairs of one panel of queries and one block of keys."""
 
@@ -96,71 +58,21 @@ class Tile(NamedTuple):
     keys: int
 
 
-@jit
-def _room_of(s, work):
-    width = TILE_VECTORS * lanes_of(work)
-    most = BACKWARD_PANELS * width
-    across, value_across = (s.width + width - 1) // width, (s.value_width + width - 1) // width
-    grad_turned = advance(work, s.padded_width * most)
-    sums_turned = advance(grad_turned, s.padded_value_width * most)
-    query_rows = advance(sums_turned, s.padded_width * most)
-    grad_rows = advance(query_rows, across * width * most)
-    scores = advance(grad_rows, value_across * width * most)
-    products = advance(scores, s.padded_block * most)
-    seen = advance(products, s.padded_block * most)
-    shift = advance(seen, s.padded_block * most)
-    delta = advance(shift, most)
-    skewed = advance(delta, most)
-    grad_skewed = advance(skewed, s.skewed * most)
-    extra = advance(grad_skewed, s.skewed * most)
-    rows = advance(extra, s.padded_block * width)
-    spare = advance(rows, s.padded_block * width)
-    table_scores = advance(spare, FEW_ROWS * width)
-    key_sums = advance(table_scores, s.padded_table * width)
-    value_sums = advance(key_sums, s.keys * across * width if s.width % width else 0)
-    return Room(
-        work, grad_turned, sums_turned, query_rows, grad_rows, scores, products, seen, shift, delta, skewed,
-        grad_skewed,
-        extra, rows, spare, table_scores, key_sums, value_sums,
-    )  # fmt: skip
-
-
-@jit
-def _places_of(s, t, width, tables):
-    last_keys = advance(tables, s.padded_block)
-    values = advance(last_keys, s.padded_block)
-    last_values = advance(values, s.padded_block)
-    tile = advance(last_values, s.padded_block)
-    columns = advance(tile, s.padded_block)
-    value_columns = advance(columns, s.padded_width)
-    table = advance(value_columns, s.padded_value_width)
-    skewed = advance(table, s.padded_table)
-    lanes = advance(skewed, s.padded_table)
-    row_table(tables, s.block, s.key_row)
-    row_table(values, s.block, s.value_row)
-    row_table(tile, s.block, width)
-    row_table(columns, s.width, np.int64(1))
-    row_table(value_columns, s.value_width, np.int64(1))
-    row_table(table, 2 * t.clip + 1, s.width)
-    row_table(skewed, 2 * t.clip + 1, width)
-    for q in range(BACKWARD_PANELS * width):
-        poke(lanes, q, q // width * s.padded_block * width + q % width)
-    return Places(tables, last_keys, values, last_values, tile, columns, value_columns, table, skewed, lanes)
-
-
-@jit
-def _load_queries(s, t, given, at, room, count, query, grad, grad_row, output, output_row):
+@jit(inner=True)
+def _load_queries(s, t, given, at, room, count, query, grad, grad_row, output, output_row, whole):
     """Bring up to P panels of queries and of the output's gradients into the room; the log-sum-exps are there.
 
-    delta must hold what is to be added to rowsum(dO * O): minus the gradients of the log-sum-exp.
+    delta must hold minus the gradients of the log-sum-exp, to which rowsum(dO * O) is added unless `whole`: see
+    `weights_and_gradients`.
     """
     width = TILE_VECTORS * lanes_of(query)
     most = BACKWARD_PANELS * width
-    row_products(output, output_row, grad, grad_row, count, s.value_width, room.delta)
+    if not whole:
+        row_products(output, output_row, grad, grad_row, count, s.value_width, room.delta)
     for start in range(0, count, width):
         inside = min(width, count - start)
         turned = advance(room.query_turned, start * s.padded_width)
-        load_panel(advance(query, start * s.query_row), s.query_row, inside, s.width, t.scale, turned)
+        load_panel(advance(query, start * s.query_row), s.query_row, inside, s.width, t.sign, turned)
         if t.relative == SHAW:
             multiply_shaw(
                 s, t, given, turned, at.table, at.columns, room.table_scores, advance(room.skewed, start * s.skewed)
@@ -176,8 +88,8 @@ def _load_queries(s, t, given, at, room, count, query, grad, grad_row, output, o
             poke(room.delta, q, 0.0)
 
 
-@jit
-def _make_tile(s, t, given, at, room, tile, start, key, value, by_distance, careful):
+@jit(inner=True)
+def _make_tile(s, t, given, at, room, tile, start, key, value, by_distance, whole, careful):
     """Weights and gradients of the scores of the panel that begins at lane `start`; False if nothing is seen."""
     width = TILE_VECTORS * lanes_of(key)
     scores, products = advance(room.scores, start * s.padded_block), advance(room.products, start * s.padded_block)
@@ -199,7 +111,7 @@ def _make_tile(s, t, given, at, room, tile, start, key, value, by_distance, care
     turned = advance(room.query_turned, start * s.padded_width)
     multiply(tile.keys, key, places, at.columns, s.width, turned, scores, np.int64(0))
     edge = tile.key < last - t.left or last_key > tile.position + t.right
-    if has_extra or edge or t.relative or t.softcap != 0.0:
+    if has_extra or edge or t.adjusts:
         skewed = advance(room.skewed, start * s.skewed)
         adjust(t, scores, tile.keys, tile.position, tile.key, has_extra, room.extra, by_distance, skewed)
     if careful:
@@ -210,11 +122,11 @@ def _make_tile(s, t, given, at, room, tile, start, key, value, by_distance, care
         index = ((tile.batch * s.heads + tile.head) * s.queries + tile.query) * s.keys + tile.key
         drop_factors(t, given, index, s.keys, tile.queries, tile.keys, room.rows, s.padded_block, room.extra)
     shift, delta = advance(room.shift, start), advance(room.delta, start)
-    weights_and_gradients(t, scores, products, tile.keys, shift, delta, t.threshold != 0, room.extra)
+    weights_and_gradients(t, scores, products, tile.keys, shift, delta, whole, t.threshold != 0, room.extra)
     return True
 
 
-@jit
+@jit(inner=True)
 def _add_products(careful, rows, a, at, taps, b, panel_rows, columns, out, room):
     """out [rows, panels of columns] += a [rows, taps] times b, panels [columns, panel_rows, W] of which `taps` rows."""
     width = TILE_VECTORS * lanes_of(a)
@@ -227,7 +139,7 @@ def _add_products(careful, rows, a, at, taps, b, panel_rows, columns, out, room)
             multiply_into(rows, a, at.tile, at.lanes, taps, panel, into, across * width, room.spare)
 
 
-@jit
+@jit(inner=True)
 def _finish_panel(s, t, given, at, room, start, queries, wants_query, wants_table, grad_table, grad_query):
     """Shaw's share of the gradients of a panel, and the queries' gradients to their place."""
     width = TILE_VECTORS * lanes_of(grad_query)
@@ -280,8 +192,8 @@ def _backward_parts(
     unit_heads = kv_heads // head_units
     units = batch_units * head_units
     for part in range(first, last):
-        room = _room_of(s, pointer(work, part * s.work))
-        at = _places_of(s, t, width, pointer(tables, part * s.offsets))
+        room = room_of(s, pointer(work, part * s.work))
+        at = places_of(s, t, width, pointer(tables, part * s.offsets))
         begin, end = units * part // parts, units * (part + 1) // parts
         # One number counts the pairs (row of the batch, head of keys) of all the part's units.
         pairs = s.batch // batch_units * unit_heads
@@ -331,12 +243,15 @@ def _backward_parts(
                 if grad_lse.size:
                     for q in range(count):
                         poke(room.delta, q, -grad_lse[head_index * s.queries + start + q])
-                _load_queries(s, t, given, at, room, count, query_here, grad_here, more[5], output_here, more[2])
-                clear(room.sums_turned, most * s.padded_width)
-                clear(room.grad_skewed, most * s.skewed if wants_table else 0)
                 position = start + (keys_there - s.queries if t.from_end else 0)
                 k = max(0, position - t.left)
                 stop = min(keys_there, position + count + t.right)
+                whole = stop - k <= s.block
+                _load_queries(
+                    s, t, given, at, room, count, query_here, grad_here, more[5], output_here, more[2], whole
+                )  # fmt: skip
+                clear(room.sums_turned, most * s.padded_width)
+                clear(room.grad_skewed, most * s.skewed if wants_table else 0)
                 while k < stop:
                     keys = min(s.block, stop - k)
                     if keys < s.block:
@@ -348,7 +263,7 @@ def _backward_parts(
                         inside = min(width, count - lane)
                         tile = Tile(batch, head, start + lane, inside, position + lane, k, keys)
                         if not _make_tile(
-                            s, t, given, at, room, tile, lane, keys_here, values_here, by_distance, careful_here
+                            s, t, given, at, room, tile, lane, keys_here, values_here, by_distance, whole, careful_here
                         ):
                             clear(advance(room.seen, lane * s.padded_block), keys * width if careful_here else 0)
                             continue

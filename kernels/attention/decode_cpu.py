@@ -39,9 +39,9 @@ from kernels.simd import (
 )
 
 
-@jit
+@jit(inner=True)
 def _dots(query, key, stride, keys, width, scores):
-    """scores[k] = sum over e of query[e] * key[k * stride + e], four keys at a time; the last one again past it."""
+    """scores[k] = sum over e of query[e] * key[k * stride + e], four keys at a time: past the last that one again."""
     lanes = lanes_of(query)
     for k in range(0, keys, 4):
         left = keys - k - 1
@@ -65,7 +65,7 @@ def _dots(query, key, stride, keys, width, scores):
         poke(scores, k + 3, reduce_add(d))
 
 
-@jit
+@jit(inner=True)
 def _add_values(weights, value, stride, keys, width, skips, sums):
     """sums[c] += sum over k of weights[k] * value[k * stride + c]; with `skips`, keys of weight -1 are left out."""
     lanes = lanes_of(weights)
@@ -88,10 +88,9 @@ def _add_values(weights, value, stride, keys, width, skips, sums):
         store(into, 3 * lanes, s)
 
 
-@jit
+@jit(inner=True)
 def _block_weights(t, scores, extra, keys, shift):
-    """Scores become weights relative to the largest of the block and of `shift`; hidden ones are -1.
-
+    """Scores become weights relative to the largest of the block and of `shift`; -1 where hidden, when `t.hides`.
 
     Returns that largest and the sum of the weights. extra: elements [keys], added; -inf hides.
     """
@@ -101,7 +100,7 @@ def _block_weights(t, scores, extra, keys, shift):
     largest = full(scores, -math.inf)
     for k in range(0, keys, lanes):
         hides = load_first(extra, k, keys - k, -math.inf)
-        s = load_first(scores, k, keys - k, 0.0) + hides
+        s = fma(load_first(scores, k, keys - k, 0.0), t.scale, hides)
         if t.softcap != 0.0:
             s = tanh(s * inverse) * t.softcap
         s = select(hides == -math.inf, hides, s)
@@ -109,17 +108,17 @@ def _block_weights(t, scores, extra, keys, shift):
         # In this order a NaN is passed over.
         largest = maximum(s, largest)
     top = max(reduce_max(largest), shift)
-    safe = full(scores, top if top > -math.inf else 0.0)
+    minus = full(scores, -top if top > -math.inf else 0.0)
     total = zeros_like(scores)
     for k in range(0, keys, lanes):
         s = load(scores, k)
-        weight = weight_of(s, safe)
+        weight = weight_of(s, 1.0, minus)
         total = total + weight
         store(scores, k, select(s == -math.inf, full(scores, mark), weight))
     return top, reduce_add(total)
 
 
-@jit
+@jit(inner=True)
 def _record(s, work, row):
     """Where an item keeps what it found for a row: the reference, the sum of the weights, and the weighted values."""
     found = advance(work, (s.group * s.queries) * s.padded_width + 2 * s.padded_block)
@@ -143,16 +142,16 @@ def _decode_segments(
     for item in range(first, last):
         unit, segment = item // segments, item % segments
         batch, kv_head = unit // kv_heads, unit % kv_heads
-        scaled = pointer(work, item * s.work)
-        scores = advance(scaled, rows * s.padded_width)
+        copied = pointer(work, item * s.work)
+        scores = advance(copied, rows * s.padded_width)
         extra = advance(scores, s.padded_block)
         for row in range(rows):
             head = kv_head * s.group + row // s.queries
             source = pointer(query, batch * s.query_batch + head * s.query_head + row % s.queries * s.query_row)
-            mine = advance(scaled, row * s.padded_width)
+            mine = advance(copied, row * s.padded_width)
             for e in range(0, s.width, lanes):
-                store(mine, e, load_first(source, e, s.width - e) * t.scale)
-            record = _record(s, scaled, row)
+                store(mine, e, load_first(source, e, s.width - e))
+            record = _record(s, copied, row)
             poke(record, 0, -math.inf)
             poke(record, 1, 0.0)
             for c in range(0, s.padded_value_width, lanes):
@@ -173,8 +172,8 @@ def _decode_segments(
                     for j in range(keys):
                         poke(extra, j, peek(extra, j) + peek(numbers_here, -j))
                 keys_here = pointer(key, batch * s.key_batch + kv_head * s.key_head + k * s.key_row)
-                _dots(advance(scaled, row * s.padded_width), keys_here, s.key_row, keys, s.width, scores)
-                record = _record(s, scaled, row)
+                _dots(advance(copied, row * s.padded_width), keys_here, s.key_row, keys, s.width, scores)
+                record = _record(s, copied, row)
                 old, before = peek(record, 0), peek(record, 1)
                 top, total = _block_weights(t, scores, extra, keys, old)
                 into = advance(record, lanes)

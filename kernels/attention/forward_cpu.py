@@ -39,20 +39,20 @@ from kernels.simd import (
 SLACK = 8.0
 
 
-@jit
+@jit(inner=True)
 def balanced(i, count):
     """0, count - 1, 1, count - 2, ...: so causal panels cost the same in each half of a row of parts."""
     return i // 2 if i % 2 == 0 else count - 1 - i // 2
 
 
-@jit
+@jit(inner=True)
 def multiply_shaw(s, t, given, query_panel, table_rows, columns, spare, skewed):
     """Each query's product with Shaw's table, skewed: see `skew_rows`. spare: elements [padded clip, panel]."""
     multiply(2 * t.clip + 1, pointer(given.table), table_rows, columns, s.width, query_panel, spare, np.int64(0))
     skew_rows(spare, t.clip, skewed)
 
 
-@jit
+@jit(inner=True)
 def load_panel(source, stride, queries, columns, factor, panel):
     """panel[c, lane] = factor * source[lane * stride + c], 0 past the queries."""
     width = TILE_VECTORS * lanes_of(panel)
@@ -63,43 +63,44 @@ def load_panel(source, stride, queries, columns, factor, panel):
         scale_all(panel, columns * width, factor)
 
 
-@jit
-def _weigh_tile(scores, keys, reference, total, scale):
+@jit(inner=True)
+def _weigh_tile(scores, keys, unit, reference, total, scale):
     """Scores become weights relative to a reference near the running maximum, in place.
 
-    reference, total: elements [panel], the reference and the sum of the weights so far; scale: [panel], what older
-    weights are worth now. The reference follows the maximum only when that has changed by SLACK, which happens seldom
-    after the first keys. Returns whether any lane's has changed.
+    unit: what scores are multiplied with. reference, total: elements [panel], the reference and the sum of the weights
+    so far; scale: [panel], what older weights are worth now. The reference follows the maximum only when that has grown
+    by SLACK, which happens seldom after the first keys. Returns whether any lane's has changed.
     """
     lanes = lanes_of(scores)
     width = TILE_VECTORS * lanes
     changed = False
     for j in range(0, width, lanes):
-        old = load(reference, j)
-        m, other = old, old
+        m = other = full(scores, -math.inf)
         for k in range(0, keys - 1, 2):
             # In this order a NaN is passed over.
             m = maximum(load(scores, k * width + j), m)
             other = maximum(load(scores, (k + 1) * width + j), other)
         if keys % 2:
             m = maximum(load(scores, (keys - 1) * width + j), m)
-        m = maximum(other, m)
+        old = load(reference, j)
+        m = maximum(other, m) * unit
         m = select(m > old + SLACK, m, old)
         # While a lane has seen nothing, its weights are exp(-inf), not exp(-inf + inf).
-        shift = select(m == -math.inf, zeros_like(m), m)
+        minus = select(m == -math.inf, zeros_like(m), -m)
         first = second = zeros_like(m)
         for k in range(0, keys - 1, 2):
-            a, b = weight_of(load(scores, k * width + j), shift), weight_of(load(scores, (k + 1) * width + j), shift)
+            a = weight_of(load(scores, k * width + j), unit, minus)
+            b = weight_of(load(scores, (k + 1) * width + j), unit, minus)
             store(scores, k * width + j, a)
             store(scores, (k + 1) * width + j, b)
             first, second = first + a, second + b
         if keys % 2:
-            a = weight_of(load(scores, (keys - 1) * width + j), shift)
+            a = weight_of(load(scores, (keys - 1) * width + j), unit, minus)
             store(scores, (keys - 1) * width + j, a)
             first = first + a
         if any_lane(m != old):
             changed = True
-            factor = weight_of(old, shift)
+            factor = weight_of(old, 1.0, minus)
             store(reference, j, m)
             store(scale, j, factor)
             store(total, j, fma(load(total, j), factor, first + second))
@@ -109,7 +110,7 @@ def _weigh_tile(scores, keys, reference, total, scale):
     return changed
 
 
-@jit
+@jit(inner=True)
 def _scale_columns(panel, columns, scale):
     """panel[c, :] *= scale for every column of the output."""
     lanes = lanes_of(panel)
@@ -120,7 +121,7 @@ def _scale_columns(panel, columns, scale):
             store(panel, c * width + j, load(panel, c * width + j) * by)
 
 
-@jit
+@jit(inner=True)
 def _multiply_tiles(tile, count, factors):
     """tile[:count] *= factors; count is a multiple of the lanes."""
     lanes = lanes_of(tile)
@@ -128,7 +129,7 @@ def _multiply_tiles(tile, count, factors):
         store(tile, i, load(tile, i) * load(factors, i))
 
 
-@jit
+@jit(inner=True)
 def _finish(panel, columns, total, reference, queries, lse, wants_lse):
     """The sums become averages, 0 where nothing was seen; returns whether one of them is no number."""
     lanes = lanes_of(panel)
@@ -159,8 +160,7 @@ def _forward_parts(
 
     numbers, factors: see layout.py. mask .. seed: Given. query, key, value: arrays that begin at the first element;
     memory is reached by the distances in the sizes. out: elements [batch, heads, queries, value_width]. lse: elements
-    [batch, heads, queries], or
-    one. work: scratch elements [parts, s.work]. tables: int64 [parts, s.offsets].
+    [batch, heads, queries], or one. work: scratch elements [parts, s.work]. tables: int64 [parts, s.offsets].
     """
     s, t = read_sizes(numbers), read_terms(numbers, factors)
     given = Given(mask, bias, counts, distances, table, seed)
@@ -209,7 +209,7 @@ def _forward_parts(
             asks = batch * kv_heads + kv_head != head_before
             head_before = batch * kv_heads + kv_head
             next_query = advance(here, width * s.query_row)
-            load_panel(here, s.query_row, count, s.width, t.scale, query_panel)
+            load_panel(here, s.query_row, count, s.width, t.sign, query_panel)
             if t.relative == SHAW:
                 multiply_shaw(s, t, given, query_panel, table_rows, columns, table_scores, skewed)
             by_distance = pointer(given.by_distance, head * t.span + t.zero if t.relative == DISTANCE else 0)
@@ -239,11 +239,11 @@ def _forward_parts(
                     s.value_row, s.value_width, begun == 0, next_query, s.query_row,
                 )  # fmt: skip
                 edge = k < position + count - 1 - t.left or k + keys - 1 > position + t.right
-                if has_extra or edge or t.relative or t.softcap != 0.0:
+                if has_extra or edge or t.adjusts:
                     adjust(t, tile, keys, position, k, has_extra, extra, by_distance, skewed)
                 if careful:
                     mark_seen(tile, keys * width, seen)
-                changed = _weigh_tile(tile, keys, reference, sum_of, scale)
+                changed = _weigh_tile(tile, keys, t.unit, reference, sum_of, scale)
                 if t.threshold:
                     pair = ((batch * s.heads + head) * s.queries + start) * s.keys + k
                     drop_factors(t, given, pair, s.keys, count, keys, rows, s.padded_block, extra)

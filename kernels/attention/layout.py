@@ -55,8 +55,12 @@ class Terms(NamedTuple):
     """What is done to the scores; distances in elements, 0 where an array broadcasts."""
 
     scale: float
+    sign: float  # of the scale: the queries of a panel are multiplied with it
+    inside: float  # its size, where scores take part in sums before the softmax, else 1
+    unit: float  # its size otherwise: the softmax multiplies with it
     softcap: float  # 0: none
     kept: float  # what dropout multiplies with
+    adjusts: int  # whether every tile needs `adjust`
     threshold: int  # of dropout; 0: none
     left: int  # how far a query sees
     right: int
@@ -94,20 +98,21 @@ class Given(NamedTuple):
 
 
 _SIZES = len(Sizes._fields)
-_TERMS = len(Terms._fields) - 3
+_FACTORS = 6
+_TERMS = len(Terms._fields) - _FACTORS
 
 
-@jit
+@jit(inner=True)
 def read_sizes(numbers):
     """Sizes, from the front of a call's integers."""
     return Sizes(*to_fixed_tuple(numbers[:_SIZES], _SIZES))
 
 
-@jit
+@jit(inner=True)
 def read_terms(numbers, factors):
-    """Terms, from the integers behind the sizes, and (scale, softcap, kept)."""
+    """Terms, from the integers behind the sizes, and the numbers before them."""
     rest = to_fixed_tuple(numbers[_SIZES : _SIZES + _TERMS], _TERMS)
-    return Terms(factors[0], factors[1], factors[2], *rest)
+    return Terms(factors[0], factors[1], factors[2], factors[3], factors[4], factors[5], *rest)
 
 
 # ----- arrays ------------------------------------------------------------------------------------------------------
@@ -174,14 +179,25 @@ def span_of(p: AttentionProblem) -> tuple[int, int]:
     return 2 * farthest + 1 + panel_width(p.query.dtype), farthest
 
 
+def _adjusts(p: AttentionProblem) -> bool:
+    """Whether scores take part in sums before the softmax. (0 times a hidden score, -inf, would be no number.)"""
+    return p.bias is not None or p.relative is not None or p.softcap is not None or p.score_scale == 0
+
+
+def _factors(p: AttentionProblem) -> Array:
+    size = abs(p.score_scale)
+    inside, unit = (size, 1.0) if _adjusts(p) else (1.0, size)
+    return np.array([p.score_scale, -1.0 if p.score_scale < 0 else 1.0, inside, unit, p.softcap or 0.0, p.kept])
+
+
 def _terms(p: AttentionProblem, mask: Array | None, bias: Array | None) -> tuple[int, ...]:
     left, right = (ANYWHERE if side < 0 else side for side in p.reach)
     kind = NONE if p.relative is None else SHAW if p.relative_kind == "shaw" else DISTANCE
     clip = p.relative_limit if kind == SHAW else 0
     span, zero = span_of(p) if kind == DISTANCE else (0, 0)
     return (
-        drop_threshold(p.dropout_p), left, right, int(p.from_end), int(p.hides), int(mask is not None), *_spread(mask),
-        int(bias is not None), *_spread(bias), kind, clip, span, zero,
+        int(_adjusts(p)), drop_threshold(p.dropout_p), left, right, int(p.from_end), int(p.hides),
+        int(mask is not None), *_spread(mask), int(bias is not None), *_spread(bias), kind, clip, span, zero,
     )  # fmt: skip
 
 
@@ -236,6 +252,5 @@ def layout_of(
         steps_of_all = (*steps(query), *steps(key), *steps(value))
         sizes = (batch, heads, p.group, queries, keys, width, value_width, *steps_of_all, *room)
         numbers = np.array(sizes + _terms(p, mask, bias), np.int64)
-        factors = np.array([p.score_scale, p.softcap or 0.0, p.kept])
-        found = plans[known] = Layout(numbers, factors, room[-2], room[-1])
+        found = plans[known] = Layout(numbers, _factors(p), room[-2], room[-1])
     return found

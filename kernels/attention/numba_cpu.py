@@ -57,7 +57,7 @@ def given_of(
     bias: Array | None,
     lengths: Array | None,
     relative: Array | None,
-    seed: Any,
+    seed: Array | None,
 ) -> tuple[Array, ...]:
     """The arrays behind the terms, as `layout.Given` names them."""
     nothing = NOTHING[p.query.dtype]
@@ -126,7 +126,7 @@ def attention(
 
 
 def decodes(p: AttentionProblem) -> bool:
-    """Whether so few queries come that lanes had better be keys (rarely with dropout or Shaw's table)."""
+    """Whether so few queries come that lanes had better be keys (a kernel without dropout and Shaw's table)."""
     return p.query.shape[2] <= DECODE_QUERIES and p.dropout_p == 0 and p.relative_kind != "shaw"
 
 
@@ -187,14 +187,14 @@ def attention_backward(
         grad_table = zeros((batch * p.key.shape[1], rows, -(-query.shape[3] // width) * width), dtype)
     elif wants_relative:
         grad_distances = zeros((batch, heads, span_of(p)[0]), dtype)
-    units = (batch if grad_bias is None or grad_bias.shape[0] > 1 else 1) * (
-        p.key.shape[1] if grad_bias is None or grad_bias.shape[1] > 1 else 1
-    )
+    batch_units, head_units = (batch, p.key.shape[1])
+    if grad_bias is not None:
+        # What shares a slice of the bias is one unit.
+        batch_units = batch_units if grad_bias.shape[0] > 1 else 1
+        head_units = head_units if grad_bias.shape[1] > 1 else 1
     work = 2 * batch * heads * queries * keys * (query.shape[3] + value.shape[3])
-    parts = min(threads_for(work, GRAIN), units)
-    wanted = np.array(
-        [*(array is not None for array in found[:3]), grad_bias is not None, wants_relative], np.int64
-    )
+    parts = min(threads_for(work, GRAIN), batch_units * head_units)
+    wanted = np.array([g is not None for g in (*found, grad_bias)] + [wants_relative], np.int64)
     backward_cpu.backward_parts(
         parts, parts, parts, layout.numbers, layout.factors, *given_of(p, mask, bias, lengths, relative, seed),
         origin(query), origin(key), origin(value), origin(output), contiguous(lse).reshape(-1), origin(grad_output),

@@ -83,8 +83,10 @@ def _back(result: Any, query: Any) -> Any:
 
 
 def _rank(op: str, query: Any, key: Any, value: Any) -> int:
-    """How many dimensions the three have; 4 for what is no array, of which the call says what is wrong."""
-    rank: int = getattr(query, "ndim", 4)
+    """How many dimensions the three have; 4 when query is no array, of which the call says what is wrong."""
+    rank: int | None = getattr(query, "ndim", None)
+    if rank is None:
+        return 4
     if rank < 2:
         checks.fail(op, "query", "must have shape (..., L, E)", f"{rank} dimensions {tuple(query.shape)}")
     for name, array in (("key", key), ("value", value)):
@@ -146,8 +148,7 @@ def attention(
         dropout_p: probability of dropping a weight, in [0, 1]; the others are scaled by 1 / (1 - p). 1 gives 0.
         seed: int of 64 bits, or a 0-d int64 array of query's kind: of dropout's mask, which is a function of the seed
             and of the element's index in (B, H, L, S) alone (`kernels.random`). None draws one from torch's generator
-            for
-            tensors, else from NumPy's.
+            for tensors, else from NumPy's.
         lengths: (B,) int64 or int32, each in [0, S]: the row has only its first so many keys and values, exactly as if
             the others were not there; they are never read.
         relative: `RelativeShaw`, `RelativeT5` or `RelativeALiBi`: a term of the distance, with a trainable table.

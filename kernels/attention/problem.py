@@ -191,7 +191,7 @@ class AttentionProblem(Problem):
         return 2 if self.return_lse else 1
 
     def gradients(self) -> tuple[ArraySpec | None, ...]:
-        """Contiguous, in the shapes of what they belong to: a broadcast bias has a gradient summed to its shape."""
+        """Contiguous, in the shapes of what they belong to: that of a bias that broadcasts is summed to its shape."""
         given = (self.query, self.key, self.value, None, self.bias, None, self.relative, None)
         return tuple(None if s is None else s.like(s.shape) for s in given)
 

@@ -44,21 +44,21 @@ FEW_ROWS = 4
 CACHE_LINE = 64
 
 
-@jit
+@jit(inner=True)
 def _many_rows(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
     multiply_tile(
         TILE_ROWS, TILE_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(b), accumulate
     )
 
 
-@jit
+@jit(inner=True)
 def _few_rows(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
     multiply_tile(
         FEW_ROWS, TILE_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(b), accumulate
     )
 
 
-@jit
+@jit(inner=True)
 def multiply(rows, a, row_offsets, tap_offsets, taps, b, out, accumulate):
     """out[r, :] (+)= sum over k of a[row_offsets[r] + tap_offsets[k]] * b[k, :] for r < rows, in rows of one panel.
 
@@ -76,7 +76,7 @@ def multiply(rows, a, row_offsets, tap_offsets, taps, b, out, accumulate):
             r += FEW_ROWS
 
 
-@jit
+@jit(inner=True)
 def ask_for_rows(source, stride, rows, columns):
     """Ask for rows of memory to come into the cache; anything may lie behind the addresses."""
     line = max(CACHE_LINE // VECTOR_BYTES, 1) * lanes_of(source)
@@ -85,7 +85,7 @@ def ask_for_rows(source, stride, rows, columns):
             prefetch(source, r * stride + c)
 
 
-@jit
+@jit(inner=True)
 def multiply_scores(
     keys, key, key_row, row_offsets, tap_offsets, width, query_panel, tile, asks, value, value_row, value_width, begins,
     query, query_row,
@@ -111,7 +111,7 @@ def multiply_scores(
             r += FEW_ROWS
 
 
-@jit
+@jit(inner=True)
 def multiply_into(rows, a, row_offsets, tap_offsets, taps, b, out, out_stride, spare):
     """out[r * out_stride + lane] += the same sums for exactly the rows r < rows.
 
@@ -121,14 +121,12 @@ def multiply_into(rows, a, row_offsets, tap_offsets, taps, b, out, out_stride, s
     width = TILE_VECTORS * lanes
     r = 0
     while rows - r >= TILE_ROWS:
-        _many_rows(
-            a, advance(row_offsets, r), tap_offsets, taps, b, advance(out, r * out_stride), out_stride, np.int64(1)
-        )
+        row, target = advance(row_offsets, r), advance(out, r * out_stride)
+        _many_rows(a, row, tap_offsets, taps, b, target, out_stride, np.int64(1))
         r += TILE_ROWS
     while rows - r >= FEW_ROWS:
-        _few_rows(
-            a, advance(row_offsets, r), tap_offsets, taps, b, advance(out, r * out_stride), out_stride, np.int64(1)
-        )
+        row, target = advance(row_offsets, r), advance(out, r * out_stride)
+        _few_rows(a, row, tap_offsets, taps, b, target, out_stride, np.int64(1))
         r += FEW_ROWS
     if r < rows:
         _few_rows(a, advance(row_offsets, r), tap_offsets, taps, b, spare, width, np.int64(0))
@@ -138,7 +136,7 @@ def multiply_into(rows, a, row_offsets, tap_offsets, taps, b, out, out_stride, s
                 store(target, j, load(target, j) + load(spare, left * width + j))
 
 
-@jit
+@jit(inner=True)
 def add_seen(columns, a, column_offsets, tap_offsets, taps, b, seen, out):
     """As `multiply` with accumulation, where only the pairs that are seen count: 0 * NaN of a hidden one is left out.
 
@@ -157,7 +155,7 @@ def add_seen(columns, a, column_offsets, tap_offsets, taps, b, seen, out):
                 store(out, at, select(counts, fma(x, factor, old), old))
 
 
-@jit
+@jit(inner=True)
 def add_rows_seen(rows, a, row_offsets, tap_offsets, taps, b, seen, out, out_stride):
     """As `multiply_into`, where only the pairs that are seen count; seen is laid out as a."""
     lanes = lanes_of(b)
@@ -171,14 +169,14 @@ def add_rows_seen(rows, a, row_offsets, tap_offsets, taps, b, seen, out, out_str
                     store(out, place, fma(broadcast(a, at), load(b, k * width + j), load(out, place)))
 
 
-@jit
+@jit(inner=True)
 def row_table(table, count, stride):
     """table[r] = r * stride for r < count, the last one again up to whole tiles."""
     for r in range((count + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS + FEW_ROWS):
         poke(table, r, min(r, count - 1) * stride)
 
 
-@jit
+@jit(inner=True)
 def clear(target, count):
     """target[:count] = 0."""
     lanes = lanes_of(target)
@@ -190,7 +188,7 @@ def clear(target, count):
         store_first(target, i, zeros_like(target), count - i)
 
 
-@jit
+@jit(inner=True)
 def scale_all(target, count, factor):
     """target[:count] *= factor; count is a multiple of the lanes."""
     lanes = lanes_of(target)
@@ -199,7 +197,7 @@ def scale_all(target, count, factor):
         store(target, i, load(target, i) * by)
 
 
-@jit
+@jit(inner=True)
 def has_no_number(source, stride, rows, columns):
     """Whether a matrix holds NaN or an infinity."""
     lanes = lanes_of(source)

@@ -105,7 +105,7 @@ def by_distance(kind: str, table: Array, distances: Array, bidirectional: bool, 
 def table_gradient(
     kind: str, sums: Array, distances: Array, shape: tuple[int, ...], bidirectional: bool, limit: int
 ) -> Array:
-    """The gradient of the table from the gradient at each distance, sums (heads, count) float64; in one order."""
+    """The gradient of the table from that at each distance, sums (heads, count) float64; always in one order."""
     if kind == "alibi":
         return -(sums * np.abs(distances)).sum(1)
     places = t5_buckets(distances, shape[0], bidirectional, limit)

@@ -34,10 +34,8 @@ def through_attention(attention: Function, attention_backward: Function) -> tupl
         lse: Any,
     ) -> tuple[Any, ...]:
         mask, bias = _apart(p, attn_mask)
-        found = attention_backward(
-            p.attention, grad_output, None, query=query, key=key, value=value, mask=mask, bias=bias,
-            output=output, lse=lse
-        )  # fmt: skip
+        saved = {"query": query, "key": key, "value": value, "mask": mask, "bias": bias, "output": output, "lse": lse}
+        found = attention_backward(p.attention, grad_output, None, **saved)
         return (*found[:3], found[4])
 
     return forward, backward

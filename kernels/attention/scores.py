@@ -36,7 +36,7 @@ from kernels.simd import (
 )
 
 
-@jit
+@jit(inner=True)
 def fill_rows(t, given, batch, head, query, queries, key, keys, rows, stride):
     """rows[q, k] = the bias of a pair, or -inf where the mask hides it; [queries, stride] elements, a row a query.
 
@@ -68,7 +68,7 @@ def fill_rows(t, given, batch, head, query, queries, key, keys, rows, stride):
     return seen
 
 
-@jit
+@jit(inner=True)
 def fill_extra(t, given, batch, head, query, queries, key, keys, rows, stride, extra):
     """extra[k, :] = bias and mask of a tile's pairs as in `fill_rows`; whether any pair is left to see.
 
@@ -97,7 +97,7 @@ def fill_extra(t, given, batch, head, query, queries, key, keys, rows, stride, e
     return True
 
 
-@jit
+@jit(inner=True)
 def drop_factors(t, given, start, keys_all, queries, keys, rows, stride, factors):
     """factors[k, q] = dropout's factor of a pair; 0 past the queries.
 
@@ -114,9 +114,11 @@ def drop_factors(t, given, start, keys_all, queries, keys, rows, stride, factors
     transpose(rows, stride, queries, keys, factors, width)
 
 
-@jit
+@jit(inner=True)
 def adjust(t, scores, keys, position, key, has_extra, extra, by_distance, skewed):
     """All terms of a tile: scores[k, :] of key `key + k` and the queries at `position + lane`, in place.
+
+    What hides a score makes it -inf; the rest is there when `t.adjusts`, and then the scale is applied here.
 
     by_distance: elements, where the distance 0 of this head is. skewed: elements [2 * clip + panel, panel], see
     `skew_rows`.
@@ -132,19 +134,20 @@ def adjust(t, scores, keys, position, key, has_extra, extra, by_distance, skewed
             hides = zeros_like(scores)
             if has_extra:
                 hides = load(extra, at)
-                s = s + hides
-            if t.relative == DISTANCE:
-                s = s + load(by_distance, j - ahead)
-            elif t.relative == SHAW:
-                row = min(max(ahead + t.clip, 0), 2 * t.clip + width - 1)
-                s = s + load(skewed, row * width + j)
+            if t.adjusts:
+                if t.relative == SHAW:
+                    row = min(max(ahead + t.clip, 0), 2 * t.clip + width - 1)
+                    s = s + load(skewed, row * width + j)
+                s = fma(s, t.inside, hides)
+                if t.relative == DISTANCE:
+                    s = s + load(by_distance, j - ahead)
             if t.softcap != 0.0:
                 s = tanh(s * inverse) * t.softcap
             sees = (hides != -math.inf) & lane_mask(scores, ahead - t.right - j, ahead + t.left + 1 - j)
             store(scores, at, select(sees, s, -math.inf))
 
 
-@jit
+@jit(inner=True)
 def skew_rows(table_scores, clip, skewed):
     """skewed[u, lane] = table_scores[clip(u - lane, 0, 2 * clip), lane]: what a key u - clip ahead of lane 0 adds.
 
@@ -158,7 +161,7 @@ def skew_rows(table_scores, clip, skewed):
             poke(skewed, u * width + lane, peek(table_scores, row * width + lane))
 
 
-@jit
+@jit(inner=True)
 def unskew_rows(skewed, clip, table_scores):
     """The transpose of `skew_rows`: sums what belongs to the same row of the table."""
     width = TILE_VECTORS * lanes_of(skewed)
@@ -170,7 +173,7 @@ def unskew_rows(skewed, clip, table_scores):
             poke(table_scores, at, peek(table_scores, at) + peek(skewed, u * width + lane))
 
 
-@jit
+@jit(inner=True)
 def mark_seen(scores, count, seen):
     """seen[i] = 0 where a score is hidden, else 1; count is a multiple of the lanes."""
     lanes = lanes_of(scores)
@@ -182,7 +185,7 @@ def mark_seen(scores, count, seen):
 # ----- gradients of the terms --------------------------------------------------------------------------------------
 
 
-@jit
+@jit(inner=True)
 def add_bias_gradient(t, tile, batch, head, query, queries, key, keys, rows, stride, bias_gradient):
     """bias_gradient += the tile's gradients [key, query], summed where the bias broadcasts.
 
@@ -217,7 +220,7 @@ def add_bias_gradient(t, tile, batch, head, query, queries, key, keys, rows, str
                 store_first(target, at, old + load_first(rows, q * stride + k, keys - k), keys - k)
 
 
-@jit
+@jit(inner=True)
 def add_relative_gradient(t, tile, keys, position, key, by_distance, skewed):
     """The tile's gradients [key, query] by distance, added where `adjust` took its numbers from."""
     lanes = lanes_of(tile)
@@ -234,22 +237,39 @@ def add_relative_gradient(t, tile, keys, position, key, by_distance, skewed):
                 store(skewed, at, load(skewed, at) + gradient)
 
 
-@jit
-def weights_and_gradients(t, scores, products, keys, lse, delta, dropped, factors):
+@jit(inner=True)
+def weights_and_gradients(t, scores, products, keys, lse, delta, whole, dropped, factors):
     """Scores and the products dO V^T of a tile become the weights and the gradients of the scores, in place.
 
-    lse, delta: elements [panel]. factors: dropout's, read when `dropped`. The scores' gradients stop before the scale.
+    lse, delta: elements [panel], delta is rowsum(dO * O) minus the gradient of the log-sum-exp. With `whole`, when the
+    tile holds all keys that the panel sees, it is the latter alone: weights and products give the rest, and a softmax
+    of the tile itself the weights, with fewer rounding errors. factors: dropout's, read when `dropped`. The scores'
+    gradients stop before the scale.
     """
     lanes = lanes_of(scores)
     width = TILE_VECTORS * lanes
     inverse = 1.0 / t.softcap if t.softcap != 0.0 else 0.0
     for j in range(0, width, lanes):
-        shift, minus = load(lse, j), load(delta, j)
+        shift, minus = -load(lse, j), load(delta, j)
+        norm = splat_like(scores, 1.0)
+        if whole:
+            total, row = zeros_like(scores), zeros_like(scores)
+            for k in range(keys):
+                at = k * width + j
+                s = load(scores, at)
+                weight = select(s == -math.inf, zeros_like(scores), weight_of(s, t.unit, shift))
+                product = load(products, at)
+                if dropped:
+                    product = product * load(factors, at)
+                total = total + weight
+                row = fma(weight, product, row)
+            norm = select(total == 0.0, zeros_like(scores), 1.0 / total)
+            minus = fma(row, norm, minus)
         for k in range(keys):
             at = k * width + j
             s = load(scores, at)
             hidden = s == -math.inf
-            weight = select(hidden, zeros_like(scores), weight_of(s, shift))
+            weight = select(hidden, zeros_like(scores), weight_of(s, t.unit, shift)) * norm
             product = load(products, at)
             if dropped:
                 factor = load(factors, at)

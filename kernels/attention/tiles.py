@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-#: Keys of a tile: in float32 the scores of a panel take 12 KiB of the first-level cache, and 96 values of 64 numbers
-#: 24 KiB.
+#: Keys of a tile: in float32 the scores of a panel take 12 KiB of the first-level cache, 96 values of 64 numbers 24.
 BLOCK = 96
-#: Keys of a tile of the backward pass, which keeps two tiles for each of its panels.
-BACKWARD_BLOCK = 96
+#: Keys of a tile of the backward pass. Up to so many keys its softmax is taken anew, which is more exact.
+BACKWARD_BLOCK = 192
 #: Panels of queries whose shares of the gradients of keys and values are one sum.
 BACKWARD_PANELS = 2
 #: Up to so many queries a head are decoded: a kernel in which lanes are not queries.

@@ -39,9 +39,10 @@ _MANTISSA = {types.float32: 23, types.float64: 52}
 _BIAS = {types.float32: 127, types.float64: 1023}
 
 
-def _weight(score: Lanes, shift: Lanes) -> Lanes:
+def _weight(score: Lanes, unit: Lanes, minus: Lanes) -> Lanes:
     dtype = score.type.dtype
-    t = (score - shift) * coefficients.LOG2_E
+    # One rounding for the difference: scores may be large, only the difference is not.
+    t = score.fma(unit, minus) * coefficients.LOG2_E
     # False for NaN, which passes.
     vanishes = t.compare("<", _LOWEST[dtype])
     if TARGET.has_avx512 and score.type.lanes * dtype.bitwidth == 512:
@@ -77,9 +78,9 @@ def _scaled(x: Lanes, n: Lanes, where: Lanes) -> Lanes:
 
 
 @intrinsic
-def weight_of(typing_context, score, shift):
-    """exp(score - shift) for a shift not far below the score, to about one unit in the last place of 1; NaN passes.
+def weight_of(typing_context, score, unit, minus):
+    """exp(score * unit + minus) for sums not far above 0, to about one unit in the last place of 1; NaN passes.
 
     What would be below 2**-100 (float32) or 2**-960 (float64) is 0, and -inf costs no more than others.
     """
-    return lanewise(_weight, score, shift)
+    return lanewise(_weight, score, unit, minus)
