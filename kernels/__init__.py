@@ -25,14 +25,20 @@ def _refuse_namesake() -> None:
 _refuse_namesake()
 
 from kernels.activation.op import gelu, relu, sigmoid, silu, tanh  # noqa: E402
+from kernels.attention.op import attention, scaled_dot_product_attention  # noqa: E402
+from kernels.attention.relative import RelativeALiBi, RelativeShaw, RelativeT5, alibi_slopes  # noqa: E402
 from kernels.backends import BackendError  # noqa: E402
 from kernels.conv2d.op import conv2d, conv_transpose2d  # noqa: E402
 from kernels.dispatch import use_backend  # noqa: E402
+from kernels.dropout.op import dropout  # noqa: E402
 from kernels.inspection import Explanation, explain, vjp  # noqa: E402
 from kernels.installation import Info, info  # noqa: E402
 from kernels.linear.op import linear  # noqa: E402
 from kernels.pool2d.adaptive import adaptive_avg_pool2d, adaptive_max_pool2d  # noqa: E402
 from kernels.pool2d.op import avg_pool2d, lp_pool2d, max_pool2d  # noqa: E402
+from kernels.recurrence.op import gru_layer, lstm_layer, rnn_layer  # noqa: E402
+from kernels.recurrence.stack import gru, lstm, rnn  # noqa: E402
+from kernels.recurrence.steps import gru_cell, lstm_cell, rnn_cell  # noqa: E402
 from kernels.softmax.op import cross_entropy, log_softmax, softmax  # noqa: E402
 
 #: Tells this package from Hugging Face's of the same name.
@@ -44,20 +50,36 @@ __all__ = [
     "BackendError",
     "Explanation",
     "Info",
+    "RelativeALiBi",
+    "RelativeShaw",
+    "RelativeT5",
     "adaptive_avg_pool2d",
     "adaptive_max_pool2d",
+    "alibi_slopes",
+    "attention",
     "avg_pool2d",
     "conv2d",
     "conv_transpose2d",
     "cross_entropy",
+    "dropout",
     "explain",
     "gelu",
+    "gru",
+    "gru_cell",
+    "gru_layer",
     "info",
     "linear",
     "log_softmax",
     "lp_pool2d",
+    "lstm",
+    "lstm_cell",
+    "lstm_layer",
     "max_pool2d",
     "relu",
+    "rnn",
+    "rnn_cell",
+    "rnn_layer",
+    "scaled_dot_product_attention",
     "sigmoid",
     "silu",
     "softmax",

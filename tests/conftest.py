@@ -11,6 +11,3 @@ settings.register_profile(
 )
 settings.register_profile("search", settings.get_profile("suite"), derandomize=False, max_examples=2000)
 settings.load_profile("suite")
-
-# The families that are being written (README, Limits): their public functions are not exported yet.
-collect_ignore = ["attention", "dropout", "recurrence"]
