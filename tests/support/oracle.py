@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,14 @@ def with_autograd(op: str, arguments: Arguments, incoming: tuple[Array, ...], ba
 
 
 @dataclass(frozen=True)
+class Units:
+    """Errors of one call's results, in order, and of its gradients, by name, in units in the last place."""
+
+    results: list[float]
+    gradients: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Expectation:
     """One call with its exact answer and torch's own."""
 
@@ -66,6 +75,31 @@ class Expectation:
     incoming: tuple[Array, ...]
     exact: Answer
     torchs: Answer
+
+    @cached_property
+    def single_units(self) -> Units:
+        """What torch errs on these numbers in float32, in units of each answer's scale; for float64 answers.
+
+        There torch and the reference may sum in the same order and agree to the last bit, which says nothing of how
+        exact either is. For float32 answers 0: torch's error is measured directly.
+        """
+        if self.exact.results[0].dtype != self.torchs.results[0].dtype:
+            return Units([0.0] * len(self.exact.results), dict.fromkeys(self.exact.gradients, 0.0))
+        floating = [n for n, a in self.arguments.items() if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
+        single = expect(
+            self.op,
+            self.arguments | {n: self.arguments[n].astype(np.float32) for n in floating},
+            tuple(g.astype(np.float32) for g in self.incoming),
+        )
+
+        def units(exact: Array, theirs: Array) -> float:
+            return budget.error(theirs, exact) / budget.unit(exact, np.float32) if exact.dtype.kind == "f" else 0.0
+
+        exact, theirs = single.exact, single.torchs
+        return Units(
+            [units(a, b) for a, b in zip(exact.results, theirs.results)],
+            {n: units(a, theirs.gradients[n]) for n, a in exact.gradients.items()},
+        )
 
     def complaints(self, found: Answer, usual: Answer | None = None) -> list[str]:
         """Everything in `found` that is not within the budget, one line each.
@@ -76,15 +110,16 @@ class Expectation:
         lines = []
         if len(found.results) != len(self.exact.results):
             return [f"{len(found.results)} results, must be {len(self.exact.results)}"]
+        units = self.single_units
         for i, (mine, exact, theirs) in enumerate(zip(found.results, self.exact.results, self.torchs.results)):
-            lines += [f"result {i}: {c}" for c in [budget.complaint(mine, exact, theirs)] if c]
+            lines += [f"result {i}: {c}" for c in [budget.complaint(mine, exact, theirs, units.results[i])] if c]
         for name, exact in self.exact.gradients.items():
             if name in found.gradients:
                 scale = 0.0
                 if usual is not None:
                     scale = max(float(np.abs(a).max(initial=0.0)) for a in (usual.gradients[name], usual.results[0]))
                 theirs = self.torchs.gradients[name]
-                c = budget.complaint(found.gradients[name], exact, theirs, least_scale=scale)
+                c = budget.complaint(found.gradients[name], exact, theirs, units.gradients[name], scale)
                 lines += [f"gradient of {name}: {c}"] if c else []
         return lines
 
