@@ -214,11 +214,12 @@ def test_torch_inputs_in_any_layout(case: Case, backend: str):
     report(complaints)
 
 
-@pytest.mark.parametrize("case, backend", CASE_BACKEND)
+@pytest.mark.parametrize("case, backend", [p for p in CASE_BACKEND if p.values[1] != "torch"])
 def test_inputs_repeated_with_stride_0(case: Case, backend: str):
+    """What our kernels read; torch's ops are the measure, and err by chance more or less than in one other call."""
     base = case.build("float32")
     # With the same value at every key, say, the weights do not matter: their gradients cancel to nothing.
-    usual = oracle.expect_case(case, "float32").exact
+    usual = oracle.expect_case(case, "float32")
     complaints = []
     for name in matrix.differentiable_names(case.op, base):
         for dimension in range(base[name].ndim):
@@ -247,7 +248,7 @@ def test_gradient_of_a_sum(case: Case, backend: str):
     names = matrix.differentiable_names(case.op, arguments)
     found = {n: matrix.to_numpy(tensors[n].grad) for n in names}
     # The rows of a softmax sum to 1 whatever its input: this gradient is 0, and rounding is all that is left of it.
-    usual = oracle.expect_case(case, "float32").exact
+    usual = oracle.expect_case(case, "float32")
     report(expected.complaints(oracle.Answer(tuple(map(matrix.to_numpy, results)), found), usual))
 
 

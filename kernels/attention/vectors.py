@@ -49,7 +49,7 @@ def _weight(difference: Lanes, unit: Lanes) -> Lanes:
         return _scaled(power, n, ~vanishes)
     n, power = _split(t.constant(_LOWEST[dtype]).maximum(t))
     exponent = ((n + _SHIFTER[dtype]).bits() << _MANTISSA[dtype]) + (_BIAS[dtype] << _MANTISSA[dtype])
-    return vanishes.select(t.constant(0.0), power * exponent.as_float(score.type))
+    return vanishes.select(t.constant(0.0), power * exponent.as_float(t.type))
 
 
 def _split(t: Lanes) -> tuple[Lanes, Lanes]:

@@ -77,6 +77,18 @@ class Expectation:
     torchs: Answer
 
     @cached_property
+    def torch_units(self) -> Units:
+        """What torch errs on these numbers, in units of each answer's scale."""
+
+        def units(exact: Array, theirs: Array) -> float:
+            return budget.error(theirs, exact) / budget.unit(exact, theirs.dtype) if exact.dtype.kind == "f" else 0.0
+
+        return Units(
+            [units(a, b) for a, b in zip(self.exact.results, self.torchs.results)],
+            {n: units(a, self.torchs.gradients[n]) for n, a in self.exact.gradients.items()},
+        )
+
+    @cached_property
     def single_units(self) -> Units:
         """What torch errs on these numbers in float32, in units of each answer's scale; for float64 answers.
 
@@ -92,36 +104,37 @@ class Expectation:
             tuple(g.astype(np.float32) for g in self.incoming),
         )
 
-        def units(exact: Array, theirs: Array) -> float:
-            return budget.error(theirs, exact) / budget.unit(exact, np.float32) if exact.dtype.kind == "f" else 0.0
+        return single.torch_units
 
-        exact, theirs = single.exact, single.torchs
-        return Units(
-            [units(a, b) for a, b in zip(exact.results, theirs.results)],
-            {n: units(a, theirs.gradients[n]) for n, a in exact.gradients.items()},
-        )
-
-    def complaints(self, found: Answer, usual: Answer | None = None) -> list[str]:
+    def complaints(self, found: Answer, usual: Expectation | None = None) -> list[str]:
         """Everything in `found` that is not within the budget, one line each.
 
-        `usual` is an answer of ordinary size, where the gradients of this one may cancel to nothing; their scale is
-        then that of the usual ones, or of the results, whichever is larger.
+        `usual` is a call of the same form with numbers of ordinary size, where the results and gradients of this one
+        may cancel to nothing: their scale is then that of the usual ones (for gradients also of the results), and
+        torch's error what it is there, if these are larger.
         """
         lines = []
         if len(found.results) != len(self.exact.results):
             return [f"{len(found.results)} results, must be {len(self.exact.results)}"]
-        units = self.single_units
+        units = self.single_units if usual is None else usual.torch_units
         for i, (mine, exact, theirs) in enumerate(zip(found.results, self.exact.results, self.torchs.results)):
-            lines += [f"result {i}: {c}" for c in [budget.complaint(mine, exact, theirs, units.results[i])] if c]
+            scale = 0.0 if usual is None or exact.dtype.kind != "f" else largest(usual.exact.results[i])
+            c = budget.complaint(mine, exact, theirs, units.results[i], scale)
+            lines += [f"result {i}: {c}"] if c else []
         for name, exact in self.exact.gradients.items():
             if name in found.gradients:
                 scale = 0.0
                 if usual is not None:
-                    scale = max(float(np.abs(a).max(initial=0.0)) for a in (usual.gradients[name], usual.results[0]))
+                    scale = max(largest(usual.exact.gradients[name]), largest(usual.exact.results[0]))
                 theirs = self.torchs.gradients[name]
                 c = budget.complaint(found.gradients[name], exact, theirs, units.gradients[name], scale)
                 lines += [f"gradient of {name}: {c}"] if c else []
         return lines
+
+
+def largest(array: Array) -> float:
+    """The largest finite magnitude, 0 where there is none."""
+    return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
 
 
 def expect(op: str, arguments: Arguments, incoming: tuple[Array, ...] | None = None) -> Expectation:
