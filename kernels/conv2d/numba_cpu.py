@@ -1,6 +1,7 @@
 """conv2d and conv_transpose2d on the CPU: which kernel runs, and on what memory.
 
-Three kernels share the work: the gather kernel (`gather.py`, `weight_gradient.py`) for everything with channels to sum,
+Four kernels share the work: the gather kernel (`gather.py`, `weight_gradient.py`) for everything with channels to sum,
+`few_channels.py` where the outputs are too few to fill its vectors, or the products too few to pay for its transposes,
 and two for depthwise convolutions, `depthwise_planes.py` for (N, C, H, W) and `depthwise_pixels.py` for channels-last.
 """
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from kernels.activation.functions import FROM_OUTPUT
 from kernels.activation.numba_cpu import grad_preactivation
-from kernels.conv2d import depthwise_pixels, depthwise_planes, geometry
+from kernels.conv2d import depthwise_pixels, depthwise_planes, few_channels, geometry
 from kernels.conv2d.image_pass import run_pass
 from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
 from kernels.conv2d.weight_gradient import bias_gradient, weight_gradient
@@ -29,13 +30,26 @@ def is_depthwise(p: Problem) -> bool:
     return p.weight.shape[1] == 1 and p.groups > 1
 
 
-def kernel_name(p: Problem) -> str:
-    """Which kernel runs a problem: "gather", "depthwise planes" or "depthwise pixels"."""
+def family(p: Problem) -> str:
+    """Which kernels run a problem: "dense", "depthwise planes" or "depthwise pixels"."""
     if not is_depthwise(p):
-        return "gather"
+        return "dense"
     if p.channels_last and p.weight.shape[0] == p.groups:
         return "depthwise pixels"
     return "depthwise planes"
+
+
+def kernel_name(p: Problem, transposed: bool) -> str:
+    """Which kernel runs the pass from the image, or the one to it: "gather", "few channels" or the family."""
+    if is_depthwise(p):
+        return family(p)
+    image, other = p.x.shape, p.output_shape
+    if isinstance(p, ConvTranspose2dProblem):
+        image, other = other, image
+    source, target = (other, image) if transposed else (image, other)
+    plan = _geometry(p, transposed, source, target, p.channels_last)
+    serves = few_channels.serves(plan, source[1] // p.groups, target[1] // p.groups, p.channels_last)
+    return "few channels" if serves else "gather"
 
 
 def dense(x: Array, channels_last: bool) -> Array:
@@ -93,7 +107,7 @@ def image_pass(
         activation: applied to the sums.
         keep_sums: whether the sums are wanted; else their array has size 0.
     """
-    name = kernel_name(p)
+    name = family(p)
     last = p.channels_last
     planes = name == "depthwise planes"
     x, weight = dense(x, last and not planes), contiguous(weight)
@@ -115,15 +129,17 @@ def image_pass(
         steps = (taps, inputs * taps) if transposed else (inputs * taps, taps)
         group_targets = inputs if transposed else group_outputs
         weight_steps = (*steps, group_outputs * inputs * taps)
-        run_pass(
-            plan, x.shape[0], p.groups, group_targets, taps, weight, weight_steps, x, shift, y, before, activation, last
-        )
+        sizes = (x.shape[0], p.groups, group_targets)
+        if few_channels.serves(plan, plan.channels // p.groups, group_targets, last):
+            few_channels.run_rows(plan, *sizes, weight, weight_steps, x, shift, y, before, activation)
+        else:
+            run_pass(plan, *sizes, taps, weight, weight_steps, x, shift, y, before, activation, last)
     return y, before
 
 
 def _weight_gradient(p: Problem, x: Array, dy: Array, shape: tuple[int, ...]) -> Array:
     """dw of conv2d from its image and the gradient of its output, in the problem's layout."""
-    name = kernel_name(p)
+    name = family(p)
     last = p.channels_last
     if name == "depthwise pixels":
         dw = depthwise_pixels.filter_gradient(p, dense(x, last), dense(dy, last))
@@ -189,8 +205,9 @@ def conv_transpose2d_backward(
 def describe(p: Problem) -> str:
     """Which kernel runs, for `explain`."""
     lanes = VECTOR_BYTES // p.x.itemsize
-    tile = f", tile {TILE_ROWS} pixels x {TILE_VECTORS * lanes} channels" if kernel_name(p) == "gather" else ""
-    return f"{kernel_name(p)} kernel{tile}, up to {thread_count()} threads"
+    name = kernel_name(p, isinstance(p, ConvTranspose2dProblem))
+    tile = f", tile {TILE_ROWS} pixels x {TILE_VECTORS * lanes} channels" if name == "gather" else ""
+    return f"{name} kernel{tile}, up to {thread_count()} threads"
 
 
 Implementation(CONV2D, "numba", conv2d, conv2d_backward, describe=describe)
