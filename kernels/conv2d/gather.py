@@ -297,11 +297,16 @@ def _pack_parts(
         valid = min(width, group_outputs - channel)
         start = group * group_step + channel * out_step
         panel = pointer(panels, block * inputs * taps * width)
-        if valid < width:
+        if valid < width and out_step != 1:
             for i in range(inputs * taps):
                 for j in range(0, width, lanes):
                     store(panel, i * width + j, splat_like(panel, 0.0))
-        if in_step == taps_full and taps == taps_full:
+        if out_step == 1:
+            # Transposed, one tap: the channels of a row lie together.
+            for c in range(inputs):
+                for j in range(0, width, lanes):
+                    store(panel, c * width + j, load_first(pointer(w, start), c * in_step + j, valid - j))
+        elif in_step == taps_full and taps == taps_full:
             # Forward: a filter's taps lie together for all its channels, in the order of the panel.
             transpose(pointer(w, start), out_step, valid, inputs * taps, panel, width)
         else:

@@ -109,9 +109,9 @@ def margins(source: tuple[int, int], grids: tuple[Grid, ...]) -> tuple[int, int,
     return found[0], found[1], found[2], found[3]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gather:
-    """A convolution pass as tables, for one memory layout.
+    """A convolution pass as tables, for one memory layout. Plans are cached, so that two are equal when they are one.
 
     Attributes:
         grids: the grids.

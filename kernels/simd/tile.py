@@ -72,6 +72,53 @@ def multiply_tile(
     return types.void(rows, vectors, a, _OFFSETS, _OFFSETS, int64, a, a, int64, int64, int64), code
 
 
+@intrinsic(prefer_literal=True)
+def multiply_gathered(
+    typing_context,
+    rows,
+    vectors,
+    a,
+    row_offsets,
+    tap_offsets,
+    b,
+    b_offsets,
+    taps,
+    out,
+    out_offsets,
+    out_vector_stride,
+    accumulate,
+):
+    """As `multiply_tile`, with B's and the output's rows anywhere too.
+
+        out[out_offsets[r] + j * out_vector_stride + lane] (+)=
+            sum over k of a[row_offsets[r] + tap_offsets[k]] * b[b_offsets[k] + j * lanes + lane]
+
+    b_offsets [taps], out_offsets [rows]: pointers to int64. Rows may share an output only where it is overwritten.
+    """
+    integers = (taps, out_vector_stride, accumulate)
+    if not (
+        isinstance(rows, types.IntegerLiteral)
+        and isinstance(vectors, types.IntegerLiteral)
+        and isinstance(a, types.CPointer)
+        and a.dtype in ELEMENTS
+        and a == b == out
+        and row_offsets == tap_offsets == b_offsets == out_offsets == _OFFSETS
+        and all(isinstance(number, types.Integer) for number in integers)
+    ):
+        return None
+    row_count, vector_count = rows.literal_value, vectors.literal_value
+
+    def code(context, builder, signature, arguments):
+        a_value, row_table, tap_table, b_value, b_table, taps_value, out_value, out_table, stride, add = arguments[2:]
+        tile = (a_value, row_table, tap_table, taps_value, b_value, out_value, None, stride, add)
+        _emit_tile(builder, a.dtype, row_count, vector_count, *tile, b_table, out_table)
+        return context.get_dummy_value()
+
+    int64 = types.int64
+    tables = (_OFFSETS, _OFFSETS)
+    return types.void(rows, vectors, a, *tables, a, _OFFSETS, int64, a, _OFFSETS, int64, int64), code
+
+
 def _emit_tile(
     builder: ir.IRBuilder,
     dtype: types.Float,
@@ -83,9 +130,11 @@ def _emit_tile(
     taps: ir.Value,
     b: ir.Value,
     out: ir.Value,
-    out_row_stride: ir.Value,
+    out_row_stride: ir.Value | None,
     out_vector_stride: ir.Value,
     accumulate: ir.Value,
+    b_offsets: ir.Value | None = None,
+    out_offsets: ir.Value | None = None,
 ) -> None:
     vector = vector_of(dtype)
     llvm_vector, lanes = vector.llvm_type(), vector.lanes
@@ -98,7 +147,10 @@ def _emit_tile(
 
     with cgutils.for_range(builder, taps, intp=emit.int64) as loop:
         tap_offset = builder.load(emit.element(builder, tap_offsets, loop.index))
-        b_row = emit.element(builder, b, builder.mul(loop.index, ir.Constant(emit.int64, vectors * lanes)))
+        if b_offsets is None:
+            b_row = emit.element(builder, b, builder.mul(loop.index, ir.Constant(emit.int64, vectors * lanes)))
+        else:
+            b_row = emit.element(builder, b, builder.load(emit.element(builder, b_offsets, loop.index)))
         b_vectors = [emit.load_lanes(builder, vector, emit.element(builder, b_row, j * lanes)) for j in range(vectors)]
         for r in range(rows):
             if r >= _ROWS_AHEAD:
@@ -109,7 +161,11 @@ def _emit_tile(
 
     def store_all(add_old: bool) -> None:
         for r, row in enumerate(sums):
-            out_row = emit.element(builder, out, builder.mul(out_row_stride, ir.Constant(emit.int64, r)))
+            if out_offsets is None:
+                offset = builder.mul(out_row_stride, ir.Constant(emit.int64, r))
+            else:
+                offset = builder.load(emit.element(builder, out_offsets, r))
+            out_row = emit.element(builder, out, offset)
             for j, slot in enumerate(row):
                 offset = builder.mul(out_vector_stride, ir.Constant(emit.int64, j))
                 address = emit.element(builder, out_row, offset)
