@@ -149,7 +149,10 @@ def _over_budget(theirs: Any, args: tuple[Any, ...], kwargs: dict[str, Any], wan
     exact = run(theirs, tuple(map(double, args)), {n: double(v) for n, v in kwargs.items()})
     for what, *three in zip(("result", "gradient"), exact, wanted, found):
         for i, arrays in enumerate(zip(*three)):
-            if arrays[0] is not None:
+            if any(a is None for a in arrays):
+                if not all(a is None for a in arrays):
+                    return f"{what} {i} is missing on one side"
+            else:
                 right, their, mine = (a.detach().numpy() for a in arrays)
                 complaint = budget.complaint(mine, right, their)
                 if complaint:
