@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from nnlib.activations import ActivationChoice, ActivationFunction
 from nnlib.initializers import Initializer
-from nnlib.layers.base import Shape
+from nnlib.layers.base import Layer, Shape
+from nnlib.layers.core import absorb_activation
 from nnlib.layers.images import PADDINGS, ImageLayer, pair, window_output_size
 from nnlib.names import look_up
 
@@ -91,7 +93,11 @@ class Conv2D(ImageLayer):
             self.register_parameter("bias", None)
         self.input_channels = channels
 
-    def call(self, x: torch.Tensor) -> torch.Tensor:
+    def absorb(self, following: Sequence[Layer]) -> tuple[int, dict[str, Any]]:
+        return absorb_activation(self.activation, following)
+
+    def call(self, x: torch.Tensor, *, activation: str | None = None) -> torch.Tensor:
+        fused = activation or self.activation.fused
         y = self.run(
             "conv2d",
             self.to_kernel_order(x),
@@ -101,10 +107,10 @@ class Conv2D(ImageLayer):
             padding=self.kernel_padding,
             dilation=self.dilation_rate,
             groups=self.groups,
-            activation=self.activation.fused,
+            activation=fused,
         )
         y = self.from_kernel_order(y)
-        if self.activation.fused:
+        if fused:
             return y
         # Keras' softmax runs along the last axis, whatever it holds.
         return self.activation.apply(self.name, y, axis=-1, backend=self.backend)

@@ -28,6 +28,8 @@ class Dense(Layer):
     Raises ValueError if an argument is out of its range, or an input does not fit.
     """
 
+    keeps_lengths = True
+
     weight: torch.Tensor
     bias: torch.Tensor | None
 
@@ -72,9 +74,13 @@ class Dense(Layer):
             self.register_parameter("bias", None)
         self.input_features = features
 
-    def call(self, x: torch.Tensor, *, apply_softmax: bool = True) -> torch.Tensor:
-        y = self.run("linear", x, self.weight, self.bias, activation=self.activation.fused)
-        if self.activation.fused or (self.ends_in_softmax and not apply_softmax):
+    def absorb(self, following: Sequence[Layer]) -> tuple[int, dict[str, Any]]:
+        return absorb_activation(self.activation, following)
+
+    def call(self, x: torch.Tensor, *, activation: str | None = None, apply_softmax: bool = True) -> torch.Tensor:
+        fused = activation or self.activation.fused
+        y = self.run("linear", x, self.weight, self.bias, activation=fused)
+        if fused or (self.ends_in_softmax and not apply_softmax):
             return y
         return self.activation.apply(self.name, y, axis=-1, backend=self.backend)
 
@@ -113,6 +119,8 @@ class Dropout(Layer):
     torch's generator (see nnlib.set_seed). rate: in [0, 1); ValueError otherwise.
     """
 
+    keeps_lengths = True
+
     def __init__(self, rate: float, **options: Any) -> None:
         super().__init__(**options)
         if not 0 <= rate < 1:
@@ -120,8 +128,9 @@ class Dropout(Layer):
         self.rate = rate
 
     def call(self, x: torch.Tensor) -> torch.Tensor:
-        # A random mask is torch's to draw: kernels has no op of its own for it.
-        return torch.nn.functional.dropout(x, self.rate, self.training)
+        if not self.training or self.rate == 0:
+            return x
+        return self.run("dropout", x, self.rate)
 
 
 class Activation(Layer):
@@ -130,6 +139,8 @@ class Activation(Layer):
     Input of any shape, floating point; output the same shape. activation: see nnlib.activations. With a softmax,
     layer(x, apply_softmax=False) is x.
     """
+
+    keeps_lengths = True
 
     def __init__(self, activation: str | ActivationFunction | None, **options: Any) -> None:
         super().__init__(**options)
@@ -140,3 +151,11 @@ class Activation(Layer):
         if self.ends_in_softmax and not apply_softmax:
             return x
         return self.activation.apply(self.name, x, axis=-1, backend=self.backend)
+
+
+def absorb_activation(own: ActivationChoice, following: Sequence[Layer]) -> tuple[int, dict[str, Any]]:
+    """`Layer.absorb` of a layer whose kernel ends in an activation: an Activation behind one that has none itself."""
+    first = following[0]
+    if own.is_identity and isinstance(first, Activation) and first.activation.fused:
+        return 1, {"activation": first.activation.fused}
+    return 0, {}

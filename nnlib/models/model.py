@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -92,6 +93,17 @@ class Model(torch.nn.Module):
             if isinstance(module, Layer):
                 module.backend = backend
         return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, torch.nn.Module):
+            self._adopt(value)
+
+    def _adopt(self, module: torch.nn.Module) -> None:
+        """Hands the model's backend and device to the layers of a module that name none."""
+        for layer in module.modules():
+            if isinstance(layer, Layer):
+                layer.adopt(self.backend, self.made_on)
 
     # Training.
 
