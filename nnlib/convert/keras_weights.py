@@ -101,10 +101,38 @@ def _inside(names: Sequence[str]) -> tuple[_To, _From]:
     return to, from_
 
 
+def _by_name(*names: str) -> tuple[_To, _From]:
+    """Weights that lie in Keras as they lie here; those that are None are left out."""
+
+    def present(layer: Any) -> list[str]:
+        return [name for name in names if getattr(layer, name) is not None]
+
+    def to(layer: Any) -> list[Array]:
+        return [_numpy(getattr(layer, name)) for name in present(layer)]
+
+    return to, lambda layer, arrays: dict(zip(present(layer), arrays))
+
+
+def _depthwise_to(layer: Any) -> list[Array]:
+    """Keras' kernel is (height, width, channels, multiplier)."""
+    weight = _numpy(layer.weight).reshape(layer.groups, layer.depth_multiplier, *layer.kernel_size)
+    found = [weight.transpose(2, 3, 0, 1)]
+    return found if layer.bias is None else [*found, _numpy(layer.bias)]
+
+
+def _depthwise_from(layer: Any, arrays: list[Array]) -> dict[str, Array]:
+    found = {"weight": arrays[0].transpose(2, 3, 0, 1).reshape(tuple(layer.weight.shape))}
+    return found if layer.bias is None else {**found, "bias": arrays[1]}
+
+
 _RECURRENT: tuple[_To, _From] = (_recurrent_to, _recurrent_from)
 _LAYOUTS: dict[type[Layer], tuple[_To, _From]] = {
     layers.Dense: _with_bias(lambda w: w.T, lambda w: w.T),
     layers.Conv2D: _with_bias(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)),
+    layers.Conv2DTranspose: _with_bias(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)),
+    layers.DepthwiseConv2D: (_depthwise_to, _depthwise_from),
+    layers.SeparableConv2D: _inside(("depthwise", "pointwise")),
+    layers.BatchNormalization: _by_name("weight", "bias", "running_mean", "running_var"),
     layers.SimpleRNN: _RECURRENT,
     layers.LSTM: _RECURRENT,
     layers.GRU: _RECURRENT,

@@ -90,7 +90,8 @@ class Layer(torch.nn.Module):
     @classmethod
     def default_name(cls) -> str:
         """Keras' name of a layer: the class' in snake case (MaxPooling2D -> max_pooling2d)."""
-        return re.sub(r"([a-z0-9])([A-Z][a-z])", r"\1_\2", cls.__name__).lower()
+        name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", cls.__name__.lstrip("_"))
+        return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
     def build(self, input_shape: Shape) -> None:
         """Makes the parameters for inputs of this shape, batch first. A layer without parameters has nothing to do."""

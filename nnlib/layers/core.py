@@ -1,4 +1,4 @@
-"""Layers of every network: Dense, Flatten, Dropout, Activation."""
+"""Layers of every network: Dense, Flatten, Reshape, Dropout, Activation."""
 
 from __future__ import annotations
 
@@ -110,6 +110,37 @@ class Flatten(Layer):
         if self.data_format == "channels_first" and x.dim() > 2:
             x = x.movedim(1, -1)
         return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
+class Reshape(Layer):
+    """The same values in another shape, keras.layers.Reshape.
+
+    Input (N, ...); output (N, *target_shape). target_shape: sizes without the batch; one may be -1, which is then what
+    the others leave. Raises ValueError if it holds another number of values than the input.
+    """
+
+    needs_floating_input = False
+
+    def __init__(self, target_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(**options)
+        sizes = tuple(target_shape)
+        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+            raise ValueError(f"target_shape: positive sizes, at most one of them -1, are expected, got {sizes}")
+        self.target_shape = sizes
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        batch, *sizes = input_shape
+        known = math.prod(size for size in self.target_shape if size != -1)
+        if None in sizes:
+            return (batch, *(None if size == -1 else size for size in self.target_shape))
+        values = math.prod(size for size in sizes if size is not None)
+        if values != known and (-1 not in self.target_shape or values % known):
+            raise ValueError(f"{self.name}: input must have values for {self.target_shape}, got {tuple(input_shape)}")
+        return (batch, *(values // known if size == -1 else size for size in self.target_shape))
+
+    def call(self, x: torch.Tensor) -> torch.Tensor:
+        shape = self.compute_output_shape(tuple(x.shape))
+        return x.reshape([size for size in shape if size is not None])
 
 
 class Dropout(Layer):
