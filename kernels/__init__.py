@@ -34,6 +34,7 @@ from kernels.dropout.op import dropout  # noqa: E402
 from kernels.inspection import Explanation, explain, vjp  # noqa: E402
 from kernels.installation import Info, info  # noqa: E402
 from kernels.linear.op import linear  # noqa: E402
+from kernels.normalization.op import layer_norm, rms_norm  # noqa: E402
 from kernels.pool2d.adaptive import adaptive_avg_pool2d, adaptive_max_pool2d  # noqa: E402
 from kernels.pool2d.op import avg_pool2d, lp_pool2d, max_pool2d  # noqa: E402
 from kernels.recurrence.op import gru_layer, lstm_layer, rnn_layer  # noqa: E402
@@ -68,6 +69,7 @@ __all__ = [
     "gru_cell",
     "gru_layer",
     "info",
+    "layer_norm",
     "linear",
     "log_softmax",
     "lp_pool2d",
@@ -76,6 +78,7 @@ __all__ = [
     "lstm_layer",
     "max_pool2d",
     "relu",
+    "rms_norm",
     "rnn",
     "rnn_cell",
     "rnn_layer",
