@@ -125,6 +125,40 @@ def _depthwise_from(layer: Any, arrays: list[Array]) -> dict[str, Array]:
     return found if layer.bias is None else {**found, "bias": arrays[1]}
 
 
+def _attention_to(layer: Any) -> list[Array]:
+    """Query, key, value and output; Keras' kernels are (features, heads, size) and (heads, size, features)."""
+    heads = layer.num_heads
+    sizes = (layer.key_dim, layer.key_dim, layer.value_dim)
+    ends = np.cumsum([heads * size for size in sizes])[:2]
+    if layer.in_proj_weight is None:
+        weights = [_numpy(one) for one in (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)]
+    else:
+        weights = np.split(_numpy(layer.in_proj_weight), ends)
+    biases = [None] * 3 if layer.in_proj_bias is None else np.split(_numpy(layer.in_proj_bias), ends)
+    found: list[Array] = []
+    for weight, bias, size in zip(weights, biases, sizes):
+        found.append(weight.T.reshape(-1, heads, size))
+        if bias is not None:
+            found.append(bias.reshape(heads, size))
+    found.append(_numpy(layer.out_proj.weight).T.reshape(heads, layer.value_dim, -1))
+    return found if layer.out_proj.bias is None else [*found, _numpy(layer.out_proj.bias)]
+
+
+def _attention_from(layer: Any, arrays: list[Array]) -> dict[str, Array]:
+    step = 2 if layer.use_bias else 1
+    rows = [array.reshape(len(array), -1).T for array in arrays[0 : 3 * step : step]]
+    output = arrays[3 * step]
+    found = {"out_proj.weight": output.reshape(-1, output.shape[-1]).T}
+    if layer.in_proj_weight is None:
+        found |= dict(zip(("q_proj_weight", "k_proj_weight", "v_proj_weight"), rows))
+    else:
+        found["in_proj_weight"] = np.concatenate(rows)
+    if layer.use_bias:
+        found["in_proj_bias"] = np.concatenate([array.reshape(-1) for array in arrays[1 : 3 * step : step]])
+        found["out_proj.bias"] = arrays[-1]
+    return found
+
+
 _RECURRENT: tuple[_To, _From] = (_recurrent_to, _recurrent_from)
 _LAYOUTS: dict[type[Layer], tuple[_To, _From]] = {
     layers.Dense: _with_bias(lambda w: w.T, lambda w: w.T),
@@ -132,6 +166,10 @@ _LAYOUTS: dict[type[Layer], tuple[_To, _From]] = {
     layers.Conv2DTranspose: _with_bias(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)),
     layers.DepthwiseConv2D: (_depthwise_to, _depthwise_from),
     layers.SeparableConv2D: _inside(("depthwise", "pointwise")),
+    layers.Embedding: _by_name("weight"),
+    layers.LayerNormalization: _by_name("weight", "bias"),
+    layers.RMSNormalization: _by_name("weight"),
+    layers.MultiHeadAttention: (_attention_to, _attention_from),
     layers.BatchNormalization: _by_name("weight", "bias", "running_mean", "running_var"),
     layers.SimpleRNN: _RECURRENT,
     layers.LSTM: _RECURRENT,
