@@ -31,6 +31,8 @@ from kernels.backends import BackendError  # noqa: E402
 from kernels.conv2d.op import conv2d, conv_transpose2d  # noqa: E402
 from kernels.dispatch import use_backend  # noqa: E402
 from kernels.dropout.op import dropout  # noqa: E402
+from kernels.embedding.op import embedding  # noqa: E402
+from kernels.embedding.positions import position_encoding  # noqa: E402
 from kernels.inspection import Explanation, explain, vjp  # noqa: E402
 from kernels.installation import Info, info  # noqa: E402
 from kernels.linear.op import linear  # noqa: E402
@@ -63,6 +65,7 @@ __all__ = [
     "conv_transpose2d",
     "cross_entropy",
     "dropout",
+    "embedding",
     "explain",
     "gelu",
     "gru",
@@ -77,6 +80,7 @@ __all__ = [
     "lstm_cell",
     "lstm_layer",
     "max_pool2d",
+    "position_encoding",
     "relu",
     "rms_norm",
     "rnn",

@@ -140,8 +140,8 @@ def vjp(op: str, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., tuple[Ar
 
     Returns:
         (result, pullback). ``pullback(*gradients)`` takes one array in the shape of each differentiable result and
-        returns the gradients of the op's inputs in the order of its signature, None for one that has none (an absent
-        bias, class labels). It may be called any number of times.
+        returns the gradients of the op's inputs in the order of its signature (for embedding: weight, input), None for
+        one that has none (an absent bias, class labels). It may be called any number of times.
 
     Raises:
         TypeError: an array is not NumPy's.

@@ -305,6 +305,9 @@ TAKEN: dict[tuple[str, str], list[Any]] = {
     ("log_softmax", "dim"): [-1],
     ("cross_entropy", "ignore_index"): [-1, -(10**30)],
     ("avg_pool2d", "divisor_override"): [-1, -(10**30)],
+    ("embedding", "padding_idx"): [-1],
+    ("embedding", "max_norm"): [float("inf"), 1.5],
+    ("embedding", "norm_type"): [float("inf"), 1.5],
     **{(op, "eps"): [-1, -(10**30), 1.5] for op in ("layer_norm", "rms_norm")},
     ("lp_pool2d", "norm_type"): [float("inf"), -1, 1.5, -(10**30), float("nan")],
 }

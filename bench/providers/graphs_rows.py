@@ -1,4 +1,4 @@
-"""ONNX graphs of linear layers, softmax, normalisations, losses and activations."""
+"""ONNX graphs of linear layers, softmax, normalisations, embedding, losses and activations."""
 
 from __future__ import annotations
 
@@ -56,6 +56,13 @@ def rms_norm(graph: Graph) -> tuple[str, ...]:
     normal = graph.node("Div", x, graph.node("Sqrt", graph.node("Add", square, eps)))
     weight = graph.weight("weight")
     return (graph.node("Mul", normal, weight) if weight else normal,)
+
+
+@graph_of("embedding")
+def embedding(graph: Graph) -> tuple[str, ...]:
+    """Gather."""
+    graph.refuse(a_largest_norm=graph.workload.arguments.get("max_norm") is not None)
+    return (graph.node("Gather", graph.weight("weight"), graph.input("input"), axis=0),)
 
 
 @graph_of("cross_entropy")
