@@ -134,11 +134,10 @@ class TransformerBlock(Layer):
         memory_lengths: torch.Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> torch.Tensor:
-        if (memory is None) != (self.cross_attention is None):
-            wanted = "needs a memory (N, S, d_model)" if memory is None else "has no cross_attention for a memory"
-            raise ValueError(
-                f"{self.name}: the block {wanted}, got {'none' if memory is None else tuple(memory.shape)}"
-            )
+        if memory is None and self.cross_attention is not None:
+            raise ValueError(f"{self.name}: memory must be (N, S, {self.d_model}) for cross_attention, got None")
+        if memory is not None and self.cross_attention is None:
+            raise ValueError(f"{self.name}: memory must be None without cross_attention, got {tuple(memory.shape)}")
         if cache is not None and not self.causal:
             raise ValueError(f"{self.name}: a cache needs causal=True, got False")
         x = self._add(x, self.norm1, lambda y: self._attend(y, lengths, cache))

@@ -1,6 +1,7 @@
-"""Models by Keras' names."""
+"""Models by Keras' names, and networks that are ready."""
 
 from nnlib.models.model import Model
 from nnlib.models.sequential import Sequential
+from nnlib.models.transformer import EncoderDecoder, TransformerModel
 
-__all__ = ["Model", "Sequential"]
+__all__ = ["EncoderDecoder", "Model", "Sequential", "TransformerModel"]
