@@ -8,6 +8,7 @@ from nnlib.layers.conv_transpose import Conv2DTranspose
 from nnlib.layers.convolution import Conv2D, DepthwiseConv2D, SeparableConv2D
 from nnlib.layers.core import Activation, Dense, Dropout, Flatten, Reshape
 from nnlib.layers.embedding import Embedding, PositionalEncoding
+from nnlib.layers.local_response import LocalResponseNormalization
 from nnlib.layers.normalization import LayerNormalization, RMSNormalization
 from nnlib.layers.pooling import (
     AveragePooling2D,
@@ -39,6 +40,7 @@ __all__ = [
     "LSTM",
     "Layer",
     "LayerNormalization",
+    "LocalResponseNormalization",
     "MaxPooling2D",
     "MultiHeadAttention",
     "PositionalEncoding",

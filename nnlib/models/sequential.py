@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from nnlib.layers.base import Layer, Shape
+from nnlib.layers.embedding import Embedding
 from nnlib.models.fusion import fusion
 from nnlib.models.model import Model
-from nnlib.models.summary import summary_text
 
 
 class Sequential(Model):
@@ -144,14 +144,20 @@ class Sequential(Model):
                 other.build_once(tuple(x.shape))
         return x
 
-    def summary(self, print_fn: Callable[[str], object] = print) -> None:
-        """Prints each layer's output shape and number of parameters. print_fn: what prints (default print).
-
-        Raises RuntimeError if the model is not built.
-        """
+    def example_inputs(self) -> tuple[torch.Tensor, ...]:
         if not self.built or self.input_shape is None:
             raise RuntimeError("summary: the model must be built: give the first layer input_shape=, or call build")
-        print_fn(summary_text(self.name, self.layers, self.input_shape))
+        tokens = isinstance(self.layers[0], Embedding)
+        shape = (1, *(size or 1 for size in self.input_shape[1:]))
+        return (torch.zeros(shape, dtype=torch.int64 if tokens else self.dtype, device=self.device),)
+
+    def output_shapes(self) -> dict[str, Shape]:
+        shape = self.input_shape
+        assert shape is not None
+        found = {}
+        for layer in self.layers:
+            found[layer.name] = shape = layer.compute_output_shape(shape)
+        return found
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """torch's load_state_dict. Raises RuntimeError if the model is not built, since it has no parameters yet."""

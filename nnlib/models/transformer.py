@@ -120,6 +120,7 @@ class _Transformer(Model):
     """What both models share: the classifier over a vocabulary behind their last features."""
 
     final: Dense
+    maximum_position_encoding: int | None
 
     @property
     def ends_in_softmax(self) -> bool:
@@ -127,6 +128,10 @@ class _Transformer(Model):
 
     def _read_out(self, features: torch.Tensor, apply_softmax: bool) -> torch.Tensor:
         return self.final(features, apply_softmax=apply_softmax)
+
+    def _example_tokens(self) -> torch.Tensor:
+        """Tokens (1, T) of the longest row, or of 50."""
+        return torch.zeros(1, self.maximum_position_encoding or 50, dtype=torch.int64, device=self.device)
 
     def _check_tokens(self, argument: str, tokens: torch.Tensor) -> None:
         if not isinstance(tokens, torch.Tensor) or tokens.dim() != 2 or tokens.shape[1] == 0:
@@ -177,6 +182,7 @@ class TransformerModel(_Transformer):
         _check_sizes(maximum_position_encoding=maximum_position_encoding)
         look_up("position_encoding_type", position_encoding_type, POSITIONS)
         self.target_vocab_size = target_vocab_size
+        self.maximum_position_encoding = maximum_position_encoding
         self.encoder = _Stack(
             num_layers, d_model, num_heads, dff, input_vocab_size, position_encoding_type.lower(),
             maximum_position_encoding, rate, mask_zero,
@@ -187,6 +193,9 @@ class TransformerModel(_Transformer):
         self.final = Dense(target_vocab_size, activation="softmax", name="final")
         self.pooling.build_once((None, None, d_model))
         self.final.build_once((None, d_model))
+
+    def example_inputs(self) -> tuple[torch.Tensor, ...]:
+        return (self._example_tokens(),)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 2:
@@ -241,6 +250,7 @@ class EncoderDecoder(_Transformer):
         _check_sizes(maximum_position_encoding=maximum_position_encoding)
         look_up("position_encoding_type", position_encoding_type, POSITIONS)
         self.target_vocab_size = target_vocab_size
+        self.maximum_position_encoding = maximum_position_encoding
         block = {"activation": activation, "norm_first": norm_first, "epsilon": epsilon}
         sizes = (num_layers, d_model, num_heads, dff)
         settings = (position_encoding_type.lower(), maximum_position_encoding, rate, mask_zero)
@@ -252,6 +262,9 @@ class EncoderDecoder(_Transformer):
         )  # fmt: skip
         self.final = Dense(target_vocab_size, activation="softmax", name="final")
         self.final.build_once((None, None, d_model))
+
+    def example_inputs(self) -> tuple[torch.Tensor, ...]:
+        return self._example_tokens(), self._example_tokens()
 
     def forward(self, source: torch.Tensor, target: torch.Tensor, *, apply_softmax: bool = True) -> torch.Tensor:
         """The probabilities, or with apply_softmax=False the logits, of the token after each of target's."""

@@ -12,23 +12,64 @@ from nnlib.programs import build_cnn
 
 CNN_SUMMARY = """\
 Model: cnn
-Layer (type)                    Output shape        Parameters
-------------------------------  ------------------  ----------
-conv2d (Conv2D)                 (None, 26, 26, 32)         320
-max_pooling2d (MaxPooling2D)    (None, 13, 13, 32)           0
-conv2d_1 (Conv2D)               (None, 11, 11, 64)      18,496
-max_pooling2d_1 (MaxPooling2D)  (None, 5, 5, 64)             0
-conv2d_2 (Conv2D)               (None, 3, 3, 64)        36,928
-flatten (Flatten)               (None, 576)                  0
-dense (Dense)                   (None, 64)              36,928
-dense_1 (Dense)                 (None, 10)                 650
-Parameters: 93,322, of which 93,322 trainable"""
+Layer (type)                    Output shape        Parameters      FLOPs  Kernels
+------------------------------  ------------------  ----------  ---------  ----------------------
+conv2d (Conv2D)                 (None, 26, 26, 32)         320    389,376  numba: conv2d
+max_pooling2d (MaxPooling2D)    (None, 13, 13, 32)           0     21,632  numba: max_pool2d
+conv2d_1 (Conv2D)               (None, 11, 11, 64)      18,496  4,460,544  numba: conv2d
+max_pooling2d_1 (MaxPooling2D)  (None, 5, 5, 64)             0      6,400  numba: max_pool2d
+conv2d_2 (Conv2D)               (None, 3, 3, 64)        36,928    663,552  numba: conv2d
+flatten (Flatten)               (None, 576)                  0          0
+dense (Dense)                   (None, 64)              36,928     73,728  numba: linear
+dense_1 (Dense)                 (None, 10)                 650      1,330  torch: linear, softmax
+Parameters: 93,322, of which 93,322 trainable
+FLOPs of a forward pass of one sample (28, 28, 1): 5,616,562, a multiply-add counted as two"""
+
+
+def summary_of(model, *inputs):
+    lines = []
+    model.summary(*inputs, print_fn=lines.append)
+    (text,) = lines
+    return text
 
 
 def test_summary_of_the_article_cnn():
-    lines = []
-    build_cnn().summary(print_fn=lines.append)
-    assert lines == [CNN_SUMMARY]
+    model = build_cnn()
+    model.layers[-1].backend = "torch"
+    assert summary_of(model) == CNN_SUMMARY
+
+
+def test_summary_runs_no_kernel_and_changes_nothing(monkeypatch):
+    model = models.TransformerModel(2, 8, 2, 12, 20, 3, maximum_position_encoding=7)
+    names = [layer.name for layer in model.modules() if isinstance(layer, layers.Layer)]
+
+    def fail(*_):
+        raise AssertionError("a kernel ran")
+
+    monkeypatch.setattr(ops, "call_op", fail)
+    text = summary_of(model)
+    row = next(line for line in text.splitlines() if line.startswith("encoder.blocks.1 (TransformerBlock)"))
+    assert "(None, None, 8)" in row and row.endswith("numba: linear, attention, layer_norm")
+    assert "one sample (7,)" in text
+    assert names == [layer.name for layer in model.modules() if isinstance(layer, layers.Layer)]
+    assert model.training
+
+
+def test_summary_of_a_subclassed_model():
+    class Two(models.Model):
+        def __init__(self):
+            super().__init__(backend="torch")
+            self.first, self.second = layers.Dense(3), layers.Dense(2)
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    model = Two()
+    with pytest.raises(NotImplementedError, match=r"^summary: Two needs inputs of one sample: model.summary\(x\)$"):
+        model.summary()
+    text = summary_of(model, torch.zeros(1, 4))
+    assert "first (Dense)   (None, 3)             15     24  torch: linear" in text
+    assert "second (Dense)  (None, 2)              8     12  torch: linear" in text
 
 
 def test_layers_are_built_when_added_or_at_first_use():
