@@ -88,7 +88,8 @@ class Explanation:
         return f"<Explanation: {self.op} runs on {self.chosen}>"
 
 
-def _explain_call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, named: Any) -> Explanation:
+def explain_call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, named: Any) -> Explanation:
+    """`explain` for a call that has reached its op, without printing. Arguments: as of a `dispatch.inspecting` hook."""
     kind, specs, needs_grad = dispatch.describe_inputs(op, inputs)
     place = dispatch.place_of(op, specs, kind, device)
     problem = replace(op.problem.check(*specs, *attributes), needs_grad=needs_grad)
@@ -129,7 +130,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     found: list[Explanation] = []
 
     def look(*call: Any) -> Any:
-        found.append(_explain_call(*call))
+        found.append(explain_call(*call))
         raise _Seen
 
     with dispatch.inspecting(look):

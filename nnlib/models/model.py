@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -15,6 +16,7 @@ import torch
 
 from nnlib import ops
 from nnlib.layers.base import Layer, Shape
+from nnlib.models.summary import summary_text
 from nnlib.training.data import Array, Samples, batches, check_lengths, split_tail, to_tensor
 from nnlib.training.history import History
 from nnlib.training.losses import Loss, LossFunction, get_loss
@@ -67,6 +69,25 @@ class Model(torch.nn.Module):
         """Whether forward takes apply_softmax=False to give logits."""
         return False
 
+    def example_inputs(self) -> tuple[torch.Tensor, ...]:
+        """Inputs of one sample, of zeros, for `summary`."""
+        raise NotImplementedError(f"summary: {type(self).__name__} needs inputs of one sample: model.summary(x)")
+
+    def output_shapes(self) -> dict[str, Shape]:
+        """Output shapes of layers by their path in the model, where they are known better than by the layers."""
+        return {}
+
+    def summary(self, *inputs: torch.Tensor, print_fn: Callable[[str], object] = print) -> None:
+        """Prints for each layer its output shape, its parameters, the floating-point operations for one sample, and the
+        kernels that will run, which are not run for it.
+
+        inputs: of one sample, (1, ...) (default: zeros, where the model knows its input). print_fn: what prints.
+
+        Raises RuntimeError if the model is not built, BackendError if its backend cannot run it.
+        """
+        inputs = inputs or self.example_inputs()
+        print_fn(summary_text(self, self.name, self.output_shapes(), inputs))
+
     # Where and with what it computes.
 
     @property
@@ -92,6 +113,17 @@ class Model(torch.nn.Module):
             if isinstance(module, Layer):
                 module.backend = backend
         return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, torch.nn.Module):
+            self._adopt(value)
+
+    def _adopt(self, module: torch.nn.Module) -> None:
+        """Hands the model's backend and device to the layers of a module that name none."""
+        for layer in module.modules():
+            if isinstance(layer, Layer):
+                layer.adopt(self.backend, self.made_on)
 
     # Training.
 
