@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import kernels
+from nnlib.precision import autocast_dtype, convert
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ def call(caller: str, op: str, *arguments: Any, backend: str | None, **options: 
 
     caller: the name that a `recording` notes for this call. Raises what the kernel raises.
     """
+    dtype = autocast_dtype(op, arguments)
+    if dtype is not None:
+        arguments = convert(arguments, dtype)
+        options = {name: convert(value, dtype) for name, value in options.items()}
     if _record is not None:
         with redirect_stdout(io.StringIO()):  # explain prints its table as well as returning it
             found = kernels.explain(op, *arguments, backend=backend, **options)

@@ -8,7 +8,7 @@ import torch
 
 import nnlib
 from nnlib import layers, models
-from nnlib.training.losses import LossFunction
+from nnlib.losses import LossFunction
 
 Images = tuple[np.ndarray, np.ndarray]
 
