@@ -150,7 +150,7 @@ class SparseCategoricalCrossentropy(Loss):
             values = ops.call(self.name, "cross_entropy", rows, labels, reduction="none", backend=backend, **options)
         else:
             chosen = labels if ignored is None else labels.masked_fill(ignored, 0)
-            values = -rows.clamp(EPSILON, 1 - EPSILON).gather(-1, chosen[:, None]).squeeze(-1).log()
+            values = -_log_probabilities(rows).gather(-1, chosen[:, None]).squeeze(-1)
             if ignored is not None:
                 values = values.masked_fill(ignored, 0)
         return values.reshape(targets.shape)
@@ -223,9 +223,7 @@ class CategoricalCrossentropy(_OnSameShape):
             rows, truth = (values.reshape(-1, values.shape[-1]) for values in (output, targets))
             values = ops.call(self.name, "cross_entropy", rows, truth, reduction="none", backend=backend)
             return values.reshape(output.shape[:-1])
-        # Keras makes the probabilities sum to 1 here, and does not for sparse targets.
-        probabilities = output / output.sum(-1, keepdim=True)
-        return -(targets * probabilities.clamp(EPSILON, 1 - EPSILON).log()).sum(-1)
+        return -(targets * _log_probabilities(output)).sum(-1)
 
 
 class BinaryCrossentropy(_OnSameShape):
@@ -352,6 +350,11 @@ class FunctionLoss(Loss):
 def _fits(targets: torch.Tensor, shape: OutputShape) -> bool:
     pairs = zip(targets.shape[1:], shape[1:])
     return targets.dim() == len(shape) and all(want in (None, size) for size, want in pairs)
+
+
+def _log_probabilities(output: torch.Tensor) -> torch.Tensor:
+    """The logarithms of outputs, made to sum to 1 and kept off 0, as Keras does on torch."""
+    return (output / output.sum(-1, keepdim=True)).clamp(EPSILON, 1 - EPSILON).log()
 
 
 def _smoothing(value: float) -> float:
