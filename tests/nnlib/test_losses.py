@@ -68,6 +68,8 @@ def test_losses_are_keras_own(name, options, targets, outputs, weighted, reducti
     output = torch.tensor(outputs, requires_grad=True)
     ours = getattr(losses, name)(reduction=reduction, **options)(targets, output, weights)
     kept = torch.tensor(outputs, requires_grad=True)
+    if weights is not None:  # Keras wants an axis for each of the losses'
+        weights = weights.reshape(-1, *(1,) * (outputs.ndim - 2))
     theirs = getattr(keras.losses, name)(reduction=reduction, dtype="float64", **options)(targets, kept, weights)
     # Some of Keras' reductions divide in float32.
     torch.testing.assert_close(ours, theirs.double(), rtol=1e-6, atol=1e-9)
