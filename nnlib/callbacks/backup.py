@@ -67,7 +67,8 @@ class BackupAndRestore(Callback):
             raise ValueError(
                 f"{self.path}: this backup is of another run, remove it to start anew: {message}"
             ) from error
-        print(f"Taken up from {self.path}: epoch {self.loop.epoch + 1}, step {self.loop.step + 1}", flush=True)
+        if self.params["verbose"]:
+            print(f"Taken up from {self.path}: epoch {self.loop.epoch + 1}, step {self.loop.step + 1}", flush=True)
 
     def _at_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         if (batch + 1) % int(self.save_freq) == 0:

@@ -242,6 +242,10 @@ class Stream:
             done += 1
             yield batch.to(self._device)
 
+    def rewind(self) -> None:
+        """Has the next epoch begin at the source's beginning."""
+        self._pass, self._position = None, 0
+
     def state(self) -> dict[str, Any]:
         """What set_state takes."""
         return {"position": self._position, "opened_at": self._opened_at if self._position else None}

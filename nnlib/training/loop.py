@@ -158,8 +158,9 @@ class FitLoop:
 def evaluate(
     steps: Steps, stream: Stream, callbacks: CallbackList, progress: EpochProgress | None = None
 ) -> dict[str, float]:
-    """The loss and the metrics over an epoch of the stream, in evaluation mode."""
+    """The loss and the metrics over an epoch of the stream, from its beginning, in evaluation mode."""
     trackers = Trackers(steps.setup)
+    stream.rewind()
     with steps.evaluating():
         callbacks.call("on_test_begin")
         for number, batch in enumerate(stream.epoch()):

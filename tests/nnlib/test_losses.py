@@ -68,8 +68,8 @@ def test_losses_are_keras_own(name, options, targets, outputs, weighted, reducti
     output = torch.tensor(outputs, requires_grad=True)
     ours = getattr(losses, name)(reduction=reduction, **options)(targets, output, weights)
     kept = torch.tensor(outputs, requires_grad=True)
-    if weights is not None:  # Keras wants an axis for each of the losses'
-        weights = weights.reshape(-1, *(1,) * (outputs.ndim - 2))
+    if weights is not None:  # Keras wants one for each of the losses
+        weights = np.broadcast_to(weights.reshape(-1, *(1,) * (outputs.ndim - 2)), outputs.shape[:-1]).copy()
     theirs = getattr(keras.losses, name)(reduction=reduction, dtype="float64", **options)(targets, kept, weights)
     # Some of Keras' reductions divide in float32.
     torch.testing.assert_close(ours, theirs.double(), rtol=1e-6, atol=1e-9)
@@ -186,7 +186,7 @@ def test_a_torch_module_is_called_as_torch_does():
     assert history[0] == pytest.approx(history[1], rel=1e-6)
 
 
-# ----- metrics -----------------------------------------------------------------------------------------------------
+# ----- metrics -------------------------------------------------------------------------------------------------------
 
 METRICS = [
     ("BinaryAccuracy", {}, YES, PROBABILITIES),

@@ -162,7 +162,7 @@ def test_arguments(make, kind, message):
         make()
 
 
-# ----- clipping and accumulation ------------------------------------------------------------------------------------
+# ----- clipping and accumulation -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", [{"clipnorm": 0.5}, {"clipvalue": 0.3}, {"global_clipnorm": 0.5}, {"clipnorm": 1e6}])
@@ -229,7 +229,7 @@ def test_clipping_reaches_the_weights():
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
 
 
-# ----- torch's optimizers ---------------------------------------------------------------------------------------------
+# ----- torch's optimizers --------------------------------------------------------------------------------------------
 
 TORCH = ["ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
 
@@ -266,7 +266,7 @@ def test_a_model_without_parameters_is_refused():
         model.fit(noise(8)[0], noise(8)[0], verbose=0)
 
 
-# ----- sums with the same bits at any number of threads ---------------------------------------------------------------
+# ----- sums with the same bits at any number of threads --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 1000, 1025, 100_000, 3_000_001])
