@@ -18,7 +18,8 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("nnlib needs PyTorch: pip install nnlib-kernels[torch]") from error
 
-from nnlib import datasets, layers, models
+from nnlib import callbacks, datasets, layers, losses, metrics, models, optimizers
 from nnlib.random import set_seed
+from nnlib.saving import load_model as load
 
-__all__ = ["datasets", "layers", "models", "set_seed"]
+__all__ = ["callbacks", "datasets", "layers", "load", "losses", "metrics", "models", "optimizers", "set_seed"]
