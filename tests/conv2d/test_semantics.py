@@ -112,6 +112,18 @@ def test_winograd_keeps_what_is_not_finite_where_it_belongs():
         np.testing.assert_allclose(y[0][finite], exact[0][finite], rtol=1e-5)
 
 
+@pytest.mark.parametrize("row", [0, 6])
+def test_depthwise_weight_gradient_keeps_nan_to_its_taps(row):
+    """The rows at the ends meet one row of taps each; the others must not multiply them by zeros."""
+    x, weight = rng().standard_normal((1, 3, 7, 20)), rng(1).standard_normal((3, 1, 3, 3))
+    x[0, 1, row, 4] = np.nan
+    y, pullback = kernels.vjp("conv2d", x, weight, groups=3)
+    found = pullback(np.ones_like(y))[1]
+    expected = np.zeros((3, 1, 3, 3), bool)
+    expected[1, 0, 0 if row == 0 else 2] = True
+    assert (np.isnan(found) == expected).all()
+
+
 def test_zero_weight_does_not_hide_nan():
     x = np.full((1, 2, 3, 3), np.nan, np.float32)
     for groups, weight in ((1, np.zeros((3, 2, 1, 1))), (2, np.zeros((2, 1, 1, 1)))):
