@@ -142,7 +142,7 @@ def _finished(values, code):
 
 
 @jit
-def _write_rows(totals, pitch, rows, columns, shift, code, plane, down, along, free):
+def write_rows(totals, pitch, rows, columns, shift, code, plane, down, along, free):
     """plane[i * down + j * along] = act(totals[i * pitch + j] + shift); free: a vector of scratch."""
     lanes = lanes_of(totals)
     whole = columns // lanes * lanes
@@ -243,9 +243,9 @@ def _row_parts(first, last, parts, p, grids, x, slots, weight, bias, sums, table
                             free = advance(found, room - lanes)
                             if before.size:
                                 target = pointer(before, place)
-                                _write_rows(found, p.pitch, rows, sizes[1], shift, 0, target, sizes[3], sizes[4], free)
+                                write_rows(found, p.pitch, rows, sizes[1], shift, 0, target, sizes[3], sizes[4], free)
                             target = pointer(y, place)
-                            _write_rows(
+                            write_rows(
                                 found, p.pitch, rows, sizes[1], shift, p.activation, target, sizes[3], sizes[4], free
                             )
                         o += step

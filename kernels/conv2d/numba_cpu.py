@@ -150,7 +150,7 @@ def image_pass(
         if kernel == "few channels":
             few_channels.run_rows(plan, *sizes, weight, weight_steps, x, shift, y, before, activation)
         else:
-            run_pass(plan, *sizes, taps, weight, weight_steps, x, shift, y, before, activation, last)
+            run_pass(plan, *sizes, p.kernel, weight, weight_steps, x, shift, y, before, activation, last)
     return y, before
 
 

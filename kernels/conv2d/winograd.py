@@ -28,8 +28,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.activation.vectors import ACTIVATION_CODES
-from kernels.conv2d.gather import CHUNK, apply_activation, pack_parts, write_sums
+from kernels.conv2d.gather import CHUNK, apply_activation, write_sums
 from kernels.conv2d.geometry import Gather, Table
+from kernels.conv2d.image_pass import GRAIN, MOVE_GRAIN, direct_products, pack_weight
 from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for
 from kernels.simd import (
     TILE_ROWS,
@@ -55,10 +56,6 @@ Array = np.ndarray[Any, Any]
 
 #: Channels, in and out, from which the transforms pay.
 LEAST_CHANNELS = 32
-#: Output pixels, over all images, from which the transform of the filters pays.
-LEAST_PIXELS = 16 * TILE_ROWS
-#: Multiply-adds that are worth a thread of their own.
-GRAIN = 1_000_000
 #: Bytes of the transformed source of a block: half of L2.
 _BLOCK_BYTES = 1 << 19
 _SMALL_ROWS = 4
@@ -103,15 +100,25 @@ def filter_order(plan: Gather) -> Table | None:
 
 
 def serves(plan: Gather, images: int, groups: int, outputs: int, dtype: np.dtype[Any], channels_last: bool) -> bool:
-    """Whether a pass is done this way."""
-    if channels_last or groups != 1 or dtype != np.float32 or filter_order(plan) is None:
+    """Whether a pass is done this way: where it can be, and is less work than direct sums."""
+    if channels_last or groups != 1 or dtype != np.float32 or min(plan.channels, outputs) < LEAST_CHANNELS:
         return False
-    if min(plan.channels, outputs) < LEAST_CHANNELS:
-        return False
-    # What is computed beside the output's edges must not eat up what is saved.
+    return filter_order(plan) is not None and _pays(plan, images, outputs)
+
+
+@lru_cache(4096)
+def _pays(plan: Gather, images: int, outputs: int) -> bool:
+    """Whether the cycles are fewer than those of direct sums, by costs measured with 16 lanes."""
+    inputs = plan.channels
     rows, columns = plan.grids[0].size
-    whole = (rows + rows % 2) * (columns + columns % 2)
-    return 4 * rows * columns >= 3 * whole and images * rows * columns >= LEAST_PIXELS
+    tile_rows, tile_columns = -(-rows // 2), -(-columns // 2)
+    lanes = VECTOR_BYTES // 4
+    # Two multiply-adds of vectors a cycle, at nine tenths of the peak; 60 cycles for 16 tiles of a channel, 90 for a
+    # tile of 16 channels, 10 for a filter of both.
+    product = 1.1 * inputs * outputs / (2 * lanes)
+    tiles = images * tile_rows * tile_columns
+    transforms = 60 * images * tile_rows * -(-tile_columns // lanes) * inputs + 90 * tiles * -(-outputs // lanes)
+    return 16 * tiles * product + transforms + 10 * inputs * outputs < direct_products(plan, images) * product
 
 
 @lru_cache(1024)
@@ -144,11 +151,11 @@ def _plan(plan: Gather, images: int, outputs: int, threads: int) -> tuple[int, i
 
 
 @jit
-def _filter_parts(first, last, inputs, step, panels, filters):
+def _filter_parts(first, last, inputs, step, order, panels, filters):
     """Channels [first, last) of all blocks' filters: G g G'.
 
-    panels: elements [blocks, inputs, 9, tile width]. filters: elements [blocks, 16, step], a step holding [inputs,
-    tile width].
+    order: int64 [9], a filter's taps by row and column. panels: elements [blocks, inputs, 9, tile width]. filters:
+    elements [blocks, 16, step], a step holding [inputs, tile width].
     """
     lanes = lanes_of(panels)
     width = 2 * lanes
@@ -160,9 +167,9 @@ def _filter_parts(first, last, inputs, step, panels, filters):
             out = pointer(filters, block * 16 * step + c * width + j)
             for column in range(3):
                 # Rows of G: (1, 0, 0), (1, 1, 1) / 2, (1, -1, 1) / 2, (0, 0, 1); three columns in place of four.
-                top = load(g, column * width)
-                middle = load(g, (3 + column) * width)
-                low = load(g, (6 + column) * width)
+                top = load(g, order[column] * width)
+                middle = load(g, order[3 + column] * width)
+                low = load(g, order[6 + column] * width)
                 outer = (top + low) * 0.5
                 half = middle * 0.5
                 store(out, column * step, top)
@@ -398,12 +405,11 @@ def run_winograd(
     step = (inputs * pitch // lanes | 1) * lanes
     filter_step = inputs * width + lanes
     room = tiles + TILE_ROWS | 1
-    panels = scratch(blocks * inputs * 9 * width, x.dtype)
-    turned = scratch(blocks * 9 * width, x.dtype)
-    pack_threads = threads_for(panels.size, 100_000)
-    pack_parts(blocks, pack_threads, weight.reshape(-1), *weight_steps, outputs, inputs, 9, order, panels, turned)
+    panels = pack_weight(weight, weight_steps, 1, outputs, inputs, 9)
     filters = scratch(blocks * 16 * filter_step, x.dtype)
-    _transform_filters(blocks * inputs, pack_threads, inputs, filter_step, panels, filters)
+    _transform_filters(
+        blocks * inputs, threads_for(panels.size, MOVE_GRAIN), inputs, filter_step, order, panels, filters
+    )
     first_row, first_column = min(grid.shifts)
     p = Tiles(
         images,

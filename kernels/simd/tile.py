@@ -5,6 +5,8 @@ is read through two tables of offsets, which makes it at once a plain matrix (ro
 transposed matrix, or the shifted pixels of a convolution.
 """
 
+from collections.abc import Callable
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -117,6 +119,83 @@ def multiply_gathered(
     int64 = types.int64
     tables = (_OFFSETS, _OFFSETS)
     return types.void(rows, vectors, a, *tables, a, _OFFSETS, int64, a, _OFFSETS, int64, int64), code
+
+
+@intrinsic(prefer_literal=True)
+def dot_tile(typing_context, rows, columns, a, a_offsets, b, b_offsets, taps, out, out_stride):
+    """rows x columns dot products, along memory on both sides.
+
+        out[r * out_stride + c] = sum over k of a[a_offsets[r] + k] * b[b_offsets[c] + k]
+
+    rows, columns: literal integers, together one register a product. a_offsets [rows], b_offsets [columns]: pointers to
+    int64. Each lane sums its products in order with fma, the lanes are added by halves; memory past `taps` is not read.
+    """
+    if not (
+        isinstance(rows, types.IntegerLiteral)
+        and isinstance(columns, types.IntegerLiteral)
+        and isinstance(a, types.CPointer)
+        and a.dtype in ELEMENTS
+        and a == b == out
+        and a_offsets == b_offsets == _OFFSETS
+        and all(isinstance(number, types.Integer) for number in (taps, out_stride))
+    ):
+        return None
+    row_count, column_count = rows.literal_value, columns.literal_value
+
+    def code(context, builder, signature, arguments):
+        _emit_dots(builder, a.dtype, row_count, column_count, *arguments[2:])
+        return context.get_dummy_value()
+
+    int64 = types.int64
+    return types.void(rows, columns, a, _OFFSETS, a, _OFFSETS, int64, a, int64), code
+
+
+def _emit_dots(
+    builder: ir.IRBuilder,
+    dtype: types.Float,
+    rows: int,
+    columns: int,
+    a: ir.Value,
+    a_offsets: ir.Value,
+    b: ir.Value,
+    b_offsets: ir.Value,
+    taps: ir.Value,
+    out: ir.Value,
+    out_stride: ir.Value,
+) -> None:
+    vector = vector_of(dtype)
+    lanes = ir.Constant(emit.int64, vector.lanes)
+    zero = Lanes(builder, vector, ir.Constant(vector.llvm_type(), None))
+
+    def starts(base: ir.Value, table: ir.Value, count: int) -> list[ir.Value]:
+        return [emit.element(builder, base, builder.load(emit.element(builder, table, i))) for i in range(count)]
+
+    a_rows, b_rows = starts(a, a_offsets, rows), starts(b, b_offsets, columns)
+    sums = [[cgutils.alloca_once(builder, vector.llvm_type()) for _ in range(columns)] for _ in range(rows)]
+    for row in sums:
+        for slot in row:
+            builder.store(zero.value, slot)
+
+    def step(load: Callable[[ir.Value], Lanes]) -> None:
+        right = [load(start) for start in b_rows]
+        for start, row in zip(a_rows, sums, strict=True):
+            left = load(start)
+            for slot, values in zip(row, right, strict=True):
+                builder.store(left.fma(values, Lanes(builder, vector, builder.load(slot))).value, slot)
+
+    whole = builder.sdiv(taps, lanes)
+    with cgutils.for_range(builder, whole, intp=emit.int64) as loop:
+        at = builder.mul(loop.index, lanes)
+        step(lambda start: emit.load_lanes(builder, vector, emit.element(builder, start, at)))
+    done = builder.mul(whole, lanes)
+    with builder.if_then(builder.icmp_signed("<", done, taps)):
+        mask = emit.lanes_below(builder, vector.integers, builder.sub(taps, done))
+        step(lambda start: emit.load_lanes_masked(mask, emit.element(builder, start, done), zero))
+    for r, row in enumerate(sums):
+        out_row = emit.element(builder, out, builder.mul(out_stride, ir.Constant(emit.int64, r)))
+        for c, slot in enumerate(row):
+            total = Lanes(builder, vector, builder.load(slot)).reduce(lambda x, y: x + y)
+            builder.store(total, emit.element(builder, out_row, c))
 
 
 def _emit_tile(

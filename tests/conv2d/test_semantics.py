@@ -91,8 +91,8 @@ def test_nan_and_infinity_spread_as_far_as_the_filter():
 
 def test_winograd_keeps_what_is_not_finite_where_it_belongs():
     """The transforms would spread a NaN over its tile, and make NaN of infinity minus infinity."""
-    x = rng().standard_normal((1, 32, 15, 14)).astype(np.float32)
-    weight = rng(1).random((32, 32, 3, 3)).astype(np.float32) + 0.5
+    x = rng().standard_normal((1, 64, 15, 14)).astype(np.float32)
+    weight = rng(1).random((64, 64, 3, 3)).astype(np.float32) + 0.5
     assert numba_cpu.kernel_name(problem(x.shape, weight.shape, padding=1), False) == "winograd"
     clean = kernels.conv2d(x, weight, padding=1)
     for value in (np.nan, np.inf, -np.inf, np.float32(3e38)):
@@ -110,6 +110,18 @@ def test_winograd_keeps_what_is_not_finite_where_it_belongs():
         exact = kernels.conv2d(x.astype("f8"), weight.astype("f8"), padding=1)
         finite = np.isfinite(y[0]) & expected
         np.testing.assert_allclose(y[0][finite], exact[0][finite], rtol=1e-5)
+
+
+@pytest.mark.parametrize("row", [0, 6])
+def test_depthwise_weight_gradient_keeps_nan_to_its_taps(row):
+    """The rows at the ends meet one row of taps each; the others must not multiply them by zeros."""
+    x, weight = rng().standard_normal((1, 3, 7, 20)), rng(1).standard_normal((3, 1, 3, 3))
+    x[0, 1, row, 4] = np.nan
+    y, pullback = kernels.vjp("conv2d", x, weight, groups=3)
+    found = pullback(np.ones_like(y))[1]
+    expected = np.zeros((3, 1, 3, 3), bool)
+    expected[1, 0, 0 if row == 0 else 2] = True
+    assert (np.isnan(found) == expected).all()
 
 
 def test_zero_weight_does_not_hide_nan():
@@ -190,14 +202,14 @@ def test_channels_last_has_the_same_values():
         ((1, 40, 9, 9), (3, 40, 3, 3), {}, "few channels"),  # few outputs
         ((1, 12, 9, 9), (6, 6, 3, 3), {"groups": 2}, "few channels"),
         ((1, 8, 5, 5), (8, 4, 3, 3), {"groups": 2}, "gather"),
-        ((1, 32, 14, 14), (32, 32, 3, 3), {"padding": 1}, "winograd"),
-        ((4, 300, 8, 8), (64, 300, 3, 3), {"padding": ((0, 1), (1, 2))}, "winograd"),
-        ((1, 31, 14, 14), (32, 31, 3, 3), {"padding": 1}, "gather"),
-        ((1, 32, 14, 14), (32, 32, 3, 3), {"padding": 1, "dilation": 2}, "gather"),
-        ((1, 32, 24, 24), (32, 32, 3, 3), {"padding": 1, "stride": 2}, "gather"),
-        ((1, 64, 14, 14), (64, 32, 3, 3), {"padding": 1, "groups": 2}, "gather"),
+        ((1, 64, 14, 14), (64, 64, 3, 3), {"padding": 1}, "winograd"),
+        ((4, 300, 16, 16), (64, 300, 3, 3), {"padding": ((0, 1), (1, 2))}, "winograd"),
+        ((1, 64, 24, 24), (31, 64, 3, 3), {"padding": 1}, "gather"),
+        ((1, 64, 14, 14), (64, 64, 3, 3), {"padding": 1, "dilation": 2}, "gather"),
+        ((1, 64, 24, 24), (64, 64, 3, 3), {"padding": 1, "stride": 2}, "gather"),
+        ((1, 128, 14, 14), (128, 64, 3, 3), {"padding": 1, "groups": 2}, "gather"),
         ((1, 512, 7, 7), (512, 512, 3, 3), {"padding": 1}, "gather"),  # too few pixels for so many filters
-        ((60, 32, 3, 3), (32, 32, 3, 3), {"padding": 1}, "gather"),  # too much beside the edge
+        ((60, 64, 3, 3), (64, 64, 3, 3), {"padding": 1}, "gather"),  # too much beside the edge
         ((1, 4, 5, 5), (4, 1, 3, 3), {"groups": 4}, "depthwise planes"),
         ((1, 4, 5, 5), (8, 1, 3, 3), {"groups": 4}, "depthwise planes"),
     ],
@@ -212,7 +224,7 @@ def test_choice_of_kernel(x, weight, arguments, name):
         ((1, 3, 19, 19), (16, 3, 7, 7), {"stride": 2}, "few channels"),  # the gradient of an RGB image
         ((1, 1, 9, 9), (32, 1, 3, 3), {}, "few channels"),
         ((1, 4, 9, 9), (32, 4, 3, 3), {}, "gather"),
-        ((1, 32, 14, 14), (48, 32, 3, 3), {}, "winograd"),
+        ((1, 64, 16, 16), (70, 64, 3, 3), {}, "winograd"),
         ((1, 4, 9, 9), (4, 1, 3, 3), {"groups": 4}, "depthwise planes"),
     ],
 )
@@ -239,7 +251,7 @@ BLOCK = gather.BLOCK
         ((1, 40, 3, 2), (5, 40, 1, 1), {}),  # more than the small tile, fewer than the large one
         ((3, 130, 5, 7), (4, 130, 1, 1), {}),  # channels collected across images, more than one chunk of taps
         ((1, 200, BLOCK // 4 + 1, 4), (70, 200, 1, 1), {}),  # and over more than one block of pixels
-        ((2, 5, 40, 41), (33, 5, 3, 3), {"padding": 1}),  # several blocks an image, padded images reused
+        ((2, 5, BLOCK // 30, 41), (33, 5, 3, 3), {"padding": 1}),  # several blocks an image, padded images reused
         ((70, 4, 4, 4), (33, 4, 3, 3), {"padding": 1}),  # many images a block
         ((3, 4, 9, 9), (40, 4, 3, 3), {"stride": 3}),  # phases of the transposed pass without margins
         ((2, 4, 9, 9), (40, 4, 2, 2), {"stride": 3}),  # phases without a tap
@@ -252,10 +264,10 @@ BLOCK = gather.BLOCK
         ((2, 6, 11, 40), (6, 1, 5, 5), {"groups": 6, "stride": (2, 3), "padding": 2}),
         ((2, 6, 9, 9), (18, 1, 3, 3), {"groups": 6, "dilation": 2, "padding": (2, 1)}),
         # (what it reaches in the Winograd kernel)
-        ((1, 32, 14, 14), (32, 32, 3, 3), {"padding": 1}),  # one block
-        ((3, 130, 11, 15), (70, 130, 3, 3), {"padding": 1}),  # odd sizes, two chunks of channels, blocks over images
-        ((1, 40, 9, 77), (35, 40, 3, 3), {"padding": ((2, 0), (0, 4))}),  # rows of several vectors
-        ((30, 33, 6, 5), (37, 33, 3, 3), {"padding": 1}),  # many images a block
+        ((1, 64, 14, 14), (64, 64, 3, 3), {"padding": 1}),  # one block
+        ((3, 130, 15, 19), (70, 130, 3, 3), {"padding": 1}),  # odd sizes, two chunks of channels, blocks over images
+        ((1, 40, 9, 77), (47, 40, 3, 3), {"padding": ((2, 0), (0, 4))}),  # rows of several vectors
+        ((7, 120, 10, 9), (130, 120, 3, 3), {"padding": 1}),  # images share a block
         # (what it reaches in the kernel for few channels)
         ((2, 3, 70, 41), (14, 3, 3, 3), {"padding": 1}),  # blocks of rows; a large tile and one of two rows
         ((2, 1, 33, 45), (TILE_ROWS + 1, 1, 3, 2), {"padding": (0, 2)}),  # a large tile and one of a row
@@ -292,8 +304,8 @@ def test_any_split_gives_the_same_bits(monkeypatch, parts):
         ((2, 9, 8, 7), (9, 1, 3, 3), {"groups": 9, "padding": 1}),
         ((20, 2, 8, 7), (3, 2, 3, 3), {}),
         ((2, 3, 70, 41), (14, 3, 3, 3), {"padding": 1}),  # few channels, several blocks an image
-        ((2, 34, 20, 21), (70, 34, 3, 3), {"padding": 1}),  # Winograd, the parts divide rows
-        ((1, 32, 14, 14), (160, 32, 3, 3), {"padding": 1}),  # or channels
+        ((2, 66, 20, 21), (70, 66, 3, 3), {"padding": 1}),  # Winograd, the parts divide rows
+        ((1, 64, 14, 14), (160, 64, 3, 3), {"padding": 1}),  # or channels
     )
 
     def run(count):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from kernels.simd import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES, multiply_gathered, multiply_tile, pointer
+from kernels.simd import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES, dot_tile, multiply_gathered, multiply_tile, pointer
 from kernels.simd.target import describe
 
 
@@ -38,6 +38,11 @@ def run_gathered_2x3(a, start, rows, taps, b, b_places, count, out, out_places, 
         2, 3, pointer(a, start), pointer(rows), pointer(taps), pointer(b, start), pointer(b_places), count,
         pointer(out), pointer(out_places), vector_stride, accumulate,
     )  # fmt: skip
+
+
+@njit(nogil=True, error_model="numpy")
+def run_dots_2x3(a, rows, b, columns, taps, out, stride):
+    dot_tile(2, 3, pointer(a), pointer(rows), pointer(b), pointer(columns), taps, pointer(out), stride)
 
 
 SIZES = {(TILE_ROWS, TILE_VECTORS): run_largest, (1, 1): run_1x1, (3, 4): run_3x4}
@@ -99,6 +104,22 @@ def test_gathered_tile(dtype, accumulate):
                 place = slice(start := out_places[r] + j * (lanes + 1), start + lanes)
                 expected[place] = product[r, j] + (old[place] if accumulate else 0)
         run_gathered_2x3(a, 500, rows, tap_places, b, b_places, taps, out, out_places, lanes + 1, accumulate)
+        np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dot_tile(dtype):
+    """Every number of taps up to three vectors; integers, so that results have to agree to the bit."""
+    lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
+    rng = np.random.default_rng(2)
+    rows, columns = np.array([7, 7]), np.array([0, 90, 31])
+    for taps in range(3 * lanes + 1):
+        a, b = (rng.integers(-9, 9, 200).astype(dtype) for _ in range(2))
+        out = np.full(20, np.nan, dtype)
+        run_dots_2x3(a, rows, b, columns, taps, out, 11)
+        expected = np.full(20, np.nan, dtype)
+        for r, c in np.ndindex(2, 3):
+            expected[r * 11 + c] = a[rows[r] :][:taps] @ b[columns[c] :][:taps]
         np.testing.assert_array_equal(out, expected)
 
 
