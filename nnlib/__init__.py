@@ -19,6 +19,7 @@ except ModuleNotFoundError as error:
     raise ImportError("nnlib needs PyTorch: pip install nnlib-kernels[torch]") from error
 
 from nnlib import datasets, layers, models
+from nnlib.convert import from_keras, from_torch, to_keras, to_torch
 from nnlib.random import set_seed
 
-__all__ = ["datasets", "layers", "models", "set_seed"]
+__all__ = ["datasets", "from_keras", "from_torch", "layers", "models", "set_seed", "to_keras", "to_torch"]
