@@ -19,6 +19,7 @@ from nnlib.layers.pooling import (
 )
 from nnlib.layers.recurrent import GRU, LSTM, SimpleRNN
 from nnlib.layers.transformer import KeyValueCache, TransformerBlock
+from nnlib.layers.zero_padding import ZeroPadding2D
 
 __all__ = [
     "Activation",
@@ -49,4 +50,5 @@ __all__ = [
     "SeparableConv2D",
     "SimpleRNN",
     "TransformerBlock",
+    "ZeroPadding2D",
 ]

@@ -171,7 +171,10 @@ class Layer(Recorded, torch.nn.Module):
         return ops.call(self.name, op, *arguments, backend=self.backend, **options)
 
     def check_input_shape(self, shape: Shape) -> None:
-        """Raises ValueError naming the layer, the shape that it expects and this one, if they do not fit."""
+        """Raises ValueError naming the layer, the shape that it expects and this one, if they do not fit.
+
+        A size that is not known (None) fits any.
+        """
         pattern = self.expected_input()
         sizes: Sequence[int | None] = shape
         fixed: Sequence[int | str] = pattern
@@ -179,7 +182,7 @@ class Layer(Recorded, torch.nn.Module):
             fixed = pattern[1:]
             sizes = shape[len(shape) - len(fixed) :] if len(shape) >= len(fixed) else shape
         fits = len(sizes) == len(fixed) and all(
-            isinstance(want, str) or size == want for size, want in zip(sizes, fixed, strict=True)
+            isinstance(want, str) or size in (want, None) for size, want in zip(sizes, fixed, strict=True)
         )
         if not fits:
             wanted = f"({', '.join(str(size) for size in pattern)}{',' if len(pattern) == 1 else ''})"

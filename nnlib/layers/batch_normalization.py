@@ -73,7 +73,7 @@ class BatchNormalization(Layer):
     def check_input_shape(self, shape: Shape) -> None:
         super().check_input_shape(shape)
         axis = self._channel_axis(shape)
-        if self.channels is not None and shape[axis] != self.channels:
+        if self.channels is not None and shape[axis] not in (self.channels, None):
             raise ValueError(f"{self.name}: input must have {self.channels} channels in axis {axis}, got {shape}")
 
     def build(self, input_shape: Shape) -> None:

@@ -50,8 +50,8 @@ class _Normalization(Layer):
 
     def check_input_shape(self, shape: Shape) -> None:
         super().check_input_shape(shape)
-        sizes = tuple(shape[axis] for axis in self._axes(shape))
-        if self.normalized_shape is not None and sizes != self.normalized_shape:
+        wanted, sizes = self.normalized_shape, [shape[axis] for axis in self._axes(shape)]
+        if wanted is not None and any(size not in (want, None) for size, want in zip(sizes, wanted)):
             raise ValueError(
                 f"{self.name}: input must have sizes {self.normalized_shape} in axis {self.axis}, got {tuple(shape)}"
             )
