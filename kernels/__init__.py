@@ -31,9 +31,12 @@ from kernels.backends import BackendError  # noqa: E402
 from kernels.conv2d.op import conv2d, conv_transpose2d  # noqa: E402
 from kernels.dispatch import use_backend  # noqa: E402
 from kernels.dropout.op import dropout  # noqa: E402
+from kernels.embedding.op import embedding  # noqa: E402
+from kernels.embedding.positions import position_encoding  # noqa: E402
 from kernels.inspection import Explanation, explain, vjp  # noqa: E402
 from kernels.installation import Info, info  # noqa: E402
 from kernels.linear.op import linear  # noqa: E402
+from kernels.normalization.op import layer_norm, rms_norm  # noqa: E402
 from kernels.pool2d.adaptive import adaptive_avg_pool2d, adaptive_max_pool2d  # noqa: E402
 from kernels.pool2d.op import avg_pool2d, lp_pool2d, max_pool2d  # noqa: E402
 from kernels.recurrence.op import gru_layer, lstm_layer, rnn_layer  # noqa: E402
@@ -62,12 +65,14 @@ __all__ = [
     "conv_transpose2d",
     "cross_entropy",
     "dropout",
+    "embedding",
     "explain",
     "gelu",
     "gru",
     "gru_cell",
     "gru_layer",
     "info",
+    "layer_norm",
     "linear",
     "log_softmax",
     "lp_pool2d",
@@ -75,7 +80,9 @@ __all__ = [
     "lstm_cell",
     "lstm_layer",
     "max_pool2d",
+    "position_encoding",
     "relu",
+    "rms_norm",
     "rnn",
     "rnn_cell",
     "rnn_layer",

@@ -32,6 +32,7 @@ class Case:
         channels_last: 4-d inputs lie in memory as (N, H, W, C).
         scale: factor on an input's numbers, by argument name.
         make: ``make(rng, dtype)`` returns further arguments (class labels, say).
+        derivative: False where the gradient is by definition not the derivative of the result (a padding row's is 0).
     """
 
     op: str
@@ -42,6 +43,7 @@ class Case:
     channels_last: bool = False
     scale: Mapping[str, float] = field(default_factory=dict)
     make: Callable[[np.random.Generator, str], dict[str, Any]] | None = None
+    derivative: bool = True
 
     @property
     def id(self) -> str:

@@ -75,7 +75,8 @@ class Explanation:
         return f"<Explanation: {self.op} runs on {self.chosen}>"
 
 
-def _explain_call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, named: Any) -> Explanation:
+def explain_call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, named: Any) -> Explanation:
+    """`explain` for a call that has reached its op, without printing. Arguments: as of a `dispatch.inspecting` hook."""
     kind, specs, needs_grad = dispatch.describe_inputs(op, inputs)
     place = dispatch.place_of(op, specs, kind, device)
     problem = replace(op.problem.check(*specs, *attributes), needs_grad=needs_grad)
@@ -115,7 +116,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     found: list[Explanation] = []
 
     def look(*call: Any) -> Any:
-        found.append(_explain_call(*call))
+        found.append(explain_call(*call))
         raise _Seen
 
     with dispatch.inspecting(look):
@@ -139,8 +140,8 @@ def vjp(op: str, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., tuple[Ar
 
     Returns:
         (result, pullback). ``pullback(*gradients)`` takes one array in the shape of each differentiable result and
-        returns the gradients of the op's inputs in the order of its signature, None for one that has none (an absent
-        bias, class labels). It may be called any number of times.
+        returns the gradients of the op's inputs in the order of its signature (for embedding: weight, input), None for
+        one that has none (an absent bias, class labels). It may be called any number of times.
 
     Raises:
         TypeError: an array is not NumPy's.

@@ -34,7 +34,8 @@ class ActivationChoice:
     tensor to a tensor of the same shape. Raises ValueError for an unknown name, TypeError for another kind.
 
     fused: the name that a kernel takes as its `activation=`, or None.
-    is_softmax: True for the softmax, which a loss on logits can leave out.
+    is_softmax: True for the softmax, which a loss on logits can leave out. is_identity: True for none.
+    is_function: True for one that was given as such.
     """
 
     def __init__(self, choice: str | ActivationFunction | None) -> None:
@@ -52,6 +53,8 @@ class ActivationChoice:
             raise TypeError(f"activation: None, a name or a function is expected, got {choice!r}")
         self.fused = self._op if self._op in FUSED else None
         self.is_softmax = self._op == "softmax"
+        self.is_function = self._function is not None
+        self.is_identity = self._op is None and not self.is_function
 
     def apply(self, caller: str, x: torch.Tensor, *, axis: int, backend: str | None) -> torch.Tensor:
         """The activation of x, a tensor of any shape; softmax and log_softmax run along `axis`."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kernels.op import OPS
-from tests.support import matrix, samples
+from tests.support import samples
 
 #: torch.nn.functional.lp_pool2d comes without samples; dropout's random numbers are not torch's.
 WITHOUT_SAMPLES = {"lp_pool2d", "dropout"}
@@ -58,7 +58,7 @@ def test_bad_samples(name: str, info: Any):
         args, kwargs = (sample.input, *sample.args), dict(sample.kwargs)
         count += 1
         try:
-            samples.run(matrix.public(name), args, kwargs)
+            samples.run(samples.function_of(name), args, kwargs)
         except samples.REFUSALS as refused:
             lines = str(refused).strip().splitlines()
             assert lines, f"an error without words for {samples.describe(args, kwargs)}"

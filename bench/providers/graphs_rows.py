@@ -1,8 +1,10 @@
-"""ONNX graphs of linear layers, softmax, losses and activations."""
+"""ONNX graphs of linear layers, softmax, normalisations, embedding, losses and activations."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import numpy as np
 
 from bench.providers.graphs import Graph, graph_of
 
@@ -30,6 +32,37 @@ def softmax(graph: Graph) -> tuple[str, ...]:
     kind = "Softmax" if graph.workload.case.op == "softmax" else "LogSoftmax"
     problem: Any = graph.workload.problem
     return (graph.node(kind, graph.input("x"), axis=given.get("dim", getattr(problem, "dim", -1))),)
+
+
+@graph_of("layer_norm")
+def layer_norm(graph: Graph) -> tuple[str, ...]:
+    """LayerNormalization, whose weight must be there."""
+    given = graph.workload.arguments
+    problem: Any = graph.workload.problem
+    weight = graph.weight("weight") or graph.constant(np.ones(problem.normalized_shape, graph.workload.dtype))
+    x, bias = graph.input("x"), graph.weight("bias")
+    first = given["x"].ndim - len(problem.normalized_shape)
+    return (graph.node("LayerNormalization", x, weight, bias, axis=first, epsilon=problem.eps),)
+
+
+@graph_of("rms_norm")
+def rms_norm(graph: Graph) -> tuple[str, ...]:
+    """The mean square, its root and a division: both engines know RMSNormalization only from a later opset."""
+    problem: Any = graph.workload.problem
+    x = graph.input("x")
+    axes = graph.constant(np.arange(-len(problem.normalized_shape), 0))
+    square = graph.node("ReduceMean", graph.node("Mul", x, x), axes, keepdims=1)
+    eps = graph.constant(np.asarray(problem.eps, graph.workload.dtype))
+    normal = graph.node("Div", x, graph.node("Sqrt", graph.node("Add", square, eps)))
+    weight = graph.weight("weight")
+    return (graph.node("Mul", normal, weight) if weight else normal,)
+
+
+@graph_of("embedding")
+def embedding(graph: Graph) -> tuple[str, ...]:
+    """Gather."""
+    graph.refuse(a_largest_norm=graph.workload.arguments.get("max_norm") is not None)
+    return (graph.node("Gather", graph.weight("weight"), graph.input("input"), axis=0),)
 
 
 @graph_of("cross_entropy")

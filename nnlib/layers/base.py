@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from nnlib import ops
 from nnlib.configuration import Recorded
-from nnlib.initializers import Initializer, initializer
+from nnlib.initializers import Fans, Initializer, initializer
 
 # Sizes of a tensor, the batch first; None is a size that is not fixed, as in Keras.
 Shape = tuple[int | None, ...]
@@ -21,18 +22,27 @@ class Layer(Recorded, torch.nn.Module):
     """The base of all layers.
 
     A subclass writes `call`, and where it has them `build` (its parameters), `compute_output_shape` and
-    `expected_input`. Parameters are made by `build`, on first use or when `input_shape` is known.
+    `expected_input`. Parameters are made by `build`, on first use or when `input_shape` is known. A layer may be made
+    of others: those are its attributes, and share its backend.
 
     input_shape: sizes of one sample, without the batch; given, a Sequential builds the layer at once.
     device: where the parameters are made (default: torch's default device); `.to()` moves them later.
     backend: the kernels' backend for this layer (default None: the model's, or else kernels' own choice).
     name: unique within a model (default: the class' name in lower case, with a number where it is needed).
+
+    Sequences of different lengths lie in one array (N, T, ...) whose rows are padded at their end, with `lengths` (N,),
+    int64, beside it: how many steps of a row are real. Embedding(mask_zero=True) finds them, layers with
+    `takes_lengths` are given them, and `output_lengths` says what they are further on.
     """
 
     #: False for layers that also take integers.
     needs_floating_input = True
     #: True where `forward` takes apply_softmax=False, to give the logits under a final softmax.
     ends_in_softmax = False
+    #: True where `forward` takes lengths=.
+    takes_lengths = False
+    #: True where a step of the output belongs to the same step of the input, so that lengths stay what they are.
+    keeps_lengths = False
 
     def __init__(
         self,
@@ -48,40 +58,87 @@ class Layer(Recorded, torch.nn.Module):
         self.name = name or self.default_name()
         self.has_own_name = name is not None
         self.device = device
-        self.backend = backend
+        self._backend = backend
         self.built = False
         self.given_input_shape: Shape | None = None if input_shape is None else (None, *input_shape)
         self.built_input_shape: Shape | None = None
 
+    @property
+    def backend(self) -> str | None:
+        """The kernels' backend for this layer; setting it sets it for the layers inside too."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: str | None) -> None:
+        self._backend = backend
+        for module in self.children():
+            for layer in module.modules():
+                if isinstance(layer, Layer):
+                    layer._backend = backend
+
+    def to_backend(self, backend: str | None) -> Layer:
+        """Sets `backend` and returns the layer, as Model.to_backend does for a model."""
+        self.backend = backend
+        return self
+
+    def adopt(self, backend: str | None, device: torch.device | str | None) -> None:
+        """Takes a model's backend and device where the layer, or one inside it, names none."""
+        for layer in self.modules():
+            if isinstance(layer, Layer):
+                layer._backend = layer._backend or backend
+                layer.device = layer.device or device
+
     @classmethod
     def default_name(cls) -> str:
         """Keras' name of a layer: the class' in snake case (MaxPooling2D -> max_pooling2d)."""
-        return re.sub(r"([a-z0-9])([A-Z][a-z])", r"\1_\2", cls.__name__).lower()
+        name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", cls.__name__.lstrip("_"))
+        return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
     def build(self, input_shape: Shape) -> None:
         """Makes the parameters for inputs of this shape, batch first. A layer without parameters has nothing to do."""
 
-    def call(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output for x."""
+    def call(self, x: torch.Tensor) -> Any:
+        """The layer's output for x. A subclass may take more arguments, which `forward` hands on."""
         raise NotImplementedError(f"{type(self).__name__} must define call(x)")
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """The output's shape for inputs of this shape, batch first. By default the same."""
         return input_shape
 
+    def output_lengths(self, x: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor | None:
+        """The lengths (N,) of the output's rows, None when there is no padding or it is no longer told apart.
+
+        x: the input; lengths: of its rows. Warns where padding is from here on treated like any other step.
+        """
+        if lengths is None or self.keeps_lengths:
+            return lengths
+        if not self.takes_lengths:
+            warnings.warn(
+                f"{self.name}: a {type(self).__name__} treats padded steps like any other; the lengths end here",
+                stacklevel=2,
+            )
+        return None
+
+    def absorb(self, following: Sequence[Layer]) -> tuple[int, dict[str, Any]]:
+        """How many of the layers that follow in a Sequential this one's kernel can do in the same pass, and the
+        options of `forward` that ask for it. By default none."""
+        return 0, {}
+
     def expected_input(self) -> tuple[int | str, ...]:
         """The pattern that input shapes must fit: a number is fixed, a letter free, a leading "..." any axes."""
         return ("...",)
 
-    def forward(self, x: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Builds the layer on first use, checks x, and returns call(x, **options).
+    def forward(self, x: torch.Tensor, *more: Any, **options: Any) -> Any:
+        """Builds the layer on first use, checks x, and returns call(x, *more, **options).
 
         Raises ValueError if x's shape does not fit the layer, TypeError if it must be floating point and is not.
         """
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{self.name}: input must be a tensor, got {type(x).__name__}")
         self.build_once(tuple(x.shape))
         if self.needs_floating_input and not x.is_floating_point():
             raise TypeError(f"{self.name}: input must be floating point, got {x.dtype}; images: x / 255.0")
-        return self.call(x, **options)
+        return self.call(x, *more, **options)
 
     def build_once(self, input_shape: Shape) -> None:
         """Builds the layer for inputs of this shape, batch first; a layer that is built stays as it is.
@@ -96,9 +153,14 @@ class Layer(Recorded, torch.nn.Module):
         self.built_input_shape = (None, *input_shape[1:])
         self.built = True
 
-    def add_weight(self, name: str, shape: Sequence[int], choice: str | Initializer, argument: str) -> None:
-        """Registers a parameter `name` of torch's default dtype, filled by the initializer called `choice`."""
-        fill = initializer(f"{self.name}: {argument}", choice)
+    def add_weight(
+        self, name: str, shape: Sequence[int], choice: str | Initializer, argument: str, fans: Fans | None = None
+    ) -> None:
+        """Registers a parameter `name` of torch's default dtype, filled by the initializer called `choice`.
+
+        fans: (fan_in, fan_out) as Keras counts them, where the shape in torch's layout does not tell.
+        """
+        fill = initializer(f"{self.name}: {argument}", choice, fans)
         weight = torch.empty(tuple(shape), device=self.device)
         with torch.no_grad():
             fill(weight)
@@ -109,7 +171,10 @@ class Layer(Recorded, torch.nn.Module):
         return ops.call(self.name, op, *arguments, backend=self.backend, **options)
 
     def check_input_shape(self, shape: Shape) -> None:
-        """Raises ValueError naming the layer, the shape that it expects and this one, if they do not fit."""
+        """Raises ValueError naming the layer, the shape that it expects and this one, if they do not fit.
+
+        A size that is not known (None) fits any.
+        """
         pattern = self.expected_input()
         sizes: Sequence[int | None] = shape
         fixed: Sequence[int | str] = pattern
@@ -117,7 +182,7 @@ class Layer(Recorded, torch.nn.Module):
             fixed = pattern[1:]
             sizes = shape[len(shape) - len(fixed) :] if len(shape) >= len(fixed) else shape
         fits = len(sizes) == len(fixed) and all(
-            isinstance(want, str) or size == want for size, want in zip(sizes, fixed, strict=True)
+            isinstance(want, str) or size in (want, None) for size, want in zip(sizes, fixed, strict=True)
         )
         if not fits:
             wanted = f"({', '.join(str(size) for size in pattern)}{',' if len(pattern) == 1 else ''})"

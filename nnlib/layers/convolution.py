@@ -1,14 +1,16 @@
-"""Convolutions."""
+"""Convolutions: Conv2D, DepthwiseConv2D and SeparableConv2D."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from nnlib.activations import ActivationChoice, ActivationFunction
 from nnlib.initializers import Initializer
-from nnlib.layers.base import Shape
+from nnlib.layers.base import Layer, Shape
+from nnlib.layers.core import absorb_activation
 from nnlib.layers.images import PADDINGS, ImageLayer, pair, window_output_size
 from nnlib.names import look_up
 
@@ -72,9 +74,13 @@ class Conv2D(ImageLayer):
         return self.image_pattern("C" if self.input_channels is None else self.input_channels)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        batch, size, _ = self.split_shape(input_shape)
+        batch, size, channels = self.split_shape(input_shape)
         size = window_output_size(self, size, self.kernel_size, self.strides, self.padding, self.dilation_rate)
-        return self.join_shape(batch, size, self.filters)
+        return self.join_shape(batch, size, self.output_channels(channels))
+
+    def output_channels(self, channels: int | None) -> int | None:
+        """Channels of the output for so many of the input."""
+        return self.filters
 
     def build(self, input_shape: Shape) -> None:
         channels = self.split_shape(input_shape)[2]
@@ -91,7 +97,11 @@ class Conv2D(ImageLayer):
             self.register_parameter("bias", None)
         self.input_channels = channels
 
-    def call(self, x: torch.Tensor) -> torch.Tensor:
+    def absorb(self, following: Sequence[Layer]) -> tuple[int, dict[str, Any]]:
+        return absorb_activation(self.activation, following)
+
+    def call(self, x: torch.Tensor, *, activation: str | None = None) -> torch.Tensor:
+        fused = activation or self.activation.fused
         y = self.run(
             "conv2d",
             self.to_kernel_order(x),
@@ -101,10 +111,134 @@ class Conv2D(ImageLayer):
             padding=self.kernel_padding,
             dilation=self.dilation_rate,
             groups=self.groups,
-            activation=self.activation.fused,
+            activation=fused,
         )
         y = self.from_kernel_order(y)
-        if self.activation.fused:
+        if fused:
             return y
         # Keras' softmax runs along the last axis, whatever it holds.
         return self.activation.apply(self.name, y, axis=-1, backend=self.backend)
+
+
+class DepthwiseConv2D(Conv2D):
+    """2D convolution of each channel by itself, keras.layers.DepthwiseConv2D.
+
+    Input (N, H, W, C) (see data_format), floating point; output (N, H', W', C * depth_multiplier), the filters of a
+    channel side by side. The parameters are in torch's layout: weight (C * depth_multiplier, 1, kernel height, kernel
+    width), bias (C * depth_multiplier,).
+
+    depth_multiplier: filters for each channel. depthwise_initializer: as in Keras; all others: see Conv2D.
+
+    Raises ValueError if an argument is out of its range, or an input does not fit.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | Sequence[int],
+        strides: int | Sequence[int] = (1, 1),
+        padding: str = "valid",
+        depth_multiplier: int = 1,
+        data_format: str | None = None,
+        dilation_rate: int | Sequence[int] = (1, 1),
+        activation: str | ActivationFunction | None = None,
+        use_bias: bool = True,
+        depthwise_initializer: str | Initializer = "glorot_uniform",
+        bias_initializer: str | Initializer = "zeros",
+        *,
+        input_shape: Sequence[int | None] | None = None,
+        device: torch.device | str | None = None,
+        backend: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(
+            1, kernel_size, strides, padding, data_format, dilation_rate, 1, activation, use_bias,
+            depthwise_initializer, bias_initializer, input_shape=input_shape, device=device, backend=backend, name=name,
+        )  # fmt: skip
+        if depth_multiplier < 1:
+            raise ValueError(f"depth_multiplier: a positive integer is expected, got {depth_multiplier}")
+        self.depth_multiplier = depth_multiplier
+        self.depthwise_initializer = depthwise_initializer
+
+    def output_channels(self, channels: int | None) -> int | None:
+        return None if channels is None else channels * self.depth_multiplier
+
+    def build(self, input_shape: Shape) -> None:
+        channels = self.split_shape(input_shape)[2]
+        if channels is None:
+            raise ValueError(f"{self.name}: input channels must be known, got {input_shape}")
+        self.groups = channels
+        self.filters = channels * self.depth_multiplier
+        window = self.kernel_size[0] * self.kernel_size[1]
+        self.add_weight(
+            "weight",
+            (self.filters, 1, *self.kernel_size),
+            self.depthwise_initializer,
+            "depthwise_initializer",
+            fans=(
+                window * channels,
+                window * self.depth_multiplier,
+            ),  # of Keras' kernel (height, width, in, multiplier)
+        )
+        if self.use_bias:
+            self.add_weight("bias", (self.filters,), self.bias_initializer, "bias_initializer")
+        else:
+            self.register_parameter("bias", None)
+        self.input_channels = channels
+
+
+class SeparableConv2D(ImageLayer):
+    """A DepthwiseConv2D without bias, then a 1x1 Conv2D that mixes the channels, keras.layers.SeparableConv2D.
+
+    Input (N, H, W, C) (see data_format), floating point; output (N, H', W', filters). The two are the attributes
+    `depthwise` and `pointwise`, whose parameters they are.
+
+    Arguments: see DepthwiseConv2D and Conv2D. Raises ValueError if one is out of its range, or an input does not fit.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | Sequence[int],
+        strides: int | Sequence[int] = (1, 1),
+        padding: str = "valid",
+        data_format: str | None = None,
+        dilation_rate: int | Sequence[int] = (1, 1),
+        depth_multiplier: int = 1,
+        activation: str | ActivationFunction | None = None,
+        use_bias: bool = True,
+        depthwise_initializer: str | Initializer = "glorot_uniform",
+        pointwise_initializer: str | Initializer = "glorot_uniform",
+        bias_initializer: str | Initializer = "zeros",
+        *,
+        input_shape: Sequence[int | None] | None = None,
+        device: torch.device | str | None = None,
+        backend: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(data_format=data_format, input_shape=input_shape, device=device, backend=backend, name=name)
+        self.depthwise = DepthwiseConv2D(
+            kernel_size, strides, padding, depth_multiplier, data_format, dilation_rate, None, False,
+            depthwise_initializer, name=self.name,
+        )  # fmt: skip
+        self.pointwise = Conv2D(
+            filters, 1, 1, "valid", data_format, 1, 1, activation, use_bias, pointwise_initializer, bias_initializer,
+            name=self.name,
+        )  # fmt: skip
+        self.adopt(backend, device)
+
+    def expected_input(self) -> tuple[int | str, ...]:
+        return self.depthwise.expected_input()
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return self.pointwise.compute_output_shape(self.depthwise.compute_output_shape(input_shape))
+
+    def build(self, input_shape: Shape) -> None:
+        self.depthwise.name = self.pointwise.name = self.name
+        self.depthwise.build_once(input_shape)
+        self.pointwise.build_once(self.depthwise.compute_output_shape(input_shape))
+
+    def absorb(self, following: Sequence[Layer]) -> tuple[int, dict[str, Any]]:
+        return self.pointwise.absorb(following)
+
+    def call(self, x: torch.Tensor, *, activation: str | None = None) -> torch.Tensor:
+        return self.pointwise(self.depthwise(x), activation=activation)

@@ -1,4 +1,4 @@
-"""Layers of every network: Dense, Flatten, Dropout, Activation."""
+"""Layers of every network: Dense, Flatten, Reshape, Dropout, Activation."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ class Dense(Layer):
 
     Raises ValueError if an argument is out of its range, or an input does not fit.
     """
+
+    keeps_lengths = True
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -72,9 +74,13 @@ class Dense(Layer):
             self.register_parameter("bias", None)
         self.input_features = features
 
-    def call(self, x: torch.Tensor, *, apply_softmax: bool = True) -> torch.Tensor:
-        y = self.run("linear", x, self.weight, self.bias, activation=self.activation.fused)
-        if self.activation.fused or (self.ends_in_softmax and not apply_softmax):
+    def absorb(self, following: Sequence[Layer]) -> tuple[int, dict[str, Any]]:
+        return absorb_activation(self.activation, following)
+
+    def call(self, x: torch.Tensor, *, activation: str | None = None, apply_softmax: bool = True) -> torch.Tensor:
+        fused = activation or self.activation.fused
+        y = self.run("linear", x, self.weight, self.bias, activation=fused)
+        if fused or (self.ends_in_softmax and not apply_softmax):
             return y
         return self.activation.apply(self.name, y, axis=-1, backend=self.backend)
 
@@ -106,12 +112,45 @@ class Flatten(Layer):
         return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
+class Reshape(Layer):
+    """The same values in another shape, keras.layers.Reshape.
+
+    Input (N, ...); output (N, *target_shape). target_shape: sizes without the batch; one may be -1, which is then what
+    the others leave. Raises ValueError if it holds another number of values than the input.
+    """
+
+    needs_floating_input = False
+
+    def __init__(self, target_shape: Sequence[int], **options: Any) -> None:
+        super().__init__(**options)
+        sizes = tuple(target_shape)
+        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+            raise ValueError(f"target_shape: positive sizes, at most one of them -1, are expected, got {sizes}")
+        self.target_shape = sizes
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        batch, *sizes = input_shape
+        known = math.prod(size for size in self.target_shape if size != -1)
+        if None in sizes:
+            return (batch, *(None if size == -1 else size for size in self.target_shape))
+        values = math.prod(size for size in sizes if size is not None)
+        if values != known and (-1 not in self.target_shape or values % known):
+            raise ValueError(f"{self.name}: input must have values for {self.target_shape}, got {tuple(input_shape)}")
+        return (batch, *(values // known if size == -1 else size for size in self.target_shape))
+
+    def call(self, x: torch.Tensor) -> torch.Tensor:
+        shape = self.compute_output_shape(tuple(x.shape))
+        return x.reshape([size for size in shape if size is not None])
+
+
 class Dropout(Layer):
     """Zeroes a share `rate` of the values in training and scales the others by 1 / (1 - rate), keras.layers.Dropout.
 
     Input of any shape, floating point; output the same shape, in evaluation the input itself. The draws come from
     torch's generator (see nnlib.set_seed). rate: in [0, 1); ValueError otherwise.
     """
+
+    keeps_lengths = True
 
     def __init__(self, rate: float, **options: Any) -> None:
         super().__init__(**options)
@@ -120,8 +159,9 @@ class Dropout(Layer):
         self.rate = rate
 
     def call(self, x: torch.Tensor) -> torch.Tensor:
-        # A random mask is torch's to draw: kernels has no op of its own for it.
-        return torch.nn.functional.dropout(x, self.rate, self.training)
+        if not self.training or self.rate == 0:
+            return x
+        return self.run("dropout", x, self.rate)
 
 
 class Activation(Layer):
@@ -130,6 +170,8 @@ class Activation(Layer):
     Input of any shape, floating point; output the same shape. activation: see nnlib.activations. With a softmax,
     layer(x, apply_softmax=False) is x.
     """
+
+    keeps_lengths = True
 
     def __init__(self, activation: str | ActivationFunction | None, **options: Any) -> None:
         super().__init__(**options)
@@ -140,3 +182,11 @@ class Activation(Layer):
         if self.ends_in_softmax and not apply_softmax:
             return x
         return self.activation.apply(self.name, x, axis=-1, backend=self.backend)
+
+
+def absorb_activation(own: ActivationChoice, following: Sequence[Layer]) -> tuple[int, dict[str, Any]]:
+    """`Layer.absorb` of a layer whose kernel ends in an activation: an Activation behind one that has none itself."""
+    first = following[0]
+    if own.is_identity and isinstance(first, Activation) and first.activation.fused:
+        return 1, {"activation": first.activation.fused}
+    return 0, {}

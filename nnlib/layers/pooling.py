@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from nnlib.layers.base import Shape
+from nnlib.layers.base import Layer, Shape
 from nnlib.layers.images import PADDINGS, ImageLayer, pair, window_output_size
+from nnlib.layers.padding import real_steps
 from nnlib.names import look_up
 
 
@@ -96,12 +98,15 @@ class AveragePooling2D(_WindowPooling2D):
         )
 
 
-class GlobalAveragePooling2D(ImageLayer):
-    """The mean of each channel over the whole image, keras.layers.GlobalAveragePooling2D.
+class _GlobalPooling2D(ImageLayer):
+    """One number for each channel of a whole image.
 
     Input (N, H, W, C) (see data_format), floating point; output (N, C), or with keepdims=True the image axes with
     size 1.
     """
+
+    #: The op in kernels.
+    op: str
 
     def __init__(
         self,
@@ -121,5 +126,46 @@ class GlobalAveragePooling2D(ImageLayer):
         return self.join_shape(batch, (1, 1), channels) if self.keepdims else (batch, channels)
 
     def call(self, x: torch.Tensor) -> torch.Tensor:
-        pooled = self.run("adaptive_avg_pool2d", self.to_kernel_order(x), 1)
+        pooled = self.run(self.op, self.to_kernel_order(x), 1)
         return self.from_kernel_order(pooled) if self.keepdims else pooled.flatten(1)
+
+
+class GlobalAveragePooling2D(_GlobalPooling2D):
+    __doc__ = f"The mean of each channel, keras.layers.GlobalAveragePooling2D.\n\n{_GlobalPooling2D.__doc__}"
+
+    op = "adaptive_avg_pool2d"
+
+
+class GlobalMaxPooling2D(_GlobalPooling2D):
+    __doc__ = f"The largest value of each channel, keras.layers.GlobalMaxPooling2D.\n\n{_GlobalPooling2D.__doc__}"
+
+    op = "adaptive_max_pool2d"
+
+
+class GlobalAveragePooling1D(Layer):
+    """The mean over the steps of each row, keras.layers.GlobalAveragePooling1D with channels last.
+
+    Input (N, T, C), floating point; output (N, C), or (N, 1, C) with keepdims=True. lengths (N,): only the real steps
+    of a row count; a row without any gives 0.
+    """
+
+    takes_lengths = True
+
+    def __init__(self, keepdims: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.keepdims = keepdims
+
+    def expected_input(self) -> tuple[int | str, ...]:
+        return ("N", "T", "C")
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        batch, _, channels = input_shape
+        return (batch, 1, channels) if self.keepdims else (batch, channels)
+
+    def call(self, x: torch.Tensor, *, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        if lengths is None:
+            pooled = self.run("adaptive_avg_pool2d", x.transpose(1, 2)[:, :, :, None], 1).flatten(1)
+        else:
+            hidden = ~real_steps(lengths, x.shape[1])[:, :, None]
+            pooled = x.masked_fill(hidden, 0).sum(1) / lengths.clamp(min=1)[:, None]
+        return pooled[:, None] if self.keepdims else pooled

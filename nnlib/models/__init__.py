@@ -1,6 +1,8 @@
-"""Models by Keras' names."""
+"""Models by Keras' names, and networks that are ready."""
 
+from nnlib.models.alexnet import AlexNet
 from nnlib.models.model import Model
 from nnlib.models.sequential import Sequential
+from nnlib.models.transformer import EncoderDecoder, TransformerModel
 
-__all__ = ["Model", "Sequential"]
+__all__ = ["AlexNet", "EncoderDecoder", "Model", "Sequential", "TransformerModel"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from os import PathLike
+from typing import Any
 
-import safetensors.torch
 import torch
 
 from nnlib.configuration import Recorded
 from nnlib.layers.base import Layer, Shape
+from nnlib.models.summary import summary_text
+from nnlib.tensor_file import read_tensors, write_file
 from nnlib.training.trainable import Trainable
 
 
@@ -52,6 +55,25 @@ class Model(Recorded, Trainable):
         """Whether forward takes apply_softmax=False to give logits."""
         return False
 
+    def example_inputs(self) -> tuple[torch.Tensor, ...]:
+        """Inputs of one sample, of zeros, for `summary`."""
+        raise NotImplementedError(f"summary: {type(self).__name__} needs inputs of one sample: model.summary(x)")
+
+    def output_shapes(self) -> dict[str, Shape]:
+        """Output shapes of layers by their path in the model, where they are known better than by the layers."""
+        return {}
+
+    def summary(self, *inputs: torch.Tensor, print_fn: Callable[[str], object] = print) -> None:
+        """Prints for each layer its output shape, its parameters, the floating-point operations for one sample, and the
+        kernels that will run, which are not run for it.
+
+        inputs: of one sample, (1, ...) (default: zeros, where the model knows its input). print_fn: what prints.
+
+        Raises RuntimeError if the model is not built, BackendError if its backend cannot run it.
+        """
+        inputs = inputs or self.example_inputs()
+        print_fn(summary_text(self, self.name, self.output_shapes(), inputs))
+
     # Where and with what it computes.
 
     @property
@@ -78,6 +100,17 @@ class Model(Recorded, Trainable):
                 module.backend = backend
         return self
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, torch.nn.Module):
+            self._adopt(value)
+
+    def _adopt(self, module: torch.nn.Module) -> None:
+        """Hands the model's backend and device to the layers of a module that name none."""
+        for layer in module.modules():
+            if isinstance(layer, Layer):
+                layer.adopt(self.backend, self.made_on)
+
     # Keeping.
 
     def save(self, path: str | PathLike[str], *, include_optimizer: bool = True) -> None:
@@ -96,9 +129,13 @@ class Model(Recorded, Trainable):
         save_model(self, path, include_optimizer=include_optimizer)
 
     def save_weights(self, path: str | PathLike[str]) -> None:
-        """Writes state_dict() to a safetensors file."""
-        safetensors.torch.save_file({name: t.contiguous() for name, t in self.state_dict().items()}, path)
+        """Writes state_dict() to a safetensors file, in one step."""
+        write_file(path, dict(self.state_dict()), {"kind": "weights"})
 
     def load_weights(self, path: str | PathLike[str]) -> None:
-        """Reads what save_weights wrote into a built model of the same layers. Raises RuntimeError if they differ."""
-        self.load_state_dict(safetensors.torch.load_file(path))
+        """Reads the weights of a safetensors file, by save_weights, save or another program, into a built model.
+
+        Raises FileNotFoundError if there is none, ValueError if it is damaged, RuntimeError if names or shapes differ.
+        """
+        tensors = read_tensors(path)
+        self.load_state_dict({name: value for name, value in tensors.items() if not name.startswith("optimizer/")})

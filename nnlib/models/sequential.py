@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from nnlib.configuration import describe
 from nnlib.layers.base import Layer, Shape
+from nnlib.layers.embedding import Embedding
+from nnlib.models.fusion import fusion
 from nnlib.models.model import Model
-from nnlib.models.summary import summary_text
 
 
 class Sequential(Model):
@@ -61,24 +62,43 @@ class Sequential(Model):
 
         Raises TypeError if it is no layer; ValueError if its name is taken, or the previous output does not fit it.
         """
-        if not isinstance(layer, Layer):
-            raise TypeError(f"layer: a layer of nnlib.layers is expected, got {layer!r}")
-        if any(layer is other for other in self.layers):
-            raise ValueError(f"layer: {layer.name} is in the model already")
+        name = self._name_for(layer)
         previous = None
         if self._names and self.input_shape is not None:
             previous = self.compute_output_shape(self.input_shape)
-        name = self._free_name(layer)
-        if layer.backend is None:
-            layer.backend = self.backend
-        if layer.device is None:
-            layer.device = self.made_on
-        layer.name = name
         shape = previous or layer.given_input_shape
         if shape is not None:
             layer.build_once(shape)
         self.add_module(name, layer)
         self._names.append(name)
+
+    def insert(self, index: int, layer: Layer) -> None:
+        """Puts a layer before the one at `index`, as list.insert does; layers that are built stay as they are.
+
+        Raises as add does, and ValueError if the layers behind no longer fit; the model is then what it was.
+        """
+        name = self._name_for(layer)
+        shape, before = self.input_shape, list(self._names)
+        self._modules[name] = layer
+        self._names.insert(index, name)
+        shape = self.layers[0].given_input_shape or shape
+        try:
+            if shape is not None:
+                self.build(shape)
+        except (TypeError, ValueError):
+            self._names = before
+            del self._modules[name]
+            raise
+        for other in self._names:  # parameters come in the order of the layers
+            self._modules[other] = self._modules.pop(other)
+
+    def pop(self) -> Layer:
+        """Takes the last layer out and returns it. Raises ValueError if there is none."""
+        if not self._names:
+            raise ValueError("pop: the model must have a layer, got none")
+        layer = self._modules.pop(self._names.pop())
+        assert isinstance(layer, Layer)
+        return layer
 
     def build(self, input_shape: Shape) -> None:
         """Builds all layers for inputs of this shape, batch first, such as (None, 28, 28, 1).
@@ -114,28 +134,54 @@ class Sequential(Model):
         layers = self.layers
         if not layers:
             raise ValueError("layers: the model must have a layer: model.add(...)")
-        for layer in layers[:-1]:
-            x = layer(x)
-        if apply_softmax:
-            return layers[-1](x)
-        if not self.ends_in_softmax:
+        if not apply_softmax and not self.ends_in_softmax:
             raise ValueError(f"apply_softmax=False: the last layer must be a softmax, got {layers[-1].name}")
-        return layers[-1](x, apply_softmax=False)
+        lengths: torch.Tensor | None = None
+        position = 0
+        while position < len(layers):
+            layer = layers[position]
+            absorbed, options = fusion(layers, position)
+            position += 1 + absorbed
+            if lengths is not None and layer.takes_lengths:
+                options["lengths"] = lengths
+            if position == len(layers) and not apply_softmax:
+                options["apply_softmax"] = False
+            lengths = layer.output_lengths(x, lengths)
+            x = layer(x, **options)
+            for other in layers[position - absorbed : position]:
+                other.build_once(tuple(x.shape))
+        return x
 
-    def summary(self, print_fn: Callable[[str], object] = print) -> None:
-        """Prints each layer's output shape and number of parameters. print_fn: what prints (default print).
-
-        Raises RuntimeError if the model is not built.
-        """
+    def example_inputs(self) -> tuple[torch.Tensor, ...]:
         if not self.built or self.input_shape is None:
             raise RuntimeError("summary: the model must be built: give the first layer input_shape=, or call build")
-        print_fn(summary_text(self.name, self.layers, self.input_shape))
+        tokens = isinstance(self.layers[0], Embedding)
+        shape = (1, *(size or 1 for size in self.input_shape[1:]))
+        return (torch.zeros(shape, dtype=torch.int64 if tokens else self.dtype, device=self.device),)
+
+    def output_shapes(self) -> dict[str, Shape]:
+        shape = self.input_shape
+        assert shape is not None
+        found = {}
+        for layer in self.layers:
+            found[layer.name] = shape = layer.compute_output_shape(shape)
+        return found
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """torch's load_state_dict. Raises RuntimeError if the model is not built, since it has no parameters yet."""
         if not self.built:
             raise RuntimeError("load_state_dict: the model must be built: give the first layer input_shape=")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _name_for(self, layer: Layer) -> str:
+        """Readies a layer to be one of the model's, and gives it a name that is free."""
+        if not isinstance(layer, Layer):
+            raise TypeError(f"layer: a layer of nnlib.layers is expected, got {layer!r}")
+        if any(layer is other for other in self.layers):
+            raise ValueError(f"layer: {layer.name} is in the model already")
+        layer.name = self._free_name(layer)
+        layer.adopt(self.backend, self.made_on)
+        return layer.name
 
     def _free_name(self, layer: Layer) -> str:
         name = layer.name

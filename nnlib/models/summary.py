@@ -2,23 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import torch
+
+from nnlib import ops
 from nnlib.layers.base import Layer, Shape
 
+HEADER = ("Layer (type)", "Output shape", "Parameters", "FLOPs", "Kernels")
 
-def summary_text(name: str, layers: Sequence[Layer], input_shape: Shape) -> str:
-    """Layer, output shape and number of parameters, one line a layer, and the totals below."""
-    rows = []
-    shape = input_shape
-    for layer in layers:
-        shape = layer.compute_output_shape(shape)
-        rows.append((f"{layer.name} ({type(layer).__name__})", str(shape), f"{layer.count_parameters():,}"))
-    parameters = [parameter for layer in layers for parameter in layer.parameters()]
-    total = sum(parameter.numel() for parameter in parameters)
+
+def summary_text(model: torch.nn.Module, name: str, shapes: dict[str, Shape], inputs: Sequence[torch.Tensor]) -> str:
+    """Each layer's output shape, parameters, floating-point operations and kernels, and the totals below.
+
+    shapes: output shapes by the layers' paths in the model, where they are known better than by the layers.
+    inputs: of one sample. The model is called with them, but every kernel only says what it would do (see
+    ops.rehearsing), so that nothing is computed, or compiled.
+    """
+    layers = dict(outermost_layers(model))
+    was_training = model.training
+    model.eval()
+    try:
+        with _named_by_path(model) as paths, ops.rehearsing() as uses, torch.enable_grad():
+            model(*inputs)
+    finally:
+        model.train(was_training)
+    rows, total = [], 0
+    for path, layer in layers.items():
+        own = [use for use in uses if use.caller in paths[path]]
+        flops = sum(use.flops for use in own)
+        total += flops
+        shape = shapes.get(path) or layer.compute_output_shape(layer.built_input_shape or ())
+        title = f"{path} ({type(layer).__name__})"
+        rows.append((title, str(shape), f"{layer.count_parameters():,}", f"{flops:,}", _kernels(own)))
+    parameters = list(model.parameters())
+    count = sum(parameter.numel() for parameter in parameters)
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    table = format_table(("Layer (type)", "Output shape", "Parameters"), rows)
-    return f"Model: {name}\n{table}\nParameters: {total:,}, of which {trainable:,} trainable"
+    of = ", ".join(str(tuple(x.shape[1:])) for x in inputs)
+    return (
+        f"Model: {name}\n{format_table(HEADER, rows)}\n"
+        f"Parameters: {count:,}, of which {trainable:,} trainable\n"
+        f"FLOPs of a forward pass of one sample {of}: {total:,}, a multiply-add counted as two"
+    )
+
+
+def outermost_layers(module: torch.nn.Module, path: str = "") -> Iterator[tuple[str, Layer]]:
+    """The layers of a model by their paths, without those inside other layers."""
+    for name, child in module.named_children():
+        here = f"{path}.{name}" if path else name
+        if isinstance(child, Layer):
+            yield here, child
+        else:
+            yield from outermost_layers(child, here)
+
+
+@contextmanager
+def _named_by_path(model: torch.nn.Module) -> Iterator[dict[str, set[str]]]:
+    """Within the block every layer has its path as its name, which no other has. Gives the names inside each layer."""
+    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, Layer)}
+    before = {path: layer.name for path, layer in layers.items()}
+    for path, layer in layers.items():
+        layer.name = path
+    inside = {
+        path: {inner.name for inner in layer.modules() if isinstance(inner, Layer)} for path, layer in layers.items()
+    }
+    try:
+        yield inside
+    finally:
+        for path, layer in layers.items():
+            layer.name = before[path]
+
+
+def _kernels(uses: Sequence[ops.KernelUse]) -> str:
+    """numba: linear, attention; torch: dropout (backward: ...)"""
+    by_backend: dict[str, list[str]] = {}
+    for use in uses:
+        backend = use.backend if use.backward in (use.backend, None) else f"{use.backend} (backward {use.backward})"
+        ops_there = by_backend.setdefault(backend, [])
+        if use.op not in ops_there:
+            ops_there.append(use.op)
+    return "; ".join(f"{backend}: {', '.join(names)}" for backend, names in by_backend.items())
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

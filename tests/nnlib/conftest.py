@@ -1,10 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
+
+os.environ.setdefault("KERAS_BACKEND", "torch")  # read when keras is first imported
 
 import nnlib
 from nnlib import layers, models
@@ -49,3 +52,12 @@ def random_image() -> Callable[..., torch.Tensor]:
         return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
 
     return make
+
+
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    """Layers are built in float64, where a wrong term cannot hide in rounding."""
+    torch.set_default_dtype(torch.float64)
+    nnlib.set_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)

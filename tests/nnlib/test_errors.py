@@ -136,8 +136,9 @@ def test_unknown_activation():
         (lambda: layers.Dropout(1.0), "rate: a number in [0, 1) is expected, got 1.0"),
         (
             lambda: models.Sequential([layers.Dense(2, kernel_initializer="glorot", input_shape=(3,))]),
-            "dense: kernel_initializer: known names are glorot_uniform, he_uniform, zeros, ones; got 'glorot' "
-            "(did you mean 'glorot_uniform'?)",
+            "dense: kernel_initializer: known names are glorot_uniform, glorot_normal, he_uniform, he_normal, "
+            "lecun_uniform, lecun_normal, orthogonal, uniform, normal, zeros, ones; got 'glorot' "
+            "(did you mean 'glorot_normal'?)",
         ),
         (lambda: layers.Dense(2, name="a.b"), "name: letters, digits and underscores are expected, got 'a.b'"),
     ],

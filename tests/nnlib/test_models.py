@@ -12,23 +12,64 @@ from nnlib.programs import build_cnn
 
 CNN_SUMMARY = """\
 Model: cnn
-Layer (type)                    Output shape        Parameters
-------------------------------  ------------------  ----------
-conv2d (Conv2D)                 (None, 26, 26, 32)         320
-max_pooling2d (MaxPooling2D)    (None, 13, 13, 32)           0
-conv2d_1 (Conv2D)               (None, 11, 11, 64)      18,496
-max_pooling2d_1 (MaxPooling2D)  (None, 5, 5, 64)             0
-conv2d_2 (Conv2D)               (None, 3, 3, 64)        36,928
-flatten (Flatten)               (None, 576)                  0
-dense (Dense)                   (None, 64)              36,928
-dense_1 (Dense)                 (None, 10)                 650
-Parameters: 93,322, of which 93,322 trainable"""
+Layer (type)                    Output shape        Parameters      FLOPs  Kernels
+------------------------------  ------------------  ----------  ---------  ----------------------
+conv2d (Conv2D)                 (None, 26, 26, 32)         320    389,376  numba: conv2d
+max_pooling2d (MaxPooling2D)    (None, 13, 13, 32)           0     21,632  numba: max_pool2d
+conv2d_1 (Conv2D)               (None, 11, 11, 64)      18,496  4,460,544  numba: conv2d
+max_pooling2d_1 (MaxPooling2D)  (None, 5, 5, 64)             0      6,400  numba: max_pool2d
+conv2d_2 (Conv2D)               (None, 3, 3, 64)        36,928    663,552  numba: conv2d
+flatten (Flatten)               (None, 576)                  0          0
+dense (Dense)                   (None, 64)              36,928     73,728  numba: linear
+dense_1 (Dense)                 (None, 10)                 650      1,330  torch: linear, softmax
+Parameters: 93,322, of which 93,322 trainable
+FLOPs of a forward pass of one sample (28, 28, 1): 5,616,562, a multiply-add counted as two"""
+
+
+def summary_of(model, *inputs):
+    lines = []
+    model.summary(*inputs, print_fn=lines.append)
+    (text,) = lines
+    return text
 
 
 def test_summary_of_the_article_cnn():
-    lines = []
-    build_cnn().summary(print_fn=lines.append)
-    assert lines == [CNN_SUMMARY]
+    model = build_cnn()
+    model.layers[-1].backend = "torch"
+    assert summary_of(model) == CNN_SUMMARY
+
+
+def test_summary_runs_no_kernel_and_changes_nothing(monkeypatch):
+    model = models.TransformerModel(2, 8, 2, 12, 20, 3, maximum_position_encoding=7)
+    names = [layer.name for layer in model.modules() if isinstance(layer, layers.Layer)]
+
+    def fail(*_):
+        raise AssertionError("a kernel ran")
+
+    monkeypatch.setattr(ops, "call_op", fail)
+    text = summary_of(model)
+    row = next(line for line in text.splitlines() if line.startswith("encoder.blocks.1 (TransformerBlock)"))
+    assert "(None, None, 8)" in row and row.endswith("numba: linear, attention, layer_norm")
+    assert "one sample (7,)" in text
+    assert names == [layer.name for layer in model.modules() if isinstance(layer, layers.Layer)]
+    assert model.training
+
+
+def test_summary_of_a_subclassed_model():
+    class Two(models.Model):
+        def __init__(self):
+            super().__init__(backend="torch")
+            self.first, self.second = layers.Dense(3), layers.Dense(2)
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    model = Two()
+    with pytest.raises(NotImplementedError, match=r"^summary: Two needs inputs of one sample: model.summary\(x\)$"):
+        model.summary()
+    text = summary_of(model, torch.zeros(1, 4))
+    assert "first (Dense)   (None, 3)             15     24  torch: linear" in text
+    assert "second (Dense)  (None, 2)              8     12  torch: linear" in text
 
 
 def test_layers_are_built_when_added_or_at_first_use():
@@ -67,6 +108,7 @@ def test_every_layer_uses_the_models_backend(small_model, images):
     assert [(use.caller, use.op, use.backend) for use in uses] == [
         ("conv2d", "conv2d", "torch"),
         ("max_pooling2d", "max_pool2d", "torch"),
+        ("dropout", "dropout", "torch"),
         ("dense", "linear", "reference"),
         ("sparse_categorical_crossentropy", "cross_entropy", "torch"),
     ]
@@ -129,3 +171,110 @@ def test_torch_compile_takes_a_model(small_model, images):
     x = torch.from_numpy(images[0][:8])
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), model(x))
+
+
+def ops_run(model, x):
+    with ops.recording() as uses:
+        result = model(x)
+    return [use.op for use in uses], result
+
+
+def test_an_activation_layer_runs_inside_the_kernel_before_it():
+    def make():
+        nnlib.set_seed(0)
+        return models.Sequential(
+            [
+                layers.Conv2D(3, 2),
+                layers.Activation("relu"),
+                layers.Flatten(),
+                layers.Dense(4),
+                layers.Activation("tanh"),
+            ]
+        )
+
+    x = torch.randn(2, 5, 4, 1)
+    names, fused = ops_run(make(), x)
+    assert names == ["conv2d", "linear"]
+    watched = make()
+    seen = []
+    for layer in watched.layers:
+        layer.register_forward_hook(lambda module, args, output: seen.append(module.name))
+    names, apart = ops_run(watched, x)
+    assert names == ["conv2d", "relu", "linear", "tanh"]
+    assert seen == ["conv2d", "activation", "flatten", "dense", "activation_1"]
+    torch.testing.assert_close(fused, apart)
+    model = make()
+    model(x)
+    assert model.built
+    model.layers[1].backend = "reference"
+    assert ops_run(model, x)[0] == ["conv2d", "relu", "linear"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(layers.Dense(3, activation="relu"), layers.Activation("tanh")), (layers.Dense(3), layers.Activation("softmax"))],
+)
+def test_what_no_kernel_fuses_stays_apart(first, second):
+    x = torch.randn(2, 4)
+    names, found = ops_run(models.Sequential([first, second]), x)
+    assert len(names) == 2
+    torch.testing.assert_close(found, second(first(x)))
+
+
+def test_insert_and_pop():
+    model = models.Sequential([layers.Dense(3, input_shape=(4,)), layers.Dense(2)])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.insert(1, layers.Dense(3, activation="relu"))
+    assert [layer.name for layer in model.layers] == ["dense", "dense_2", "dense_1"]
+    assert [name.split(".")[0] for name, _ in model.named_parameters()][::2] == ["dense", "dense_2", "dense_1"]
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    assert model(torch.zeros(5, 4)).shape == (5, 2)
+    with pytest.raises(ValueError, match=r"^dense_1: input must have shape \(..., 3\), got \(None, 7\)$"):
+        model.insert(2, layers.Dense(7))
+    assert [layer.name for layer in model.layers] == ["dense", "dense_2", "dense_1"]
+    last = model.pop()
+    assert last.units == 2 and model(torch.zeros(5, 4)).shape == (5, 3)
+    assert not any(name.startswith("dense_1") for name in model.state_dict())
+    model.pop(), model.pop()
+    with pytest.raises(ValueError, match="^pop: the model must have a layer, got none$"):
+        model.pop()
+
+
+def test_layers_of_a_subclassed_model_take_its_backend():
+    class Two(models.Model):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.blocks = torch.nn.ModuleList([layers.Dense(3), layers.Dense(2, backend="reference")])
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    with ops.recording() as uses:
+        Two(backend="torch")(torch.zeros(2, 4))
+    assert [use.backend for use in uses] == ["torch", "reference"]
+
+
+def test_padding_goes_from_layer_to_layer(recwarn):
+    class Padded(layers.Layer):
+        needs_floating_input = False
+
+        def output_lengths(self, x, lengths):
+            return torch.tensor([2, 3])
+
+        def call(self, x):
+            return x
+
+    x = torch.randn(2, 3, 4)
+    model = models.Sequential([Padded(), layers.Dense(4), layers.Dropout(0.1), layers.LSTM(3, return_sequences=True)])
+    model.eval()
+    found = model(x)
+    expected = model.layers[3](model.layers[1](x), lengths=torch.tensor([2, 3]))
+    assert torch.equal(found, expected) and torch.equal(found[0, 1], found[0, 2])
+    assert not recwarn.list
+    model.add(layers.Flatten())
+    with pytest.warns(
+        UserWarning, match="^flatten: a Flatten treats padded steps like any other; the lengths end here"
+    ):
+        model(x)

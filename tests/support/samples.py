@@ -97,10 +97,19 @@ def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[t
     return results, _gradients(results, tensors)
 
 
+def function_of(name: str) -> Any:
+    """Our function as torch's samples call theirs: those of embedding have the weight first."""
+    function = getattr(kernels, name)
+    if name == "embedding":
+        return lambda weight, input, *rest, **kwargs: function(input, weight, *rest, **kwargs)
+    return function
+
+
 def compare(name: str, theirs: Any, sample: Any, tally: Tally, backend: str | None) -> None:
     """One sample on both sides."""
     args = (sample.input, *sample.args)
     kwargs = dict(sample.kwargs)
+    ours = function_of(name)
     if any(torch.is_tensor(a) and (a.is_complex() or a.is_conj()) for a in (*args, *kwargs.values())):
         return tally.leave_out("complex numbers")
     if kwargs.pop("inplace", False):
@@ -114,7 +123,7 @@ def compare(name: str, theirs: Any, sample: Any, tally: Tally, backend: str | No
     except REFUSALS as refused:
         error = refused
     try:
-        found = run(lambda *a, **k: getattr(kernels, name)(*a, **k, backend=backend), args, kwargs)
+        found = run(lambda *a, **k: ours(*a, **k, backend=backend), args, kwargs)
     except REFUSALS as refused:
         if error is not None:
             tally.agree += 1
@@ -125,11 +134,35 @@ def compare(name: str, theirs: Any, sample: Any, tally: Tally, backend: str | No
         tally.disagree.append(f"{shown}torch raises {error}, ours does not")
         return None
     complaint = _difference(wanted, found)
-    if complaint is None:
+    if complaint is None or _nearer_to_double(theirs, args, kwargs, wanted, found):
         tally.agree += 1
     else:
         tally.disagree.append(shown + complaint)
     return None
+
+
+def _in_double(value: Any) -> Any:
+    if not torch.is_tensor(value) or not value.is_floating_point():
+        return value
+    return value.detach().double().requires_grad_(value.requires_grad)
+
+
+def _nearer_to_double(theirs: Any, args: Any, kwargs: Any, wanted: tuple[Any, Any], found: tuple[Any, Any]) -> bool:
+    """Whether ours differs from torch's because it is at least as near, everywhere, to what torch finds in float64.
+
+    The gradient of the weight of a layer_norm over one element, say, is 0, and torch's is rounding.
+    """
+    if len(wanted[0]) != len(found[0]):
+        return False
+    exact = run(theirs, tuple(map(_in_double, args)), {n: _in_double(v) for n, v in kwargs.items()})
+    for right, their, mine in zip(*((*side[0], *side[1]) for side in (exact, wanted, found)), strict=True):
+        if right is None or mine is None:
+            return False
+        if mine.shape != right.shape or not right.isfinite().all() or not mine.isfinite().all():
+            return False
+        if mine.numel() and (mine.double() - right).abs().max() > (their.double() - right).abs().max():
+            return False
+    return True
 
 
 def _difference(wanted: tuple[Any, list[Any]], found: tuple[Any, list[Any]]) -> str | None:

@@ -196,6 +196,33 @@ def _cross_entropy(draw: st.DrawFn) -> Drawn:
     return shapes, arguments
 
 
+@st.composite
+def _norm(draw: st.DrawFn, with_bias: bool) -> Drawn:
+    # Not of one element, which is its own mean: the gradients would be nothing but rounding.
+    sizes = (*draw(st.lists(st.integers(1, 7), max_size=2)), draw(st.integers(2, 70)))
+    rows = (*draw(st.lists(st.integers(0, 5), max_size=2)), *draw(st.sampled_from([(), (40,)])))
+    shapes = {"x": (*rows, *sizes)}
+    for name in ("weight", "bias") if with_bias else ("weight",):
+        if draw(st.booleans()):
+            shapes[name] = sizes
+    return shapes, {"normalized_shape": sizes, "eps": draw(st.sampled_from([1e-5, 1e-3, 0.5]))}
+
+
+@st.composite
+def _embedding(draw: st.DrawFn) -> Drawn:
+    rows, features = draw(st.integers(1, 12)), draw(st.integers(1, 40))
+    places = tuple(draw(st.lists(st.integers(1, 6), max_size=3)))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    arguments = {
+        "input": np.asarray(rng.integers(0, rows, places), draw(st.sampled_from(["int64", "int32"]))),
+        "padding_idx": draw(st.none() | st.integers(-rows, rows - 1)),
+        "max_norm": draw(st.none() | st.sampled_from([0.5, 2.0, 4.0, 100.0])),
+        "norm_type": draw(st.sampled_from([1.0, 2.0, 3.0, 1.5, float("inf")])),
+        "scale_grad_by_freq": draw(st.booleans()),
+    }
+    return {"weight": (rows, features)}, arguments
+
+
 #: One strategy for each op. A new op needs one; test_properties.py says so when it is missing.
 STRATEGIES: dict[str, st.SearchStrategy[Drawn]] = {
     "conv2d": _conv2d(),
@@ -210,6 +237,9 @@ STRATEGIES: dict[str, st.SearchStrategy[Drawn]] = {
     "log_softmax": _softmax(),
     "cross_entropy": _cross_entropy(),
     "gelu": _gelu(),
+    "embedding": _embedding(),
+    "layer_norm": _norm(with_bias=True),
+    "rms_norm": _norm(with_bias=False),
     **{name: _elementwise() for name in ("relu", "silu", "sigmoid", "tanh")},
 }
 

@@ -1,0 +1,1 @@
+"""embedding, and the table of sinusoidal positions that is added to it."""

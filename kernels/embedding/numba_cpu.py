@@ -1,0 +1,160 @@
+"""embedding on the CPU: rows gathered at the speed of memory, and added up again in the order of the indices."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from kernels.embedding.op import EMBEDDING, EmbeddingProblem
+from kernels.op import Implementation
+from kernels.runtime.numba_cpu import contiguous, empty, jit, threaded, threads_for, zeros
+from kernels.simd import (
+    absolute,
+    fma,
+    full,
+    lane_mask,
+    lanes_of,
+    load,
+    load_masked,
+    peek,
+    pointer,
+    poke,
+    reduce_add,
+    store,
+    store_masked,
+    zeros_like,
+)
+
+Array = np.ndarray[Any, Any]
+
+#: Elements a thread, below which another one does not pay: moved, and added up.
+GRAIN, GRAIN_BACKWARD = 65536, 32768
+
+
+@jit
+def gather_rows(first, last, indices, weight, out, n):
+    """Rows first to last of out (places, n) = those rows of weight (rows, n) that indices (places,) name; all 1-d."""
+    w, q = pointer(weight), pointer(out)
+    lanes = lanes_of(w)
+    whole = n - n % lanes
+    mask = lane_mask(w, 0, n - whole)
+    for place in range(first, last):
+        source, target = indices[place] * n, place * n
+        for j in range(0, whole, lanes):
+            store(q, target + j, load(w, source + j))
+        if whole < n:
+            store_masked(q, target + whole, load_masked(w, source + whole, mask, 0.0), mask)
+
+
+@jit
+def _norm(p, start, n, kind):
+    """The p-norm of the n elements from p[start], p being `kind`, as sums of the element type."""
+    if kind == 1 or kind == 2:
+        lanes = lanes_of(p)
+        sums = zeros_like(p)
+        for j in range(0, n, lanes):
+            v = load_masked(p, start + j, lane_mask(p, 0, n - j), 0.0)
+            sums = fma(v, v, sums) if kind == 2 else sums + absolute(v)
+        total = reduce_add(sums)
+        return math.sqrt(total * 1.0) if kind == 2 else total * 1.0
+    found = 0.0
+    for i in range(start, start + n):
+        size = abs(peek(p, i)) * 1.0
+        if kind == math.inf:
+            found = size if size > found or math.isnan(size) else found
+        else:
+            found += size**kind
+    return found if kind == math.inf else found ** (1.0 / kind)
+
+
+@jit
+def shorten_rows(first, last, out, n, largest, kind):
+    """Rows first to last of out (places, n), 1-d: those whose norm is above `largest` are shortened to it."""
+    q = pointer(out)
+    for place in range(first, last):
+        norm = _norm(q, place * n, n, kind)
+        if norm > largest:
+            factor = full(q, largest / (norm + 1e-7))
+            lanes = lanes_of(q)
+            for j in range(0, n, lanes):
+                mask = lane_mask(q, 0, n - j)
+                store_masked(q, place * n + j, load_masked(q, place * n + j, mask, 0.0) * factor, mask)
+
+
+@jit
+def add_rows(first, last, indices, grad, out, n, padding):
+    """Columns first to last of out (rows, n), 1-d: add the rows of grad (places, n) that indices (places,) assign.
+
+    Places are taken in order, so that the sums have the same bits however the columns are split. The row `padding` is
+    left alone; -1 for none.
+    """
+    g, q = pointer(grad), pointer(out)
+    lanes = lanes_of(g)
+    whole = last - (last - first) % lanes
+    mask = lane_mask(g, 0, last - whole)
+    for place in range(len(indices)):
+        row = indices[place]
+        if row != padding:
+            source, target = place * n, row * n
+            for j in range(first, whole, lanes):
+                store(q, target + j, load(q, target + j) + load(g, source + j))
+            if whole < last:
+                total = load_masked(q, target + whole, mask, 0.0) + load_masked(g, source + whole, mask, 0.0)
+                store_masked(q, target + whole, total, mask)
+
+
+@jit
+def divide_rows(first, last, counts, out, n):
+    """Rows first to last of out (rows, n), 1-d, divided by their counts (rows,) where these are above 1."""
+    q = pointer(out)
+    for row in range(first, last):
+        if counts[row] > 1:
+            for i in range(row * n, row * n + n):
+                poke(q, i, peek(q, i) / counts[row])
+
+
+_gather = threaded(gather_rows)
+_shorten = threaded(shorten_rows)
+# Parts begin at multiples of a cache line: 16 elements are one of float32 and two of float64.
+_add = threaded(add_rows, align=16)
+_divide = threaded(divide_rows)
+
+
+def _indices(input: Array) -> Array:
+    """The indices as the kernels take them."""
+    return contiguous(input if input.dtype == np.int64 else input.astype(np.int64)).reshape(-1)
+
+
+def forward(p: EmbeddingProblem, weight: Array, input: Array) -> tuple[Array]:
+    """The rows."""
+    n, places = p.features, p.input.size
+    out = empty((*p.input.shape, n), weight.dtype)
+    flat = out.reshape(-1)
+    threads = threads_for(flat.size, GRAIN)
+    _gather(places, threads, _indices(input), contiguous(weight).reshape(-1), flat, n)
+    if p.max_norm is not None:
+        _shorten(places, threads, flat, n, p.max_norm, p.norm_type)
+    return (out,)
+
+
+def backward(p: EmbeddingProblem, grad_output: Array, input: Array) -> tuple[Array, None]:
+    """The gradient of weight."""
+    rows, n = p.weight.shape
+    found = zeros((rows, n), grad_output.dtype)
+    flat = found.reshape(-1)
+    indices = _indices(input)
+    threads = threads_for(grad_output.size, GRAIN_BACKWARD)
+    padding = -1 if p.padding_idx is None else p.padding_idx
+    _add(n, threads, indices, contiguous(grad_output).reshape(-1), flat, n, padding)
+    if p.scale_grad_by_freq:
+        _divide(rows, threads, np.bincount(indices, minlength=rows), flat, n)
+    return found, None
+
+
+def _describe(p: EmbeddingProblem) -> str:
+    return f"{p.input.size} rows of {p.features} copied"
+
+
+Implementation(EMBEDDING, "numba", forward, backward, describe=_describe)

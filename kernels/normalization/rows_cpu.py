@@ -1,0 +1,350 @@
+"""The compiled kernels of layer_norm and rms_norm on rows of n contiguous elements; rms_norm is the mean kept at 0.
+
+Everything about a row is found in passes over it while it is in the first-level cache. Sums run in four vectors, so
+that no addition waits for the one before, and what is one number a row is worked out in float64.
+"""
+
+from __future__ import annotations
+
+import math
+
+from kernels.runtime.numba_cpu import jit
+from kernels.simd import (
+    broadcast,
+    fma,
+    full,
+    lane_mask,
+    lanes_of,
+    load,
+    load_masked,
+    pointer,
+    poke,
+    reduce_add,
+    reduce_max,
+    store,
+    store_masked,
+    zeros_like,
+)
+
+#: Rows whose share of the weight's and the bias's gradient is added while it is in registers.
+BLOCK = 8
+
+
+@jit
+def load_part(p, i, whole, mask):
+    """Vector at p[i]: all of it, or the lanes of the mask with 0 in the rest."""
+    if whole:
+        return load(p, i)
+    return load_masked(p, i, mask, 0.0)
+
+
+@jit
+def store_part(p, i, v, whole, mask):
+    """Store v at p[i]: all of it, or the lanes of the mask."""
+    if whole:
+        store(p, i, v)
+    else:
+        store_masked(p, i, v, mask)
+
+
+@jit
+def _row_sum(p, start, n):
+    """The sum of the n elements from p[start]."""
+    lanes = lanes_of(p)
+    a = zeros_like(p)
+    i = start
+    end = start + n
+    if n >= 4 * lanes:
+        b, c, d = a, a, a
+        while i + 4 * lanes <= end:
+            a = a + load(p, i)
+            b = b + load(p, i + lanes)
+            c = c + load(p, i + 2 * lanes)
+            d = d + load(p, i + 3 * lanes)
+            i += 4 * lanes
+        a = (a + b) + (c + d)
+    while i + lanes <= end:
+        a = a + load(p, i)
+        i += lanes
+    if i < end:
+        a = a + load_masked(p, i, lane_mask(p, 0, end - i), 0.0)
+    return reduce_add(a)
+
+
+@jit
+def _row_square_sum(p, start, n):
+    """The sum of the squares of the n elements from p[start]."""
+    lanes = lanes_of(p)
+    a = zeros_like(p)
+    i = start
+    end = start + n
+    if n >= 4 * lanes:
+        b, c, d = a, a, a
+        while i + 4 * lanes <= end:
+            e, f, g, h = load(p, i), load(p, i + lanes), load(p, i + 2 * lanes), load(p, i + 3 * lanes)
+            a, b, c, d = fma(e, e, a), fma(f, f, b), fma(g, g, c), fma(h, h, d)
+            i += 4 * lanes
+        a = (a + b) + (c + d)
+    while i + lanes <= end:
+        e = load(p, i)
+        a = fma(e, e, a)
+        i += lanes
+    if i < end:
+        e = load_masked(p, i, lane_mask(p, 0, end - i), 0.0)
+        a = fma(e, e, a)
+    return reduce_add(a)
+
+
+@jit
+def _row_differences(p, start, n, mean):
+    """(sum of x - mean, sum of its square) over the n elements from p[start]; the first one is what mean lacks."""
+    lanes = lanes_of(p)
+    a = zeros_like(p)
+    s = a
+    i = start
+    end = start + n
+    if n >= 4 * lanes:
+        b, c, d = a, a, a
+        t, u, v = a, a, a
+        while i + 4 * lanes <= end:
+            e, f = load(p, i) - mean, load(p, i + lanes) - mean
+            g, h = load(p, i + 2 * lanes) - mean, load(p, i + 3 * lanes) - mean
+            a, b, c, d = a + e, b + f, c + g, d + h
+            s, t, u, v = fma(e, e, s), fma(f, f, t), fma(g, g, u), fma(h, h, v)
+            i += 4 * lanes
+        a = (a + b) + (c + d)
+        s = (s + t) + (u + v)
+    while i + lanes <= end:
+        e = load(p, i) - mean
+        a = a + e
+        s = fma(e, e, s)
+        i += lanes
+    if i < end:
+        mask = lane_mask(p, 0, end - i)
+        e = load_masked(p, i, mask, mean) - mean
+        a = a + e
+        s = fma(e, e, s)
+    return reduce_add(a), reduce_add(s)
+
+
+@jit
+def _statistics(p, start, n, share, eps, centred):
+    """(mean in each lane, what that lacks by rounding, 1 / sqrt(variance + eps)) of the n elements from p[start]."""
+    if not centred:
+        squares = _row_square_sum(p, start, n) * share
+        return full(p, 0.0), 0.0, 1.0 / math.sqrt(squares + eps)
+    mean = full(p, _row_sum(p, start, n) * share)
+    missed, squares = _row_differences(p, start, n, mean)
+    rest = missed * share
+    total = squares * 1.0
+    # The squares about the mean proper (Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983).
+    excess = rest * missed
+    if excess < math.inf:
+        total = max(total - excess, 0.0)
+    return mean, rest, 1.0 / math.sqrt(total * share + eps)
+
+
+@jit
+def normalise_rows(first, last, x, weight, bias, out, means, scales, n, eps, centred, has_weight, has_bias, keeps):
+    """Rows first to last of out (rows, n) = (x - mean) / sqrt(variance + eps) * weight + bias.
+
+    Args (all arrays 1-d): x, out: (rows * n,); weight, bias: (n,), unused unless has_weight, has_bias; means, scales:
+    (rows,) the mean and 1 / sqrt(variance + eps) of each row, written where `keeps`, means only where `centred`;
+    centred: False takes the mean for 0.
+    """
+    p, w, b, q = pointer(x), pointer(weight), pointer(bias), pointer(out)
+    lanes = lanes_of(p)
+    share = 1.0 / n
+    whole = n - n % lanes
+    mask = lane_mask(p, 0, n - whole)
+    for row in range(first, last):
+        start = row * n
+        mean, rest, scale = _statistics(p, start, n, share, eps, centred)
+        if keeps:
+            scales[row] = scale
+            if centred:
+                means[row] = reduce_max(mean) + rest  # any lane of the mean
+        factor = full(p, scale)
+        shift = full(p, -rest * scale)
+        # One loop for each form, so that the choice is made once a row.
+        if has_weight and has_bias:
+            for j in range(0, whole, lanes):
+                y = fma(load(p, start + j) - mean, factor, shift)
+                store(q, start + j, fma(y, load(w, j), load(b, j)))
+        elif has_weight:
+            for j in range(0, whole, lanes):
+                y = fma(load(p, start + j) - mean, factor, shift)
+                store(q, start + j, y * load(w, j))
+        else:
+            for j in range(0, whole, lanes):
+                y = fma(load(p, start + j) - mean, factor, shift)
+                store(q, start + j, y + load(b, j) if has_bias else y)
+        if whole < n:
+            y = fma(load_masked(p, start + whole, mask, 0.0) - mean, factor, shift)
+            if has_weight:
+                y = y * load_masked(w, whole, mask, 0.0)
+            if has_bias:
+                y = y + load_masked(b, whole, mask, 0.0)
+            store_masked(q, start + whole, y, mask)
+
+
+@jit
+def _gradient_at(g, w, i, j, has_weight):
+    """A vector of the gradient of the normalised row."""
+    gradient = load(g, i)
+    return gradient * load(w, j) if has_weight else gradient
+
+
+@jit
+def _row_products(p, g, w, start, n, mean, factor, has_weight):
+    """(sum of the gradient of the normalised row h, sum of that times h) for the row from p[start]."""
+    lanes = lanes_of(p)
+    a, b, c, d = zeros_like(p), zeros_like(p), zeros_like(p), zeros_like(p)
+    j = 0
+    while j + 2 * lanes <= n:
+        i = start + j
+        e, f = _gradient_at(g, w, i, j, has_weight), _gradient_at(g, w, i + lanes, j + lanes, has_weight)
+        a, b = a + e, b + f
+        c = fma(e, (load(p, i) - mean) * factor, c)
+        d = fma(f, (load(p, i + lanes) - mean) * factor, d)
+        j += 2 * lanes
+    while j < n:
+        mask = lane_mask(p, 0, n - j)
+        e = load_masked(g, start + j, mask, 0.0)
+        if has_weight:
+            e = e * load_masked(w, j, mask, 0.0)
+        a = a + e
+        c = fma(e, (load_masked(p, start + j, mask, mean) - mean) * factor, c)
+        j += lanes
+    return reduce_add(a + b), reduce_add(c + d)
+
+
+@jit
+def _two_columns(
+    p, g, w, q, m, r, level, along, pw, pb, at, j, first, last, n, fresh,
+    centred, has_weight, wants_x, wants_weight, wants_bias
+):  # fmt: skip
+    """Two vectors of columns from column j of a block of rows: all gradients."""
+    lanes = lanes_of(p)
+    a, b, c, d = zeros_like(p), zeros_like(p), zeros_like(p), zeros_like(p)
+    if not fresh:
+        if wants_weight:
+            a, b = load(pw, at + j), load(pw, at + j + lanes)
+        if wants_bias:
+            c, d = load(pb, at + j), load(pb, at + j + lanes)
+    u, v = full(p, 1.0), full(p, 1.0)
+    if has_weight:
+        u, v = load(w, j), load(w, j + lanes)
+    i = first * n + j
+    for row in range(first, last):
+        mean = broadcast(m, row) if centred else zeros_like(p)
+        factor = broadcast(r, row)
+        e, f = load(g, i), load(g, i + lanes)
+        s, t = (load(p, i) - mean) * factor, (load(p, i + lanes) - mean) * factor
+        a, b = fma(e, s, a), fma(f, t, b)
+        c, d = c + e, d + f
+        if wants_x:
+            base, slope = broadcast(level, row), broadcast(along, row)
+            store(q, i, (fma(s, slope, e * u) - base) * factor)
+            store(q, i + lanes, (fma(t, slope, f * v) - base) * factor)
+        i += n
+    if wants_weight:
+        store(pw, at + j, a)
+        store(pw, at + j + lanes, b)
+    if wants_bias:
+        store(pb, at + j, c)
+        store(pb, at + j + lanes, d)
+
+
+@jit
+def _last_columns(
+    p, g, w, q, m, r, level, along, pw, pb, at, j, first, last, n, fresh,
+    centred, has_weight, wants_x, wants_weight, wants_bias
+):  # fmt: skip
+    """The same for what is left of a vector of columns, or all of it."""
+    mask = lane_mask(p, 0, n - j)
+    a, c = zeros_like(p), zeros_like(p)
+    if not fresh:
+        if wants_weight:
+            a = load_masked(pw, at + j, mask, 0.0)
+        if wants_bias:
+            c = load_masked(pb, at + j, mask, 0.0)
+    u = full(p, 1.0)
+    if has_weight:
+        u = load_masked(w, j, mask, 0.0)
+    i = first * n + j
+    for row in range(first, last):
+        mean = broadcast(m, row) if centred else zeros_like(p)
+        factor = broadcast(r, row)
+        e = load_masked(g, i, mask, 0.0)
+        s = (load_masked(p, i, mask, 0.0) - mean) * factor
+        a = fma(e, s, a)
+        c = c + e
+        if wants_x:
+            store_masked(q, i, (fma(s, broadcast(along, row), e * u) - broadcast(level, row)) * factor, mask)
+        i += n
+    if wants_weight:
+        store_masked(pw, at + j, a, mask)
+    if wants_bias:
+        store_masked(pb, at + j, c, mask)
+
+
+@jit
+def gradients_of_parts(
+    first, last, grad, x, weight, means, scales, out, of_weight, of_bias, work, rows, n, part,
+    centred, has_weight, wants_x, wants_weight, wants_bias
+):  # fmt: skip
+    """Of parts first to last, `part` rows each: the gradient of x, and the parts' own sums for weight and bias.
+
+    Args (all arrays 1-d): grad, x, out: (rows * n,); weight: (n,) where has_weight; means: (rows,) where centred;
+    scales: (rows,); of_weight, of_bias: (parts * n,); work: (2 * rows,) scratch where wants_x. out, of_weight and
+    of_bias are written where wanted.
+    """
+    p, g, w, q = pointer(x), pointer(grad), pointer(weight), pointer(out)
+    m, r, pw, pb = pointer(means), pointer(scales), pointer(of_weight), pointer(of_bias)
+    level, along = pointer(work), pointer(work, rows)
+    lanes = lanes_of(p)
+    share = 1.0 / n
+    paired = n - n % (2 * lanes)
+    for number in range(first, last):
+        begin = number * part
+        finish = min(begin + part, rows)
+        for block in range(begin, finish, BLOCK):
+            end = min(block + BLOCK, finish)
+            if wants_x:
+                for row in range(block, end):
+                    mean = broadcast(m, row) if centred else zeros_like(p)
+                    total, product = _row_products(p, g, w, row * n, n, mean, broadcast(r, row), has_weight)
+                    poke(level, row, total * share if centred else 0.0)
+                    poke(along, row, -product * share)
+            fresh = block == begin
+            for j in range(0, paired, 2 * lanes):
+                _two_columns(
+                    p, g, w, q, m, r, level, along, pw, pb, number * n, j, block, end, n, fresh,
+                    centred, has_weight, wants_x, wants_weight, wants_bias
+                )  # fmt: skip
+            for j in range(paired, n, lanes):
+                _last_columns(
+                    p, g, w, q, m, r, level, along, pw, pb, number * n, j, block, end, n, fresh,
+                    centred, has_weight, wants_x, wants_weight, wants_bias
+                )  # fmt: skip
+
+
+@jit
+def sum_parts(first, last, of_weight, of_bias, weight, bias, n, parts, wants_weight, wants_bias):
+    """Elements first to last of weight and bias (n,): the sums over the parts of of_weight and of_bias, in order."""
+    pw, pb, w, b = pointer(of_weight), pointer(of_bias), pointer(weight), pointer(bias)
+    lanes = lanes_of(pw)
+    for j in range(first, last, lanes):
+        whole = j + lanes <= last
+        mask = lane_mask(pw, 0, last - j)
+        if wants_weight:
+            a = load_part(pw, j, whole, mask)
+            for number in range(1, parts):
+                a = a + load_part(pw, number * n + j, whole, mask)
+            store_part(w, j, a, whole, mask)
+        if wants_bias:
+            a = load_part(pb, j, whole, mask)
+            for number in range(1, parts):
+                a = a + load_part(pb, number * n + j, whole, mask)
+            store_part(b, j, a, whole, mask)

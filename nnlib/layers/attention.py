@@ -1,0 +1,299 @@
+"""MultiHeadAttention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import kernels
+from nnlib.initializers import Initializer, initializer
+from nnlib.layers.base import Layer, Shape
+from nnlib.layers.core import Dense
+from nnlib.layers.padding import real_steps
+from nnlib.names import look_up
+
+#: Kinds of relative position, and from which distance on each tells none apart, by default.
+RELATIVE = {"shaw": 16, "t5": 128, "alibi": 0}
+T5_BUCKETS = 32
+
+Heads = tuple[torch.Tensor, torch.Tensor]
+
+
+class MultiHeadAttention(Layer):
+    """Attention in several heads (Vaswani et al., 2017), keras.layers.MultiHeadAttention.
+
+    Call: layer(query, value=None, key=None, ...) with query (N, T, D), value (N, S, Dv) (default the query:
+    self-attention) and key (N, S, Dk) (default the value); output (N, T, output features). Further arguments:
+    attention_mask: bool (N, T, S) or (T, S), True where the query sees the key. use_causal_mask: query i sees keys up
+    to i. lengths (N,): how many keys of a row are real. A query that sees no key has the output of zeros.
+    return_attention_scores: (output, weights (N, heads, T, S)), the weights before dropout; they are computed apart and
+    take T x S numbers, which attention itself never does. keys_values: what project(value, key) gave, in place of the
+    two: keys of the past for generation; with use_causal_mask the last query then stands at the last key.
+
+    The parameters are torch.nn.MultiheadAttention's: in_proj_weight (2 heads * key_dim + heads * value_dim, D) where
+    query, key and value have the same number of features, else q_proj_weight, k_proj_weight and v_proj_weight;
+    in_proj_bias; out_proj.weight and out_proj.bias.
+
+    num_heads: heads; key_dim: size of each for queries and keys; value_dim: for values (default key_dim).
+    dropout: share of the attention weights that is zeroed in training. use_bias: of all four projections.
+    output_shape: features of the output (default the query's).
+    kernel_initializer, bias_initializer: as in Keras; input_shape, device, backend, name: see Layer.
+    relative: a term of the distance between query and key in the scores, trained with the layer: "shaw" (a vector for
+    each distance up to max_distance, default 16), "t5" (a number for each head and bucket, those of T5, max_distance
+    128; relative_bidirectional=False where keys ahead are hidden) or "alibi" (fixed slopes); see kernels.attention.
+    Default None.
+
+    Raises ValueError if an argument is out of its range, or an input does not fit.
+    """
+
+    takes_lengths = True
+    keeps_lengths = True
+
+    in_proj_weight: torch.Tensor | None
+    q_proj_weight: torch.Tensor | None
+    k_proj_weight: torch.Tensor | None
+    v_proj_weight: torch.Tensor | None
+    in_proj_bias: torch.Tensor | None
+    relative_table: torch.Tensor
+
+    def __init__(
+        self,
+        num_heads: int,
+        key_dim: int,
+        value_dim: int | None = None,
+        dropout: float = 0.0,
+        use_bias: bool = True,
+        output_shape: int | Sequence[int] | None = None,
+        kernel_initializer: str | Initializer = "glorot_uniform",
+        bias_initializer: str | Initializer = "zeros",
+        *,
+        relative: str | None = None,
+        max_distance: int | None = None,
+        relative_bidirectional: bool = True,
+        input_shape: Sequence[int | None] | None = None,
+        device: torch.device | str | None = None,
+        backend: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(input_shape=input_shape, device=device, backend=backend, name=name)
+        value_dim = key_dim if value_dim is None else value_dim
+        for argument, size in (("num_heads", num_heads), ("key_dim", key_dim), ("value_dim", value_dim)):
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{argument}: a positive integer is expected, got {size}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: a number in [0, 1) is expected, got {dropout}")
+        sizes = (output_shape,) if isinstance(output_shape, int) else output_shape
+        if sizes is not None and (len(sizes) != 1 or sizes[0] < 1):
+            raise ValueError(f"output_shape: a positive integer is expected, got {output_shape}")
+        distance = 0 if relative is None else look_up("relative", relative, RELATIVE)
+        if max_distance is not None and max_distance < 1:
+            raise ValueError(f"max_distance: a positive integer is expected, got {max_distance}")
+        self.num_heads = num_heads
+        self.key_dim = key_dim
+        self.value_dim = value_dim
+        self.dropout = dropout
+        self.use_bias = use_bias
+        self.output_features = None if sizes is None else sizes[0]
+        self.kernel_initializer = kernel_initializer
+        self.bias_initializer = bias_initializer
+        self.relative = None if relative is None else relative.lower()
+        self.max_distance = max_distance or distance
+        self.relative_bidirectional = relative_bidirectional
+        #: Features of query, key and value; None while not built.
+        self.features: tuple[int, int, int] | None = None
+
+    # Shapes and parameters.
+
+    def expected_input(self) -> tuple[int | str, ...]:
+        return ("N", "T", "D" if self.features is None else self.features[0])
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """The output's shape for queries of this shape."""
+        return (*input_shape[:-1], self.output_features or input_shape[-1])
+
+    def build(self, input_shape: Shape) -> None:
+        """Builds for self-attention on inputs of this shape; a first call with others builds for those."""
+        self.build_for(input_shape, input_shape, input_shape)
+
+    def build_for(self, query: Shape, key: Shape, value: Shape) -> None:
+        """Makes the parameters for inputs of these shapes. Raises ValueError if their features are not known."""
+        sizes = (query[-1], key[-1], value[-1])
+        known = tuple(size for size in sizes if size is not None)
+        if len(known) < 3:
+            raise ValueError(f"{self.name}: the last axes of query, key and value must be known, got {sizes}")
+        heads, out = self.num_heads, self.output_features or known[0]
+        rows = (heads * self.key_dim, heads * self.key_dim, heads * self.value_dim)
+
+        def fill_packed(weight: torch.Tensor) -> None:
+            for part in weight.split(rows):  # three matrices, each with fans of its own
+                initializer(f"{self.name}: kernel_initializer", self.kernel_initializer)(part)
+
+        names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+        if len(set(known)) == 1:
+            self.add_weight("in_proj_weight", (sum(rows), known[0]), fill_packed, "kernel_initializer")
+            for name in names:
+                self.register_parameter(name, None)
+        else:
+            self.register_parameter("in_proj_weight", None)
+            for name, row, size in zip(names, rows, known):
+                self.add_weight(name, (row, size), self.kernel_initializer, "kernel_initializer")
+        if self.use_bias:
+            self.add_weight("in_proj_bias", (sum(rows),), self.bias_initializer, "bias_initializer")
+        else:
+            self.register_parameter("in_proj_bias", None)
+        self.out_proj = Dense(
+            out, None, self.use_bias, self.kernel_initializer, self.bias_initializer,
+            device=self.device, backend=self.backend, name=self.name,
+        )  # fmt: skip
+        self.out_proj.build_once((None, None, rows[2]))
+        self._build_relative()
+        self.features = known  # type: ignore[assignment]
+
+    def _build_relative(self) -> None:
+        if self.relative == "shaw":
+            shape = (2 * self.max_distance + 1, self.key_dim)
+            self.add_weight("relative_table", shape, "glorot_uniform", "relative")
+        elif self.relative == "t5":
+            self.add_weight("relative_table", (T5_BUCKETS, self.num_heads), "glorot_uniform", "relative")
+        elif self.relative == "alibi":
+            slopes = torch.tensor(
+                kernels.alibi_slopes(self.num_heads), dtype=torch.get_default_dtype(), device=self.device
+            )
+            self.register_buffer("relative_table", slopes, persistent=False)
+
+    # Calls.
+
+    def forward(
+        self, x: torch.Tensor, value: torch.Tensor | None = None, key: torch.Tensor | None = None, **options: Any
+    ) -> Any:
+        value = x if value is None else value
+        key = value if key is None else key
+        if not self.built and all(isinstance(one, torch.Tensor) and one.dim() == 3 for one in (x, key, value)):
+            self.build_for(tuple(x.shape), tuple(key.shape), tuple(value.shape))
+            self.built_input_shape = (None, *x.shape[1:])
+            self.built = True
+        return super().forward(x, value, key, **options)
+
+    def call(  # type: ignore[override]
+        self,
+        query: torch.Tensor,
+        value: torch.Tensor,
+        key: torch.Tensor,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        use_causal_mask: bool = False,
+        return_attention_scores: bool = False,
+        lengths: torch.Tensor | None = None,
+        keys_values: Heads | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        if keys_values is not None:
+            heads = (self._project_query(query), *keys_values)
+        elif query is value and value is key and self.in_proj_weight is not None:
+            heads = self._project_all(query)
+        else:
+            heads = (self._project_query(query), *self.project(value, key))
+        q, k, v = heads
+        mask = self._checked_mask(attention_mask, q, k)
+        causal = None if not use_causal_mask else "top_left" if keys_values is None else "bottom_right"
+        y = self.run(
+            "attention",
+            q,
+            k,
+            v,
+            mask=mask,
+            causal=causal,
+            lengths=lengths,
+            dropout_p=float(self.dropout) if self.training else 0.0,
+            relative=self._relative_term(),
+        )
+        output = self.out_proj(y.transpose(1, 2).flatten(2))
+        if return_attention_scores:
+            return output, self._weights(q, k, mask, causal, lengths)
+        return output
+
+    def project(self, value: torch.Tensor, key: torch.Tensor | None = None) -> Heads:
+        """The keys (N, heads, S, key_dim) and values (N, heads, S, value_dim) of value (N, S, Dv) and key (default the
+        value), for `keys_values`. Raises ValueError if their features are not those that the layer was built for."""
+        key = value if key is None else key
+        assert self.features is not None, "call builds the layer"
+        for name, given, features in (("key", key, self.features[1]), ("value", value, self.features[2])):
+            if given.dim() != 3 or given.shape[2] != features:
+                raise ValueError(f"{self.name}: {name} must have shape (N, S, {features}), got {tuple(given.shape)}")
+        middle = self.num_heads * self.key_dim
+        if key is value and self.in_proj_weight is not None:
+            weight = self.in_proj_weight[middle:]
+            bias = None if self.in_proj_bias is None else self.in_proj_bias[middle:]
+            k, v = self.run("linear", value, weight, bias).split((middle, self.num_heads * self.value_dim), -1)
+            return self._heads(k), self._heads(v)
+        k, v = (self._project_one(part, given) for part, given in ((1, key), (2, value)))
+        return self._heads(k), self._heads(v)
+
+    def _project_query(self, query: torch.Tensor) -> torch.Tensor:
+        return self._heads(self._project_one(0, query))
+
+    def _project_one(self, part: int, x: torch.Tensor) -> torch.Tensor:
+        """One of query, key and value, before the heads are split."""
+        width = self.num_heads * self.key_dim
+        rows = slice(part * width, (part + 1) * width if part < 2 else None)
+        if self.in_proj_weight is None:
+            weight = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)[part]
+        else:
+            weight = self.in_proj_weight[rows]
+        return self.run("linear", x, weight, None if self.in_proj_bias is None else self.in_proj_bias[rows])
+
+    def _project_all(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        width = self.num_heads * self.key_dim
+        together = self.run("linear", x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = together.split((width, width, self.num_heads * self.value_dim), -1)
+        return self._heads(q), self._heads(k), self._heads(v)
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, T, heads * size) -> a view (N, heads, T, size)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _checked_mask(self, mask: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor | None:
+        if mask is None:
+            return None
+        shape = (q.shape[0], q.shape[2], k.shape[2])
+        if mask.dtype != torch.bool:
+            raise TypeError(f"{self.name}: attention_mask must be bool, True where the query sees, got {mask.dtype}")
+        if tuple(mask.shape) not in (shape, shape[1:], (1, *shape[1:])):
+            raise ValueError(
+                f"{self.name}: attention_mask must have shape {shape} or {shape[1:]}, got {tuple(mask.shape)}"
+            )
+        return mask[:, None] if mask.dim() == 3 else mask
+
+    def _relative_term(self) -> Any:
+        if self.relative == "shaw":
+            return kernels.RelativeShaw(self.relative_table)
+        if self.relative == "t5":
+            return kernels.RelativeT5(self.relative_table, self.relative_bidirectional, self.max_distance)
+        return kernels.RelativeALiBi(self.relative_table) if self.relative == "alibi" else None
+
+    def _weights(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        mask: torch.Tensor | None,
+        causal: str | None,
+        lengths: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The attention weights (N, heads, T, S), which the kernel does not keep."""
+        if self.relative is not None:
+            raise ValueError(
+                f"{self.name}: return_attention_scores needs relative=None, got {self.relative!r}: "
+                "the weights are computed apart, without that term"
+            )
+        queries, keys = q.shape[2], k.shape[2]
+        visible = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=q.device)
+        if causal is not None:
+            visible = visible.tril(0 if causal == "top_left" else keys - queries)
+        if mask is not None:
+            visible = visible & mask
+        if lengths is not None:
+            visible = visible & real_steps(lengths, keys)[:, None, None]
+        scores = (q @ k.transpose(-1, -2)) * self.key_dim**-0.5
+        weights = self.run("softmax", scores.masked_fill(~visible, -torch.inf), -1)
+        return weights.masked_fill(~visible, 0)  # a query that sees no key has weights of zero, not of NaN

@@ -1,0 +1,127 @@
+"""BatchNormalization. kernels has no op for it: it is torch's own, whatever the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from nnlib.initializers import Initializer
+from nnlib.layers.base import Layer, Shape
+from nnlib.layers.padding import real_steps
+
+
+class BatchNormalization(Layer):
+    """Each channel less its mean, by its standard deviation (Ioffe and Szegedy, 2015), keras.layers.BatchNormalization.
+
+    Input of two or more axes, floating point; output the same shape. In training the statistics are the batch's, and
+    the moving ones follow them (the variance with divisor N, as in Keras); in evaluation they are the moving ones.
+    The parameters: weight (gamma) and bias (beta) (C,); the statistics are buffers, running_mean and running_var.
+
+    axis: the channels' (default the last). momentum: share of the old moving statistics that stays.
+    epsilon: is added to the variance. center: whether there is a bias; scale: whether there is a weight.
+    beta_initializer, gamma_initializer: as in Keras; input_shape, device, backend, name: see Layer.
+    lengths (N,), for input (N, T, C): padded steps count for nothing, and are 0 in the output.
+
+    Raises ValueError if an argument is out of its range, or an input does not fit.
+    """
+
+    takes_lengths = True
+    keeps_lengths = True
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+
+    def __init__(
+        self,
+        axis: int = -1,
+        momentum: float = 0.99,
+        epsilon: float = 0.001,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: str | Initializer = "zeros",
+        gamma_initializer: str | Initializer = "ones",
+        *,
+        input_shape: Sequence[int | None] | None = None,
+        device: torch.device | str | None = None,
+        backend: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(input_shape=input_shape, device=device, backend=backend, name=name)
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum: a number in [0, 1] is expected, got {momentum}")
+        if not epsilon > 0:
+            raise ValueError(f"epsilon: a positive number is expected, got {epsilon}")
+        self.axis = axis
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.center = center
+        self.scale = scale
+        self.beta_initializer = beta_initializer
+        self.gamma_initializer = gamma_initializer
+        self.channels: int | None = None
+
+    def _channel_axis(self, shape: Sequence[int | None]) -> int:
+        axis = self.axis + len(shape) if self.axis < 0 else self.axis
+        if not 1 <= axis < len(shape):
+            raise ValueError(f"{self.name}: axis {self.axis} must be one of the input's but the batch, got {shape}")
+        return axis
+
+    def check_input_shape(self, shape: Shape) -> None:
+        super().check_input_shape(shape)
+        axis = self._channel_axis(shape)
+        if self.channels is not None and shape[axis] not in (self.channels, None):
+            raise ValueError(f"{self.name}: input must have {self.channels} channels in axis {axis}, got {shape}")
+
+    def build(self, input_shape: Shape) -> None:
+        channels = input_shape[self._channel_axis(input_shape)]
+        if channels is None:
+            raise ValueError(f"{self.name}: input channels must be known, got {input_shape}")
+        for name, wanted, choice, argument in (
+            ("weight", self.scale, self.gamma_initializer, "gamma_initializer"),
+            ("bias", self.center, self.beta_initializer, "beta_initializer"),
+        ):
+            if wanted:
+                self.add_weight(name, (channels,), choice, argument)
+            else:
+                self.register_parameter(name, None)
+        self.register_buffer("running_mean", torch.zeros(channels, device=self.device))
+        self.register_buffer("running_var", torch.ones(channels, device=self.device))
+        self.channels = channels
+
+    def call(self, x: torch.Tensor, *, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        axis = self._channel_axis(tuple(x.shape))
+        if lengths is None and axis == x.dim() - 1 != 3:
+            return self._normalize(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+        if lengths is None:
+            return self._normalize(x.movedim(axis, 1)).movedim(1, axis)  # of images torch has a channels-last kernel
+        if x.dim() != 3 or axis != 2:
+            raise ValueError(f"{self.name}: lengths need an input (N, T, C), got {tuple(x.shape)} with axis {axis}")
+        real = real_steps(lengths, x.shape[1])
+        output = torch.zeros_like(x)
+        output[real] = self._normalize(x[real])
+        return output
+
+    def _normalize(self, x: torch.Tensor) -> torch.Tensor:
+        """x (N, C, ...) normalized; in training the moving statistics go on."""
+        weight, bias, epsilon = self.weight, self.bias, self.epsilon
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, False, 0.0, epsilon)
+        count = x.numel() // x.shape[1]
+        if count == 0:
+            return x
+        if count == 1:  # nothing but its own mean, which torch refuses
+            mean, variance = x.detach().flatten(), torch.zeros_like(self.running_var)
+            y = F.batch_norm(x - x, variance, torch.ones_like(variance), weight, bias, False, 0.0, epsilon)
+        else:
+            # With momentum 1 torch leaves the batch's own statistics here, the variance with divisor count - 1.
+            mean, variance = torch.empty_like(self.running_mean), torch.empty_like(self.running_var)
+            y = F.batch_norm(x, mean, variance, weight, bias, True, 1.0, epsilon)
+            variance = variance * ((count - 1) / count)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, 1 - self.momentum)
+            self.running_var.lerp_(variance, 1 - self.momentum)
+        return y

@@ -1,0 +1,196 @@
+"""Recurrent layers: SimpleRNN, LSTM and GRU. What they share is here and in recurrent_base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from nnlib.initializers import Initializer, initializer
+from nnlib.layers.recurrent_base import Recurrent
+
+_SHARED = """
+    units: size of the state and of the output.
+    use_bias, kernel_initializer, recurrent_initializer, bias_initializer: as in Keras.
+    dropout: share of the input's features, recurrent_dropout: share of the state's units, that is zeroed in training
+    for the products alone: one draw a row and call, the same at all of its steps and for all gates (Gal and Ghahramani,
+    2016, with tied weights; Keras draws one for each gate where it uses recurrent_dropout). With recurrent_dropout
+    training runs step by step.
+    return_sequences: the output of every step in place of the last. return_state: (output, *states) in place of the
+    output. go_backwards: from the last step to the first, which is then the order of the output.
+    stateful: a batch starts from the states that the batch before it ended with (detached), see reset_states.
+    unroll: accepted and without effect: there is no loop to unroll.
+    zero_output_for_mask: with return_sequences, padded steps are 0; else they repeat the row's last output.
+    input_shape, device, backend, name: see Layer.
+
+    Call: layer(x, initial_state=None, lengths=None, mask=None). initial_state: as many tensors (N, units) as the layer
+    has states, or one alone. lengths (N,) int64: how many steps of each row are real, or mask (N, T), bool, True for
+    those, padding at the end of rows alone. Padded steps are never read, whatever they hold; a row of length 0 keeps
+    its initial state, and its output is 0.
+
+    Raises ValueError if an argument is out of its range, or an input does not fit.
+"""
+
+
+class SimpleRNN(Recurrent):
+    __doc__ = f"""Fully connected recurrence h' = act(W x + U h + b), keras.layers.SimpleRNN.
+
+    Input (N, T, features), floating point; output (N, units), or (N, T, units) with return_sequences. Parameters as in
+    torch.nn.RNNCell: weight_ih (units, features), weight_hh (units, units), bias_ih (units,). One state, h.
+
+    activation: "tanh" or "relu".{_SHARED}"""
+
+    op = "rnn_layer"
+    activations = ("tanh", "relu")
+
+    def __init__(
+        self,
+        units: int,
+        activation: str = "tanh",
+        use_bias: bool = True,
+        kernel_initializer: str | Initializer = "glorot_uniform",
+        recurrent_initializer: str | Initializer = "orthogonal",
+        bias_initializer: str | Initializer = "zeros",
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        *,
+        zero_output_for_mask: bool = False,
+        input_shape: Sequence[int | None] | None = None,
+        device: torch.device | str | None = None,
+        backend: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(
+            units, activation, None, use_bias, kernel_initializer, recurrent_initializer, bias_initializer, dropout,
+            recurrent_dropout, return_sequences, return_state, go_backwards, stateful, unroll, zero_output_for_mask,
+            input_shape=input_shape, device=device, backend=backend, name=name,
+        )  # fmt: skip
+
+    def op_options(self) -> dict[str, Any]:
+        return {"nonlinearity": self.activation}
+
+
+class LSTM(Recurrent):
+    __doc__ = f"""Long short-term memory (Hochreiter and Schmidhuber, 1997), keras.layers.LSTM.
+
+    Input (N, T, features), floating point; output (N, units), or (N, T, units) with return_sequences. Parameters as in
+    torch.nn.LSTMCell, gates i, f, g, o one below the other: weight_ih (4 units, features), weight_hh (4 units, units),
+    bias_ih (4 units,); one bias, as in Keras. Two states, h and c.
+
+    activation: "tanh", recurrent_activation: "sigmoid": those of the kernels.
+    unit_forget_bias: the forget gate's bias starts at 1 (Jozefowicz et al., 2015).{_SHARED}"""
+
+    op = "lstm_layer"
+    gates = 4
+    state_count = 2
+
+    def __init__(
+        self,
+        units: int,
+        activation: str = "tanh",
+        recurrent_activation: str = "sigmoid",
+        use_bias: bool = True,
+        kernel_initializer: str | Initializer = "glorot_uniform",
+        recurrent_initializer: str | Initializer = "orthogonal",
+        bias_initializer: str | Initializer = "zeros",
+        unit_forget_bias: bool = True,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        *,
+        zero_output_for_mask: bool = False,
+        input_shape: Sequence[int | None] | None = None,
+        device: torch.device | str | None = None,
+        backend: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(
+            units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
+            bias_initializer, dropout, recurrent_dropout, return_sequences, return_state, go_backwards, stateful,
+            unroll, zero_output_for_mask, input_shape=input_shape, device=device, backend=backend, name=name,
+        )  # fmt: skip
+        self.unit_forget_bias = unit_forget_bias
+
+    def fill_bias(self, bias: torch.Tensor) -> None:
+        initializer(f"{self.name}: bias_initializer", self.bias_initializer)(bias)
+        if self.unit_forget_bias:
+            bias[self.units : 2 * self.units] = 1.0
+
+
+class GRU(Recurrent):
+    __doc__ = f"""Gated recurrent units (Cho et al., 2014), keras.layers.GRU.
+
+    Input (N, T, features), floating point; output (N, units), or (N, T, units) with return_sequences. Parameters as in
+    torch.nn.GRUCell, gates r, z, n one below the other: weight_ih (3 units, features), weight_hh (3 units, units),
+    bias_ih (3 units,), and with reset_after bias_hh (3 units,). One state, h.
+
+    activation: "tanh", recurrent_activation: "sigmoid": those of the kernels.
+    reset_after: the reset gate multiplies after the matrix product (torch, cuDNN) or before it.{_SHARED}"""
+
+    op = "gru_layer"
+    gates = 3
+
+    def __init__(
+        self,
+        units: int,
+        activation: str = "tanh",
+        recurrent_activation: str = "sigmoid",
+        use_bias: bool = True,
+        kernel_initializer: str | Initializer = "glorot_uniform",
+        recurrent_initializer: str | Initializer = "orthogonal",
+        bias_initializer: str | Initializer = "zeros",
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        reset_after: bool = True,
+        *,
+        zero_output_for_mask: bool = False,
+        input_shape: Sequence[int | None] | None = None,
+        device: torch.device | str | None = None,
+        backend: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(
+            units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
+            bias_initializer, dropout, recurrent_dropout, return_sequences, return_state, go_backwards, stateful,
+            unroll, zero_output_for_mask, input_shape=input_shape, device=device, backend=backend, name=name,
+        )  # fmt: skip
+        self.reset_after = reset_after
+
+    @property
+    def has_second_bias(self) -> bool:
+        return self.use_bias and self.reset_after
+
+    def op_options(self) -> dict[str, Any]:
+        return {"reset_after": self.reset_after}
+
+    def masked_step(
+        self, x: torch.Tensor, states: Sequence[torch.Tensor], mask: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """The kernels' cell cannot do this one: dropout may fall on the products with h, not on the h that z keeps."""
+        (h,) = states
+        dropped = h * mask
+        reset_hh, update_hh, new_hh = self.weight_hh.chunk(3)
+        a_r, a_z, a_n = self.run("linear", x, self.weight_ih, self.bias_ih).chunk(3, -1)
+        b_r, b_z, b_n = (None, None, None) if self.bias_hh is None else self.bias_hh.chunk(3)
+        r = self.run("sigmoid", a_r + self.run("linear", dropped, reset_hh, b_r))
+        z = self.run("sigmoid", a_z + self.run("linear", dropped, update_hh, b_z))
+        if self.reset_after:
+            n = self.run("tanh", a_n + r * self.run("linear", dropped, new_hh, b_n))
+        else:
+            n = self.run("tanh", a_n + self.run("linear", r * dropped, new_hh, b_n))
+        return (torch.lerp(n, h, z),)

@@ -1,0 +1,428 @@
+"""Models and weights from torch and Keras and to them: the same outputs, and the same weights after a round trip."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import nnlib
+from nnlib import layers, models
+from tests.nnlib.keras_twin import assert_close, randomize
+
+keras = pytest.importorskip("keras")
+
+IMAGE, ROWS, TOKENS = (2, 4, 9, 8), (2, 5, 6), "tokens"
+
+
+def noise(shape):
+    generator = torch.Generator().manual_seed(2)
+    if shape == TOKENS:
+        tokens = torch.randint(1, 10, (2, 5), generator=generator)
+        tokens[1, 3:] = 0
+        return tokens
+    return torch.randn(shape, generator=generator)
+
+
+def randomized(module):
+    randomize(module)
+    for name, buffer in module.named_buffers():
+        if "running_var" in name:
+            buffer.uniform_(0.5, 2)
+        elif "running_mean" in name:
+            buffer.normal_()
+    return module.eval()
+
+
+def output(module, x):
+    y = module(x)
+    return y[0] if isinstance(y, tuple) else y
+
+
+# ----- torch -------------------------------------------------------------------------------------------------------
+
+TORCH_MODULES = [
+    (nn.Linear(6, 3), ROWS),
+    (nn.Linear(6, 3, bias=False), ROWS),
+    (nn.Conv2d(4, 6, 3, padding=1, groups=2), IMAGE),
+    (nn.Conv2d(4, 6, (3, 2), stride=2, padding=(2, 1)), IMAGE),
+    (nn.Conv2d(4, 5, 2, padding="same", bias=False), IMAGE),
+    (nn.Conv2d(4, 5, 3, dilation=2, padding=2), IMAGE),
+    (nn.ConvTranspose2d(4, 3, 3, stride=2, output_padding=1), IMAGE),
+    (nn.ConvTranspose2d(4, 3, 2, stride=3), IMAGE),
+    (nn.BatchNorm2d(4, momentum=0.3), IMAGE),
+    (nn.BatchNorm2d(4, affine=False), IMAGE),
+    (nn.BatchNorm1d(5), ROWS),
+    (nn.LayerNorm(6), ROWS),
+    (nn.LayerNorm((5, 6), bias=False), ROWS),
+    (nn.LayerNorm(6, elementwise_affine=False), ROWS),
+    (nn.RMSNorm(6, eps=1e-5), ROWS),
+    (nn.Embedding(10, 4), TOKENS),
+    (nn.MaxPool2d(2), IMAGE),
+    (nn.MaxPool2d(3, stride=(1, 2)), IMAGE),
+    (nn.AvgPool2d(3, 2), IMAGE),
+    (nn.AdaptiveAvgPool2d(1), IMAGE),
+    (nn.AdaptiveMaxPool2d((1, 1)), IMAGE),
+    (nn.Flatten(), IMAGE),
+    (nn.Dropout(0.3), ROWS),
+    *((kind(), ROWS) for kind in (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid)),
+    (nn.Softmax(-1), ROWS),
+    *((kind(6, 3, batch_first=True, bias=bias), ROWS) for kind in (nn.LSTM, nn.GRU, nn.RNN) for bias in (True, False)),
+    (nn.RNN(6, 3, batch_first=True, nonlinearity="relu"), ROWS),
+    *(
+        (kind(6, 3, num_layers=2, batch_first=True, bidirectional=True, dropout=0.2), ROWS)
+        for kind in (nn.LSTM, nn.GRU, nn.RNN)
+    ),
+    (nn.TransformerEncoderLayer(6, 2, 7, activation="gelu", batch_first=True, norm_first=True), ROWS),
+    (nn.TransformerEncoderLayer(6, 2, 7, batch_first=True), ROWS),
+    (
+        nn.Sequential(
+            nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Sequential(nn.Flatten(), nn.Identity(), nn.Linear(24, 5)), nn.Softmax(-1),
+        ),
+        IMAGE,
+    ),
+    (nn.Sequential(nn.Embedding(10, 4), nn.LayerNorm(4), nn.Linear(4, 3)), TOKENS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "shape"), TORCH_MODULES, ids=lambda value: type(value).__name__)
+def test_from_torch(module, shape):
+    randomized(module)
+    made = nnlib.from_torch(module)
+    x = noise(shape)
+    assert not made.training
+    torch.testing.assert_close(made(x), output(module, x), rtol=2e-5, atol=2e-6)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.zero_()
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_attention_from_torch_and_back():
+    for options in ({}, {"kdim": 5, "vdim": 7}, {"bias": False}):
+        module = randomized(nn.MultiheadAttention(6, 2, batch_first=True, dropout=0.1, **options))
+        layer = nnlib.from_torch(module)
+        query, key, value = noise(ROWS), noise((2, 4, module.kdim)), noise((2, 4, module.vdim))
+        expected = module(query, key, value)[0]
+        torch.testing.assert_close(layer(query, value, key), expected)
+        back = nnlib.to_torch(layer)
+        assert type(back) is nn.MultiheadAttention and back.dropout == 0.1
+        assert torch.equal(back(query, key, value)[0], expected)
+
+
+def test_a_converted_model_trains_like_the_torch_one():
+    module = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 7 * 6, 5))
+    model = nnlib.from_torch(module)
+    x, target = noise(IMAGE), torch.tensor([1, 4])
+    losses = []
+    for network in (model, module):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        losses.append([])
+        for _ in range(3):
+            loss = nn.functional.cross_entropy(network(x), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def image_model(data_format):
+    shape = (9, 8, 4) if data_format == "channels_last" else (4, 9, 8)
+    return models.Sequential(
+        [
+            layers.ZeroPadding2D(((0, 1), (2, 0)), data_format, input_shape=shape),
+            layers.Conv2D(6, 3, 2, "same", data_format, activation="relu"),
+            layers.BatchNormalization(-1 if data_format == "channels_last" else 1),
+            layers.DepthwiseConv2D(2, depth_multiplier=2, data_format=data_format, activation="softmax"),
+            layers.MaxPooling2D(2, 1, "same", data_format),
+            layers.Dropout(0.2),
+            layers.SeparableConv2D(5, 2, data_format=data_format, activation="silu"),
+            layers.Conv2DTranspose(3, 3, 2, data_format=data_format),
+            layers.AveragePooling2D(2, data_format=data_format),
+            layers.Flatten(data_format=data_format),
+            layers.Dense(7, activation="softmax"),
+        ]
+    )
+
+
+TO_TORCH = [
+    (lambda: image_model("channels_last"), (2, 9, 8, 4)),
+    (lambda: image_model("channels_first"), (2, 4, 9, 8)),
+    (
+        lambda: models.Sequential(
+            [
+                layers.Conv2D(3, 2, input_shape=(9, 8, 4)),
+                layers.GlobalMaxPooling2D(),
+                layers.Reshape((3, 1)),
+                layers.LayerNormalization((1, 2)),
+            ]
+        ),
+        (2, 9, 8, 4),
+    ),
+    (lambda: models.Sequential([layers.Conv2D(3, 2, input_shape=(9, 8, 4)), layers.Activation("tanh")]), (2, 9, 8, 4)),
+    (
+        lambda: models.Sequential(
+            [
+                layers.Embedding(10, 6, input_length=5),
+                layers.LSTM(4, return_sequences=True),
+                layers.Bidirectional(layers.GRU(3, return_sequences=True)),
+                layers.BatchNormalization(),
+                layers.RMSNormalization(),
+                layers.TransformerBlock(6, 2, 8),
+                layers.Bidirectional(layers.LSTM(4)),
+                layers.Dense(3),
+            ]
+        ),
+        TOKENS,
+    ),
+    (
+        lambda: models.Sequential(
+            [layers.SimpleRNN(4, return_sequences=True, input_shape=(5, 6)), layers.GlobalAveragePooling1D()]
+        ),
+        ROWS,
+    ),
+    (lambda: models.Sequential([layers.GRU(4, input_shape=(5, 6)), layers.Activation("sigmoid")]), ROWS),
+]
+
+
+@pytest.mark.parametrize(("make", "shape"), TO_TORCH)
+def test_to_torch(make, shape):
+    model = randomized(make())
+    module = nnlib.to_torch(model)
+    assert isinstance(module, nn.Sequential) and not module.training
+    assert not any(isinstance(child, layers.Layer) for child in module.modules())
+    x = noise(shape)
+    expected = model(x).detach().clone()
+    torch.testing.assert_close(module(x), expected, rtol=2e-5, atol=2e-6)
+    trainable = sum(parameter.numel() for parameter in module.parameters())
+    ours = sum(parameter.numel() for parameter in model.parameters())
+    second_biases = sum(p.numel() for n, p in module.named_parameters() if "bias_hh" in n)
+    assert trainable - second_biases <= ours <= trainable
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize(("module", "shape"), TORCH_MODULES, ids=lambda value: type(value).__name__)
+def test_from_torch_and_back(module, shape):
+    if isinstance(module, nn.Identity):
+        return
+    made = nnlib.from_torch(randomized(module))
+    x = noise(shape)
+    made(x)  # layers without weights learn their input here
+    torch.testing.assert_close(output(nnlib.to_torch(made), x), output(module, x), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("convert", "kind", "message"),
+    [
+        (
+            lambda: nnlib.from_torch(nn.Bilinear(2, 2, 2)),
+            TypeError,
+            r"module: modules that convert are AdaptiveAvgPool2d, .*, Sequential; got a Bilinear",
+        ),
+        (
+            lambda: nnlib.from_torch(nn.Sequential(nn.ReLU(), nn.LSTM(2, 3))),
+            ValueError,
+            r"module\[1\] \(LSTM\): batch_first must be True to convert, got False",
+        ),
+        (
+            lambda: nnlib.from_torch(nn.Conv2d(2, 2, 3, padding_mode="reflect")),
+            ValueError,
+            r"module \(Conv2d\): padding_mode must be 'zeros' to convert, got 'reflect'",
+        ),
+        (
+            lambda: nnlib.from_torch(nn.MaxPool2d(3, padding=1)),
+            ValueError,
+            r"module \(MaxPool2d\): padding must be 0 to convert, got 1",
+        ),
+        (
+            lambda: nnlib.from_torch(nn.Embedding(3, 2, padding_idx=0)),
+            ValueError,
+            r"module \(Embedding\): padding_idx must be None to convert, got 0",
+        ),
+        (
+            lambda: nnlib.to_torch(models.Sequential([layers.Dense(2)])),
+            ValueError,
+            "sequential: the model must be built to have weights, got one that is not",
+        ),
+        (
+            lambda: nnlib.to_torch(models.Sequential([layers.GRU(2, reset_after=False, input_shape=(3, 2))])),
+            ValueError,
+            "gru: reset_after=False does not convert: torch resets after the product",
+        ),
+        (
+            lambda: nnlib.to_torch(models.Sequential([layers.LocalResponseNormalization(input_shape=(3, 3, 2))])),
+            TypeError,
+            "local_response_normalization: layers that convert are .*; got a LocalResponseNormalization",
+        ),
+        (
+            lambda: nnlib.to_torch(models.Sequential([layers.Dense(2, activation=torch.square, input_shape=(3,))])),
+            ValueError,
+            "dense: activation='square' does not convert: it is a function",
+        ),
+        (
+            lambda: nnlib.to_torch(nn.ReLU()),
+            TypeError,
+            "model: a Sequential or a layer of nnlib is expected, got a ReLU",
+        ),
+    ],
+)
+def test_torch_errors(convert, kind, message):
+    with pytest.raises(kind, match=f"^{message}$"):
+        convert()
+
+
+# ----- Keras -------------------------------------------------------------------------------------------------------
+
+
+def keras_image_model():
+    k = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((9, 8, 4)),
+            k.ZeroPadding2D(((0, 1), (2, 0))),
+            k.Conv2D(6, 3, 2, "same", activation="relu", groups=2),
+            k.BatchNormalization(momentum=0.9),
+            k.DepthwiseConv2D(2, depth_multiplier=2, activation="softmax"),
+            k.MaxPooling2D(2, 1, "same"),
+            k.Dropout(0.2),
+            k.SeparableConv2D(5, 2, activation="silu"),
+            k.Conv2DTranspose(3, 3, 2, "same"),
+            k.ReLU(),
+            k.AveragePooling2D(2),
+            k.Flatten(),
+            k.Dense(7),
+            k.Softmax(),
+        ]
+    )
+
+
+def keras_text_model():
+    k = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((5,), dtype="int32"),
+            k.Embedding(10, 6, mask_zero=True),
+            k.LSTM(4, return_sequences=True, dropout=0.1),
+            k.Bidirectional(k.GRU(3, return_sequences=True, reset_after=False), merge_mode="sum"),
+            k.LayerNormalization(),
+            k.SimpleRNN(4, activation="relu"),
+            k.Dense(3),
+            k.RMSNormalization(),
+            k.Reshape((3, 1)),
+            k.Activation("tanh"),
+        ]
+    )
+
+
+@pytest.mark.parametrize(("make", "shape"), [(keras_image_model, (2, 9, 8, 4)), (keras_text_model, TOKENS)])
+def test_keras_models_both_ways(make, shape):
+    keras.utils.set_random_seed(0)
+    theirs = make()
+    generator = np.random.default_rng(0)
+    theirs.set_weights(
+        [generator.uniform(0.2, 1, w.shape).astype(w.dtype) - 0.3 * (w.ndim > 1) for w in theirs.get_weights()]
+    )
+    x = noise(shape)
+    expected = theirs(x, training=False).detach().numpy()
+    ours = nnlib.from_keras(theirs).eval()
+    assert [layer.name for layer in ours.layers] == [layer.name for layer in theirs.layers]
+    assert_close(ours(x).detach().numpy(), expected)
+    back = nnlib.to_keras(ours)
+    for one, other in zip(back.get_weights(), theirs.get_weights(), strict=True):
+        assert np.array_equal(one, other)
+    assert_close(back(x, training=False).detach().numpy(), expected)
+
+
+def test_keras_attention_both_ways():
+    theirs = keras.layers.MultiHeadAttention(2, 3, 5, output_shape=7, dropout=0.1)
+    query, value, key = noise(ROWS), noise((2, 4, 5)), noise((2, 4, 8))
+    theirs(query, value, key)
+    ours = nnlib.from_keras(theirs).eval()
+    assert ours.dropout == 0.1
+    expected = theirs(query, value, key).detach().numpy()
+    assert_close(ours(query, value, key).detach().numpy(), expected)
+    assert_close(nnlib.to_keras(ours)(query, value, key).detach().numpy(), expected)
+
+
+def test_one_training_step_is_keras():
+    """SGD on the same loss: the weights after a step, in Keras and here."""
+    theirs = keras_image_model()
+    ours = nnlib.from_keras(theirs)
+    x, target = noise((6, 9, 8, 4)), torch.tensor([1, 4, 0, 6, 2, 2])
+    rate = 0.5
+    for layer in (*ours.layers, *theirs.layers):
+        if isinstance(layer, (layers.Dropout, keras.layers.Dropout)):
+            layer.rate = 0.0
+    loss = -ours.train()(x).gather(1, target[:, None]).log().mean()
+    loss.backward()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter -= rate * parameter.grad
+    theirs.compile(optimizer=keras.optimizers.SGD(rate), loss="sparse_categorical_crossentropy")
+    other = theirs.train_on_batch(x.numpy(), target.numpy())
+    assert float(np.ravel(other)[0]) == pytest.approx(loss.item(), rel=1e-5)
+    found = nnlib.to_keras(ours).get_weights()
+    for one, other in zip(found, theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("convert", "kind", "message"),
+    [
+        (
+            lambda: nnlib.from_keras(keras.layers.Conv1D(2, 3)),
+            TypeError,
+            r"conv1d\w*: layers that convert are Activation, .*; got a Conv1D",
+        ),
+        (
+            lambda: nnlib.from_keras(keras.layers.Dense(2, kernel_regularizer="l2")),
+            ValueError,
+            r"dense\w*: kernel_regularizer does not convert, got .*",
+        ),
+        (
+            lambda: nnlib.from_keras(keras.layers.Dense(2)),
+            ValueError,
+            r"dense\w*: the layer must be built to have weights, got one that is not",
+        ),
+        (
+            lambda: nnlib.from_keras(keras.layers.LSTM(2, activation="elu")),
+            ValueError,
+            r"lstm\w*: activation: the kernels compute 'tanh', got 'elu'",
+        ),
+        (
+            lambda: nnlib.from_keras("model"),
+            TypeError,
+            "model: a keras.Sequential or a layer of Keras is expected, got a str",
+        ),
+        (
+            lambda: nnlib.to_keras(layers.TransformerBlock(4, 2, 3)),
+            TypeError,
+            "transformer_block: layers that convert are .*; got a TransformerBlock",
+        ),
+        (
+            lambda: nnlib.to_keras(layers.Dense(3)),
+            ValueError,
+            "dense: the layer must be built to have weights, got one that is not",
+        ),
+    ],
+)
+def test_keras_errors(convert, kind, message):
+    with pytest.raises(kind, match=f"^{message}$"):
+        convert()
+
+
+def test_without_keras():
+    program = "import sys; sys.modules['keras'] = None\nimport nnlib\nnnlib.to_keras(nnlib.layers.Dense(2))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    message = "ImportError: Keras is needed for this: pip install nnlib-kernels[keras]"
+    assert result.stderr.splitlines()[-1] == message
