@@ -112,6 +112,15 @@ def make(description: Any, classes: Mapping[str, type], **more: Any) -> Any:
         raise ValueError(f"{name}: {error}") from error
 
 
+def count(description: Any) -> int:
+    """How many objects a description asks for. RecursionError if it is nested without end."""
+    if isinstance(description, list):
+        return sum(count(entry) for entry in description)
+    if isinstance(description, dict):
+        return (_CLASS in description) + sum(count(entry) for entry in description.values())
+    return 0
+
+
 def decode(value: Any, classes: Mapping[str, type]) -> Any:
     """The reverse of `encode`; lists stay lists. Raises ValueError as `make` does."""
     if isinstance(value, list):

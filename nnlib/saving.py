@@ -18,13 +18,15 @@ from torch.nn.modules.module import (
 )
 
 from nnlib import layers, models
-from nnlib.configuration import Recorded, describe, make
+from nnlib.configuration import Recorded, count, describe, make
 from nnlib.tensor_file import read_file, write_file
 from nnlib.training.kept import describe_setup, restore_setup, take_tensors
 
 _FORMAT = 1
 # Tables that layers compute and no file holds (of positions, for one), in bytes, all together.
 _LARGEST_TABLES = 2**30
+# Many times the layers of any network yet; building takes time that grows faster than their number.
+_MOST_OBJECTS = 1000
 
 
 def save_model(model: models.Model, path: str | PathLike[str], *, include_optimizer: bool = True) -> None:
@@ -32,9 +34,12 @@ def save_model(model: models.Model, path: str | PathLike[str], *, include_optimi
     if not getattr(model, "built", True):
         raise RuntimeError("save: the model must be built: give the first layer input_shape=, or call build")
     input_shape = getattr(model, "input_shape", None)
+    described = describe(model, model_classes())
+    if count(described) > _MOST_OBJECTS:
+        raise ValueError(f"save: at most {_MOST_OBJECTS} layers are expected, got {count(described)}")
     document: dict[str, Any] = {
         "format": _FORMAT,
-        "model": describe(model, model_classes()),
+        "model": described,
         "input_shape": None if input_shape is None else list(input_shape),
         "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
         "training": None,
@@ -95,6 +100,9 @@ def model_classes() -> dict[str, type]:
 
 
 def _build(document: Mapping[str, Any]) -> models.Model:
+    objects = count(document["model"])
+    if objects > _MOST_OBJECTS:
+        raise ValueError(f"layers: at most {_MOST_OBJECTS} are expected, got {objects}")
     model = make(document["model"], model_classes())
     if not isinstance(model, models.Model):
         raise ValueError(f"a model is expected, got a {type(model).__name__}")
@@ -109,10 +117,10 @@ def _at_most(tensors: int) -> Iterator[None]:
     """Within the block, making more parameters than a file has tensors, or tables without measure, is a ValueError."""
     made = size = 0
 
-    def count(module: torch.nn.Module, name: str, parameter: Any) -> None:
+    def number(module: torch.nn.Module, name: str, parameter: Any) -> None:
         nonlocal made
         made += parameter is not None
-        if made > tensors:
+        if made > tensors + 100:  # with few too many, their names can be told
             raise ValueError(f"weights: exactly those of the layers are expected, got {tensors} where there are more")
 
     def weigh(module: torch.nn.Module, name: str, buffer: Any) -> None:
@@ -122,7 +130,7 @@ def _at_most(tensors: int) -> Iterator[None]:
             raise ValueError(f"tables: at most {_LARGEST_TABLES} bytes are expected, the layers ask for {size}")
 
     hooks = [
-        register_module_parameter_registration_hook(count),
+        register_module_parameter_registration_hook(number),
         register_module_buffer_registration_hook(weigh),
     ]
     try:

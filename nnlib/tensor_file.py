@@ -54,6 +54,21 @@ def read_file(path: Path_) -> tuple[dict[str, torch.Tensor], Any]:
 
     Raises FileNotFoundError if there is none; ValueError naming the file if it is cut off, altered, or another's.
     """
+    tensors, text = _read(path)
+    if text is None:
+        raise ValueError(f"{path}: a file written by nnlib is expected, got one without its description")
+    try:
+        return tensors, json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its description must be JSON: {error}") from error
+
+
+def read_tensors(path: Path_) -> dict[str, torch.Tensor]:
+    """The tensors of any safetensors file. Raises as read_file does, but for another's file."""
+    return _read(path)[0]
+
+
+def _read(path: Path_) -> tuple[dict[str, torch.Tensor], str | None]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: a file is expected, there is none")
@@ -66,15 +81,10 @@ def read_file(path: Path_) -> tuple[dict[str, torch.Tensor], Any]:
     # The package has an error type of its own for what is no such file; some dtypes of the format torch does not have.
     except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: a whole safetensors file is expected: {error}") from error
-    if _DOCUMENT not in metadata:
-        raise ValueError(f"{path}: a file written by nnlib is expected, got one without its description")
-    text = metadata[_DOCUMENT]
-    if metadata.get(_DIGEST) != _digest(tensors, text):
+    text = metadata.get(_DOCUMENT)
+    if text is not None and metadata.get(_DIGEST) != _digest(tensors, text):
         raise ValueError(f"{path}: the file was altered since it was written: its checksum differs")
-    try:
-        return tensors, json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: its description must be JSON: {error}") from error
+    return tensors, text
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], text: str) -> str:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from nnlib.configuration import Recorded
 from nnlib.layers.base import Layer, Shape
 from nnlib.models.summary import summary_text
+from nnlib.tensor_file import read_tensors, write_file
 from nnlib.training.trainable import Trainable
 
 
@@ -129,9 +129,13 @@ class Model(Recorded, Trainable):
         save_model(self, path, include_optimizer=include_optimizer)
 
     def save_weights(self, path: str | PathLike[str]) -> None:
-        """Writes state_dict() to a safetensors file."""
-        safetensors.torch.save_file({name: t.contiguous() for name, t in self.state_dict().items()}, path)
+        """Writes state_dict() to a safetensors file, in one step."""
+        write_file(path, dict(self.state_dict()), {"kind": "weights"})
 
     def load_weights(self, path: str | PathLike[str]) -> None:
-        """Reads what save_weights wrote into a built model of the same layers. Raises RuntimeError if they differ."""
-        self.load_state_dict(safetensors.torch.load_file(path))
+        """Reads the weights of a safetensors file, by save_weights, save or another program, into a built model.
+
+        Raises FileNotFoundError if there is none, ValueError if it is damaged, RuntimeError if names or shapes differ.
+        """
+        tensors = read_tensors(path)
+        self.load_state_dict({name: value for name, value in tensors.items() if not name.startswith("optimizer/")})
