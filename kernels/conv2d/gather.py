@@ -35,7 +35,7 @@ from kernels.simd import (
     transpose,
 )
 
-#: Taps summed in registers before they join the total in memory.
+#: Taps summed in registers before they join the total in memory: about so many, and at most twice.
 CHUNK = 128
 #: Rows of the tile for what is left of a class of pixels, when that is few.
 FEW_ROWS = 4
@@ -56,7 +56,6 @@ class Pass(NamedTuple):
     slots: int  # padded images that a part keeps at once; 0: the source is read where it lies
     collects: int  # 1: pixels and taps of a block lie apart in large steps; they are brought together first
     out_image: int
-    out_pixel: int  # output distance between pixels of an image
     out_channel: int
     groups: int
     group_inputs: int  # source channels of a group
@@ -172,35 +171,35 @@ def apply_activation(sums, count, code):
 
 
 @jit
-def write_sums(sums, rows, width, valid, places, y, out_channel):
-    """y[places[row] + c * out_channel] = sums[row, c] for c < valid.
+def write_sums(sums, rows, width, valid, first, plane, y, out_image, out_channel):
+    """y at pixel first + row and channel c = sums[row, c] for c < valid; pixels are counted through all images.
 
-    Channels next to each other are stored as they are; else pixels next to each other are turned by transposes.
+    plane: pixels of an image. y: begins at the first of the channels. Channels next to each other are stored as they
+    are; else pixels next to each other, up to an image's end, are turned by transposes.
     """
     lanes = lanes_of(sums)
     if out_channel == 1:
+        step = out_image // plane
         for r in range(rows):
-            place = peek(places, r)
             for j in range(0, valid, lanes):
-                store_first(y, place + j, load(sums, r * width + j), valid - j)
+                store_first(y, (first + r) * step + j, load(sums, r * width + j), valid - j)
         return
     r = 0
     while r < rows:
-        place = peek(places, r)
-        run = 1
-        while r + run < rows and peek(places, r + run) == place + run:
-            run += 1
-        transpose(advance(sums, r * width), width, run, valid, advance(y, place), out_channel)
+        image = (first + r) // plane
+        pixel = first + r - image * plane
+        run = min(rows - r, plane - pixel)
+        target = advance(y, image * out_image + pixel)
+        transpose(advance(sums, r * width), width, run, valid, target, out_channel)
         r += run
 
 
 @jit
-def _sort_pixels(p, m, begin, count, x, s, source, ready, lists, outs, starts):
+def _sort_pixels(p, m, begin, count, x, s, source, ready, lists, starts):
     """Lists of a block's pixels by class; pads the images that they need, or collects their channels.
 
-    lists: int64 [3, list_size]: places in the source by class, places in the totals by class, scratch. outs: int64
-    [block], places in the output. starts: int64 [2, classes + 1]: where a class begins, scratch. Returns the first
-    image that is not padded yet.
+    lists: int64 [3, list_size]: places in the source by class, places in the totals by class, scratch. starts: int64
+    [2, classes + 1]: where a class begins, scratch. Returns the first image that is not padded yet.
     """
     classes = m.classes.shape[0]
     kinds = advance(lists, 2 * p.list_size)
@@ -224,7 +223,6 @@ def _sort_pixels(p, m, begin, count, x, s, source, ready, lists, outs, starts):
         kind = m.row_class[i] + m.column_class[j]
         poke(kinds, q, kind)
         poke(starts, kind, peek(starts, kind) + 1)
-        poke(outs, q, image * p.out_image + (i * p.columns + j) * p.out_pixel)
         j += 1
         if j == p.columns:
             j = 0
@@ -286,7 +284,9 @@ def _sum_class(
         b = advance(weights, c * p.kernel_taps * width)
         start = 0
         while True:
-            length = min(CHUNK, count - start)
+            length = count - start
+            if length > 2 * CHUNK:
+                length = CHUNK
             a_table, b_table = advance(source_taps, start), advance(weight_taps, start)
             q = begin
             while q < end:
@@ -302,26 +302,27 @@ def _sum_class(
                     )
                     q += FEW_ROWS
             accumulate = 1
-            start += CHUNK
+            start += length
             if start >= count:
                 break
 
 
 @jit
-def _gather_parts(first, last, p, s, m, x, slots, panels, bias, y, before, sums, lists, outs, starts):
+def _gather_parts(first, last, p, s, m, x, slots, panels, bias, y, before, sums, lists, starts):
     """Parts [first, last) of a pass.
 
     p, s, m: Pass, Source and Meetings. x: the source's elements. slots: scratch elements [parts, p.slots, padded
     image], or [parts, channels, block] when p.collects, or [1]. panels: elements [groups * blocks, group_inputs,
     kernel_taps, tile width], zero past a group's channels. bias: elements [groups * group_outputs]. y: the output's
     elements. before: as y for the sums before the activation, or of size 0. sums: scratch elements [parts, block + 1,
-    tile width]. lists, outs, starts: scratch int64 [parts, 3, list_size], [parts, block], [parts, 2, classes + 1].
+    tile width]. lists, starts: scratch int64 [parts, 3, list_size], [parts, 2, classes + 1].
     """
     lanes = lanes_of(x)
     width = 2 * lanes
     group_blocks = (p.group_outputs + width - 1) // width
     blocks = p.groups * group_blocks
-    pixels = p.images * p.rows * p.columns
+    plane = p.rows * p.columns
+    pixels = p.images * plane
     tiles = (pixels + TILE_ROWS - 1) // TILE_ROWS
     classes = m.classes.shape[0]
     channel_step = p.block if p.collects else p.padded_channel
@@ -334,17 +335,16 @@ def _gather_parts(first, last, p, s, m, x, slots, panels, bias, y, before, sums,
         last_block = blocks * (block_part + 1) // p.block_parts
         totals = pointer(sums, part * (p.block + 1) * width)
         sorted_lists = pointer(lists, part * 3 * p.list_size)
-        places = pointer(outs, part * p.block)
         bounds = pointer(starts, part * 2 * (classes + 1))
         source = pointer(x)
         if p.slots:
             source = pointer(slots, part * p.slots * p.padded_image)
         elif p.collects:
             source = pointer(slots, part * s.channels * p.block)
-        ready = begin // (p.rows * p.columns)  # images before this one are padded, or not ours
+        ready = begin // plane  # images before this one are padded, or not ours
         while begin < end:
             count = min(p.block, end - begin)
-            ready = _sort_pixels(p, m, begin, count, x, s, source, ready, sorted_lists, places, bounds)
+            ready = _sort_pixels(p, m, begin, count, x, s, source, ready, sorted_lists, bounds)
             for block in range(first_block, last_block):
                 group = block // group_blocks
                 channel = (block - group * group_blocks) * width
@@ -361,9 +361,10 @@ def _gather_parts(first, last, p, s, m, x, slots, panels, bias, y, before, sums,
                 add_bias(totals, count, width, valid, pointer(bias, channel))
                 if before.size:
                     sums_out = pointer(before, channel * p.out_channel)
-                    write_sums(totals, count, width, valid, places, sums_out, p.out_channel)
+                    write_sums(totals, count, width, valid, begin, plane, sums_out, p.out_image, p.out_channel)
                 apply_activation(totals, count * width, p.activation)
-                write_sums(totals, count, width, valid, places, pointer(y, channel * p.out_channel), p.out_channel)
+                out = pointer(y, channel * p.out_channel)
+                write_sums(totals, count, width, valid, begin, plane, out, p.out_image, p.out_channel)
             begin += count
 
 

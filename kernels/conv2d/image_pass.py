@@ -102,6 +102,7 @@ class _Tables:
     block: int
     slots: int
     list_size: int
+    products: int  # see `direct_products`
 
 
 @lru_cache(1024)
@@ -124,7 +125,9 @@ def _tables(plan: Gather, images: int, group_inputs: int, kernel: tuple[int, int
     for row_taps, row_shifts in zip(rows.taps, rows.shifts, strict=True):
         for column_taps, column_shifts in zip(columns.taps, columns.shifts, strict=True):
             taps = len(row_taps) * len(column_taps)
-            chunk = max(1, min(group_inputs, CHUNK // max(taps, 1)))
+            # Chunks of equal size, as near to CHUNK taps as whole channels come.
+            chunks = max(1, round(group_inputs * taps / CHUNK))
+            chunk = -(-group_inputs // min(chunks, group_inputs))
             channels = np.arange(chunk, dtype=np.int64)[:, None]
             places = [a * padded.row + b * padded.column for a in row_shifts for b in column_shifts]
             index = [r * kernel[1] + s for r in row_taps for s in column_taps]
@@ -145,7 +148,17 @@ def _tables(plan: Gather, images: int, group_inputs: int, kernel: tuple[int, int
     # A block of pixels touches this many images, and the next block begins in the last of them.
     slots = min(images, (block - 2) // plane + 2) if pads else 0
     list_size = block + len(classes) * TILE_ROWS
-    return _Tables(meetings, (top, bottom, left, right), padded, pads, collects, block, slots, list_size)
+    return _Tables(
+        meetings,
+        (top, bottom, left, right),
+        padded,
+        pads,
+        collects,
+        block,
+        slots,
+        list_size,
+        direct_products(plan, images),
+    )
 
 
 def run_pass(
@@ -185,7 +198,7 @@ def run_pass(
     panels = pack_weight(weight, weight_steps, groups, group_outputs, group_inputs, kernel_taps)
     rows, columns = y.shape[2:]
     pixels = images * rows * columns
-    threads = threads_for(direct_products(plan, images) * group_inputs * groups * group_outputs, GRAIN)
+    threads = threads_for(t.products * group_inputs * groups * group_outputs, GRAIN)
     # Few pixels and many channels: the parts share the pixels and divide the channels.
     divides_pixels = pixels >= threads * 8 * TILE_ROWS or blocks < threads
     pixel_parts, block_parts = (threads, 1) if divides_pixels else (1, threads)
@@ -200,7 +213,6 @@ def run_pass(
         t.slots,
         int(t.collects),
         plan.output.image,
-        plan.output.column,
         plan.output.channel,
         groups,
         group_inputs,
@@ -226,6 +238,5 @@ def run_pass(
         flat(before) if before.size else before.reshape(-1),
         scratch(threads * (t.block + 1) * width, x.dtype),
         scratch(threads * 3 * t.list_size, np.int64),
-        scratch(threads * t.block, np.int64),
         scratch(threads * 2 * (classes + 1), np.int64),
     )

@@ -8,6 +8,7 @@ the gather kernel's vectors, or the products too few to pay for its transposes, 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -40,14 +41,24 @@ def family(p: Problem) -> str:
     return "depthwise planes"
 
 
+@lru_cache(4096)
 def _dense_kernel(
-    p: Problem, plan: geometry.Gather, source: tuple[int, ...], target: tuple[int, ...], dtype: Any
+    plan: geometry.Gather, images: int, groups: int, inputs: int, outputs: int, dtype: Any, channels_last: bool
 ) -> str:
-    """Which kernel runs a pass of a dense convolution: "winograd", "few channels" or "gather"."""
-    inputs, outputs = source[1] // p.groups, target[1] // p.groups
-    if winograd.serves(plan, source[0], p.groups, outputs, dtype, p.channels_last):
+    """Which kernel runs a pass of a dense convolution: "winograd", "few channels" or "gather".
+
+    Args:
+        plan: the geometry.
+        images: N.
+        groups: of both sides.
+        inputs, outputs: channels of the source and of the target, all groups.
+        dtype: of the arrays.
+        channels_last: their layout.
+    """
+    if winograd.serves(plan, images, groups, outputs // groups, dtype, channels_last):
         return "winograd"
-    return "few channels" if few_channels.serves(plan, inputs, outputs, p.channels_last) else "gather"
+    few = few_channels.serves(plan, inputs // groups, outputs // groups, channels_last)
+    return "few channels" if few else "gather"
 
 
 def kernel_name(p: Problem, transposed: bool) -> str:
@@ -59,7 +70,7 @@ def kernel_name(p: Problem, transposed: bool) -> str:
         image, other = other, image
     source, target = (other, image) if transposed else (image, other)
     plan = _geometry(p, transposed, source, target, p.channels_last)
-    return _dense_kernel(p, plan, source, target, np.dtype(p.x.dtype))
+    return _dense_kernel(plan, source[0], p.groups, source[1], target[1], np.dtype(p.x.dtype), p.channels_last)
 
 
 def dense(x: Array, channels_last: bool) -> Array:
@@ -140,7 +151,7 @@ def image_pass(
         group_targets = inputs if transposed else group_outputs
         weight_steps = (*steps, group_outputs * inputs * taps)
         images = x.shape[0]
-        kernel = _dense_kernel(p, plan, x.shape, target, x.dtype)
+        kernel = _dense_kernel(plan, images, p.groups, x.shape[1], target[1], x.dtype, last)
         if kernel == "winograd" and winograd.run_winograd(
             plan, images, target[1], weight, weight_steps, x, shift, y, before, activation
         ):

@@ -288,20 +288,21 @@ def _output_row(products, p, bias, valid, pixels, rows):
 
 
 @jit
-def _winograd_parts(first, last, p, x, filters, bias, source, products, pixels, places, tables, y, before, failed):
+def _winograd_parts(first, last, p, x, filters, bias, source, products, pixels, tables, y, before, failed):
     """Parts [first, last) of a pass.
 
     p: Tiles. x: elements [N, C, H, W]. filters: elements [blocks, 16, filter_step]. bias: elements [outputs].
     source: scratch elements [parts, 16, step], a step holding [inputs, pitch]. products: scratch elements [parts, 16,
-    room, tile width]. pixels: scratch elements [parts, 4 * room, tile width]. places: scratch int64 [parts, 4 * room].
-    tables: scratch int64 [parts, pitch + inputs]. y: the output's elements. before: as y, for the sums before the
-    activation, or of size 0. failed: int64 [parts], set to whether a sum is not finite.
+    room, tile width]. pixels: scratch elements [parts, 4 * room, tile width]. tables: scratch int64 [parts, pitch +
+    inputs]. y: the output's elements. before: as y, for the sums before the activation, or of size 0. failed: int64
+    [parts], set to whether a sum is not finite.
     """
     lanes = lanes_of(x)
     width = 2 * lanes
     blocks = (p.outputs + width - 1) // width
     total = p.images * p.tile_rows
     out_plane = p.out_height * p.out_width
+    out_image = p.outputs * out_plane
     row_blocks = (total + p.block_rows - 1) // p.block_rows
     for part in range(first, last):
         row_part = part // p.block_parts
@@ -309,7 +310,6 @@ def _winograd_parts(first, last, p, x, filters, bias, source, products, pixels, 
         transformed = pointer(source, part * 16 * p.step)
         product = pointer(products, part * 16 * p.room * width)
         sums = pointer(pixels, part * 4 * p.room * width)
-        outs = pointer(places, part * 4 * p.room)
         row_table = pointer(tables, part * (p.pitch + p.inputs))
         tap_table = advance(row_table, p.pitch)
         for c in range(p.inputs):
@@ -322,15 +322,14 @@ def _winograd_parts(first, last, p, x, filters, bias, source, products, pixels, 
             for t in range(p.pitch):
                 poke(row_table, t, min(t, tiles - 1))
             count = 0
+            image = begin // p.tile_rows
+            first_pixel = image * out_plane + 2 * (begin - image * p.tile_rows) * p.out_width
             for index in range(begin, end):
                 image = index // p.tile_rows
                 row = 2 * (index - image * p.tile_rows)
                 planes = pointer(x, image * p.inputs * p.height * p.width)
                 _transform_row(planes, p, p.first_row + row, advance(transformed, (index - begin) * p.tile_columns))
-                place = image * p.outputs * out_plane + row * p.out_width
-                for i in range(min(2, p.out_height - row) * p.out_width):
-                    poke(outs, count, place + i)
-                    count += 1
+                count += min(2, p.out_height - row) * p.out_width
             for block in range(blocks * block_part // p.block_parts, blocks * (block_part + 1) // p.block_parts):
                 for q in range(16):
                     a = advance(transformed, q * p.step)
@@ -361,9 +360,11 @@ def _winograd_parts(first, last, p, x, filters, bias, source, products, pixels, 
                     finite = finite and is_finite
                     at += rows_here * p.out_width
                 if before.size:
-                    write_sums(sums, count, width, valid, outs, pointer(before, channel * out_plane), out_plane)
+                    kept = pointer(before, channel * out_plane)
+                    write_sums(sums, count, width, valid, first_pixel, out_plane, kept, out_image, out_plane)
                 apply_activation(sums, count * width, p.activation)
-                write_sums(sums, count, width, valid, outs, pointer(y, channel * out_plane), out_plane)
+                target = pointer(y, channel * out_plane)
+                write_sums(sums, count, width, valid, first_pixel, out_plane, target, out_image, out_plane)
         failed[part] = 0 if finite else 1
 
 
@@ -441,7 +442,6 @@ def run_winograd(
         scratch(parts * 16 * step, x.dtype),
         scratch(parts * 16 * room * width, x.dtype),
         scratch(parts * 4 * room * width, x.dtype),
-        scratch(parts * 4 * room, np.int64),
         scratch(parts * (pitch + inputs), np.int64),
         y.reshape(-1),
         before.reshape(-1),

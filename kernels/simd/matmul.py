@@ -13,7 +13,7 @@ taps only, row by row, by an epilogue that adds the bias, applies the activation
 block transposed where asked to. A product with few rows, columns or taps has no panels (matmul_few.py).
 
 A sum has a fixed form: fma in order within a run, runs in order within a block of taps, blocks in order, segments in
-order (or for dot products, by lane). The form follows from the sizes of the product alone, so the bits of a result do
+order (or for dot products, by lane within a run). The form follows from the sizes of the product alone, so the bits do
 not depend on threads; and rounding errors grow with the length of a run rather than that of the sum.
 """
 

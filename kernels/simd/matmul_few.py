@@ -52,13 +52,18 @@ def _dot_part(p, column_first, column_last, taps, a, b, c, before, bias, scratch
         for n in range(0, columns, step):
             for i in range(step):
                 poke(b_columns, i, (j + min(n + i, columns - 1)) * p.b_column_stride)
-            if p.rows == 1:
-                dot_tile(1, ONE_ROW_COLUMNS, a, a_rows, b, b_columns, taps, advance(scratch, n), DOT_COLUMNS)
-            else:
+            # In runs of PASS_TAPS vectors, as errors grow with the length of a run.
+            for k in range(0, taps, PASS_TAPS * lanes):
+                count, left, right = min(PASS_TAPS * lanes, taps - k), advance(a, k), advance(b, k)
+                if p.rows == 1:
+                    dot_tile(
+                        1, ONE_ROW_COLUMNS, left, a_rows, right, b_columns, count, advance(scratch, n), DOT_COLUMNS, k
+                    )
+                    continue
                 for m in range(0, p.rows, DOT_TILE_ROWS):
                     dot_tile(
-                        DOT_TILE_ROWS, DOT_TILE_COLUMNS, a, advance(a_rows, m), b, b_columns, taps,
-                        advance(scratch, m * DOT_COLUMNS + n), DOT_COLUMNS,
+                        DOT_TILE_ROWS, DOT_TILE_COLUMNS, left, advance(a_rows, m), right, b_columns, count,
+                        advance(scratch, m * DOT_COLUMNS + n), DOT_COLUMNS, k,
                     )  # fmt: skip
         is_first = not p.accumulates
         if p.is_transposed:

@@ -122,13 +122,14 @@ def multiply_gathered(
 
 
 @intrinsic(prefer_literal=True)
-def dot_tile(typing_context, rows, columns, a, a_offsets, b, b_offsets, taps, out, out_stride):
+def dot_tile(typing_context, rows, columns, a, a_offsets, b, b_offsets, taps, out, out_stride, accumulate):
     """rows x columns dot products, along memory on both sides.
 
-        out[r * out_stride + c] = sum over k of a[a_offsets[r] + k] * b[b_offsets[c] + k]
+        out[r * out_stride + c] (+)= sum over k of a[a_offsets[r] + k] * b[b_offsets[c] + k]
 
     rows, columns: literal integers, together one register a product. a_offsets [rows], b_offsets [columns]: pointers to
     int64. Each lane sums its products in order with fma, the lanes are added by halves; memory past `taps` is not read.
+    accumulate: not 0 to add to what is in `out`, 0 to overwrite it.
     """
     if not (
         isinstance(rows, types.IntegerLiteral)
@@ -137,7 +138,7 @@ def dot_tile(typing_context, rows, columns, a, a_offsets, b, b_offsets, taps, ou
         and a.dtype in ELEMENTS
         and a == b == out
         and a_offsets == b_offsets == _OFFSETS
-        and all(isinstance(number, types.Integer) for number in (taps, out_stride))
+        and all(isinstance(number, types.Integer) for number in (taps, out_stride, accumulate))
     ):
         return None
     row_count, column_count = rows.literal_value, columns.literal_value
@@ -147,7 +148,7 @@ def dot_tile(typing_context, rows, columns, a, a_offsets, b, b_offsets, taps, ou
         return context.get_dummy_value()
 
     int64 = types.int64
-    return types.void(rows, columns, a, _OFFSETS, a, _OFFSETS, int64, a, int64), code
+    return types.void(rows, columns, a, _OFFSETS, a, _OFFSETS, int64, a, int64, int64), code
 
 
 def _emit_dots(
@@ -162,6 +163,7 @@ def _emit_dots(
     taps: ir.Value,
     out: ir.Value,
     out_stride: ir.Value,
+    accumulate: ir.Value,
 ) -> None:
     vector = vector_of(dtype)
     lanes = ir.Constant(emit.int64, vector.lanes)
@@ -191,11 +193,16 @@ def _emit_dots(
     with builder.if_then(builder.icmp_signed("<", done, taps)):
         mask = emit.lanes_below(builder, vector.integers, builder.sub(taps, done))
         step(lambda start: emit.load_lanes_masked(mask, emit.element(builder, start, done), zero))
+    adds = builder.icmp_signed("!=", accumulate, ir.Constant(emit.int64, 0))
     for r, row in enumerate(sums):
         out_row = emit.element(builder, out, builder.mul(out_stride, ir.Constant(emit.int64, r)))
         for c, slot in enumerate(row):
             total = Lanes(builder, vector, builder.load(slot)).reduce(lambda x, y: x + y)
-            builder.store(total, emit.element(builder, out_row, c))
+            address = emit.element(builder, out_row, c)
+            with builder.if_then(adds):
+                builder.store(builder.fadd(builder.load(address), total), address)
+            with builder.if_then(builder.not_(adds)):
+                builder.store(total, address)
 
 
 def _emit_tile(

@@ -41,8 +41,8 @@ def run_gathered_2x3(a, start, rows, taps, b, b_places, count, out, out_places, 
 
 
 @njit(nogil=True, error_model="numpy")
-def run_dots_2x3(a, rows, b, columns, taps, out, stride):
-    dot_tile(2, 3, pointer(a), pointer(rows), pointer(b), pointer(columns), taps, pointer(out), stride)
+def run_dots_2x3(a, rows, b, columns, taps, out, stride, accumulate):
+    dot_tile(2, 3, pointer(a), pointer(rows), pointer(b), pointer(columns), taps, pointer(out), stride, accumulate)
 
 
 SIZES = {(TILE_ROWS, TILE_VECTORS): run_largest, (1, 1): run_1x1, (3, 4): run_3x4}
@@ -116,11 +116,12 @@ def test_dot_tile(dtype):
     for taps in range(3 * lanes + 1):
         a, b = (rng.integers(-9, 9, 200).astype(dtype) for _ in range(2))
         out = np.full(20, np.nan, dtype)
-        run_dots_2x3(a, rows, b, columns, taps, out, 11)
         expected = np.full(20, np.nan, dtype)
         for r, c in np.ndindex(2, 3):
             expected[r * 11 + c] = a[rows[r] :][:taps] @ b[columns[c] :][:taps]
-        np.testing.assert_array_equal(out, expected)
+        for times in (1, 2, 3):
+            run_dots_2x3(a, rows, b, columns, taps, out, 11, times - 1)
+            np.testing.assert_array_equal(out, times * expected)
 
 
 def test_target_of_features():
