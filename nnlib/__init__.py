@@ -18,8 +18,23 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("nnlib needs PyTorch: pip install nnlib-kernels[torch]") from error
 
-from nnlib import datasets, layers, models
+from nnlib import callbacks, datasets, layers, losses, metrics, models, optimizers
 from nnlib.convert import from_keras, from_torch, to_keras, to_torch
 from nnlib.random import set_seed
+from nnlib.saving import load_model as load
 
-__all__ = ["datasets", "from_keras", "from_torch", "layers", "models", "set_seed", "to_keras", "to_torch"]
+__all__ = [
+    "callbacks",
+    "datasets",
+    "from_keras",
+    "from_torch",
+    "layers",
+    "load",
+    "losses",
+    "metrics",
+    "models",
+    "optimizers",
+    "set_seed",
+    "to_keras",
+    "to_torch",
+]

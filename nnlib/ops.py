@@ -18,6 +18,7 @@ from kernels.call import call as call_op
 from kernels.dispatch import Override, inspecting, override
 from kernels.inspection import Explanation, explain_call
 from kernels.op import Op
+from nnlib.precision import autocast_dtype, convert
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ def call(caller: str, op: str, *arguments: Any, backend: str | None, **options: 
 
     caller: the name that a `recording` notes for this call. Raises what the kernel raises.
     """
+    dtype = autocast_dtype(op, arguments)
+    if dtype is not None:
+        arguments = convert(arguments, dtype)
+        options = {name: convert(value, dtype) for name, value in options.items()}
     function = getattr(kernels, op)
     if _watch is None:
         return function(*arguments, backend=backend, **options)

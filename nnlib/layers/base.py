@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from nnlib import ops
+from nnlib.configuration import Recorded
 from nnlib.initializers import Fans, Initializer, initializer
 
 # Sizes of a tensor, the batch first; None is a size that is not fixed, as in Keras.
 Shape = tuple[int | None, ...]
 
 
-class Layer(torch.nn.Module):
+class Layer(Recorded, torch.nn.Module):
     """The base of all layers.
 
     A subclass writes `call`, and where it has them `build` (its parameters), `compute_output_shape` and

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from nnlib.configuration import describe
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.embedding import Embedding
 from nnlib.models.fusion import fusion
@@ -117,6 +118,13 @@ class Sequential(Model):
             layer.check_input_shape(shape)
             shape = layer.compute_output_shape(shape)
         return shape
+
+    def get_config(self, classes: Mapping[str, type] | None = None) -> dict[str, Any]:
+        """The layers that it has now, whoever added them, and its name, as Recorded.get_config."""
+        described = [describe(layer, classes) for layer in self.layers]
+        for layer, entry in zip(self.layers, described, strict=True):
+            entry["config"]["name"] = layer.name
+        return {"layers": described, "name": self.name}
 
     def forward(self, x: torch.Tensor, *, apply_softmax: bool = True) -> torch.Tensor:
         """The last layer's output for x.

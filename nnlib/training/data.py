@@ -1,24 +1,51 @@
-"""Samples in, batches out."""
+"""Samples in, batches out: arrays and tensors, or a DataLoader, in an order that can be taken up again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from nnlib import random
+
 Array = np.ndarray | torch.Tensor
+# One array, or several for a model with several inputs.
+Inputs = Array | Sequence[Array]
+InputTensors = torch.Tensor | tuple[torch.Tensor, ...]
 
 
-class Samples(NamedTuple):
-    """Inputs and targets with the same number of rows."""
+class Batch(NamedTuple):
+    """Some samples: inputs, targets (None where nobody asks for them), one weight a sample or None."""
 
-    x: torch.Tensor
-    y: torch.Tensor
+    x: InputTensors
+    y: torch.Tensor | None
+    weight: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(first_of(self.x))
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on this device."""
+        x = tuple(part.to(device) for part in self.x) if isinstance(self.x, tuple) else self.x.to(device)
+        y, weight = (None if part is None else part.to(device) for part in (self.y, self.weight))
+        return Batch(x, y, weight)
 
 
-def to_tensor(argument: str, values: Array, *, dtype: torch.dtype | None = None) -> torch.Tensor:
+def first_of(x: InputTensors) -> torch.Tensor:
+    """The input, or the first of several."""
+    return x[0] if isinstance(x, tuple) else x
+
+
+def is_arrays(x: Any) -> bool:
+    """Whether x is an array or a tensor, or a list or tuple of them."""
+    if isinstance(x, (list, tuple)):
+        return len(x) > 0 and all(isinstance(part, (np.ndarray, torch.Tensor)) for part in x)
+    return isinstance(x, (np.ndarray, torch.Tensor))
+
+
+def to_tensor(argument: str, values: Any, *, dtype: torch.dtype | None = None) -> torch.Tensor:
     """A tensor of `values`, without a copy where it can be.
 
     dtype: what floating-point values are converted to (x / 255.0 is float64 in NumPy, a model float32); others
@@ -37,36 +64,195 @@ def to_tensor(argument: str, values: Array, *, dtype: torch.dtype | None = None)
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
-def check_lengths(x: Array, y: Array, prefix: str = "") -> None:
-    """Raises ValueError if x and y have different numbers of rows."""
-    if len(x) != len(y):
-        raise ValueError(f"{prefix}x and {prefix}y must have the same number of samples, got {len(x)} and {len(y)}")
+def to_inputs(argument: str, values: Any, *, dtype: torch.dtype | None = None) -> InputTensors:
+    """The same for one input or a list or tuple of them. Raises ValueError if their rows differ in number."""
+    if not isinstance(values, (list, tuple)) or not is_arrays(values):
+        return to_tensor(argument, values, dtype=dtype)
+    parts = tuple(to_tensor(f"{argument}[{i}]", part, dtype=dtype) for i, part in enumerate(values))
+    if len({len(part) for part in parts}) > 1:
+        counts = ", ".join(str(len(part)) for part in parts)
+        raise ValueError(f"{argument}: all inputs must have the same number of samples, got {counts}")
+    return parts
 
 
-def split_tail(x: Array, y: Array, share: float) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+def check_lengths(x: InputTensors, other: Array, names: str = "x and y") -> None:
+    """Raises ValueError if x and another array have different numbers of rows."""
+    if len(first_of(x)) != len(other):
+        raise ValueError(f"{names} must have the same number of samples, got {len(first_of(x))} and {len(other)}")
+
+
+def split_tail(parts: Sequence[Any], share: float) -> tuple[list[Any], list[Any]]:
     """Cuts the last `share` of the rows off for validation, before any shuffling, as Keras does.
 
-    share: in (0, 1). Returns (x, y) for training and (x, y) for validation. Raises ValueError if either is empty.
+    parts: [x, y, weights or None], where x may be several arrays. share: in (0, 1). Returns the parts for training
+    and for validation. Raises ValueError if either is empty.
     """
     if not 0 < share < 1:
         raise ValueError(f"validation_split: a number between 0 and 1 is expected, got {share}")
-    cut = int(len(x) * (1 - share))
-    if cut in (0, len(x)):
-        raise ValueError(f"validation_split: {share} of {len(x)} samples leaves one part empty")
-    return (x[:cut], y[:cut]), (x[cut:], y[cut:])
+    count = len(parts[1])
+    cut = int(count * (1 - share))
+    if cut in (0, count):
+        raise ValueError(f"validation_split: {share} of {count} samples leaves one part empty")
+
+    def rows(part: Any, where: slice) -> Any:
+        if part is None:
+            return None
+        return [entry[where] for entry in part] if isinstance(part, (list, tuple)) else part[where]
+
+    return [rows(part, slice(cut)) for part in parts], [rows(part, slice(cut, None)) for part in parts]
 
 
-def batches(
-    samples: Samples, batch_size: int, *, shuffle: bool, device: torch.device
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of rows on `device`, the last one with what is left.
+def class_weights(weights: Mapping[int, float], targets: torch.Tensor) -> torch.Tensor:
+    """One weight a sample from its class; classes that are not named weigh 1.
 
-    shuffle: a new random order from torch's generator each time. Raises ValueError if batch_size is below 1.
+    targets: class numbers (N,), or one row of probabilities a sample. Raises ValueError for keys that are no classes.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: a positive integer is expected, got {batch_size}")
-    count = len(samples.x)
-    order = torch.randperm(count).to(samples.x.device) if shuffle else None
-    for start in range(0, count, batch_size):
-        rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
-        yield samples.x[rows].to(device), samples.y[rows].to(device)
+    if not isinstance(weights, Mapping) or any(isinstance(key, bool) or not isinstance(key, int) for key in weights):
+        raise ValueError(f"class_weight: a dictionary from class numbers to weights is expected, got {weights!r}")
+    if targets.dim() > 2:
+        raise ValueError(f"class_weight: one class a sample is expected, got targets of shape {tuple(targets.shape)}")
+    labels = targets.argmax(-1) if targets.dim() == 2 and targets.shape[-1] > 1 else targets.reshape(-1).long()
+    result = torch.ones(len(labels), device=labels.device)
+    for label, weight in weights.items():
+        result[labels == label] = weight
+    return result
+
+
+class ArrayBatches:
+    """Batches of the rows of tensors. A new order each pass if shuffled, from torch's generator.
+
+    y and weight may be None. Raises ValueError if batch_size is below 1.
+    """
+
+    def __init__(
+        self,
+        x: InputTensors,
+        y: torch.Tensor | None = None,
+        weight: torch.Tensor | None = None,
+        *,
+        batch_size: int,
+        shuffle: bool = False,
+    ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size: a positive integer is expected, got {batch_size!r}")
+        self.samples: int | None = len(first_of(x))
+        self.batch_size: int | None = batch_size
+        self.steps: int | None = -(-len(first_of(x)) // batch_size)
+        self._parts = (x, y, weight)
+        self._shuffle = shuffle
+
+    def open(self, skip: int = 0) -> Iterator[Batch]:
+        """One pass, from batch number `skip` on."""
+        x, y, weight = self._parts
+        assert self.samples is not None and self.batch_size is not None
+        order = torch.randperm(self.samples).to(first_of(x).device) if self._shuffle else None
+        # Drawn at once, before anything else draws, so that a pass can be opened again from the same seed.
+        return self._batches(order, skip * self.batch_size, self.samples, self.batch_size)
+
+    def _batches(self, order: torch.Tensor | None, first: int, samples: int, size: int) -> Iterator[Batch]:
+        x, y, weight = self._parts
+        for start in range(first, samples, size):
+            rows = slice(start, start + size) if order is None else order[start : start + size]
+            yield Batch(
+                tuple(part[rows] for part in x) if isinstance(x, tuple) else x[rows],
+                None if y is None else y[rows],
+                None if weight is None else weight[rows],
+            )
+
+
+class LoaderBatches:
+    """Batches from a torch DataLoader or another thing to iterate over that gives x, (x, y) or (x, y, weight).
+
+    convert: what makes a Batch of such an item. Its length and batch size are read off it where it has them.
+    """
+
+    def __init__(self, loader: Iterable[Any], convert: Callable[[Any], Batch]) -> None:
+        self._loader = loader
+        self._convert = convert
+        length = getattr(loader, "__len__", None)
+        self.steps: int | None = None
+        if length is not None:
+            try:
+                self.steps = length()
+            except TypeError:  # a DataLoader of an iterable data set has the method, and no length
+                self.steps = None
+        size = getattr(loader, "batch_size", None)
+        self.batch_size: int | None = size if isinstance(size, int) else None
+        self.samples: int | None = None
+        if self.steps is not None and self.batch_size is not None:
+            self.samples = self.steps * self.batch_size
+            if isinstance(loader, torch.utils.data.DataLoader) and not loader.drop_last:
+                self.samples = min(self.samples, len(loader.sampler))  # type: ignore[arg-type]
+
+    def open(self, skip: int = 0) -> Iterator[Batch]:
+        """One pass, from batch number `skip` on; those before are read and dropped."""
+        items = iter(self._loader)
+        for _ in range(skip):
+            next(items, None)
+        return map(self._convert, items)
+
+
+Source = ArrayBatches | LoaderBatches
+
+
+class Stream:
+    """Batches epoch by epoch. Without steps an epoch is one pass over the source; with steps it is so many batches, and
+    the next epoch goes on where it ended, as in Keras.
+
+    Its state says where it is: the state of the generators when the pass was opened, and how many batches ago.
+    """
+
+    def __init__(self, source: Source, steps: int | None, device: torch.device) -> None:
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+            raise ValueError(f"steps: a positive integer or None is expected, got {steps!r}")
+        self.source = source
+        self.steps = steps
+        self._device = device
+        self._pass: Iterator[Batch] | None = None
+        self._opened_at: dict[str, Any] | None = None
+        self._position = 0
+
+    @property
+    def steps_expected(self) -> int | None:
+        """How many batches an epoch has, where that is known."""
+        return self.steps or self.source.steps
+
+    @property
+    def samples_expected(self) -> int | None:
+        """How many samples an epoch has, where that is known."""
+        if self.steps is None or self.steps == self.source.steps:
+            return self.source.samples
+        return None if self.source.batch_size is None else self.steps * self.source.batch_size
+
+    def epoch(self, done: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch of which `done` are done. Raises ValueError if the source gives none."""
+        while self.steps is None or done < self.steps:
+            if self._pass is None:
+                self._opened_at = random.get_state()
+                self._pass = self.source.open()
+            batch = next(self._pass, None)
+            if batch is None:
+                if self._position == 0:
+                    raise ValueError("x: at least one batch is expected in each pass, got none; can it be read again?")
+                self._pass, self._position = None, 0
+                if self.steps is None:
+                    return
+                continue
+            self._position += 1
+            done += 1
+            yield batch.to(self._device)
+
+    def rewind(self) -> None:
+        """Has the next epoch begin at the source's beginning."""
+        self._pass, self._position = None, 0
+
+    def state(self) -> dict[str, Any]:
+        """What set_state takes."""
+        return {"position": self._position, "opened_at": self._opened_at if self._position else None}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Opens the pass of this state anew and goes to its position. It leaves the generators elsewhere."""
+        self._pass, self._position, self._opened_at = None, state["position"], state["opened_at"]
+        if self._opened_at is not None:
+            random.set_state(self._opened_at)
+            self._pass = self.source.open(self._position)

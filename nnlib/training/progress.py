@@ -12,20 +12,26 @@ from tqdm import tqdm
 VERBOSITY = ("auto", 0, 1, 2)
 
 
+def check_verbose(verbose: str | int) -> None:
+    """Raises ValueError for a value that is none of VERBOSITY."""
+    if verbose not in VERBOSITY:
+        raise ValueError(f"verbose: one of {VERBOSITY} is expected, got {verbose!r}")
+
+
 class EpochProgress:
     """Reports one pass over the samples; a context manager.
 
-    title: such as "Epoch 1/5". samples: how many there are. verbose: 0 silent; 2 one line at the end;
-    1 and "auto" the line, and before it a bar where standard error is a terminal. ValueError for another value.
+    title: such as "Epoch 1/5". samples: how many there will be, None where nobody knows. verbose: 0 silent; 2 one line
+    at the end; 1 and "auto" the line, and before it a bar where standard error is a terminal. ValueError for another
+    value.
     """
 
-    def __init__(self, title: str, samples: int, verbose: str | int) -> None:
-        if verbose not in VERBOSITY:
-            raise ValueError(f"verbose: one of {VERBOSITY} is expected, got {verbose!r}")
+    def __init__(self, title: str, samples: int | None, verbose: str | int) -> None:
+        check_verbose(verbose)
         wants_bar = verbose in ("auto", 1) and sys.stderr.isatty()
         self.prints_line = verbose != 0
         self.title = title
-        self.samples = samples
+        self.samples = 0
         self._bar = tqdm(
             total=samples, desc=title, unit=" samples", disable=not wants_bar, dynamic_ncols=True, leave=False
         )
@@ -42,6 +48,7 @@ class EpochProgress:
     def advance(self, samples: int, values: Callable[[], dict[str, float]]) -> None:
         """Moves on by so many samples. `values` gives the values so far; it is called only when the bar is drawn
         anew, since reading them may wait for a device."""
+        self.samples += samples
         if self._bar.disable:
             return
         now = time.monotonic()

@@ -11,7 +11,7 @@ os.environ.setdefault("KERAS_BACKEND", "torch")  # read when keras is first impo
 
 import nnlib
 from nnlib import layers, models
-from nnlib.training.losses import LossFunction
+from nnlib.losses import LossFunction
 
 Images = tuple[np.ndarray, np.ndarray]
 

@@ -82,13 +82,26 @@ def test_before_compile(call, images):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "adm"}, "optimizer: known names are adam, sgd, rmsprop; got 'adm' (did you mean 'adam'?)"),
         (
-            {"loss": "sparse_crossentropy"},
-            "loss: known names are sparse_categorical_crossentropy, categorical_crossentropy, mse, "
-            "mean_squared_error; got 'sparse_crossentropy' (did you mean 'sparse_categorical_crossentropy'?)",
+            {"optimizer": "adm"},
+            "optimizer: known names are adam, adamw, sgd, rmsprop, adagrad, adadelta, adamax, nadam, lion; got 'adm' "
+            "(did you mean 'adam'?)",
         ),
-        ({"metrics": ["f1"]}, "metrics: known names are accuracy, acc; got 'f1'"),
+        (
+            {"loss": "sparse_categorical_cross_entropy"},
+            "loss: known names are sparse_categorical_crossentropy, categorical_crossentropy, binary_crossentropy, "
+            "mean_squared_error, mse, mean_absolute_error, mae, mean_absolute_percentage_error, mape, huber, log_cosh, "
+            "poisson, kl_divergence; got 'sparse_categorical_cross_entropy' "
+            "(did you mean 'sparse_categorical_crossentropy'?)",
+        ),
+        (
+            {"metrics": ["acuracy"]},
+            "metrics: known names are accuracy, acc, binary_accuracy, categorical_accuracy, "
+            "sparse_categorical_accuracy, top_k_categorical_accuracy, sparse_top_k_categorical_accuracy, precision, "
+            "recall, root_mean_squared_error, sparse_categorical_crossentropy, categorical_crossentropy, "
+            "binary_crossentropy, mean_squared_error, mse, mean_absolute_error, mae, mean_absolute_percentage_error, "
+            "mape, huber, log_cosh, poisson, kl_divergence; got 'acuracy' (did you mean 'accuracy'?)",
+        ),
     ],
 )
 def test_unknown_names_in_compile(options, message):

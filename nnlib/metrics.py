@@ -1,0 +1,329 @@
+"""Metrics by Keras' names and arguments, gathered batch by batch on the output's device: only reading one waits.
+
+    model.compile(..., metrics=["accuracy", metrics.SparseTopKCategoricalAccuracy(k=3), metrics.Precision()])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from nnlib.configuration import Recorded
+from nnlib.losses import LOSSES, Loss
+from nnlib.names import look_up
+from nnlib.training.reductions import total
+
+MetricFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Metric(Recorded):
+    """The base of metrics: sums that each batch adds to, and a number from them.
+
+    A subclass writes `update_state`, which calls `add`, and `result`. name: the name in logs and in History.
+    """
+
+    name = "metric"
+    #: Which way is better, for callbacks that watch the metric: "max", "min", or None where nobody knows.
+    direction: str | None = "max"
+    #: True where logits give the same result as probabilities.
+    takes_logits = False
+
+    def __init__(self, name: str | None = None) -> None:
+        if name is not None:
+            self.name = name
+        self._sums: list[torch.Tensor] = []
+
+    def update_state(
+        self, y_true: torch.Tensor, y_pred: torch.Tensor, sample_weight: torch.Tensor | None = None
+    ) -> None:
+        """Adds a batch: targets, the model's output, and one weight a sample or none."""
+        raise NotImplementedError
+
+    def result(self) -> float:
+        """The value over all batches so far; NaN before the first."""
+        raise NotImplementedError
+
+    def reset_state(self) -> None:
+        """Forgets all batches."""
+        self._sums = []
+
+    def add(self, *values: torch.Tensor | float) -> None:
+        """Adds these to the sums, in float64."""
+        device = next((value.device for value in values if isinstance(value, torch.Tensor)), None)
+        numbers = [torch.as_tensor(value, device=device).detach().double() for value in values]
+        self._sums = [a + b for a, b in zip(self._sums, numbers)] if self._sums else numbers
+
+    def read(self) -> list[float]:
+        """The sums as numbers; empty before the first batch."""
+        return [float(value) for value in self._sums]
+
+    def state(self) -> list[torch.Tensor]:
+        """What set_state takes: the sums so far."""
+        return list(self._sums)
+
+    def set_state(self, sums: list[torch.Tensor]) -> None:
+        """Goes on from these sums."""
+        self._sums = list(sums)
+
+
+class MeanMetric(Metric):
+    """The (weighted) mean of one value a sample. A subclass writes `values`."""
+
+    def values(self, y_true: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
+        """One value a sample, (N, ...), or the batch's mean as a scalar."""
+        raise NotImplementedError
+
+    def update_state(
+        self, y_true: torch.Tensor, y_pred: torch.Tensor, sample_weight: torch.Tensor | None = None
+    ) -> None:
+        values = self.values(y_true, y_pred).double()
+        if values.dim() == 0:
+            if sample_weight is not None:
+                raise ValueError(f"{self.name}: one value a sample is expected where there are weights, got a scalar")
+            self.add(values * len(y_pred), len(y_pred))
+        elif sample_weight is None:
+            self.add(total(values), values.numel())
+        else:
+            weights = sample_weight.double().reshape(sample_weight.shape + (1,) * (values.dim() - sample_weight.dim()))
+            self.add(total(values * weights), total(weights.expand_as(values)))
+
+    def result(self) -> float:
+        if not self._sums:
+            return float("nan")
+        summed, count = self.read()
+        return summed / count if count else 0.0
+
+
+class LossMean(MeanMetric):
+    """The running mean of the loss, weighted by the batches' sizes."""
+
+    direction = "min"
+
+    def __init__(self) -> None:
+        super().__init__("loss")
+
+    def add_loss(self, loss: torch.Tensor, samples: int) -> None:
+        """Adds a batch's loss, a scalar tensor."""
+        self.add(loss.detach().double() * samples, samples)
+
+
+class InferredAccuracy(MeanMetric):
+    """What "accuracy" means, as Keras chooses it by shapes: binary accuracy for an output (N, 1), categorical accuracy
+    for targets of the output's shape, sparse categorical accuracy otherwise."""
+
+    name = "accuracy"
+    takes_logits = True  # an output (N, 1) is no softmax's
+
+    def values(self, y_true: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
+        if y_pred.shape[-1] == 1:
+            return _hits_binary(y_true, y_pred, 0.5)
+        return _hits_largest(y_true.argmax(-1) if y_true.shape == y_pred.shape else y_true, y_pred)
+
+
+class BinaryAccuracy(MeanMetric):
+    """The share of numbers on the right side of `threshold` (default 0.5), keras.metrics.BinaryAccuracy."""
+
+    name = "binary_accuracy"
+
+    def __init__(self, name: str | None = None, threshold: float = 0.5) -> None:
+        super().__init__(name)
+        self.threshold = threshold
+
+    def values(self, y_true: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
+        return _hits_binary(y_true, y_pred, self.threshold)
+
+
+class CategoricalAccuracy(MeanMetric):
+    """The share of samples whose largest output is at the largest target, keras.metrics.CategoricalAccuracy."""
+
+    name = "categorical_accuracy"
+    takes_logits = True
+
+    def values(self, y_true: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
+        return _hits_largest(y_true.argmax(-1), y_pred)
+
+
+class SparseCategoricalAccuracy(MeanMetric):
+    """The share of samples whose largest output is the true class, keras.metrics.SparseCategoricalAccuracy."""
+
+    name = "sparse_categorical_accuracy"
+    takes_logits = True
+
+    def values(self, y_true: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
+        return _hits_largest(y_true, y_pred)
+
+
+class SparseTopKCategoricalAccuracy(MeanMetric):
+    """The share of samples whose true class is among the k (default 5) largest outputs."""
+
+    name = "sparse_top_k_categorical_accuracy"
+    takes_logits = True
+
+    def __init__(self, k: int = 5, name: str | None = None) -> None:
+        super().__init__(name)
+        if not isinstance(k, int) or k < 1:
+            raise ValueError(f"k: a positive integer is expected, got {k!r}")
+        self.k = k
+
+    def labels(self, y_true: torch.Tensor) -> torch.Tensor:
+        """The true classes."""
+        return y_true
+
+    def values(self, y_true: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
+        labels = self.labels(y_true).reshape(*y_pred.shape[:-1], 1).long()
+        truth = y_pred.gather(-1, labels)
+        # Fewer than k outputs are larger than the true class', as in Keras: ties count as hits.
+        return (y_pred > truth).sum(-1) < self.k
+
+
+class TopKCategoricalAccuracy(SparseTopKCategoricalAccuracy):
+    """The same for targets that are one row of probabilities a sample."""
+
+    name = "top_k_categorical_accuracy"
+
+    def labels(self, y_true: torch.Tensor) -> torch.Tensor:
+        return y_true.argmax(-1)
+
+
+class LossMetric(MeanMetric):
+    """A loss watched as a metric."""
+
+    direction = "min"
+
+    def __init__(self, loss: Loss, name: str | None = None) -> None:
+        super().__init__(name or loss.name)
+        self.loss = loss
+
+    def values(self, y_true: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
+        targets = self.loss.prepare(y_true, tuple(y_pred.shape))
+        return self.loss.values(targets, y_pred, from_logits=self.loss.from_logits, backend=None)
+
+
+class RootMeanSquaredError(MeanMetric):
+    """The root of the mean of (output - target)^2."""
+
+    name = "root_mean_squared_error"
+    direction = "min"
+
+    def values(self, y_true: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
+        return (y_pred - y_true.reshape(y_pred.shape).to(y_pred.dtype)).square()
+
+    def result(self) -> float:
+        return super().result() ** 0.5
+
+
+class _Confusion(Metric):
+    """Counts of true positives and of what they are a share of.
+
+    thresholds: from which probability an output is a yes (default 0.5: above it). class_id: look at this class alone
+    (default None: all numbers of the output). Targets: of the output's shape, or class numbers (N,).
+    """
+
+    def __init__(self, thresholds: float | None = None, class_id: int | None = None, name: str | None = None) -> None:
+        super().__init__(name)
+        self.threshold = 0.5 if thresholds is None else thresholds
+        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float)):
+            raise TypeError(f"thresholds: one number is expected, got {thresholds!r}")
+        self.class_id = class_id
+
+    def update_state(
+        self, y_true: torch.Tensor, y_pred: torch.Tensor, sample_weight: torch.Tensor | None = None
+    ) -> None:
+        if y_pred.shape[-1] == 1 or y_true.numel() == y_pred.numel():
+            truth = y_true.reshape(y_pred.shape) > 0
+        else:
+            truth = torch.nn.functional.one_hot(y_true.reshape(y_pred.shape[:-1]).long(), y_pred.shape[-1]) > 0
+        guess = y_pred > self.threshold
+        if self.class_id is not None:
+            truth, guess = truth[..., self.class_id], guess[..., self.class_id]
+        weights = torch.ones((), dtype=torch.float64, device=y_pred.device)
+        if sample_weight is not None:
+            weights = sample_weight.double().reshape(sample_weight.shape + (1,) * (truth.dim() - sample_weight.dim()))
+        self.add(((truth & guess) * weights).sum(), (self.whole(truth, guess) * weights).sum())
+
+    def whole(self, truth: torch.Tensor, guess: torch.Tensor) -> torch.Tensor:
+        """What the true positives are a share of."""
+        raise NotImplementedError
+
+    def result(self) -> float:
+        if not self._sums:
+            return float("nan")
+        hits, whole = self.read()
+        return hits / whole if whole else 0.0
+
+
+class Precision(_Confusion):
+    """The share of what the model says yes to that is so, keras.metrics.Precision."""
+
+    name = "precision"
+
+    def whole(self, truth: torch.Tensor, guess: torch.Tensor) -> torch.Tensor:
+        return guess
+
+
+class Recall(_Confusion):
+    """The share of what is so that the model says yes to, keras.metrics.Recall."""
+
+    name = "recall"
+
+    def whole(self, truth: torch.Tensor, guess: torch.Tensor) -> torch.Tensor:
+        return truth
+
+
+class FunctionMetric(MeanMetric):
+    """A function of (y_true, y_pred), as Keras calls it, that gives one value a sample or the batch's mean."""
+
+    direction = None
+
+    def __init__(self, function: MetricFunction) -> None:
+        super().__init__(getattr(function, "__name__", type(function).__name__))
+        self.function = function
+
+    def values(self, y_true: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.function(y_true, y_pred))
+
+
+def _hits_binary(y_true: torch.Tensor, y_pred: torch.Tensor, threshold: float) -> torch.Tensor:
+    return (y_pred > threshold) == (y_true.reshape(y_pred.shape) > 0.5)
+
+
+def _hits_largest(labels: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
+    return y_pred.argmax(-1) == labels.reshape(y_pred.shape[:-1])
+
+
+_CLASSES: tuple[type[Metric], ...] = (
+    BinaryAccuracy,
+    CategoricalAccuracy,
+    SparseCategoricalAccuracy,
+    TopKCategoricalAccuracy,
+    SparseTopKCategoricalAccuracy,
+    Precision,
+    Recall,
+    RootMeanSquaredError,
+)
+METRICS: dict[str, type[Metric]] = {
+    "accuracy": InferredAccuracy,
+    "acc": InferredAccuracy,
+    **{kind.name: kind for kind in _CLASSES},
+}
+
+
+def get_metric(choice: Any) -> Metric:
+    """One entry of compile's `metrics`. Raises ValueError for an unknown name, TypeError for another kind."""
+    if isinstance(choice, str):
+        known: dict[str, Any] = {**METRICS, **LOSSES}
+        kind = look_up("metrics", choice, known)
+        return LossMetric(kind(), choice.lower()) if issubclass(kind, Loss) else kind(name=choice.lower())
+    if isinstance(choice, type) and issubclass(choice, (Metric, Loss)):
+        choice = choice()
+    if isinstance(choice, Loss):
+        return LossMetric(choice)
+    if isinstance(choice, Metric):
+        return choice
+    if callable(choice):
+        return FunctionMetric(choice)
+    raise TypeError(
+        f"metrics: names, objects of nnlib.metrics or functions of (y_true, y_pred) are expected, got {choice!r}"
+    )
