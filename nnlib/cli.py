@@ -13,7 +13,7 @@ import torch
 
 from kernels import BackendError
 from nnlib import ops, set_seed
-from nnlib.models import Sequential
+from nnlib.models import Model
 from nnlib.models.summary import format_table
 from nnlib.programs import PROGRAMS, Halves, Program
 from nnlib.training.history import History
@@ -31,6 +31,7 @@ class Run:
     accuracy: float
     warm_up: float
     kernels: list[ops.KernelUse]
+    model: Model
 
     @property
     def seconds_per_epoch(self) -> float:
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run = _train(program, data, options, options.backend)
             print(f"\nTest accuracy {run.accuracy:.4f}, {run.seconds_per_epoch:.2f} s an epoch")
             print("\nWhich kernel ran where\n" + _kernel_table([run]))
+            _keep(run, options)
         else:
             runs = [_train(program, data, options, backend) for backend in options.backends]
             print("\nWhich kernel ran where\n" + _kernel_table(runs))
@@ -80,8 +82,19 @@ def _train(program: Program, data: Halves, options: argparse.Namespace, backend:
         loss=history.history["val_loss"][-1],
         accuracy=history.history["val_accuracy"][-1],
         warm_up=warm_up,
+        model=model,
         kernels=_kernels_used(model, x_train[: options.batch_size], y_train[: options.batch_size]),
     )
+
+
+def _keep(run: Run, options: argparse.Namespace) -> None:
+    """Saves the model and the picture of its history where they were asked for."""
+    if options.save is not None:
+        run.model.save(options.save)
+        print(f"\nModel saved: {options.save}")
+    if options.plot is not None:
+        run.history.plot(options.plot)
+        print(f"\nHistory drawn: {options.plot}")
 
 
 def _warm_up(program: Program, data: Halves, options: argparse.Namespace, backend: str | None) -> None:
@@ -90,13 +103,13 @@ def _warm_up(program: Program, data: Halves, options: argparse.Namespace, backen
     _compiled(program, options, backend).train_on_batch(x[: options.batch_size], y[: options.batch_size])
 
 
-def _compiled(program: Program, options: argparse.Namespace, backend: str | None) -> Sequential:
+def _compiled(program: Program, options: argparse.Namespace, backend: str | None) -> Model:
     model = program.build(options.device, backend)
     model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
 
-def _kernels_used(model: Sequential, x: np.ndarray, y: np.ndarray) -> list[ops.KernelUse]:
+def _kernels_used(model: Model, x: np.ndarray, y: np.ndarray) -> list[ops.KernelUse]:
     with ops.recording() as uses:
         model.train_on_batch(x, y)
     return uses
@@ -150,6 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train a network and report")
     train.add_argument("--backend", help="kernels' backend, such as numba or torch (default: automatic)")
+    train.add_argument("--save", metavar="PATH", help="where to save the model (nnlib.load reads it)")
+    train.add_argument("--plot", metavar="PATH", help="where to draw loss and accuracy by epoch (needs matplotlib)")
     compare = commands.add_parser("compare", help="train a network with several backends and compare")
     compare.add_argument(
         "--backends", nargs="+", default=["numba", "torch"], help="kernels' backends (default: numba torch)"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+import nnlib
 from nnlib.cli import main
 
 FEW = ["--subset", "--limit", "128", "--epochs", "1"]
@@ -29,6 +31,22 @@ def test_train_reports_accuracy_time_and_kernels(capsys):
         ["dense_1", "linear", "torch"],
         ["sparse_categorical_crossentropy", "cross_entropy", "torch"],
     ]
+
+
+@pytest.mark.parametrize("program", ["rnn", "transformer"])
+def test_text_programs_train_and_keep_what_they_made(program, capsys, tmp_path):
+    saved, drawn = tmp_path / "model.safetensors", tmp_path / "history.png"
+    few = ["--limit", "64", "--epochs", "1", "--save", str(saved), "--plot", str(drawn)]
+    assert main(["train", program, "--backend", "torch", *few]) == 0
+    output = capsys.readouterr().out
+    assert "Test accuracy 0." in output and f"Model saved: {saved}" in output and f"History drawn: {drawn}" in output
+    table = output[output.index("Which kernel ran where") :]
+    assert {"rnn": "lstm_layer", "transformer": "attention"}[program] in table
+    (tokens, _), _ = nnlib.datasets.stdlib_source()
+    found = nnlib.load(saved).predict(tokens[:5])
+    assert found.shape == (5, 10)
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
+    assert drawn.read_bytes().startswith(b"\x89PNG")
 
 
 def test_compare_trains_the_same_network_twice(capsys):
