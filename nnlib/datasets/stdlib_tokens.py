@@ -142,4 +142,7 @@ def _rows(packages: list[list[list[str]]], numbers: dict[str, int], half: str) -
             rows = rows[np.arange(MOST[half]) * len(rows) // MOST[half]]
         tokens.append(rows)
         labels.append(np.full(len(rows), label, np.int64))
-    return np.concatenate(tokens), np.concatenate(labels)
+    x, y = np.concatenate(tokens), np.concatenate(labels)
+    # So that the first rows, or the last ones, are a sample of them all; the same order at every call.
+    order = np.random.default_rng(0).permutation(len(x))
+    return x[order], y[order]
