@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.targets import TARGETS
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-
-FEATURES = {
-    32: "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+lzcnt",
-    16: "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt",
-}
 
 
 def run(arguments, **environment):
@@ -32,12 +29,11 @@ def host_can_run(vector_bytes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vector_bytes", FEATURES)
+@pytest.mark.parametrize("vector_bytes", TARGETS)
 def test_other_lane_counts(vector_bytes):
     if not host_can_run(vector_bytes):
         pytest.skip(f"this machine cannot run code for {vector_bytes}-byte vectors")
-    names = {32: "haswell", 16: "nehalem"}
-    settings = {"NUMBA_CPU_NAME": names[vector_bytes], "NUMBA_CPU_FEATURES": FEATURES[vector_bytes]}
+    settings = TARGETS[vector_bytes]
     size = run(["-c", "import kernels.simd; print(kernels.simd.VECTOR_BYTES)"], **settings)
     assert size.stdout.strip() == str(vector_bytes), size.stderr
     files = [str(HERE / f"test_{name}.py") for name in ("vector", "transpose", "tile", "math")]
