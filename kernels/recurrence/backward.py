@@ -97,20 +97,21 @@ def _add_row(source, target, count):
 
 
 @jit
-def run_parts_back(first, last, g, bounds, order, ends, counts, starts, w_h, w_second, h0, c0, states, kept, cells,
+def run_parts_back(first, last, sizes, bounds, order, ends, counts, starts, w_h, w_second, h0, c0, states, kept, cells,
                    grad_output, grad_h, grad_c, columns, sums, old, extra, arrived, dh0, dc0, work, table):  # fmt: skip
     """Parts [first, last) of a backward pass; part numbers run through the row parts of each direction.
 
-    bounds, order, ends, counts, starts: see sequence.Walk. w_h, w_second: packed weights of every direction. h0,
-    grad_h, dh0 [D, B, hidden], c0, grad_c, dc0 [D, B, units]. states: elements, the hidden states of every step.
-    kept [D, all steps, B, kept * units], cells [D, all steps, B, units]. grad_output: elements, by step and row or of
-    the last step. columns int64: where the columns of a direction's sums begin.
+    sizes: one BackSizes, of in_memory. bounds, order, ends, counts, starts: see sequence.Walk. w_h, w_second: packed
+    weights of every direction. h0, grad_h, dh0 [D, B, hidden], c0, grad_c, dc0 [D, B, units]. states: elements, the
+    hidden states of every step. kept [D, all steps, B, kept * units], cells [D, all steps, B, units]. grad_output:
+    elements, by step and row or of the last step. columns int64: where the columns of a direction's sums begin.
 
     Written: sums [D, sums]; old [D, total, hidden], the states before each step; extra [D, total, units], r times them
     for GRU_BEFORE, the unprojected states for an LSTM; arrived [D, total, hidden], the gradients of the projected ones.
     Rows of these past the sum of the lengths are scratch. What is not there is an array of one element.
     work [parts, scratch], table int64 [parts, offsets].
     """
+    g = sizes[0]
     lanes = lanes_of(w_h)
     width = PANEL_VECTORS * lanes
     block_rows = min(BLOCK_ROWS, g.most_rows)

@@ -45,48 +45,36 @@ STREAMED_BYTES = 1 << 19
 
 
 @jit
-def _pack_parts(first, last, outputs, taps, start, is_turned, w, packed):
-    """Panels [first, last) of the weights of `outputs` outputs.
+def pack_panel(panel, outputs, taps, source, is_turned, packed):
+    """One panel of the weights of `outputs` outputs.
 
-    w: elements; from `start` on [outputs, taps], or [taps, outputs] with rows `is_turned` apart where that is not 0.
-    packed: elements [panels, taps, PANEL_VECTORS * lanes].
+    source: pointer to elements [outputs, taps], or [taps, outputs] with rows `is_turned` apart where that is not 0.
+    packed: pointer to elements [panels, taps, PANEL_VECTORS * lanes].
     """
-    lanes = lanes_of(w)
+    lanes = lanes_of(source)
     width = PANEL_VECTORS * lanes
-    for panel in range(first, last):
-        target = pointer(packed, panel * taps * width)
-        count = min(width, outputs - panel * width)
-        if is_turned:
-            source = pointer(w, start + panel * width)
-            for k in range(taps):
-                for j in range(0, width, lanes):
-                    store(target, k * width + j, load_first(source, k * is_turned + j, count - j))
-        else:
-            if count < width:
-                for i in range(0, taps * width, lanes):
-                    store(target, i, zeros_like(target))
-            transpose(pointer(w, start + panel * width * taps), taps, count, taps, target, width)
-
-
-pack = threaded(_pack_parts)
+    target = advance(packed, panel * taps * width)
+    count = min(width, outputs - panel * width)
+    if is_turned:
+        source = advance(source, panel * width)
+        for k in range(taps):
+            for j in range(0, width, lanes):
+                store(target, k * width + j, load_first(source, k * is_turned + j, count - j))
+    else:
+        if count < width:
+            for i in range(0, taps * width, lanes):
+                store(target, i, zeros_like(target))
+        transpose(advance(source, panel * width * taps), taps, count, taps, target, width)
 
 
 @jit
-def add_biases(rows, together, b_ih, has_ih, b_hh, has_hh, common, apart):
-    """common = b_ih + b_hh for the first `together` of `rows` gate rows, b_ih for the others, whose b_hh is in apart.
+def _pack_parts(first, last, outputs, taps, start, is_turned, w, packed):
+    """Panels [first, last) of weights that begin at `start` of w, see pack_panel."""
+    for panel in range(first, last):
+        pack_panel(panel, outputs, taps, pointer(w, start), is_turned, pointer(packed))
 
-    b_ih, b_hh: elements [rows], read where they are there. common, apart: elements, 0 from there on to their end.
-    """
-    common[:] = 0
-    apart[:] = 0
-    for i in range(rows):
-        if has_ih:
-            common[i] = b_ih[i]
-        if has_hh:
-            if i < together:
-                common[i] += b_hh[i]
-            else:
-                apart[i - together] = b_hh[i]
+
+pack = threaded(_pack_parts)
 
 
 @jit

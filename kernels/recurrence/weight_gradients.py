@@ -85,19 +85,17 @@ _run_weight = threaded(_weight_rows)
 
 
 def weight_gradient(
-    a: Array, columns: Array, taps: Array, packed: Array, features: int, out: Array, row: int, threads: int
+    a: Array, columns: Array, count: int, taps: Array, packed: Array, features: int, out: Array, row: int, threads: int
 ) -> None:
-    """out[row + c, :] = sum over steps of a[columns[c] + taps[step]] * other[step, :].
+    """out[row + c, :] = sum over steps of a[columns[c] + taps[step]] * other[step, :] for c in [0, count).
 
-    a: elements. columns, taps: int64. packed: the other, of `pack_steps`, of `features` features. out: elements
-    [.., features].
+    a: elements. columns: int64, LARGE_ROWS more than `count`, which tiles may read. taps: int64. packed: the other, of
+    `pack_steps`, of `features` features. out: elements [.., features].
     """
-    stride, count = stride_of(features, out.itemsize), columns.size
+    stride = stride_of(features, out.itemsize)
     parts = min(threads, -(-count // LARGE_ROWS))
     work = scratch(parts * (count // parts + 1 + LARGE_ROWS) * stride, out.dtype)
-    # Tiles read a few columns more: the last one again.
-    filled = np.concatenate([columns, np.full(LARGE_ROWS, columns[-1])])
-    _run_weight(parts, threads, parts, count, stride, features, row, taps, filled, a, packed, work, out)
+    _run_weight(parts, threads, parts, count, stride, features, row, taps, columns, a, packed, work, out.reshape(-1))
 
 
 class InputSizes(NamedTuple):
