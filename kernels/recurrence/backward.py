@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from kernels.recurrence.cells_back_cpu import (
     gru_new_row_back,
     gru_reset_row_back,
@@ -112,6 +114,8 @@ def run_parts_back(first, last, sizes, bounds, order, ends, counts, starts, w_h,
     work [parts, scratch], table int64 [parts, offsets].
     """
     g = sizes[0]
+    # A literal 0 would have Numba compile what it is passed to once more.
+    no = np.int64(0)
     lanes = lanes_of(w_h)
     width = PANEL_VECTORS * lanes
     block_rows = min(BLOCK_ROWS, g.most_rows)
@@ -133,7 +137,7 @@ def run_parts_back(first, last, sizes, bounds, order, ends, counts, starts, w_h,
             poke(state_rows, r, r * g.hidden)
         for k in range(g.second_taps):
             poke(taps, k, k)
-        initial_row(zeros, 0, zeros, g.units)
+        initial_row(zeros, no, zeros, g.units)
         for r in range(row_last - row_first):
             at = d * g.batch + order[row_first + r]
             given = pointer(grad_h, at * g.hidden * g.has_grad_h)
@@ -172,7 +176,7 @@ def run_parts_back(first, last, sizes, bounds, order, ends, counts, starts, w_h,
                 incoming, incoming_stride = coming, g.hidden_stride
                 if g.kind == LSTM and g.second_panels:
                     multiply_rows(pointer(arrived, place * g.hidden), state_rows, taps, rows, g.second_taps,
-                                  weights_second, g.second_panels, second, g.unit_stride, 0, 0)  # fmt: skip
+                                  weights_second, g.second_panels, second, g.unit_stride, no, no)  # fmt: skip
                     incoming, incoming_stride = second, g.unit_stride
                 for r in range(rows):
                     row = order[row_first + low + r]
@@ -203,7 +207,7 @@ def run_parts_back(first, last, sizes, bounds, order, ends, counts, starts, w_h,
                         rnn_row_back(g.units, g.total, g.kind == RNN_RELU, gradient, pointer(states, at), to)
                 if g.kind == GRU_BEFORE:
                     multiply_rows(ds, sum_rows, pointer(columns, 2 * g.units), rows, g.second_taps,
-                                  weights_second, g.second_panels, second, g.unit_stride, 0, 0)  # fmt: skip
+                                  weights_second, g.second_panels, second, g.unit_stride, no, no)  # fmt: skip
                     for r in range(rows):
                         row, at = order[row_first + low + r], (place + r) * g.units
                         step = ((d * g.all_steps + t) * g.batch + row) * g.units
@@ -213,7 +217,7 @@ def run_parts_back(first, last, sizes, bounds, order, ends, counts, starts, w_h,
                                            pointer(extra, at))  # fmt: skip
                 # To the states of the step before.
                 multiply_rows(ds, sum_rows, pointer(columns), rows, g.taps, weights_h,
-                              g.recurrent_panels, product, g.hidden_stride, 0, number & 1)  # fmt: skip
+                              g.recurrent_panels, product, g.hidden_stride, no, number & 1)  # fmt: skip
                 for r in range(rows):
                     made, carried = advance(product, r * g.hidden_stride), advance(dh, (low + r) * g.hidden_stride)
                     if g.kind == GRU_AFTER or g.kind == GRU_BEFORE:

@@ -171,19 +171,18 @@ def _prepare_one(number, d, g, w_ih, w_hh, b_ih, b_hh, w_hr, work):
     rows = g.gates * g.units
     recurrent = 2 * g.units if g.kind == GRU_BEFORE else rows
     if number < g.gate_panels:
-        pack_panel(number, rows, g.inputs, w_ih, 0, advance(work, d * g.gate_panels * g.inputs * width))
+        pack_panel(number, rows, g.inputs, w_ih, np.int64(0), advance(work, d * g.gate_panels * g.inputs * width))
         return
     number -= g.gate_panels
     if number < g.recurrent_panels:
         to = advance(work, g.at_w_h + d * g.recurrent_panels * g.hidden * width)
-        pack_panel(number, recurrent, g.hidden, w_hh, 0, to)
+        pack_panel(number, recurrent, g.hidden, w_hh, np.int64(0), to)
         return
     number -= g.recurrent_panels
     if number < g.second_panels:
         source = advance(w_hh, recurrent * g.hidden) if g.kind == GRU_BEFORE else w_hr
-        pack_panel(
-            number, g.hidden, g.units, source, 0, advance(work, g.at_second + d * g.second_panels * g.units * width)
-        )
+        to = advance(work, g.at_second + d * g.second_panels * g.units * width)
+        pack_panel(number, g.hidden, g.units, source, np.int64(0), to)
         return
     together = 2 * g.units if g.kind == GRU_AFTER else rows
     _add_biases(rows, together, b_ih, (g.has_b_ih >> d) & 1, b_hh, (g.has_b_hh >> d) & 1,
@@ -198,12 +197,13 @@ def prepare_parts(first, last, sizes, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse
     g = sizes[0]
     each = g.gate_panels + g.recurrent_panels + g.second_panels + 1
     for number in range(first, last):
-        if number < each:
-            _prepare_one(number, 0, g, pointer(w_ih), pointer(w_hh), pointer(b_ih), pointer(b_hh), pointer(w_hr),
-                         pointer(work))  # fmt: skip
-        else:
-            _prepare_one(number - each, 1, g, pointer(w_ih_reverse), pointer(w_hh_reverse), pointer(b_ih_reverse),
+        d = number // each
+        if d:
+            _prepare_one(number - each, d, g, pointer(w_ih_reverse), pointer(w_hh_reverse), pointer(b_ih_reverse),
                          pointer(b_hh_reverse), pointer(w_hr_reverse), pointer(work))  # fmt: skip
+        else:
+            _prepare_one(number, d, g, pointer(w_ih), pointer(w_hh), pointer(b_ih), pointer(b_hh), pointer(w_hr),
+                         pointer(work))  # fmt: skip
 
 
 prepare = threaded(prepare_parts)
@@ -239,6 +239,8 @@ def run_parts(first, last, sizes, bounds, order, ends, counts, x, h0, c0,
     g = sizes[0]
     width = PANEL_VECTORS * lanes_of(x)
     block_rows = min(BLOCK_ROWS, g.most_rows)
+    # A literal 0 would have Numba compile what it is passed to once more.
+    no = np.int64(0)
     for part in range(first, last):
         d, rows_part = part // g.row_parts, part % g.row_parts
         row_first, row_last = bounds[rows_part], bounds[rows_part + 1]
@@ -272,7 +274,7 @@ def run_parts(first, last, sizes, bounds, order, ends, counts, x, h0, c0,
 
         for begin in range(0, g.steps, g.chunk):
             end = min(begin + g.chunk, g.steps)
-            total = 0
+            total = no
             for number in range(begin, end):
                 t = g.steps - 1 - number if d else number
                 for r in range(rows_at(counts, t, row_first, row_last)):
@@ -283,7 +285,7 @@ def run_parts(first, last, sizes, bounds, order, ends, counts, x, h0, c0,
             for r in range(LARGE_ROWS):
                 poke(x_rows, total + r, peek(x_rows, total - 1))
             multiply_rows(pointer(x), x_rows, taps, total, g.inputs, weights_x, g.gate_panels,
-                          x_sums, g.sum_stride, 0, 0)  # fmt: skip
+                          x_sums, g.sum_stride, no, no)  # fmt: skip
             sums = x_sums
             for number in range(begin, end):
                 t = g.steps - 1 - number if d else number
@@ -295,7 +297,7 @@ def run_parts(first, last, sizes, bounds, order, ends, counts, x, h0, c0,
                     state, cell = advance(h, low * g.hidden_stride), advance(c, low * g.unit_stride)
                     who = pointer(order, row_first + low)
                     multiply_rows(state, h_rows, taps, rows, g.hidden, weights_h, g.recurrent_panels,
-                                  h_sums, g.sum_stride, 0, number & 1)  # fmt: skip
+                                  h_sums, g.sum_stride, no, number & 1)  # fmt: skip
                     if g.kind == LSTM:
                         to, to_stride = state, g.hidden_stride
                         if g.second_panels:
@@ -313,7 +315,7 @@ def run_parts(first, last, sizes, bounds, order, ends, counts, x, h0, c0,
                                  state, g.hidden_stride)  # fmt: skip
                     if g.second_panels:
                         multiply_rows(between, unit_rows, taps, rows, g.units, weights_second, g.second_panels,
-                                      second, g.hidden_stride, 0, 0)  # fmt: skip
+                                      second, g.hidden_stride, no, no)  # fmt: skip
                         if g.kind == GRU_BEFORE:
                             gru_new_rows(rows, g.units, sums, h_sums, g.sum_stride, bias, second, g.hidden_stride,
                                          state, g.hidden_stride, g.keeps, who, kept_to)  # fmt: skip
