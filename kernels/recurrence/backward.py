@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from kernels.recurrence.cells_back_cpu import (
     gru_new_row_back,
     gru_reset_row_back,
@@ -97,20 +99,23 @@ def _add_row(source, target, count):
 
 
 @jit
-def run_parts_back(first, last, g, bounds, order, ends, counts, starts, w_h, w_second, h0, c0, states, kept, cells,
+def run_parts_back(first, last, sizes, bounds, order, ends, counts, starts, w_h, w_second, h0, c0, states, kept, cells,
                    grad_output, grad_h, grad_c, columns, sums, old, extra, arrived, dh0, dc0, work, table):  # fmt: skip
     """Parts [first, last) of a backward pass; part numbers run through the row parts of each direction.
 
-    bounds, order, ends, counts, starts: see sequence.Walk. w_h, w_second: packed weights of every direction. h0,
-    grad_h, dh0 [D, B, hidden], c0, grad_c, dc0 [D, B, units]. states: elements, the hidden states of every step.
-    kept [D, all steps, B, kept * units], cells [D, all steps, B, units]. grad_output: elements, by step and row or of
-    the last step. columns int64: where the columns of a direction's sums begin.
+    sizes: one BackSizes, of in_memory. bounds, order, ends, counts, starts: see sequence.Walk. w_h, w_second: packed
+    weights of every direction. h0, grad_h, dh0 [D, B, hidden], c0, grad_c, dc0 [D, B, units]. states: elements, the
+    hidden states of every step. kept [D, all steps, B, kept * units], cells [D, all steps, B, units]. grad_output:
+    elements, by step and row or of the last step. columns int64: where the columns of a direction's sums begin.
 
     Written: sums [D, sums]; old [D, total, hidden], the states before each step; extra [D, total, units], r times them
     for GRU_BEFORE, the unprojected states for an LSTM; arrived [D, total, hidden], the gradients of the projected ones.
     Rows of these past the sum of the lengths are scratch. What is not there is an array of one element.
     work [parts, scratch], table int64 [parts, offsets].
     """
+    g = sizes[0]
+    # A literal 0 would have Numba compile what it is passed to once more.
+    no = np.int64(0)
     lanes = lanes_of(w_h)
     width = PANEL_VECTORS * lanes
     block_rows = min(BLOCK_ROWS, g.most_rows)
@@ -132,7 +137,7 @@ def run_parts_back(first, last, g, bounds, order, ends, counts, starts, w_h, w_s
             poke(state_rows, r, r * g.hidden)
         for k in range(g.second_taps):
             poke(taps, k, k)
-        initial_row(zeros, 0, zeros, g.units)
+        initial_row(zeros, no, zeros, g.units)
         for r in range(row_last - row_first):
             at = d * g.batch + order[row_first + r]
             given = pointer(grad_h, at * g.hidden * g.has_grad_h)
@@ -171,7 +176,7 @@ def run_parts_back(first, last, g, bounds, order, ends, counts, starts, w_h, w_s
                 incoming, incoming_stride = coming, g.hidden_stride
                 if g.kind == LSTM and g.second_panels:
                     multiply_rows(pointer(arrived, place * g.hidden), state_rows, taps, rows, g.second_taps,
-                                  weights_second, g.second_panels, second, g.unit_stride, 0, 0)  # fmt: skip
+                                  weights_second, g.second_panels, second, g.unit_stride, no, no)  # fmt: skip
                     incoming, incoming_stride = second, g.unit_stride
                 for r in range(rows):
                     row = order[row_first + low + r]
@@ -202,7 +207,7 @@ def run_parts_back(first, last, g, bounds, order, ends, counts, starts, w_h, w_s
                         rnn_row_back(g.units, g.total, g.kind == RNN_RELU, gradient, pointer(states, at), to)
                 if g.kind == GRU_BEFORE:
                     multiply_rows(ds, sum_rows, pointer(columns, 2 * g.units), rows, g.second_taps,
-                                  weights_second, g.second_panels, second, g.unit_stride, 0, 0)  # fmt: skip
+                                  weights_second, g.second_panels, second, g.unit_stride, no, no)  # fmt: skip
                     for r in range(rows):
                         row, at = order[row_first + low + r], (place + r) * g.units
                         step = ((d * g.all_steps + t) * g.batch + row) * g.units
@@ -212,7 +217,7 @@ def run_parts_back(first, last, g, bounds, order, ends, counts, starts, w_h, w_s
                                            pointer(extra, at))  # fmt: skip
                 # To the states of the step before.
                 multiply_rows(ds, sum_rows, pointer(columns), rows, g.taps, weights_h,
-                              g.recurrent_panels, product, g.hidden_stride, 0, number & 1)  # fmt: skip
+                              g.recurrent_panels, product, g.hidden_stride, no, number & 1)  # fmt: skip
                 for r in range(rows):
                     made, carried = advance(product, r * g.hidden_stride), advance(dh, (low + r) * g.hidden_stride)
                     if g.kind == GRU_AFTER or g.kind == GRU_BEFORE:

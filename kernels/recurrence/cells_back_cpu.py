@@ -9,7 +9,7 @@ w_hn h + b_hn and of w_in x + b_in.
 from __future__ import annotations
 
 from kernels.runtime.numba_cpu import jit
-from kernels.simd import advance, lanes_of, load, load_first, select, store, store_first, tanh, zeros_like
+from kernels.simd import advance, lanes_of, load, load_first, select, store, store_first, tanh_gate, zeros_like
 
 
 @jit
@@ -40,7 +40,7 @@ def lstm_row_back(units, total, dh, carried_c, gates, c_new, c_old, sums, projec
         left, to = units - j, advance(sums, j * total)
         i, f = load_first(gates, j, left), load_first(gates, j + units, left)
         g, o = load_first(gates, j + 2 * units, left), load_first(gates, j + 3 * units, left)
-        tanh_c = tanh(load_first(c_new, j, left))
+        tanh_c = tanh_gate(load_first(c_new, j, left))
         gradient = load(dh, j)
         dc = load(carried_c, j) + gradient * o * (1.0 - tanh_c * tanh_c)
         store(carried_c, j, dc * f)

@@ -16,10 +16,10 @@ from kernels.simd import (
     load,
     peek,
     select,
-    sigmoid,
+    sigmoid_gate,
     store,
     store_first,
-    tanh,
+    tanh_gate,
     zeros_like,
 )
 
@@ -36,7 +36,7 @@ def rnn_rows(rows, units, is_relu, x, s, stride, bias, h, h_stride):
                 # The comparison is false for NaN, which passes.
                 total = select(total < 0.0, zeros_like(x), total)
             else:
-                total = tanh(total)
+                total = tanh_gate(total)
             store(hs, j, total)
 
 
@@ -50,16 +50,16 @@ def lstm_rows(rows, units, x, s, stride, bias, c, c_stride, h, h_stride, keeps, 
         place = peek(order, row) * keeps
         gates_to, cell_to = advance(kept, place * 4 * units), advance(cells, place * units)
         for j in range(0, units, lanes):
-            i = sigmoid(load(xs, j) + load(ss, j) + load(bias, j))
+            i = sigmoid_gate(load(xs, j) + load(ss, j) + load(bias, j))
             at = j + units
-            f = sigmoid(load(xs, at) + load(ss, at) + load(bias, at))
+            f = sigmoid_gate(load(xs, at) + load(ss, at) + load(bias, at))
             at += units
-            g = tanh(load(xs, at) + load(ss, at) + load(bias, at))
+            g = tanh_gate(load(xs, at) + load(ss, at) + load(bias, at))
             at += units
-            o = sigmoid(load(xs, at) + load(ss, at) + load(bias, at))
+            o = sigmoid_gate(load(xs, at) + load(ss, at) + load(bias, at))
             cell = f * load(cs, j) + i * g
             store(cs, j, cell)
-            store(hs, j, o * tanh(cell))
+            store(hs, j, o * tanh_gate(cell))
             if keeps:
                 left = units - j
                 store_first(gates_to, j, i, left)
@@ -80,12 +80,12 @@ def gru_rows(rows, units, x, s, stride, bias, bias_s, h, h_stride, keeps, order,
         xs, ss, hs = advance(x, row * stride), advance(s, row * stride), advance(h, row * h_stride)
         gates_to = advance(kept, peek(order, row) * keeps * 4 * units)
         for j in range(0, units, lanes):
-            r = sigmoid(load(xs, j) + load(ss, j) + load(bias, j))
+            r = sigmoid_gate(load(xs, j) + load(ss, j) + load(bias, j))
             at = j + units
-            z = sigmoid(load(xs, at) + load(ss, at) + load(bias, at))
+            z = sigmoid_gate(load(xs, at) + load(ss, at) + load(bias, at))
             at += units
             q = load(ss, at) + load(bias_s, j)
-            n = tanh(load(xs, at) + load(bias, at) + r * q)
+            n = tanh_gate(load(xs, at) + load(bias, at) + r * q)
             store(hs, j, n + z * (load(hs, j) - n))
             if keeps:
                 left = units - j
@@ -104,8 +104,8 @@ def gru_reset_rows(rows, units, x, s, stride, bias, h, h_stride, reset, reset_st
         to = advance(reset, row * reset_stride)
         for j in range(0, units, lanes):
             at = j + units
-            r = sigmoid(load(xs, j) + load(ss, j) + load(bias, j))
-            z = sigmoid(load(xs, at) + load(ss, at) + load(bias, at))
+            r = sigmoid_gate(load(xs, j) + load(ss, j) + load(bias, j))
+            z = sigmoid_gate(load(xs, at) + load(ss, at) + load(bias, at))
             store(to, j, r * load(hs, j))
             # No lane past the last unit: the sums of z begin there.
             store_first(ss, j, r, units - j)
@@ -122,7 +122,7 @@ def gru_new_rows(rows, units, x, s, stride, bias, q, q_stride, h, h_stride, keep
         gates_to = advance(kept, peek(order, row) * keeps * 3 * units)
         for j in range(0, units, lanes):
             at = j + 2 * units
-            n = tanh(load(xs, at) + load(qs, j) + load(bias, at))
+            n = tanh_gate(load(xs, at) + load(qs, j) + load(bias, at))
             z = load(ss, j + units)
             store(hs, j, n + z * (load(hs, j) - n))
             if keeps:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kernels.recurrence import forward as fw
-from kernels.recurrence.forward import Sizes, panels_of, with_strides
+from kernels.recurrence.forward import Sizes, in_memory, panels_of, with_strides
 from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER
 from kernels.recurrence.panels import PANEL_VECTORS, pack
-from kernels.recurrence.problem import GruProblem, Layer, RnnProblem
+from kernels.recurrence.problem import SUFFIXES, GruProblem, Layer, RnnProblem, Weights
 from kernels.recurrence.sequence import Walk, walk
 from kernels.runtime.numba_cpu import contiguous, scratch
 from kernels.simd import VECTOR_BYTES
@@ -54,6 +54,18 @@ def packed_panels(parts: list[tuple[Array, int, int, int, int]], dtype: Any, thr
     return packed
 
 
+#: In the order in which forward.prepare takes the weights of both directions.
+_WEIGHTS = tuple(name + suffix for suffix in SUFFIXES for name in Weights._fields)
+
+
+class Plan(NamedTuple):
+    """How a call runs on so many threads: the walk, and the sizes, also as compiled code takes them."""
+
+    way: Walk
+    sizes: Sizes
+    memory: Array
+
+
 class Facts:
     """What every run of a problem needs and is slow to derive."""
 
@@ -61,24 +73,40 @@ class Facts:
         op = {"rnn": RNN_LAYER, "lstm": LSTM_LAYER, "gru": GRU_LAYER}[p.cell]
         self.dtype = np.dtype(p.x.dtype)
         self.inputs, self.forms = op.inputs, dict(zip(op.results, p.results()))
+        #: Shape of each result, None for one that is not wanted.
+        self.shapes = tuple(None if form is None else form.shape for form in self.forms.values())
+        #: Where among the inputs are h0 and c0, and the weights in the order of forward.prepare; None where not there.
+        given = [name for name in op.inputs if getattr(p, name) is not None]
+        self.h0, self.c0 = (op.inputs.index(n) if n in given else None for n in ("h0", "c0"))
+        self.weights = tuple(op.inputs.index(n) if n in given else None for n in _WEIGHTS)
+        #: What stands for an array that is not there.
+        self.nothing = np.zeros(1, self.dtype)
         self.work = p.flops() // 2
         self.kind = kind = kind_of(p)
         #: Outputs of the first recurrent product, and of the one that needs its result.
         self.rows = p.gates * p.units
         self.recurrent = 2 * p.units if kind == fw.GRU_BEFORE else self.rows
         self.second = p.units if kind == fw.GRU_BEFORE else p.hidden if p.projects else 0
-        #: Walks and sizes of calls without lengths by number of threads.
-        self.plans: dict[int, tuple[Walk, Sizes]] = {}
+        #: Plans of calls without lengths by number of threads.
+        self.plans: dict[int, Plan] = {}
+        #: The same for backward, see gradients_cpu.
+        self.runs: dict[Any, Any] = {}
 
-    def plan(self, p: Layer, lengths: Array | None, threads: int, x_strides: tuple[int, int]) -> tuple[Walk, Sizes]:
-        """The walk and the sizes of a call."""
+    def plan(self, p: Layer, lengths: Array | None, threads: int, x_strides: tuple[int, int]) -> Plan:
+        """How a call runs; x_strides follow from the problem, which knows x's."""
         known = self.plans.get(threads) if lengths is None else None
         if known is None:
             way = walk(p, lengths, threads)
-            known = way, self._sizes(p, way, x_strides)
+            sizes = self._sizes(p, way, x_strides)
+            known = Plan(way, sizes, in_memory(sizes))
             if lengths is None:
                 self.plans[threads] = known
         return known
+
+    def take(self, inputs: tuple[Array | None, ...], place: int | None) -> Array:
+        """One of the inputs flat, or what stands for it."""
+        array = None if place is None else inputs[place]
+        return self.nothing if array is None else contiguous(array).reshape(-1)
 
     def _sizes(self, p: Layer, way: Walk, x_strides: tuple[int, int]) -> Sizes:
         item, forms = self.dtype.itemsize, self.forms
@@ -115,6 +143,14 @@ class Facts:
             unit_stride=0,
             scratch=0,
             offsets=0,
+            has_b_ih=sum(1 << d for d, w in enumerate(p.weight_specs()) if w.b_ih is not None),
+            has_b_hh=sum(1 << d for d, w in enumerate(p.weight_specs()) if w.b_hh is not None),
+            at_w_h=0,
+            at_second=0,
+            at_bias=0,
+            at_bias_new=0,
+            at_scratch=0,
+            work=0,
         )
         return with_strides(sizes, item)
 

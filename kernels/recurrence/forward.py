@@ -12,9 +12,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.recurrence.cells_cpu import gru_new_rows, gru_reset_rows, gru_rows, lstm_rows, rnn_rows
-from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, copy_row, multiply_rows
+from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, copy_row, multiply_rows, pack_panel
 from kernels.runtime.numba_cpu import jit, threaded
-from kernels.simd import VECTOR_BYTES, advance, lanes_of, peek, pointer, poke, store_first, zeros_like
+from kernels.simd import (
+    VECTOR_BYTES,
+    advance,
+    lanes_of,
+    load,
+    load_first,
+    peek,
+    pointer,
+    poke,
+    store,
+    store_first,
+    zeros_like,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -61,11 +73,32 @@ class Sizes(NamedTuple):
     unit_stride: int
     scratch: int  # elements for each part
     offsets: int  # int64 for each part
+    # Which directions have biases, a bit for each.
+    has_b_ih: int
+    has_b_hh: int
+    # Where in the working memory lie: the packed weights of every direction and what is added to the sums, of all gates
+    # [D, sum_stride] and, for a GRU's recurrent sum of n, [D, unit_stride]; the parts' scratch; all of it, in elements.
+    at_w_h: int
+    at_second: int
+    at_bias: int
+    at_bias_new: int
+    at_scratch: int
+    work: int
 
     @property
     def parts(self) -> int:
         """Parts that may run at once."""
         return self.directions * self.row_parts
+
+    @property
+    def prepared(self) -> int:
+        """Parts that may be prepared at once: each direction's panels, and its biases."""
+        return self.directions * (self.gate_panels + self.recurrent_panels + self.second_panels + 1)
+
+
+def in_memory(sizes: NamedTuple) -> Array:
+    """Sizes as one element of a structured array: compiled code takes that much faster than a tuple of many numbers."""
+    return np.array([tuple(sizes)], np.dtype([(name, np.int64) for name in sizes._fields]))
 
 
 def panels_of(outputs: int, itemsize: int) -> int:
@@ -88,6 +121,12 @@ def with_strides(sizes: Sizes, itemsize: int) -> Sizes:
     sums = (chunk * sizes.most_rows + LARGE_ROWS + block) * sum_stride
     scratch = sums + rows * (hidden_stride + unit_stride) + block * (unit_stride + hidden_stride)
     offsets = chunk * sizes.most_rows + 2 * block + LARGE_ROWS + max(sizes.inputs, sizes.hidden, sizes.units)
+    width = PANEL_VECTORS * VECTOR_BYTES // itemsize
+    at_w_h = sizes.directions * sizes.gate_panels * sizes.inputs * width
+    at_second = at_w_h + sizes.directions * sizes.recurrent_panels * sizes.hidden * width
+    at_bias = at_second + sizes.directions * sizes.second_panels * sizes.units * width
+    at_bias_new = at_bias + sizes.directions * sum_stride
+    at_scratch = at_bias_new + sizes.directions * unit_stride
     return sizes._replace(
         chunk=chunk,
         sum_stride=sum_stride,
@@ -95,7 +134,79 @@ def with_strides(sizes: Sizes, itemsize: int) -> Sizes:
         unit_stride=unit_stride,
         scratch=scratch,
         offsets=offsets,
+        at_w_h=at_w_h,
+        at_second=at_second,
+        at_bias=at_bias,
+        at_bias_new=at_bias_new,
+        at_scratch=at_scratch,
+        work=at_scratch + sizes.parts * scratch,
     )
+
+
+@jit
+def _add_biases(rows, together, b_ih, has_ih, b_hh, has_hh, common, common_size, apart, apart_size):
+    """common = b_ih + b_hh for the first `together` of `rows` gate rows, b_ih for the others, whose b_hh is in apart.
+
+    All are pointers to elements; b_ih, b_hh [rows], read where they are there; common and apart are 0 from there on.
+    """
+    lanes = lanes_of(common)
+    for i in range(0, common_size, lanes):
+        store(common, i, zeros_like(common))
+    for i in range(0, apart_size, lanes):
+        store(apart, i, zeros_like(apart))
+    for i in range(0, rows, lanes):
+        if has_ih:
+            store_first(common, i, load_first(b_ih, i, rows - i), rows - i)
+    if has_hh:
+        for i in range(0, together, lanes):
+            store_first(common, i, load(common, i) + load_first(b_hh, i, together - i), together - i)
+        for i in range(0, rows - together, lanes):
+            store_first(apart, i, load_first(b_hh, together + i, rows - together - i), rows - together - i)
+
+
+@jit
+def _prepare_one(number, d, g, w_ih, w_hh, b_ih, b_hh, w_hr, work):
+    """A panel of one direction's weights, or, with the last number, its biases."""
+    width = PANEL_VECTORS * lanes_of(work)
+    rows = g.gates * g.units
+    recurrent = 2 * g.units if g.kind == GRU_BEFORE else rows
+    if number < g.gate_panels:
+        pack_panel(number, rows, g.inputs, w_ih, np.int64(0), advance(work, d * g.gate_panels * g.inputs * width))
+        return
+    number -= g.gate_panels
+    if number < g.recurrent_panels:
+        to = advance(work, g.at_w_h + d * g.recurrent_panels * g.hidden * width)
+        pack_panel(number, recurrent, g.hidden, w_hh, np.int64(0), to)
+        return
+    number -= g.recurrent_panels
+    if number < g.second_panels:
+        source = advance(w_hh, recurrent * g.hidden) if g.kind == GRU_BEFORE else w_hr
+        to = advance(work, g.at_second + d * g.second_panels * g.units * width)
+        pack_panel(number, g.hidden, g.units, source, np.int64(0), to)
+        return
+    together = 2 * g.units if g.kind == GRU_AFTER else rows
+    _add_biases(rows, together, b_ih, (g.has_b_ih >> d) & 1, b_hh, (g.has_b_hh >> d) & 1,
+                advance(work, g.at_bias + d * g.sum_stride), g.sum_stride,
+                advance(work, g.at_bias_new + d * g.unit_stride), g.unit_stride)  # fmt: skip
+
+
+@jit
+def prepare_parts(first, last, sizes, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse, b_ih_reverse,
+                  b_hh_reverse, w_hr_reverse, work):  # fmt: skip
+    """Parts [first, last) of what run_parts needs of the weights, see Sizes.prepared and Sizes.at_w_h."""
+    g = sizes[0]
+    each = g.gate_panels + g.recurrent_panels + g.second_panels + 1
+    for number in range(first, last):
+        d = number // each
+        if d:
+            _prepare_one(number - each, d, g, pointer(w_ih_reverse), pointer(w_hh_reverse), pointer(b_ih_reverse),
+                         pointer(b_hh_reverse), pointer(w_hr_reverse), pointer(work))  # fmt: skip
+        else:
+            _prepare_one(number, d, g, pointer(w_ih), pointer(w_hh), pointer(b_ih), pointer(b_hh), pointer(w_hr),
+                         pointer(work))  # fmt: skip
+
+
+prepare = threaded(prepare_parts)
 
 
 @jit
@@ -115,25 +226,28 @@ def rows_at(counts, t, first, last):
 
 
 @jit
-def run_parts(first, last, g, bounds, order, ends, counts, x, w_x, w_h, w_second, bias_x, bias_h, h0, c0,
+def run_parts(first, last, sizes, bounds, order, ends, counts, x, h0, c0,
               full, last_only, h_n, c_n, kept, cells, work, table):  # fmt: skip
     """Parts [first, last) of a forward pass; part numbers run through the row parts of each direction.
 
-    bounds, order, ends, counts: see sequence.Walk. x: elements, row r's step t at t * x_time + r * x_row. w_x, w_h,
-    w_second: packed weights of every direction, see Sizes. bias_x [D, sum_stride], bias_h [D, unit_stride]: see
-    cells_cpu. h0 [D, B, hidden], c0 [D, B, units]. full: as x, the states of every step; last_only [B, D * hidden];
-    h_n, c_n as h0, c0; kept [D, all steps, B, kept * units], cells [D, all steps, B, units]. What is not there is an
-    array of one element. work [parts, scratch], table int64 [parts, offsets].
+    sizes: one Sizes, of in_memory. bounds, order, ends, counts: see sequence.Walk. x: elements, row r's step t at
+    t * x_time + r * x_row. h0 [D, B, hidden], c0 [D, B, units]. full: as x, the states of every step; last_only
+    [B, D * hidden]; h_n, c_n as h0, c0; kept [D, all steps, B, kept * units], cells [D, all steps, B, units]. What is
+    not there is an array of one element. work: elements, see Sizes, with the weights that prepare_parts put there;
+    table int64 [parts, offsets].
     """
+    g = sizes[0]
     width = PANEL_VECTORS * lanes_of(x)
     block_rows = min(BLOCK_ROWS, g.most_rows)
+    # A literal 0 would have Numba compile what it is passed to once more.
+    no = np.int64(0)
     for part in range(first, last):
         d, rows_part = part // g.row_parts, part % g.row_parts
         row_first, row_last = bounds[rows_part], bounds[rows_part + 1]
         if row_first == row_last:
             continue
         # Working memory: sums of the inputs, of the recurrence; states; a block's units, what a second product makes.
-        x_sums = pointer(work, part * g.scratch)
+        x_sums = pointer(work, g.at_scratch + part * g.scratch)
         h_sums = advance(x_sums, (g.chunk * g.most_rows + LARGE_ROWS) * g.sum_stride)
         h = advance(h_sums, (block_rows + LARGE_ROWS) * g.sum_stride)
         c = advance(h, (g.most_rows + LARGE_ROWS) * g.hidden_stride)
@@ -153,14 +267,14 @@ def run_parts(first, last, g, bounds, order, ends, counts, x, w_x, w_h, w_second
             initial_row(pointer(h0, at * g.hidden * g.has_h0), g.has_h0, advance(h, r * g.hidden_stride), g.hidden)
             if g.kind == LSTM:
                 initial_row(pointer(c0, at * g.units * g.has_c0), g.has_c0, advance(c, r * g.unit_stride), g.units)
-        weights_x = pointer(w_x, d * g.gate_panels * g.inputs * width)
-        weights_h = pointer(w_h, d * g.recurrent_panels * g.hidden * width)
-        weights_second = pointer(w_second, d * g.second_panels * g.units * width)
-        bias, bias_new = pointer(bias_x, d * g.sum_stride), pointer(bias_h, d * g.unit_stride)
+        weights_x = pointer(work, d * g.gate_panels * g.inputs * width)
+        weights_h = pointer(work, g.at_w_h + d * g.recurrent_panels * g.hidden * width)
+        weights_second = pointer(work, g.at_second + d * g.second_panels * g.units * width)
+        bias, bias_new = pointer(work, g.at_bias + d * g.sum_stride), pointer(work, g.at_bias_new + d * g.unit_stride)
 
         for begin in range(0, g.steps, g.chunk):
             end = min(begin + g.chunk, g.steps)
-            total = 0
+            total = no
             for number in range(begin, end):
                 t = g.steps - 1 - number if d else number
                 for r in range(rows_at(counts, t, row_first, row_last)):
@@ -171,7 +285,7 @@ def run_parts(first, last, g, bounds, order, ends, counts, x, w_x, w_h, w_second
             for r in range(LARGE_ROWS):
                 poke(x_rows, total + r, peek(x_rows, total - 1))
             multiply_rows(pointer(x), x_rows, taps, total, g.inputs, weights_x, g.gate_panels,
-                          x_sums, g.sum_stride, 0, 0)  # fmt: skip
+                          x_sums, g.sum_stride, no, no)  # fmt: skip
             sums = x_sums
             for number in range(begin, end):
                 t = g.steps - 1 - number if d else number
@@ -183,7 +297,7 @@ def run_parts(first, last, g, bounds, order, ends, counts, x, w_x, w_h, w_second
                     state, cell = advance(h, low * g.hidden_stride), advance(c, low * g.unit_stride)
                     who = pointer(order, row_first + low)
                     multiply_rows(state, h_rows, taps, rows, g.hidden, weights_h, g.recurrent_panels,
-                                  h_sums, g.sum_stride, 0, number & 1)  # fmt: skip
+                                  h_sums, g.sum_stride, no, number & 1)  # fmt: skip
                     if g.kind == LSTM:
                         to, to_stride = state, g.hidden_stride
                         if g.second_panels:
@@ -201,7 +315,7 @@ def run_parts(first, last, g, bounds, order, ends, counts, x, w_x, w_h, w_second
                                  state, g.hidden_stride)  # fmt: skip
                     if g.second_panels:
                         multiply_rows(between, unit_rows, taps, rows, g.units, weights_second, g.second_panels,
-                                      second, g.hidden_stride, 0, 0)  # fmt: skip
+                                      second, g.hidden_stride, no, no)  # fmt: skip
                         if g.kind == GRU_BEFORE:
                             gru_new_rows(rows, g.units, sums, h_sums, g.sum_stride, bias, second, g.hidden_stride,
                                          state, g.hidden_stride, g.keeps, who, kept_to)  # fmt: skip

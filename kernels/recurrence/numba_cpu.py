@@ -6,62 +6,41 @@ from typing import Any
 
 import numpy as np
 
-from kernels.recurrence import forward as fw
-from kernels.recurrence.facts import GRAIN, Facts, facts_of, flat, packed_panels, sequence_memory
-from kernels.recurrence.forward import BLOCK_ROWS, Sizes, run_forward
+from kernels.recurrence.facts import GRAIN, facts_of, sequence_memory
+from kernels.recurrence.forward import BLOCK_ROWS, prepare, run_forward
 from kernels.recurrence.gradients_cpu import backward
 from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER, implement
-from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, add_biases
-from kernels.recurrence.problem import Layer, Weights
+from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS
+from kernels.recurrence.problem import Layer
 from kernels.recurrence.sequence import row_parts
-from kernels.runtime.numba_cpu import contiguous, empty, scratch, threads_for, zeros
+from kernels.runtime.numba_cpu import empty, scratch, threads_for, zeros
 
 Array = np.ndarray[Any, Any]
-
-
-def _biases(facts: Facts, sizes: Sizes, directions: tuple[Weights, ...]) -> tuple[Array, Array]:
-    """What is added to the sums of all gates, [D, sum_stride], and to a GRU's recurrent sum of n, [D, unit_stride]."""
-    wide, narrow = sizes.sum_stride, sizes.unit_stride
-    common, apart = empty(len(directions) * wide, facts.dtype), empty(len(directions) * narrow, facts.dtype)
-    together = facts.rows if facts.kind != fw.GRU_AFTER else 2 * sizes.units
-    for d, w in enumerate(directions):
-        b_ih, b_hh = (common[:1] if b is None else contiguous(b) for b in (w.b_ih, w.b_hh))
-        to, to_apart = common[d * wide : (d + 1) * wide], apart[d * narrow : (d + 1) * narrow]
-        add_biases(facts.rows, together, b_ih, w.b_ih is not None, b_hh, w.b_hh is not None, to, to_apart)
-    return common, apart
 
 
 def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
     """The op's inputs -> its results."""
     facts = facts_of(p)
-    named = dict(zip(facts.inputs, inputs))
-    dtype, lengths = facts.dtype, named["lengths"]
+    dtype, lengths, nothing = facts.dtype, inputs[-1], facts.nothing
     threads = threads_for(facts.work, GRAIN)
-    x, x_time, x_row = sequence_memory(p, named["x"])
-    way, sizes = facts.plan(p, lengths, threads, (x_time, x_row))
-    directions = p.weights(named)
-    inputs_of_x, hidden = p.inputs, p.hidden
-    w_x = packed_panels([(w.w_ih, 0, facts.rows, inputs_of_x, 0) for w in directions], dtype, threads)
-    w_h = packed_panels([(w.w_hh, 0, facts.recurrent, hidden, 0) for w in directions], dtype, threads)
-    nothing = w_second = empty(1, dtype)
-    if facts.kind == fw.GRU_BEFORE:
-        start = 2 * hidden * hidden
-        w_second = packed_panels([(w.w_hh, start, hidden, hidden, 0) for w in directions], dtype, threads)
-    elif facts.second:
-        w_second = packed_panels([(w.w_hr, 0, hidden, sizes.units, 0) for w in directions], dtype, threads)
-    bias_x, bias_h = _biases(facts, sizes, directions)
+    x, x_time, x_row = sequence_memory(p, inputs[0])
+    way, sizes, memory = facts.plan(p, lengths, threads, (x_time, x_row))
+    # The weights as panels and the biases, the parts' scratch, and their tables of offsets.
+    table_elements = sizes.parts * sizes.offsets * 8 // dtype.itemsize
+    memory_of_call = scratch(sizes.work + table_elements, dtype)
+    work, table = memory_of_call[: sizes.work], memory_of_call[sizes.work :].view(np.int64)
+    prepare(sizes.prepared, threads, memory, *[facts.take(inputs, place) for place in facts.weights], work)
     make = empty if lengths is None else zeros  # Past a row's length there are zeros.
-    made = {name: None if form is None else make(form.shape, dtype) for name, form in facts.forms.items()}
+    made = tuple([None if shape is None else make(shape, dtype) for shape in facts.shapes])
+    flats = dict(zip(facts.forms, [nothing if a is None else a.reshape(-1) for a in made]))
     run_forward(
-        sizes.parts, threads, sizes, way.bounds, way.order, way.ends, way.counts, x, w_x, w_h, w_second,
-        bias_x, bias_h, flat(named["h0"], nothing), flat(named.get("c0"), nothing),
-        flat(made["hidden"] if p.return_last else made["output"], nothing),
-        flat(made["output"] if p.return_last else None, nothing),
-        flat(made["h_n"], nothing), flat(made.get("c_n"), nothing),
-        flat(made.get("gate_values"), nothing), flat(made.get("cells"), nothing),
-        scratch(sizes.parts * sizes.scratch, dtype), empty(sizes.parts * sizes.offsets, np.int64),
+        sizes.parts, threads, memory, way.bounds, way.order, way.ends, way.counts, x,
+        facts.take(inputs, facts.h0), facts.take(inputs, facts.c0),
+        flats["hidden" if p.return_last else "output"], flats["output"] if p.return_last else nothing,
+        flats["h_n"], flats.get("c_n", nothing), flats.get("gate_values", nothing), flats.get("cells", nothing),
+        work, table,
     )  # fmt: skip
-    return tuple(made.values())
+    return made
 
 
 def describe(p: Layer) -> str:

@@ -13,12 +13,17 @@ from __future__ import annotations
 from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     TILE_ROWS,
+    VECTOR_BYTES,
     advance,
+    broadcast,
+    fma,
     lanes_of,
     load,
     load_first,
     multiply_tile,
+    peek,
     pointer,
+    prefetch,
     store,
     store_first,
     transpose,
@@ -30,55 +35,46 @@ from kernels.simd import (
 PANEL_VECTORS = 4
 #: Rows of the tiles; PANEL_VECTORS times as many sums and what they are made from fit the registers.
 LARGE_ROWS = 6 if TILE_ROWS >= 12 else 2
-MEDIUM_ROWS = LARGE_ROWS // 2
+MEDIUM_ROWS = 4 if TILE_ROWS >= 12 else 2
+SMALL_ROWS = 2
 #: Taps that a register sums before it is added to memory: they bound the rounding error, and with them a panel's part
 #: stays in L1.
 RUN_TAPS = 128
+#: Bytes of weights from which on a single row's product asks for them ahead: half of the smallest usual L2.
+STREAMED_BYTES = 1 << 19
+
+
+@jit
+def pack_panel(panel, outputs, taps, source, is_turned, packed):
+    """One panel of the weights of `outputs` outputs.
+
+    source: pointer to elements [outputs, taps], or [taps, outputs] with rows `is_turned` apart where that is not 0.
+    packed: pointer to elements [panels, taps, PANEL_VECTORS * lanes].
+    """
+    lanes = lanes_of(source)
+    width = PANEL_VECTORS * lanes
+    target = advance(packed, panel * taps * width)
+    count = min(width, outputs - panel * width)
+    if is_turned:
+        source = advance(source, panel * width)
+        for k in range(taps):
+            for j in range(0, width, lanes):
+                store(target, k * width + j, load_first(source, k * is_turned + j, count - j))
+    else:
+        if count < width:
+            for i in range(0, taps * width, lanes):
+                store(target, i, zeros_like(target))
+        transpose(advance(source, panel * width * taps), taps, count, taps, target, width)
 
 
 @jit
 def _pack_parts(first, last, outputs, taps, start, is_turned, w, packed):
-    """Panels [first, last) of the weights of `outputs` outputs.
-
-    w: elements; from `start` on [outputs, taps], or [taps, outputs] with rows `is_turned` apart where that is not 0.
-    packed: elements [panels, taps, PANEL_VECTORS * lanes].
-    """
-    lanes = lanes_of(w)
-    width = PANEL_VECTORS * lanes
+    """Panels [first, last) of weights that begin at `start` of w, see pack_panel."""
     for panel in range(first, last):
-        target = pointer(packed, panel * taps * width)
-        count = min(width, outputs - panel * width)
-        if is_turned:
-            source = pointer(w, start + panel * width)
-            for k in range(taps):
-                for j in range(0, width, lanes):
-                    store(target, k * width + j, load_first(source, k * is_turned + j, count - j))
-        else:
-            if count < width:
-                for i in range(0, taps * width, lanes):
-                    store(target, i, zeros_like(target))
-            transpose(pointer(w, start + panel * width * taps), taps, count, taps, target, width)
+        pack_panel(panel, outputs, taps, pointer(w, start), is_turned, pointer(packed))
 
 
 pack = threaded(_pack_parts)
-
-
-@jit
-def add_biases(rows, together, b_ih, has_ih, b_hh, has_hh, common, apart):
-    """common = b_ih + b_hh for the first `together` of `rows` gate rows, b_ih for the others, whose b_hh is in apart.
-
-    b_ih, b_hh: elements [rows], read where they are there. common, apart: elements, 0 from there on to their end.
-    """
-    common[:] = 0
-    apart[:] = 0
-    for i in range(rows):
-        if has_ih:
-            common[i] = b_ih[i]
-        if has_hh:
-            if i < together:
-                common[i] += b_hh[i]
-            else:
-                apart[i - together] = b_hh[i]
 
 
 @jit
@@ -96,8 +92,78 @@ def _medium_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumula
 
 
 @jit
+def _small_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
+    multiply_tile(
+        SMALL_ROWS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(a), accumulate
+    )
+
+
+@jit
 def _one_row_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
     multiply_tile(1, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(a), accumulate)
+
+
+@jit
+def _add_or_store(out, i, v, accumulate):
+    if accumulate:
+        v = load(out, i) + v
+    store(out, i, v)
+
+
+@jit
+def _two_panels(a, tap_offsets, taps, first, second, ahead, out, out_second, accumulate):
+    """One row of two panels: a row of one has too few sums in flight to keep the multipliers busy.
+
+    The sums are those of _one_row_tile bit for bit. Where `ahead` is not 0, the weights are asked for so many taps
+    before their turn.
+    """
+    lanes = lanes_of(a)
+    width = PANEL_VECTORS * lanes
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = zeros_like(a)
+    for k in range(taps):
+        at = k * width
+        if ahead:
+            for j in range(0, width, lanes):
+                prefetch(first, at + ahead * width + j)
+                prefetch(second, at + ahead * width + j)
+        factor = broadcast(a, peek(tap_offsets, k))
+        s0 = fma(factor, load(first, at), s0)
+        s1 = fma(factor, load(first, at + lanes), s1)
+        s2 = fma(factor, load(first, at + 2 * lanes), s2)
+        s3 = fma(factor, load(first, at + 3 * lanes), s3)
+        s4 = fma(factor, load(second, at), s4)
+        s5 = fma(factor, load(second, at + lanes), s5)
+        s6 = fma(factor, load(second, at + 2 * lanes), s6)
+        s7 = fma(factor, load(second, at + 3 * lanes), s7)
+    _add_or_store(out, 0, s0, accumulate)
+    _add_or_store(out, lanes, s1, accumulate)
+    _add_or_store(out, 2 * lanes, s2, accumulate)
+    _add_or_store(out, 3 * lanes, s3, accumulate)
+    _add_or_store(out_second, 0, s4, accumulate)
+    _add_or_store(out_second, lanes, s5, accumulate)
+    _add_or_store(out_second, 2 * lanes, s6, accumulate)
+    _add_or_store(out_second, 3 * lanes, s7, accumulate)
+
+
+@jit
+def _multiply_row(a, row_offsets, tap_offsets, taps, packed, panels, out, out_stride, accumulates, backwards):
+    """multiply_rows for a single row."""
+    width = PANEL_VECTORS * lanes_of(a)
+    row = advance(a, peek(row_offsets, 0))
+    # A matrix that does not fit the cache next to the multipliers is streamed, faster if it is asked for in time.
+    ahead = 8 if panels * taps * PANEL_VECTORS * VECTOR_BYTES > STREAMED_BYTES else 0
+    for number in range(0, panels, 2):
+        panel = (panels - 1) // 2 * 2 - number if backwards else number
+        for tap in range(0, taps, RUN_TAPS):
+            count = min(RUN_TAPS, taps - tap)
+            b = advance(packed, (panel * taps + tap) * width)
+            run = advance(tap_offsets, tap)
+            sums = advance(out, panel * width)
+            if panel + 1 < panels:
+                _two_panels(row, run, count, b, advance(b, taps * width), ahead,
+                            sums, advance(sums, width), accumulates + tap)  # fmt: skip
+            else:
+                _one_row_tile(a, row_offsets, run, count, b, sums, out_stride, accumulates + tap)
 
 
 @jit
@@ -110,6 +176,9 @@ def multiply_rows(a, row_offsets, tap_offsets, rows, taps, packed, panels, out, 
     overwritten. accumulates: not 0 to add to out. backwards: not 0 to take the panels from the last to the first, which
     finds those in cache that a product just before took last.
     """
+    if rows == 1:
+        _multiply_row(a, row_offsets, tap_offsets, taps, packed, panels, out, out_stride, accumulates, backwards)
+        return
     width = PANEL_VECTORS * lanes_of(a)
     for number in range(panels):
         panel = panels - 1 - number if backwards else number
@@ -126,9 +195,12 @@ def multiply_rows(a, row_offsets, tap_offsets, rows, taps, packed, panels, out, 
                 if left > MEDIUM_ROWS:
                     _large_tile(a, offsets, run, count, b, sums, out_stride, adds)
                     row += LARGE_ROWS
-                elif left > 1:
+                elif left > SMALL_ROWS:
                     _medium_tile(a, offsets, run, count, b, sums, out_stride, adds)
                     row += MEDIUM_ROWS
+                elif left > 1:
+                    _small_tile(a, offsets, run, count, b, sums, out_stride, adds)
+                    row += SMALL_ROWS
                 else:
                     _one_row_tile(a, offsets, run, count, b, sums, out_stride, adds)
                     row += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,9 @@ from kernels.dropout.op import as_seed, probability
 from kernels.dropout.op import dropout as apply_dropout
 from kernels.recurrence.op import gru_layer, lstm_layer, rnn_layer
 from kernels.recurrence.problem import SUFFIXES, Weights
+
+#: Names of a tuple of `params` in each direction, as the layers have them.
+_NAMES = tuple(tuple(name + suffix for name in Weights._fields) for suffix in SUFFIXES)
 
 
 class _Settings(NamedTuple):
@@ -54,17 +58,40 @@ def _as_lengths(op: str, lengths: Any, x: Any) -> Any:
     return np.array(numbers, np.int64) if kind == "numpy" else sys.modules["cupy"].array(numbers, "int64")
 
 
-def _check_params(op: str, params: Any, count: int, projects: bool) -> list[Weights]:
-    """`params` as one Weights for each layer and direction."""
-    form = "(w_ih, w_hh, b_ih, b_hh, w_hr)" if projects else "(w_ih, w_hh, b_ih, b_hh)"
-    if not isinstance(params, (list, tuple)) or not all(isinstance(one, (list, tuple)) for one in params):
+@lru_cache(256, typed=True)
+def _check_settings(
+    op: str, num_layers: Any, bidirectional: Any, batch_first: Any, dropout: Any, training: Any, return_last: Any
+) -> tuple[int, float]:
+    """The number of layers and dropout's probability, of settings that keep the rules."""
+    layers = checks.integer(op, "num_layers", num_layers, 1)
+    checks.boolean(op, "bidirectional", bidirectional)
+    checks.boolean(op, "batch_first", batch_first)
+    checks.boolean(op, "training", training)
+    checks.boolean(op, "return_last", return_last)
+    return layers, probability(op, "dropout", dropout)
+
+
+def _settings_of(op: str, s: _Settings) -> tuple[int, float]:
+    given = (op, s.num_layers, s.bidirectional, s.batch_first, s.dropout, s.training, s.return_last)
+    try:
+        return _check_settings(*given)
+    except TypeError:  # Of a check, or something unhashable, which a check names.
+        return _check_settings.__wrapped__(*given)
+
+
+def _check_params(op: str, params: Any, count: int, projects: bool) -> None:
+    """`params` has one tuple for each layer and direction."""
+    size, form = (5, "(w_ih, w_hh, b_ih, b_hh, w_hr)") if projects else (4, "(w_ih, w_hh, b_ih, b_hh)")
+    is_sequence = isinstance(params, (list, tuple))
+    for one in params if is_sequence else ():
+        is_sequence = is_sequence and isinstance(one, (list, tuple))
+    if not is_sequence:
         checks.fail_type_name(op, "params", f"must be a sequence of tuples {form}", type(params).__name__)
     if len(params) != count:
         checks.fail(op, "params", f"must hold {count} tuples, one for each layer and direction", len(params))
     for i, one in enumerate(params):
-        if len(one) != (5 if projects else 4):
+        if len(one) != size:
             checks.fail(op, f"params[{i}]", f"must be {form}", f"{len(one)} entries")
-    return [Weights(*one, *([] if projects else [None])) for one in params]
 
 
 def _check_state(op: str, name: str, state: Any, x: Any, count: int, batched: bool) -> Any:
@@ -91,10 +118,7 @@ def _run(
     **arguments: Any,
 ) -> tuple[Any, ...]:
     """output and the final states (num_layers * D, B, size), one for each of `states`."""
-    layers = checks.integer(op, "num_layers", s.num_layers, 1)
-    for name in ("bidirectional", "batch_first", "training", "return_last"):
-        checks.boolean(op, name, getattr(s, name))
-    p = probability(op, "dropout", s.dropout)
+    layers, p = _settings_of(op, s)
     directions = 2 if s.bidirectional else 1
     if arrays.kind(x) is None:
         checks.fail_type_name(op, "x", "must be a NumPy, torch or CuPy array", type(x).__name__)
@@ -104,7 +128,7 @@ def _run(
         checks.fail(op, "x", f"must have shape {shape} or (T, I)", f"{x.ndim} dimensions {tuple(x.shape)}")
     if not batched and s.lengths is not None:
         checks.fail(op, "lengths", "must be None for a single sequence (T, I)", "lengths")
-    weights = _check_params(op, params, layers * directions, projects)
+    _check_params(op, params, layers * directions, projects)
     states = {name: _check_state(op, name, a, x, layers * directions, batched) for name, a in states.items()}
     lengths = _as_lengths(op, s.lengths, x)
     if not batched:
@@ -113,14 +137,17 @@ def _run(
     seed = as_seed(op, s.seed, x) if drops else None
     finals: list[list[Any]] = [[] for _ in states]
     for i in range(layers):
-        first = i * directions
-        given = {n: None if a is None else a[first : first + directions] for n, a in states.items()}
+        given = states
+        if layers > 1:
+            first = i * directions
+            given = {n: None if a is None else a[first : first + directions] for n, a in states.items()}
+        weights: dict[str, Any] = {}
         for d in range(directions):
-            named = zip(Weights._fields, weights[first + d])
-            given |= {name + SUFFIXES[d]: a for name, a in named if projects or name != "w_hr"}
+            # A tuple has no w_hr where nothing is projected, and zip ends with it.
+            weights.update(zip(_NAMES[d], params[i * directions + d]))
         is_last = i == layers - 1
         x, *ends = layer(
-            x, **given, lengths=lengths, batch_first=s.batch_first, return_last=s.return_last and is_last,
+            x, **weights, **given, lengths=lengths, batch_first=s.batch_first, return_last=s.return_last and is_last,
             device=s.device, backend=s.backend, **arguments,
         )  # fmt: skip
         for kept, end in zip(finals, ends):

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.recurrence.forward import BLOCK_ROWS, panels_of, stride_of
-from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, copy_row, multiply_rows
+from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, RUN_TAPS, copy_row, multiply_rows
 from kernels.recurrence.sequence import Walk
-from kernels.runtime.numba_cpu import empty, jit, scratch, threaded, threads_for
+from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for
 from kernels.simd import VECTOR_BYTES, advance, lanes_of, load, load_first, pointer, store, zeros_like
 
 Array = np.ndarray[Any, Any]
@@ -27,41 +27,40 @@ _GRAIN = 1 << 15
 _SUM_STEPS = 128
 
 
-@jit
-def _fill_places(time, row, order, counts, starts, places):
-    for t in range(counts.size):
-        for r in range(counts[t]):
-            places[starts[t] + r] = t * time + order[r] * row
-
-
 def places_of(way: Walk, time: int, row: int) -> Array:
     """int64 [sum of lengths]: where each row's steps lie, steps `time` and rows `row` apart, in the order of a walk."""
-    places = empty(way.total, np.int64)
-    _fill_places(time, row, way.order, way.counts, way.starts, places)
-    return places
+    steps = np.repeat(np.arange(way.steps, dtype=np.int64), way.counts)
+    rows = np.arange(way.total, dtype=np.int64) - np.repeat(way.starts, way.counts)
+    return steps * time + way.order[rows] * row
 
 
 @jit
-def _pack_steps(first, last, features, places, x, packed):
-    """Panels [first, last) of packed [panels, taps, PANEL_VECTORS * lanes], whose tap k is x's row at places[k]."""
+def _pack_steps(first, last, panels, features, places, x, packed):
+    """Panels [first, last) of runs of RUN_TAPS taps, each run [panels, its taps, PANEL_VECTORS * lanes].
+
+    Tap k of all runs is x's row at places[k].
+    """
     lanes = lanes_of(x)
     width = PANEL_VECTORS * lanes
     for panel in range(first, last):
-        for k in range(places.size):
-            target = pointer(packed, (panel * places.size + k) * width)
-            for j in range(0, width, lanes):
-                column = panel * width + j
-                store(target, j, load_first(pointer(x), places[k] + column, features - column))
+        for begin in range(0, places.size, RUN_TAPS):
+            count = min(RUN_TAPS, places.size - begin)
+            target = pointer(packed, (begin * panels + panel * count) * width)
+            for k in range(count):
+                for j in range(0, width, lanes):
+                    column = panel * width + j
+                    value = load_first(pointer(x), places[begin + k] + column, features - column)
+                    store(target, k * width + j, value)
 
 
 _pack = threaded(_pack_steps)
 
 
 def pack_steps(x: Array, places: Array, features: int) -> Array:
-    """x's rows at `places`, each of `features` elements, as the panels of a product over them."""
+    """x's rows at `places`, each of `features` elements, as runs of panels of a product over them."""
     panels = panels_of(features, x.itemsize)
     packed = scratch(panels * places.size * PANEL_VECTORS * VECTOR_BYTES // x.itemsize, x.dtype)
-    _pack(panels, threads_for(packed.size, _GRAIN), features, places, x, packed)
+    _pack(panels, threads_for(packed.size, _GRAIN), panels, features, places, x, packed)
     return packed
 
 
@@ -69,14 +68,19 @@ def pack_steps(x: Array, places: Array, features: int) -> Array:
 def _weight_rows(first, last, parts, rows, stride, features, row, taps, columns, a, packed, work, out):
     """Parts [first, last) of `rows` rows of a weight's gradient; see `weight_gradient`.
 
+    A run of taps goes through all panels before the next one: it is read from afar once and then stays in L2.
     work: elements [parts, rows of a part and a tile, stride].
     """
     width = PANEL_VECTORS * lanes_of(work)
+    panels = (features + width - 1) // width
+    no = np.int64(0)  # A literal would have Numba compile what it is passed to once more.
     for part in range(first, last):
         low, high = rows * part // parts, rows * (part + 1) // parts
         made = pointer(work, part * (rows // parts + 1 + LARGE_ROWS) * stride)
-        multiply_rows(pointer(a), pointer(columns, low), pointer(taps), high - low, taps.size,
-                      pointer(packed), (features + width - 1) // width, made, stride, 0, 0)  # fmt: skip
+        for begin in range(0, taps.size, RUN_TAPS):
+            run = pointer(packed, begin * panels * width)
+            multiply_rows(pointer(a), pointer(columns, low), pointer(taps, begin), high - low,
+                          min(RUN_TAPS, taps.size - begin), run, panels, made, stride, begin, no)  # fmt: skip
         for r in range(high - low):
             copy_row(advance(made, r * stride), pointer(out, (row + low + r) * features), features)
 
@@ -85,19 +89,17 @@ _run_weight = threaded(_weight_rows)
 
 
 def weight_gradient(
-    a: Array, columns: Array, taps: Array, packed: Array, features: int, out: Array, row: int, threads: int
+    a: Array, columns: Array, count: int, taps: Array, packed: Array, features: int, out: Array, row: int, threads: int
 ) -> None:
-    """out[row + c, :] = sum over steps of a[columns[c] + taps[step]] * other[step, :].
+    """out[row + c, :] = sum over steps of a[columns[c] + taps[step]] * other[step, :] for c in [0, count).
 
-    a: elements. columns, taps: int64. packed: the other, of `pack_steps`, of `features` features. out: elements
-    [.., features].
+    a: elements. columns: int64, LARGE_ROWS more than `count`, which tiles may read. taps: int64. packed: the other, of
+    `pack_steps`, of `features` features. out: elements [.., features].
     """
-    stride, count = stride_of(features, out.itemsize), columns.size
+    stride = stride_of(features, out.itemsize)
     parts = min(threads, -(-count // LARGE_ROWS))
     work = scratch(parts * (count // parts + 1 + LARGE_ROWS) * stride, out.dtype)
-    # Tiles read a few columns more: the last one again.
-    filled = np.concatenate([columns, np.full(LARGE_ROWS, columns[-1])])
-    _run_weight(parts, threads, parts, count, stride, features, row, taps, filled, a, packed, work, out)
+    _run_weight(parts, threads, parts, count, stride, features, row, taps, columns, a, packed, work, out.reshape(-1))
 
 
 class InputSizes(NamedTuple):
@@ -136,7 +138,7 @@ def _input_rows(first, last, g, places, rows, columns, sums, packed, work, out):
                     weights = pointer(packed, (d * (g.first + g.second) + is_second * g.first) * panels * width)
                     multiply_rows(pointer(sums, d * g.distance + low * lanes), pointer(rows),
                                   pointer(columns, is_second * g.second_column), count, taps, weights, panels,
-                                  made, g.stride, block, 0)  # fmt: skip
+                                  made, g.stride, block, np.int64(0))  # fmt: skip
             for r in range(count):
                 copy_row(advance(made, r * g.stride), pointer(out, places[low + r]), g.features)
 

@@ -38,6 +38,7 @@ from kernels.simd.arithmetic import (
     splat_integer,
     sqrt,
 )
+from kernels.simd.gates import sigmoid_gate, tanh_gate
 from kernels.simd.math import erf, exp, log, sigmoid, tanh
 from kernels.simd.memory import (
     advance,
@@ -114,6 +115,7 @@ __all__ = [
     "round_even",
     "select",
     "sigmoid",
+    "sigmoid_gate",
     "splat_integer",
     "splat_like",
     "sqrt",
@@ -123,6 +125,7 @@ __all__ = [
     "store_int64_masked",
     "store_masked",
     "tanh",
+    "tanh_gate",
     "transpose",
     "transpose_block",
     "transpose_vectors",

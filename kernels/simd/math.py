@@ -44,7 +44,7 @@ class _Format:
         return struct.unpack(layouts[1], struct.pack(layouts[0], number))[0]
 
 
-_FORMATS = {
+FORMATS = {
     types.float32: _Format(23, 127, -104.0, 89.0, 9.1),
     types.float64: _Format(52, 1023, -746.0, 710.0, 19.1),
 }
@@ -58,7 +58,7 @@ def _reduce(x: Lanes) -> tuple[Lanes, Lanes]:
 def _reduce_twofold(x: Lanes) -> tuple[Lanes, Lanes, Lanes]:
     """As _reduce, and third what is missing from `rest` by its own rounding."""
     dtype = x.type.dtype
-    shifter = _FORMATS[dtype].shifter
+    shifter = FORMATS[dtype].shifter
     shifted = x.fma(coefficients.LOG2_E, shifter)
     n = shifted - shifter
     r = n.fma(-coefficients.LOG_2_LOW[dtype], n.fma(-coefficients.LOG_2_HIGH[dtype], x))
@@ -68,18 +68,18 @@ def _reduce_twofold(x: Lanes) -> tuple[Lanes, Lanes, Lanes]:
     return shifted, rest, square.fma(polynomial, r - rest)
 
 
-def _power_of_two(shifted: Lanes) -> Lanes:
+def power_of_two(shifted: Lanes) -> Lanes:
     """2**n for n in the low bits of `shifted`, when it is a normal number."""
-    layout = _FORMATS[shifted.type.dtype]
+    layout = FORMATS[shifted.type.dtype]
     # The shift drops everything of the shifter itself.
     exponent = (shifted.bits() << layout.mantissa_bits) + (layout.bias << layout.mantissa_bits)
     return exponent.as_float(shifted.type)
 
 
-def _scale(x: Lanes, shifted: Lanes) -> Lanes:
+def scale(x: Lanes, shifted: Lanes) -> Lanes:
     """x * 2**n for n in the low bits of `shifted`, rounded once, also where the result is subnormal or infinite."""
     vector = x.type
-    layout = _FORMATS[vector.dtype]
+    layout = FORMATS[vector.dtype]
     if TARGET.has_avx512 and vector.lanes * vector.dtype.bitwidth == 512:
         kind = "ps" if vector.dtype == types.float32 else "pd"
         llvm_vector, mask, n = vector.llvm_type(), ir.IntType(vector.lanes), shifted - layout.shifter
@@ -100,18 +100,18 @@ def _scale(x: Lanes, shifted: Lanes) -> Lanes:
 
 
 def _exp(x: Lanes) -> Lanes:
-    layout = _FORMATS[x.type.dtype]
+    layout = FORMATS[x.type.dtype]
     # Zeros are put in at the end: scaling that underflows takes 25 times as long, and masked scores are all -inf.
     is_zero = x.compare("<=", layout.exp_low)
     # In this order of operands NaN passes.
     x = x.constant(layout.exp_high).minimum(is_zero.select(x.constant(0.0), x))
     shifted, rest = _reduce(x)
-    return is_zero.select(x.constant(0.0), _scale(rest + 1.0, shifted))
+    return is_zero.select(x.constant(0.0), scale(rest + 1.0, shifted))
 
 
 def _log(x: Lanes) -> Lanes:
     dtype = x.type.dtype
-    layout = _FORMATS[dtype]
+    layout = FORMATS[dtype]
     # Subnormal numbers are made normal.
     smallest, lift = 2.0 ** (1 - layout.bias), layout.mantissa_bits
     is_tiny = x.compare("<", smallest)
@@ -136,9 +136,9 @@ def _log(x: Lanes) -> Lanes:
 
 
 def _tanh(x: Lanes) -> Lanes:
-    bounded = x.constant(_FORMATS[x.type.dtype].tanh_one).minimum(x.absolute())
+    bounded = x.constant(FORMATS[x.type.dtype].tanh_one).minimum(x.absolute())
     shifted, rest, rest_low = _reduce_twofold(bounded + bounded)
-    power = _power_of_two(shifted)
+    power = power_of_two(shifted)
     # t = exp(2|x|) - 1 without cancellation (near zero n is 0 and t is `rest` itself), and what its rounding lost.
     t = power.fma(rest, power - 1.0)
     t_low = power.fma(rest, power - 1.0 - t) + power * rest_low
@@ -165,7 +165,7 @@ def _erf(x: Lanes) -> Lanes:
     size = x.absolute()
     bounded = x.constant(coefficients.ERF_ONE[dtype]).minimum(size)
     shifted, rest = _reduce(bounded.polynomial(coefficients.ERF_LARGE[dtype]))
-    power = _power_of_two(shifted)
+    power = power_of_two(shifted)
     large = x.constant(1.0) - power.fma(rest, power)
     return size.compare("<", 1.0).select(small, large.copysign(x))
 

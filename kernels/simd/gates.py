@@ -1,0 +1,56 @@
+"""sigmoid and tanh of vectors for recurrent cells: half of math.py's instructions, errors of two or three units.
+
+A cell's functions take the sums of long products, whose own rounding is above this. So the argument is reduced in one
+step, and tanh is left without its correction. What stays are the limits (0, 1 and -1 where the functions round to them,
+NaN where there is NaN) and all digits near zero.
+"""
+
+from numba import types
+from numba.extending import intrinsic
+
+from kernels.simd import coefficients
+from kernels.simd.arithmetic import lanewise
+from kernels.simd.emit import Lanes
+from kernels.simd.math import FORMATS, power_of_two, scale
+
+_LOG_2 = 0.6931471805599453
+#: Past it 1 + exp(-x) rounds to 1.
+_SIGMOID_ONE = {types.float32: 20.0, types.float64: 40.0}
+
+
+def _rest(r: Lanes) -> Lanes:
+    """exp(r) - 1 for |r| up to log(2) / 2."""
+    return (r * r).fma(r.polynomial(coefficients.EXP[r.type.dtype]), r)
+
+
+def _sigmoid_gate(x: Lanes) -> Lanes:
+    layout = FORMATS[x.type.dtype]
+    # In this order of operands NaN passes.
+    x = x.constant(layout.exp_low).maximum(x.constant(_SIGMOID_ONE[x.type.dtype]).minimum(x))
+    shifted = x.fma(-coefficients.LOG2_E, layout.shifter)
+    # exp(-x), infinite where the result rounds to 0.
+    power = scale(_rest((shifted - layout.shifter).fma(-_LOG_2, -x)) + 1.0, shifted)
+    return x.constant(1.0) / (power + 1.0)
+
+
+def _tanh_gate(x: Lanes) -> Lanes:
+    layout = FORMATS[x.type.dtype]
+    x = x.constant(-layout.tanh_one).maximum(x.constant(layout.tanh_one).minimum(x))
+    shifted = x.fma(2.0 * coefficients.LOG2_E, layout.shifter)
+    rest = _rest((shifted - layout.shifter).fma(-_LOG_2, x + x))
+    power = power_of_two(shifted)
+    # exp(2 x) - 1 without cancellation: near zero n is 0 and this is `rest` itself.
+    t = power.fma(rest, power - 1.0)
+    return t / (t + 2.0)
+
+
+@intrinsic
+def sigmoid_gate(typing_context, x):
+    """1 / (1 + exp(-x)), at most 3 + |x| / 2 units in the last place off; results below the normal range may be 0."""
+    return lanewise(_sigmoid_gate, x)
+
+
+@intrinsic
+def tanh_gate(typing_context, x):
+    """Hyperbolic tangent, at most 3 units in the last place off; its zeros have no sign."""
+    return lanewise(_tanh_gate, x)
