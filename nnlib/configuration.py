@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -17,14 +17,14 @@ from nnlib.names import look_up
 
 Self = TypeVar("Self", bound="Recorded")
 
-# Where an object computes is no part of what it is, and its name is its owner's to keep.
-_NOT_KEPT = ("device", "backend")
 _CLASS, _CONFIG = "$class", "config"
 
 
 class Recorded:
     """Objects that remember the arguments they were made with, so that `get_config` needs no code in any class."""
 
+    #: Arguments that are left out: where an object computes is no part of what it is.
+    not_kept: ClassVar[tuple[str, ...]] = ("device", "backend")
     constructor_arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls: type[Self], *arguments: Any, **options: Any) -> Self:
@@ -34,8 +34,8 @@ class Recorded:
         return made
 
     def get_config(self, classes: Mapping[str, type] | None = None) -> dict[str, Any]:
-        """The arguments that make this object again, defaults included, as plain JSON values; device and backend
-        are left out.
+        """The arguments that make this object again, defaults included, as plain JSON values; those in `not_kept` are
+        left out.
 
         classes: the table that objects among the arguments must be of (default None: any). Raises ValueError naming
         the object and the argument if one is a function or another thing that no file can hold.
@@ -45,13 +45,17 @@ class Recorded:
         bound = signature.bind(*arguments, **options)
         bound.apply_defaults()
         where = getattr(self, "name", None) or type(self).__name__
-        config: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name, value in bound.arguments.items():
             if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-                config.update({key: encode(entry, f"{where}: {key}", classes) for key, entry in value.items()})
+                values.update(value)
             else:
-                config[name] = encode(value, f"{where}: {name}", classes)
-        return {name: value for name, value in config.items() if name not in _NOT_KEPT}
+                values[name] = value
+        return {
+            name: encode(value, f"{where}: {name}", classes)
+            for name, value in values.items()
+            if name not in self.not_kept
+        }
 
 
 def encode(value: Any, where: str, classes: Mapping[str, type] | None = None) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
 
@@ -114,8 +115,9 @@ def _build(document: Mapping[str, Any]) -> models.Model:
 
 @contextmanager
 def _at_most(tensors: int) -> Iterator[None]:
-    """Within the block, making more parameters than a file has tensors, or tables without measure, is a ValueError."""
-    made = size = 0
+    """Within the block, making more parameters than a file has tensors, or tables or layers without measure, is a
+    ValueError."""
+    made = size = modules = 0
 
     def number(module: torch.nn.Module, name: str, parameter: Any) -> None:
         nonlocal made
@@ -129,7 +131,16 @@ def _at_most(tensors: int) -> Iterator[None]:
         if size > _LARGEST_TABLES:
             raise ValueError(f"tables: at most {_LARGEST_TABLES} bytes are expected, the layers ask for {size}")
 
+    def tally(module: torch.nn.Module, name: str, inner: Any) -> None:
+        nonlocal modules
+        modules += 1
+        if modules > most_modules:
+            raise ValueError(f"layers: at most {most_modules} are expected for {tensors} weights, there are more")
+
+    # Layers may be made before the weights of the first.
+    most_modules = 10 * (_MOST_OBJECTS + tensors)
     hooks = [
+        register_module_module_registration_hook(tally),
         register_module_parameter_registration_hook(number),
         register_module_buffer_registration_hook(weigh),
     ]

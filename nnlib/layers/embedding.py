@@ -31,6 +31,7 @@ class Embedding(Layer):
     """
 
     needs_floating_input = False
+    not_kept = (*Layer.not_kept, "weights")  # a saved model has them anyway
 
     weight: torch.Tensor
 
