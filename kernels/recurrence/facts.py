@@ -12,13 +12,15 @@ from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER
 from kernels.recurrence.panels import PANEL_VECTORS, pack
 from kernels.recurrence.problem import SUFFIXES, GruProblem, Layer, RnnProblem, Weights
 from kernels.recurrence.sequence import Walk, walk
-from kernels.runtime.numba_cpu import contiguous, scratch
+from kernels.runtime.numba_cpu import contiguous, scratch, threads_for
 from kernels.simd import VECTOR_BYTES
 
 Array = np.ndarray[Any, Any]
 
-#: Multiply-adds that are worth a thread.
-GRAIN = 1 << 18
+#: Multiply-adds that are worth a thread: eight microseconds. A region costs one or two, much more on a busy machine.
+GRAIN = 1 << 20
+#: Elements of weights to pack that are worth one.
+PACK_GRAIN = 1 << 18
 
 
 def kind_of(p: Layer) -> int:
@@ -46,6 +48,7 @@ def packed_panels(parts: list[tuple[Array, int, int, int, int]], dtype: Any, thr
     width = PANEL_VECTORS * VECTOR_BYTES // dtype.itemsize
     sizes = [panels_of(outputs, dtype.itemsize) * taps * width for _, _, outputs, taps, _ in parts]
     packed = scratch(sum(sizes), dtype)
+    threads = min(threads, threads_for(packed.size, PACK_GRAIN))
     at = 0
     for (matrix, start, outputs, taps, is_turned), size in zip(parts, sizes):
         flat, target = contiguous(matrix).reshape(-1), packed[at : at + size]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.recurrence.facts import GRAIN, facts_of, sequence_memory
+from kernels.recurrence.facts import GRAIN, PACK_GRAIN, facts_of, sequence_memory
 from kernels.recurrence.forward import BLOCK_ROWS, prepare, run_forward
 from kernels.recurrence.gradients_cpu import backward
 from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER, implement
@@ -29,7 +29,8 @@ def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
     table_elements = sizes.parts * sizes.offsets * 8 // dtype.itemsize
     memory_of_call = scratch(sizes.work + table_elements, dtype)
     work, table = memory_of_call[: sizes.work], memory_of_call[sizes.work :].view(np.int64)
-    prepare(sizes.prepared, threads, memory, *[facts.take(inputs, place) for place in facts.weights], work)
+    packers = threads_for(sizes.at_bias, PACK_GRAIN)
+    prepare(sizes.prepared, packers, memory, *[facts.take(inputs, place) for place in facts.weights], work)
     make = empty if lengths is None else zeros  # Past a row's length there are zeros.
     made = tuple([None if shape is None else make(shape, dtype) for shape in facts.shapes])
     flats = dict(zip(facts.forms, [nothing if a is None else a.reshape(-1) for a in made]))
