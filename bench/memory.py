@@ -52,7 +52,7 @@ def asked(run: Callable[[], Any]) -> int:
     from kernels.runtime import numba_cpu
 
     before = numba_cpu._allocator
-    watch = _Watch(before)
+    watch = _Watch(numba_cpu.fresh)
     numba_cpu._allocator = watch
     try:
         run()

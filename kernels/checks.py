@@ -7,6 +7,7 @@ received: ``conv2d: stride must be at least 1, got 0``. A wrong kind of value is
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -64,6 +65,14 @@ def number(op: str, argument: str, value: Any) -> float:
     if isinstance(value, bool) or not hasattr(value, "__float__") or getattr(value, "ndim", 0) != 0:
         fail_type(op, argument, "must be a number", value)
     return float(value)
+
+
+def finite(op: str, argument: str, value: Any) -> float:
+    """`value` as a Python float that is neither NaN nor infinite."""
+    found = number(op, argument, value)
+    if not -math.inf < found < math.inf:
+        fail(op, argument, "must be finite", value)
+    return found
 
 
 def boolean(op: str, argument: str, value: Any) -> bool:

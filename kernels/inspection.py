@@ -25,11 +25,21 @@ class _Seen(BaseException):
     """Leaves a public function at the point where it would have run an op. Never leaves this module."""
 
 
-def public_function(name: str, asked_by: str) -> Callable[..., Any]:
-    """The public function ``kernels.<name>`` of an op; a ``ValueError`` lists the known ones."""
-    if name not in OPS:
-        raise ValueError(f"{asked_by}: op must be one of {', '.join(sorted(OPS))}, got {name!r}")
-    function: Callable[..., Any] = getattr(importlib.import_module("kernels"), name)
+def public_function(name: str, asked_by: str, *, composed: bool = False) -> Callable[..., Any]:
+    """The public function ``kernels.<name>`` of an op, or with `composed` one that is made of ops, such as lstm.
+
+    Raises:
+        ValueError: there is none; lists the known ones.
+    """
+    public = importlib.import_module("kernels")
+    known = set(OPS)
+    if composed:
+        # What takes a backend hands it to an op.
+        functions = ((n, getattr(public, n)) for n in public.__all__)
+        known |= {n for n, f in functions if inspect.isfunction(f) and "backend" in inspect.signature(f).parameters}
+    if name not in known:
+        raise ValueError(f"{asked_by}: op must be one of {', '.join(sorted(known))}, got {name!r}")
+    function: Callable[..., Any] = getattr(public, name)
     return function
 
 
@@ -44,6 +54,7 @@ class Explanation:
         backward: name of the backend that would run backward, or None.
         candidates: every backend with its reasons, best first.
         wanted: the backend that was named, or "auto".
+        asked: the function that was asked about, where it is made of ops: `lstm` runs lstm_layer once a layer.
     """
 
     op: str
@@ -52,10 +63,12 @@ class Explanation:
     backward: str | None
     candidates: tuple[Candidate, ...]
     wanted: str
+    asked: str | None = None
 
     def __str__(self) -> str:
         op = OPS[self.op]
-        lines = [f"{self.op}: {dispatch.describe(op, self.problem)}"]
+        lines = [] if self.asked is None else [f"{self.asked} is made of {self.op}; its first call:"]
+        lines.append(f"{self.op}: {dispatch.describe(op, self.problem)}")
         for candidate in self.candidates:
             name = candidate.backend.name
             if candidate.reasons:
@@ -98,7 +111,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     """Print which backend would run a call, and why each of the others would not, without running it.
 
     Args:
-        op: name of the op, "conv2d" say.
+        op: name of the op, "conv2d" say, or of a function that is made of ops ("lstm"), whose first one is explained.
         *args: positional arguments of the call, exactly as for ``kernels.<op>``.
         **kwargs: its keyword arguments.
 
@@ -106,7 +119,8 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
         what was printed, as an object.
 
     Raises:
-        TypeError, ValueError, IndexError: the arguments are wrong, as the call itself would say.
+        TypeError, ValueError, IndexError: the arguments are wrong, as the call itself would say, or run nothing
+            (dropout outside of training).
         BackendError: the named backend does not exist. One that cannot run the call is part of the answer.
 
     Example:
@@ -121,11 +135,14 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
 
     with dispatch.inspecting(look):
         try:
-            public_function(op, "explain")(*args, **kwargs)
+            public_function(op, "explain", composed=True)(*args, **kwargs)
         except _Seen:
             pass
-    print(found[0])
-    return found[0]
+    if not found:
+        raise ValueError(f"explain: {op} runs no kernel with these arguments, got training=False or the like")
+    explanation = found[0] if found[0].op == op else replace(found[0], asked=op)
+    print(explanation)
+    return explanation
 
 
 def vjp(op: str, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., tuple[Array | None, ...]]]:

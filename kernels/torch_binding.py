@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 NAMESPACE = "nnlib_kernels"
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 Tensors = tuple[torch.Tensor | None, ...]
+_from_numpy = torch.from_numpy
 
 
 class _Bound:
@@ -43,16 +44,14 @@ class _Bound:
         self.op = op
         self.problem = problem
         self.returned = problem.returned
+        self.empty = problem.empty
         self.takes_tensors = backend.arrays == "torch"
         self.backward_implementation = backward
         self._forward = forward.forward
         self._checks_values = type(problem).check_values is not Problem.check_values
         self.saved_names = problem.saved()
-        #: Where each saved tensor comes from: (0, index of the input) or (1, index of the result).
-        self.saved_from = tuple(
-            (0, op.inputs.index(name)) if name in op.inputs else (1, op.results.index(name))
-            for name in self.saved_names
-        )
+        #: Where each saved tensor is among the inputs and the results behind them.
+        self.saved_places = tuple((*op.inputs, *op.results).index(name) for name in self.saved_names)
 
     def forward(self, inputs: Sequence[torch.Tensor | None]) -> Tensors:
         """All results as tensors; None for an absent one."""
@@ -60,14 +59,21 @@ class _Bound:
             if self._checks_values:
                 self.problem.check_values(*inputs)
             return self._forward(self.problem, *inputs)
+        return tuple([None if r is None else _from_numpy(r) for r in self._on_views(inputs)])
+
+    def first(self, inputs: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+        """The first result alone, which saves the others their way to torch."""
+        if self.takes_tensors:
+            return self.forward(inputs)[0]
+        return _from_numpy(self._on_views(inputs)[0])
+
+    def _on_views(self, inputs: Sequence[torch.Tensor | None]) -> tuple[Any, ...]:
         views = self._views(inputs)
-        if self.problem.empty:
-            results = self.problem.empty_results()
-        else:
-            if self._checks_values:
-                self.problem.check_values(*views)
-            results = self._forward(self.problem, *views)
-        return tuple(None if r is None else torch.from_numpy(r) for r in results)
+        if self.empty:
+            return self.problem.empty_results()
+        if self._checks_values:
+            self.problem.check_values(*views)
+        return self._forward(self.problem, *views)
 
     def _views(self, tensors: Sequence[torch.Tensor | None]) -> list[Any]:
         if forward_ad._current_level >= 0 and any(_has_tangent(t) for t in tensors):
@@ -86,13 +92,13 @@ class _Bound:
             raise BackendError(f"{self.op.name}: no backend here has a backward pass for this call")
         if self.takes_tensors:
             return implementation.backward(self.problem, *gradients, **dict(zip(self.saved_names, saved)))  # type: ignore[misc]
-        if self.problem.empty:
+        if self.empty:
             found = self.problem.zero_gradients()
         else:
             views = self._views(gradients)
             kept = dict(zip(self.saved_names, self._views(saved)))
             found = implementation.backward(self.problem, *views, **kept)  # type: ignore[misc]
-        return tuple(None if g is None else torch.from_numpy(g) for g in found)
+        return tuple([None if g is None else _from_numpy(g) for g in found])
 
     def backward_differentiable(
         self, gradients: Sequence[torch.Tensor | None], saved: Sequence[torch.Tensor | None]
@@ -117,8 +123,8 @@ class _Apply(torch.autograd.Function):
         results = bound.forward(inputs)
         ctx.bound = bound
         ctx.set_materialize_grads(False)
-        sources = (inputs, results)
-        ctx.save_for_backward(*[sources[group][index] for group, index in bound.saved_from])
+        known = (*inputs, *results)
+        ctx.save_for_backward(*[known[place] for place in bound.saved_places])
         if bound.returned == 1:
             return results[0]
         extra = [r for r in results[bound.op.differentiable_results : bound.returned] if r is not None]
@@ -130,7 +136,7 @@ class _Apply(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
         bound: _Bound = ctx.bound
         gradients = gradients[: bound.op.differentiable_results]
-        if all(g is None for g in gradients):
+        if gradients[0] is None and all(g is None for g in gradients):
             return (None,) * (len(bound.op.inputs) + 1)
         if torch.is_grad_enabled():
             return (None, *bound.backward_differentiable(gradients, ctx.saved_tensors))
@@ -158,6 +164,8 @@ def runner(
     if problem.trains and not backend.differentiates:
         apply = _Apply.apply
         return lambda inputs: apply(bound, *inputs)
+    if problem.returned == 1:
+        return bound.first
     return lambda inputs: problem.public(bound.forward(inputs))
 
 
@@ -263,7 +271,7 @@ class _Registered:
         gradients, inputs, results, tail = self._split_backward(arguments)
         problem, backend = self._problem(inputs, tail)
         bound = self._bound(problem, backend)
-        saved = [(inputs, results)[group][index] for group, index in bound.saved_from]
+        saved = [(*inputs, *results)[place] for place in bound.saved_places]
         found = bound.backward(gradients, saved)
         like = next(t for t in inputs if t is not None)
         return _as_returns([like.new_empty(0) if g is None else g for g in found])

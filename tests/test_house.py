@@ -545,7 +545,7 @@ def test_cases_build_the_same_numbers_every_time(case: Case):
 # ----- the public surface ------------------------------------------------------------------------------------------
 
 #: Arguments of ours that torch's functions do not have, keyword-only: they come after torch's own.
-OURS = {"activation": None, "device": None, "backend": None}
+OURS = {"activation": None, "seed": None, "stream": 0, "device": None, "backend": None}
 
 #: torch's arguments that make no sense here: in-place results, and the places of deprecated spellings.
 NOT_OURS = {"inplace", "_stacklevel", "size_average", "reduce"}
@@ -562,9 +562,9 @@ def torch_parameters(name: str) -> list[tuple[str, Any]] | None:
             return [(p.name, p.default) for p in parameters]
     except ValueError:
         pass
-    line = re.search(rf"^\s*{name}\((.*?)\)\s*(->.*)?$", function.__doc__, re.M)
+    line = re.search(rf"^\s*{name}\((.*?)\)\s*(->.*?)?$", function.__doc__, re.M | re.S)
     assert line, f"torch.nn.functional.{name} documents no signature"
-    pairs = (part.partition("=") for part in line.group(1).replace("*, ", "").split(", "))
+    pairs = (part.partition("=") for part in re.split(r",\s+", line.group(1).replace("*, ", "")))
     return [(n.strip(), eval(d, {}) if equals else inspect.Parameter.empty) for n, equals, d in pairs]
 
 

@@ -45,6 +45,11 @@ def function_of(case: Case, tensors: dict[str, Any], backend: str | None = None)
     return function, [tensors[n] for n in names]
 
 
+def total(value: Any) -> torch.Tensor:
+    """The sum of all elements of all results."""
+    return sum(r.sum() for r in matrix.results_of(value))
+
+
 def assert_equal(first: Any, second: Any) -> None:
     """The same kind, numbers and layout."""
     for a, b in zip(matrix.results_of(first), matrix.results_of(second), strict=True):
@@ -65,11 +70,11 @@ def test_gradcheck(case: Case, backend: str):
     function, inputs = function_of(case, tensors, backend)
     if any(t.numel() == 0 for t in inputs):
         # Nothing to perturb: gradients exist, in the inputs' shapes, and an empty result makes zeros of all.
-        result = function(*inputs)
-        result.sum().backward()
+        results = matrix.results_of(function(*inputs))
+        total(results).backward()
         for t in inputs:
             assert t.grad is not None and t.grad.shape == t.shape
-            assert result.numel() or not t.grad.any()
+            assert any(r.numel() for r in results) or not t.grad.any()
         return
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
 
@@ -94,7 +99,7 @@ def test_gradgradcheck(case: Case, backend: str):
     tensors = matrix.as_tensors(case.build("float64"), case.op, requires_grad=True)
     function, inputs = function_of(case, tensors, backend)
     if any(t.numel() == 0 for t in inputs):
-        (first,) = torch.autograd.grad(function(*inputs).sum(), inputs[:1], create_graph=True)
+        (first,) = torch.autograd.grad(total(function(*inputs)), inputs[:1], create_graph=True)
         assert first.shape == inputs[0].shape
         return
     with warnings.catch_warnings():
@@ -106,11 +111,11 @@ def test_gradgradcheck(case: Case, backend: str):
 def test_gradients_accumulate_and_flow_on(case: Case):
     """The op inside a larger graph, used twice."""
     function, inputs = function_of(case, matrix.as_tensors(case.build("float64"), case.op, requires_grad=True))
-    once = torch.autograd.grad(function(*inputs).sum(), inputs)
+    once = torch.autograd.grad(total(function(*inputs)), inputs)
     scaled = [2 * t for t in inputs]
-    (function(*scaled).sum() + 3 * function(*inputs).sum()).backward()
+    (total(function(*scaled)) + 3 * total(function(*inputs))).backward()
     at = [(2 * t).detach().requires_grad_() for t in inputs]
-    other = torch.autograd.grad(function(*at).sum(), at)
+    other = torch.autograd.grad(total(function(*at)), at)
     for t, a, b in zip(inputs, once, other):
         torch.testing.assert_close(t.grad, 3 * a + 2 * b)
 
@@ -170,10 +175,10 @@ def test_opcheck_of_backward(case: Case):
 def run_with_gradients(function: Any, inputs: list[torch.Tensor]) -> tuple[Any, ...]:
     """Results and gradients of a function of tensors."""
     fresh = [t.detach().clone().requires_grad_() for t in inputs]
-    value = function(*fresh)
+    results = matrix.results_of(function(*fresh))
     torch.manual_seed(0)
-    gradients = torch.autograd.grad(value, fresh, torch.randn_like(value))
-    return (value.detach(), *gradients)
+    gradients = torch.autograd.grad(results, fresh, [torch.randn_like(r) for r in results])
+    return (*(r.detach() for r in results), *gradients)
 
 
 @pytest.fixture
@@ -193,6 +198,11 @@ def test_compile(case: Case, fresh_compiler):
         assert_equal(compiled(*inputs), function(*inputs))
 
 
+def _labels(case: Case) -> list[str]:
+    """Names of the arrays of integers that have the batch's length."""
+    return [n for n, a in case.build().items() if isinstance(a, np.ndarray) and a.dtype.kind in "iu" and a.ndim]
+
+
 @pytest.mark.parametrize("case", SIMPLE)
 def test_compile_with_dynamic_shapes(case: Case, fresh_compiler):
     """One graph for every batch size."""
@@ -200,7 +210,7 @@ def test_compile_with_dynamic_shapes(case: Case, fresh_compiler):
     name = OPS[case.op].inputs[0]
     if len(inputs) > 1 and case.build()[name].ndim < 2:
         pytest.skip(f"{name} of {case.id} has no batch dimension")
-    labels = [n for n, a in case.build().items() if isinstance(a, np.ndarray) and a.dtype.kind in "iu"]
+    labels = _labels(case)
     graphs: list[Any] = []
 
     def count(graph: Any, example: Any) -> Any:
@@ -230,7 +240,7 @@ def test_compile_with_dynamic_shapes(case: Case, fresh_compiler):
 
 @pytest.mark.parametrize("case", SIMPLE)
 def test_compiled_gradients_with_dynamic_shapes(case: Case, fresh_compiler):
-    if any(isinstance(a, np.ndarray) and a.dtype.kind in "iu" for a in case.build().values()):
+    if _labels(case):
         pytest.skip(f"the labels of {case.op} would have to grow with the batch; see the test above")
     function, inputs = function_of(case, matrix.as_tensors(case.build("float32"), case.op, requires_grad=True))
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
@@ -267,7 +277,8 @@ def test_second_derivatives_under_compile_say_no(case: Case, fresh_compiler):
     function, inputs = function_of(case, matrix.as_tensors(case.build("float64"), case.op, requires_grad=True))
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     with pytest.raises((RuntimeError, NotImplementedError), match="(?i)second|double|create_graph|twice"):
-        first = torch.autograd.grad(compiled(*inputs).pow(2).sum(), inputs, create_graph=True)
+        squares = [r.pow(2) for r in matrix.results_of(compiled(*inputs))]
+        first = torch.autograd.grad(total(squares), inputs, create_graph=True)
         torch.autograd.grad(sum(g.sum() for g in first), inputs)
 
 
@@ -347,7 +358,7 @@ def test_vmap_says_no(case: Case, grad: bool):
 def test_functional_grad_says_no_or_is_right(case: Case):
     function, inputs = function_of(case, matrix.as_tensors(case.build("float64")), _own(case))
     with pytest.raises(UNSUPPORTED, match="(?i)torch.func|functorch|setup_context|vmap"):
-        torch.func.grad(lambda *t: function(*t).sum())(*inputs)
+        torch.func.grad(lambda *t: total(function(*t)))(*inputs)
 
 
 @pytest.mark.parametrize("case", SIMPLE)

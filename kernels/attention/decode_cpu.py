@@ -108,11 +108,11 @@ def _block_weights(t, scores, extra, keys, shift):
         # In this order a NaN is passed over.
         largest = maximum(s, largest)
     top = max(reduce_max(largest), shift)
-    minus = full(scores, -top if top > -math.inf else 0.0)
+    reference = full(scores, top if top > -math.inf else 0.0)
     total = zeros_like(scores)
     for k in range(0, keys, lanes):
         s = load(scores, k)
-        weight = weight_of(s, 1.0, minus)
+        weight = weight_of(s - reference, 1.0)
         total = total + weight
         store(scores, k, select(s == -math.inf, full(scores, mark), weight))
     return top, reduce_add(total)

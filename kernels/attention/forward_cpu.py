@@ -67,9 +67,9 @@ def load_panel(source, stride, queries, columns, factor, panel):
 def _weigh_tile(scores, keys, unit, reference, total, scale):
     """Scores become weights relative to a reference near the running maximum, in place.
 
-    unit: what scores are multiplied with. reference, total: elements [panel], the reference and the sum of the weights
-    so far; scale: [panel], what older weights are worth now. The reference follows the maximum only when that has grown
-    by SLACK, which happens seldom after the first keys. Returns whether any lane's has changed.
+    unit: what differences of scores are multiplied with. reference, total: elements [panel], a score and the sum of the
+    weights so far; scale: [panel], what older weights are worth now. The reference follows the maximum only when that
+    has grown by SLACK / unit, which happens seldom after the first keys. Returns whether any lane's has changed.
     """
     lanes = lanes_of(scores)
     width = TILE_VECTORS * lanes
@@ -83,24 +83,24 @@ def _weigh_tile(scores, keys, unit, reference, total, scale):
         if keys % 2:
             m = maximum(load(scores, (keys - 1) * width + j), m)
         old = load(reference, j)
-        m = maximum(other, m) * unit
-        m = select(m > old + SLACK, m, old)
+        m = maximum(other, m)
+        m = select((m - old) * unit > SLACK, m, old)
         # While a lane has seen nothing, its weights are exp(-inf), not exp(-inf + inf).
-        minus = select(m == -math.inf, zeros_like(m), -m)
+        shift = select(m == -math.inf, zeros_like(m), m)
         first = second = zeros_like(m)
         for k in range(0, keys - 1, 2):
-            a = weight_of(load(scores, k * width + j), unit, minus)
-            b = weight_of(load(scores, (k + 1) * width + j), unit, minus)
+            a = weight_of(load(scores, k * width + j) - shift, unit)
+            b = weight_of(load(scores, (k + 1) * width + j) - shift, unit)
             store(scores, k * width + j, a)
             store(scores, (k + 1) * width + j, b)
             first, second = first + a, second + b
         if keys % 2:
-            a = weight_of(load(scores, (keys - 1) * width + j), unit, minus)
+            a = weight_of(load(scores, (keys - 1) * width + j) - shift, unit)
             store(scores, (keys - 1) * width + j, a)
             first = first + a
         if any_lane(m != old):
             changed = True
-            factor = weight_of(old, 1.0, minus)
+            factor = weight_of(old - shift, unit)
             store(reference, j, m)
             store(scale, j, factor)
             store(total, j, fma(load(total, j), factor, first + second))
@@ -130,7 +130,7 @@ def _multiply_tiles(tile, count, factors):
 
 
 @jit(inner=True)
-def _finish(panel, columns, total, reference, queries, lse, wants_lse):
+def _finish(panel, columns, unit, total, reference, queries, lse, wants_lse):
     """The sums become averages, 0 where nothing was seen; returns whether one of them is no number."""
     lanes = lanes_of(panel)
     width = TILE_VECTORS * lanes
@@ -146,7 +146,7 @@ def _finish(panel, columns, total, reference, queries, lse, wants_lse):
             found = fma(y, 0.0, found)
         odd = odd or any_lane(is_nan(found))
         if wants_lse:
-            value = select(none, full(panel, -math.inf), load(reference, j) + log(sum_of))
+            value = select(none, full(panel, -math.inf), load(reference, j) * unit + log(sum_of))
             store_first(lse, j, value, queries - j)
     return odd
 
@@ -262,7 +262,7 @@ def _forward_parts(
                 clear(sums, s.value_width * width)
             at = head_of_all * s.queries + start
             odd = _finish(
-                sums, s.value_width, sum_of, reference, count, pointer(lse, at if wants_lse else 0), wants_lse
+                sums, s.value_width, t.unit, sum_of, reference, count, pointer(lse, at if wants_lse else 0), wants_lse
             )
             if odd and t.hides and not careful:
                 # Once more, leaving out the products with what is hidden: it may be what is no number.

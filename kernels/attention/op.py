@@ -234,7 +234,7 @@ class ScaledDotProductAttentionProblem(Problem):
         if attn_mask is not None:
             checks.dtype(op, "attn_mask", attn_mask, ("bool", query.dtype))
             check_broadcast(op, "attn_mask", attn_mask, query, key)
-        scale = None if scale is None else checks.number(op, "scale", scale)
+        scale = None if scale is None else checks.finite(op, "scale", scale)
         return cls(query, key, value, attn_mask, checks.boolean(op, "is_causal", is_causal), scale)
 
     @cached_property

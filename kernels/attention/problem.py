@@ -116,10 +116,10 @@ class AttentionProblem(Problem):
         checks.one_of(op, "causal", causal, CAUSAL)
         window = resolve_window(op, window)
         if softcap is not None:
-            softcap = checks.number(op, "softcap", softcap)
+            softcap = checks.finite(op, "softcap", softcap)
             if not softcap > 0:
                 checks.fail(op, "softcap", "must be above 0, or None", softcap)
-        scale = None if scale is None else checks.number(op, "scale", scale)
+        scale = None if scale is None else checks.finite(op, "scale", scale)
         dropout_p = check_probability(op, "dropout_p", dropout_p)
         if seed is not None:
             checks.dtype(op, "seed", seed, ("int64",))

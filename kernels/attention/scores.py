@@ -250,15 +250,17 @@ def weights_and_gradients(t, scores, products, keys, lse, delta, whole, dropped,
     width = TILE_VECTORS * lanes
     inverse = 1.0 / t.softcap if t.softcap != 0.0 else 0.0
     for j in range(0, width, lanes):
-        shift, minus = -load(lse, j), load(delta, j)
+        shift, minus = load(lse, j), load(delta, j)
         norm = splat_like(scores, 1.0)
         if whole:
             total, row = zeros_like(scores), zeros_like(scores)
             for k in range(keys):
                 at = k * width + j
                 s = load(scores, at)
-                weight = select(s == -math.inf, zeros_like(scores), weight_of(s, t.unit, shift))
-                product = load(products, at)
+                hidden = s == -math.inf
+                weight = select(hidden, zeros_like(scores), weight_of(s * t.unit - shift, 1.0))
+                # What is hidden may be no number.
+                product = select(hidden, zeros_like(scores), load(products, at))
                 if dropped:
                     product = product * load(factors, at)
                 total = total + weight
@@ -269,7 +271,7 @@ def weights_and_gradients(t, scores, products, keys, lse, delta, whole, dropped,
             at = k * width + j
             s = load(scores, at)
             hidden = s == -math.inf
-            weight = select(hidden, zeros_like(scores), weight_of(s, t.unit, shift)) * norm
+            weight = select(hidden, zeros_like(scores), weight_of(s * t.unit - shift, 1.0)) * norm
             product = load(products, at)
             if dropped:
                 factor = load(factors, at)

@@ -39,18 +39,17 @@ _MANTISSA = {types.float32: 23, types.float64: 52}
 _BIAS = {types.float32: 127, types.float64: 1023}
 
 
-def _weight(score: Lanes, unit: Lanes, minus: Lanes) -> Lanes:
-    dtype = score.type.dtype
-    # One rounding for the difference: scores may be large, only the difference is not.
-    t = score.fma(unit, minus) * coefficients.LOG2_E
+def _weight(difference: Lanes, unit: Lanes) -> Lanes:
+    dtype = difference.type.dtype
+    t = difference * (unit * coefficients.LOG2_E)
     # False for NaN, which passes.
     vanishes = t.compare("<", _LOWEST[dtype])
-    if TARGET.has_avx512 and score.type.lanes * dtype.bitwidth == 512:
+    if TARGET.has_avx512 and t.type.lanes * dtype.bitwidth == 512:
         n, power = _split(t)
         return _scaled(power, n, ~vanishes)
     n, power = _split(t.constant(_LOWEST[dtype]).maximum(t))
     exponent = ((n + _SHIFTER[dtype]).bits() << _MANTISSA[dtype]) + (_BIAS[dtype] << _MANTISSA[dtype])
-    return vanishes.select(t.constant(0.0), power * exponent.as_float(score.type))
+    return vanishes.select(t.constant(0.0), power * exponent.as_float(t.type))
 
 
 def _split(t: Lanes) -> tuple[Lanes, Lanes]:
@@ -78,9 +77,11 @@ def _scaled(x: Lanes, n: Lanes, where: Lanes) -> Lanes:
 
 
 @intrinsic
-def weight_of(typing_context, score, unit, minus):
-    """exp(score * unit + minus) for sums not far above 0, to about one unit in the last place of 1; NaN passes.
+def weight_of(typing_context, difference, unit):
+    """exp(difference * unit) for products not far above 0, to about one unit in the last place of 1; NaN passes.
+
+    The difference is taken before: scores may be as large as they like, where they are near each other it is exact.
 
     What would be below 2**-100 (float32) or 2**-960 (float64) is 0, and -inf costs no more than others.
     """
-    return lanewise(_weight, score, unit, minus)
+    return lanewise(_weight, difference, unit)

@@ -40,6 +40,8 @@ CASES = (
     _conv("3x3", (2, 5, 9, 8), (7, 5, 3, 3), "ci"),
     _conv("3x3 same relu", (2, 16, 11, 11), (32, 16, 3, 3), "ci", padding="same", activation="relu"),
     _conv("1x1 no bias", (3, 20, 6, 5), (33, 20, 1, 1), "ci", bias=False),
+    # Some of the places of its data gradient meet no tap at all.
+    _conv("1x1 stride (2, 3)", (2, 5, 8, 11), (4, 5, 1, 1), "odd", stride=(2, 3)),
     _conv(
         "5x3 stride 2x3 dilation 2x1",
         (2, 4, 19, 17),

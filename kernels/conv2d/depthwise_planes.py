@@ -1,7 +1,8 @@
 """Depthwise convolution of (N, C, H, W) images, plane by plane: forward and both gradients.
 
 The source plane is copied into a padded one whose columns are sorted by their remainder under the step, so that every
-tap reads neighbouring values whatever the stride. Vectors run along a row; four rows share a tap's weight.
+tap reads neighbouring values whatever the stride. Vectors run along a row; four rows share a tap's weight. Filters
+three taps high on neighbouring source rows, the most common, also share what they read: six rows for four of sums.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.activation.vectors import ACTIVATION_CODES, activate
+from kernels.activation.vectors import ACTIVATION_CODES
+from kernels.conv2d.few_channels import write_rows
+from kernels.conv2d.gather import copy_run
 from kernels.conv2d.geometry import Gather, Grid
 from kernels.runtime.numba_cpu import empty, jit, scratch, threaded, threads_for, zeros
 from kernels.simd import (
     VECTOR_BYTES,
+    advance,
     broadcast,
     fma,
     lanes_of,
@@ -26,7 +30,6 @@ from kernels.simd import (
     reduce_add,
     splat_like,
     store,
-    store_first,
 )
 
 Array = np.ndarray[Any, Any]
@@ -60,7 +63,9 @@ class Planes(NamedTuple):
     space_row: int
     space_column: int
     filter_taps: int  # of the whole filter
+    wide: int  # columns of taps, if these are three neighbouring source rows high and rows step by one; else 0
     activation: int
+    sums_pitch: int  # whole vectors that hold a row of the grid
 
 
 @jit
@@ -69,12 +74,10 @@ def sort_plane(plane, p, padded):
 
     Column w + left goes to place (w + left) // step_column of the rows of its remainder.
     """
-    lanes = lanes_of(plane)
     for h in range(p.height):
         row = (h + p.top) * p.pitch
         if p.step_column == 1:
-            for i in range(0, p.width, lanes):
-                store_first(padded, row + p.left + i, load_first(plane, h * p.width + i, p.width - i), p.width - i)
+            copy_run(advance(plane, h * p.width), advance(padded, row + p.left), p.width)
         else:
             quotient = p.left // p.step_column
             remainder = p.left - quotient * p.step_column
@@ -101,7 +104,43 @@ def _sum_plane(padded, p, taps, index, weight, add, sums, pitch):
         while row < p.rows:
             here = row * down + column
             out = row * pitch + column
-            if row + 4 <= p.rows:
+            if row + 4 <= p.rows and p.wide:
+                a = splat_like(padded, 0.0)
+                b = a
+                c = a
+                d = a
+                for s in range(p.wide):
+                    at = peek(places, s) + here
+                    w = broadcast(weight, peek(numbers, s))
+                    second = load(padded, at + down)
+                    third = load(padded, at + 2 * down)
+                    fourth = load(padded, at + 3 * down)
+                    a = fma(load(padded, at), w, a)
+                    b = fma(second, w, b)
+                    c = fma(third, w, c)
+                    d = fma(fourth, w, d)
+                    w = broadcast(weight, peek(numbers, p.wide + s))
+                    fifth = load(padded, at + 4 * down)
+                    a = fma(second, w, a)
+                    b = fma(third, w, b)
+                    c = fma(fourth, w, c)
+                    d = fma(fifth, w, d)
+                    w = broadcast(weight, peek(numbers, 2 * p.wide + s))
+                    a = fma(third, w, a)
+                    b = fma(fourth, w, b)
+                    c = fma(fifth, w, c)
+                    d = fma(load(padded, at + 5 * down), w, d)
+                if add:
+                    a = a + load(sums, out)
+                    b = b + load(sums, out + pitch)
+                    c = c + load(sums, out + 2 * pitch)
+                    d = d + load(sums, out + 3 * pitch)
+                store(sums, out, a)
+                store(sums, out + pitch, b)
+                store(sums, out + 2 * pitch, c)
+                store(sums, out + 3 * pitch, d)
+                row += 4
+            elif row + 4 <= p.rows:
                 a = splat_like(padded, 0.0)
                 b = a
                 c = a
@@ -134,36 +173,19 @@ def _sum_plane(padded, p, taps, index, weight, add, sums, pitch):
 
 
 @jit
-def _write_plane(sums, p, pitch, shift, code, plane):
-    """plane[place + row * space] = act(sums[row] + shift), for the whole grid."""
-    lanes = lanes_of(sums)
-    for row in range(p.rows):
-        out = (p.place_row + row * p.space_row) * p.out_width + p.place_column
-        for column in range(0, p.columns, lanes):
-            values = load(sums, row * pitch + column) + shift
-            if code != 0:
-                values = activate(code, values)
-            if p.space_column == 1:
-                store_first(plane, out + column, values, p.columns - column)
-            else:
-                store(sums, row * pitch + column, values)
-                for i in range(min(lanes, p.columns - column)):
-                    poke(plane, out + (column + i) * p.space_column, peek(sums, row * pitch + column + i))
-
-
-@jit
 def _correlate_parts(first, last, parts, p, x, padded, taps, index, weight, bias, sums, y, before):
     """Parts [first, last) of all output planes, for one grid.
 
     x: elements [N, sources, H, W]. padded: zeroed elements [parts, padded plane]. taps: int64 places in a padded plane.
     index: int64 places in a filter. weight: elements [sources or targets, filter_taps], one filter for each pair.
-    bias: elements [targets]. sums: scratch elements [parts, rows, pitch]. y: elements [N, targets, OH, OW]. before: as
+    bias: elements [targets]. sums: scratch elements [parts, rows * sums_pitch and a
+    vector]. y: elements [N, targets, OH, OW]. before: as
     y, for the sums before the activation, or of size 0.
     """
-    pitch = sums.size // (parts * max(p.rows, 1))
+    pitch = p.sums_pitch
     for part in range(first, last):
         source_plane = pointer(padded, padded.size // parts * part)
-        totals = pointer(sums, part * p.rows * pitch)
+        totals = pointer(sums, sums.size // parts * part)
         begin = p.images * p.targets * part // parts
         for unit in range(begin, p.images * p.targets * (part + 1) // parts):
             image = unit // p.targets
@@ -175,10 +197,13 @@ def _correlate_parts(first, last, parts, p, x, padded, taps, index, weight, bias
                 filters = pointer(weight, (target * p.fan + j) * p.filter_taps)
                 _sum_plane(source_plane, p, taps, index, filters, j, totals, pitch)
             shift = broadcast(pointer(bias), target)
-            place = unit * p.out_height * p.out_width
+            place = unit * p.out_height * p.out_width + p.place_row * p.out_width + p.place_column
+            down, along = p.space_row * p.out_width, p.space_column
+            free = advance(totals, p.rows * pitch)
             if before.size:
-                _write_plane(totals, p, pitch, shift, 0, pointer(before, place))
-            _write_plane(totals, p, pitch, shift, p.activation, pointer(y, place))
+                write_rows(totals, pitch, p.rows, p.columns, shift, 0, pointer(before, place), down, along, free)
+            target_plane = pointer(y, place)
+            write_rows(totals, pitch, p.rows, p.columns, shift, p.activation, target_plane, down, along, free)
 
 
 _correlate_planes = threaded(_correlate_parts)
@@ -210,7 +235,7 @@ def correlate_planes(
     images, targets = y.shape[:2]
     for grid, index in zip(plan.grids, plan.tap_index, strict=True):
         p, places = _sizes(plan, grid, x, y, fan, share, weight.size // weight.shape[0], activation)
-        pitch = -(-p.columns // _lanes(x)) * _lanes(x)
+        order = sorted(range(index.size), key=lambda t: grid.shifts[t])
         work = images * targets * fan * p.rows * p.columns * (index.size + 1)
         parts = min(threads_for(work, GRAIN), images * targets)
         _correlate_planes(
@@ -220,11 +245,11 @@ def correlate_planes(
             p,
             x.reshape(-1),
             zeros(parts * p.step_column * p.padded_height * p.pitch, x.dtype),
-            places,
-            index,
+            places[order],
+            index[order],
             weight.reshape(-1),
             bias,
-            scratch(parts * p.rows * pitch, x.dtype),
+            scratch(parts * (p.rows * p.sums_pitch + _lanes(x)), x.dtype),
             y.reshape(-1),
             before.reshape(-1),
         )
@@ -232,6 +257,14 @@ def correlate_planes(
 
 def _lanes(x: Array) -> int:
     return VECTOR_BYTES // x.itemsize
+
+
+def _wide(grid: Grid) -> int:
+    """Columns of taps, if these are three neighbouring source rows high and the grid's rows step by one; else 0."""
+    rows = sorted({a for a, _ in grid.shifts})
+    if grid.step[0] != 1 or len(rows) != 3 or rows[2] - rows[0] != 2:
+        return 0
+    return len(grid.shifts) // 3
 
 
 def _sizes(
@@ -242,8 +275,9 @@ def _sizes(
     height, width = plan.source
     step = grid.step[1]
     padded_height = height + top + bottom
-    # A vector more than the values of a row: the last vector of a row of outputs may reach past its inputs.
-    pitch = -(-(width + left + right) // step) + _lanes(x)
+    # A vector more than the values of a row: the last vector of a row of outputs may reach past its inputs. And whole
+    # vectors, so that a third of the loads of a filter three wide are aligned.
+    pitch = (-(-(width + left + right) // step) // _lanes(x) + 2) * _lanes(x)
     places = [
         (b + left) % step * padded_height * pitch + (a + top) * pitch + (b + left) // step for a, b in grid.shifts
     ]
@@ -266,9 +300,36 @@ def _sizes(
         *grid.place,
         *grid.spacing,
         filter_taps,
+        _wide(grid),
         ACTIVATION_CODES[activation],
+        -(-grid.size[1] // _lanes(x)) * _lanes(x),
     )
     return p, np.asarray(places, np.int64)
+
+
+@jit
+def _sum_three(plane, p, tap, gradient):
+    """Sums over the pixels of a plane of gradient * source, for the three taps below each other from `tap`."""
+    lanes = lanes_of(plane)
+    zero = splat_like(plane, 0.0)
+    first = second = third = zero
+    for column in range(0, p.columns, lanes):
+        left = p.columns - column
+        a = b = c = zero
+        above = higher = zero  # gradients of one and two rows before
+        for row in range(p.rows + 2):
+            # Both masked, and no row that is not there: a NaN must not meet a zero.
+            x = load_first(plane, tap + row * p.pitch + column, left)
+            if row >= 2:
+                c = fma(higher, x, c)
+            higher = above
+            if 1 <= row <= p.rows:
+                b = fma(above, x, b)
+            if row < p.rows:
+                above = load_first(gradient, row * p.columns + column, left)
+                a = fma(above, x, a)
+        first, second, third = first + a, second + b, third + c
+    return reduce_add(first), reduce_add(second), reduce_add(third)
 
 
 @jit
@@ -289,6 +350,12 @@ def _filter_parts(first, last, parts, p, x, padded, taps, dy, dw):
                 source = image * p.sources + target // p.share
                 sort_plane(pointer(x, source * p.height * p.width), p, plane)
                 gradient = pointer(dy, (image * p.targets + target) * p.rows * p.columns)
+                if p.wide:
+                    for s in range(p.wide):
+                        found = _sum_three(plane, p, taps[s], gradient)
+                        for r in range(3):
+                            dw[target * taps.size + r * p.wide + s] += found[r]
+                    continue
                 for t in range(taps.size):
                     total = splat_like(plane, 0.0)
                     for row in range(p.rows):

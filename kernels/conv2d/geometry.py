@@ -109,9 +109,9 @@ def margins(source: tuple[int, int], grids: tuple[Grid, ...]) -> tuple[int, int,
     return found[0], found[1], found[2], found[3]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gather:
-    """A convolution pass as tables, for one memory layout.
+    """A convolution pass as tables, for one memory layout. Plans are cached, so that two are equal when they are one.
 
     Attributes:
         grids: the grids.
@@ -202,3 +202,96 @@ def transposed_gather(
     """The transpose of conv2d, from `source` (conv2d's output) to `output` (conv2d's image)."""
     grids = transposed_grids(output, kernel, stride, dilation, *corner)
     return gather(grids, channels, source, groups, kernel[1], out_channels, output, channels_last)
+
+
+@dataclass(frozen=True)
+class Side:
+    """What the coordinates of an output meet along one dimension.
+
+    Attributes:
+        kinds: the class of each output coordinate.
+        places: the source coordinate that the first tap of each meets.
+        taps: the taps of each class, along this dimension.
+        shifts: for each class the source coordinates that its taps meet, relative to the first.
+    """
+
+    kinds: tuple[int, ...]
+    places: tuple[int, ...]
+    taps: tuple[tuple[int, ...], ...]
+    shifts: tuple[tuple[int, ...], ...]
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """First and last source coordinate that is met; (0, 0) if none is."""
+        met = [p + shift for kind, p in zip(self.kinds, self.places, strict=True) for shift in self.shifts[kind]]
+        return min(met, default=0), max(met, default=0)
+
+    @property
+    def meetings(self) -> int:
+        """Pairs of a coordinate and a tap."""
+        return sum(len(self.taps[kind]) for kind in self.kinds)
+
+
+@lru_cache(4096)
+def side(plan: Gather, dimension: int, leaves_out: bool) -> Side:
+    """The classes along rows (dimension 0) or columns (1); leaves_out: taps that meet a margin are left out, so that
+    the coordinates near the edges are classes of their own."""
+    met: dict[int, list[tuple[int, int]]] = {}
+    for grid in plan.grids:
+        for i in range(grid.size[dimension]):
+            pairs = {
+                (tap[dimension], i * grid.step[dimension] + shift[dimension])
+                for tap, shift in zip(grid.taps, grid.shifts, strict=True)
+            }
+            if leaves_out:
+                pairs = {(tap, at) for tap, at in pairs if 0 <= at < plan.source[dimension]}
+            met.setdefault(grid.place[dimension] + i * grid.spacing[dimension], []).extend(pairs)
+    numbers: dict[tuple[tuple[int, int], ...], int] = {}
+    kinds, places = [], []
+    for coordinate in range(len(met)):
+        pairs_here = sorted(set(met[coordinate]))
+        place = pairs_here[0][1] if pairs_here else 0
+        form = tuple((tap, at - place) for tap, at in pairs_here)
+        kinds.append(numbers.setdefault(form, len(numbers)))
+        places.append(place)
+    taps = tuple(tuple(tap for tap, _ in form) for form in numbers)
+    shifts = tuple(tuple(shift for _, shift in form) for form in numbers)
+    return Side(tuple(kinds), tuple(places), taps, shifts)
+
+
+def tiles_cost(pixels: int, taps: int, tile_rows: int, few_rows: int) -> float:
+    """About the time of a class of pixels on tiles of two sizes, in rows x taps of the larger one."""
+    whole, rest = divmod(pixels, tile_rows)
+    overhead = 4  # A tile's loads and stores, in taps.
+    cost = float(whole * tile_rows * (taps + overhead))
+    if rest:
+        cost += (few_rows * 1.3 if rest <= few_rows else tile_rows) * (taps + overhead)
+    return cost
+
+
+@lru_cache(4096)
+def sides(plan: Gather, images: int, block: int, tile_rows: int, few_rows: int) -> tuple[Side, Side]:
+    """Rows and columns of a pass, with edges as classes of their own where that is less work.
+
+    Args:
+        plan: the geometry.
+        images: N.
+        block: output pixels that are sorted into classes together.
+        tile_rows, few_rows: pixels of the two tiles.
+    """
+    best: tuple[float, tuple[Side, Side]] | None = None
+    for choice in ((False, False), (True, False), (False, True), (True, True)):
+        rows, columns = side(plan, 0, choice[0]), side(plan, 1, choice[1])
+        plane = len(rows.kinds) * len(columns.kinds)
+        # Whole images share a block, or blocks are bands of an image.
+        together = max(1, min(images, block // plane))
+        bands = -(-plane // block)
+        cost = 0.0
+        for r, row_taps in enumerate(rows.taps):
+            for c, column_taps in enumerate(columns.taps):
+                pixels = rows.kinds.count(r) * columns.kinds.count(c) * together
+                cost += bands * tiles_cost(-(-pixels // bands), len(row_taps) * len(column_taps), tile_rows, few_rows)
+        if best is None or cost < 0.97 * best[0]:
+            best = cost, (rows, columns)
+    assert best is not None
+    return best[1]

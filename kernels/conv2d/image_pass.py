@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from kernels.activation.vectors import ACTIVATION_CODES
-from kernels.conv2d.gather import BLOCK, Pass, Source, gather_parts, pack_parts
+from kernels.conv2d import geometry
+from kernels.conv2d.gather import (
+    BLOCK,
+    CHUNK,
+    COLLECTED_BLOCK,
+    FEW_ROWS,
+    Meetings,
+    Pass,
+    Source,
+    gather_parts,
+    pack_parts,
+)
 from kernels.conv2d.geometry import Gather
 from kernels.runtime.numba_cpu import scratch, threads_for
 from kernels.simd import TILE_ROWS, VECTOR_BYTES
@@ -33,52 +46,119 @@ def flat(array: Array) -> Array:
 
 
 def source_of(plan: Gather, channels_last: bool) -> Source:
-    """Sizes and distances of the plan's source image."""
-    top, _, left, _ = plan.margin
+    """Sizes and distances of the plan's source image, with all of its margin."""
+    return _source(plan, plan.margin, plan.padded, channels_last)
+
+
+def _source(plan: Gather, margin: tuple[int, int, int, int], padded: geometry.Layout, channels_last: bool) -> Source:
+    top, bottom, left, _ = margin
+    height, width = plan.source
     return Source(
         plan.channels,
-        *plan.source,
+        height,
+        width,
         int(channels_last),
         top,
         left,
-        plan.source[0] + top + plan.margin[1],
-        plan.padded.row,
-        plan.padded.channel,
+        height + top + bottom,
+        padded.row,
+        padded.channel,
         plan.given.image,
     )
 
 
 def pack_weight(
     weight: Array,
-    out_step: int,
-    in_step: int,
-    group_step: int,
+    weight_steps: tuple[int, int, int],
     groups: int,
     group_outputs: int,
     group_inputs: int,
     kernel_taps: int,
-    tap_index: Array,
 ) -> Array:
-    """Panels [groups * blocks, group_inputs, taps, tile width] of a contiguous weight; see `pack_parts`."""
+    """Panels [groups * blocks, group_inputs, kernel_taps, tile width] of a contiguous weight; see `pack_parts`."""
     width = tile_width(weight.dtype)
     blocks = groups * -(-group_outputs // width)
-    panels = scratch(blocks * group_inputs * tap_index.size * width, weight.dtype)
-    turned = scratch(blocks * kernel_taps * width, weight.dtype)
-    pack_parts(
-        blocks,
-        threads_for(panels.size, MOVE_GRAIN),
-        weight.reshape(-1),
-        out_step,
-        in_step,
-        group_step,
-        group_outputs,
-        group_inputs,
-        kernel_taps,
-        tap_index,
-        panels,
-        turned,
-    )
+    panels = scratch(blocks * group_inputs * kernel_taps * width, weight.dtype)
+    threads = threads_for(panels.size, MOVE_GRAIN)
+    pack_parts(blocks, threads, weight.reshape(-1), *weight_steps, group_outputs, group_inputs, kernel_taps, panels)
     return panels
+
+
+def direct_products(plan: Gather, images: int) -> int:
+    """Products of one output channel with one input channel that the gather kernel computes."""
+    rows, columns = geometry.sides(plan, images, BLOCK, TILE_ROWS, FEW_ROWS)
+    return images * rows.meetings * columns.meetings
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What a geometry, a batch size and a lane count determine of a pass."""
+
+    meetings: Meetings
+    margin: tuple[int, int, int, int]
+    padded: geometry.Layout
+    pads: bool
+    collects: bool
+    block: int
+    slots: int
+    list_size: int
+    products: int  # see `direct_products`
+
+
+@lru_cache(1024)
+def _tables(plan: Gather, images: int, group_inputs: int, kernel: tuple[int, int], width: int, last: bool) -> _Tables:
+    plane = sum(grid.size[0] * grid.size[1] for grid in plan.grids)
+    one_to_one = len(plan.grids) == 1 and plan.grids[0].shifts == ((0, 0),) and plan.grids[0].step == (1, 1)
+    # One tap, every source pixel an output pixel, planes apart: a tile would touch a page for each channel.
+    collects = one_to_one and plan.grids[0].size == plan.source and not last
+    block = COLLECTED_BLOCK if collects else BLOCK
+    rows, columns = geometry.sides(plan, images, block, TILE_ROWS, FEW_ROWS)
+    (top, bottom), (left, right) = (
+        (max(0, -side.reach[0]), max(0, side.reach[1] - size + 1))
+        for side, size in zip((rows, columns), plan.source, strict=True)
+    )
+    height, breadth = plan.source
+    padded = geometry.layout(plan.channels, height + top + bottom, breadth + left + right, last)
+    channel_step = block if collects else padded.channel
+    classes, source_taps, weight_taps = [], [], []
+    start = 0
+    for row_taps, row_shifts in zip(rows.taps, rows.shifts, strict=True):
+        for column_taps, column_shifts in zip(columns.taps, columns.shifts, strict=True):
+            taps = len(row_taps) * len(column_taps)
+            # Chunks of equal size, as near to CHUNK taps as whole channels come.
+            chunks = max(1, round(group_inputs * taps / CHUNK))
+            chunk = -(-group_inputs // min(chunks, group_inputs))
+            channels = np.arange(chunk, dtype=np.int64)[:, None]
+            places = [a * padded.row + b * padded.column for a in row_shifts for b in column_shifts]
+            index = [r * kernel[1] + s for r in row_taps for s in column_taps]
+            source_taps.append((channels * channel_step + np.asarray(places, np.int64)).reshape(-1))
+            weight_taps.append(((channels * (kernel[0] * kernel[1]) + np.asarray(index, np.int64)) * width).reshape(-1))
+            classes.append((taps, chunk, start))
+            start += chunk * taps
+    meetings = Meetings(
+        np.asarray(rows.kinds, np.int64) * len(columns.taps),
+        (np.asarray(rows.places, np.int64) + top) * padded.row,
+        np.asarray(columns.kinds, np.int64),
+        (np.asarray(columns.places, np.int64) + left) * padded.column,
+        np.asarray(classes, np.int64),
+        np.concatenate(source_taps),
+        np.concatenate(weight_taps),
+    )
+    pads = any((top, bottom, left, right))
+    # A block of pixels touches this many images, and the next block begins in the last of them.
+    slots = min(images, (block - 2) // plane + 2) if pads else 0
+    list_size = block + len(classes) * TILE_ROWS
+    return _Tables(
+        meetings,
+        (top, bottom, left, right),
+        padded,
+        pads,
+        collects,
+        block,
+        slots,
+        list_size,
+        direct_products(plan, images),
+    )
 
 
 def run_pass(
@@ -86,7 +166,7 @@ def run_pass(
     images: int,
     groups: int,
     group_outputs: int,
-    kernel_taps: int,
+    kernel: tuple[int, int],
     weight: Array,
     weight_steps: tuple[int, int, int],
     x: Array,
@@ -102,7 +182,7 @@ def run_pass(
         plan: the geometry.
         images: N.
         groups, group_outputs: output channels are groups * group_outputs.
-        kernel_taps: kh * kw of the weight.
+        kernel: (kh, kw) of the weight.
         weight: contiguous.
         weight_steps: its distances between output channels, summed channels and groups.
         x, y, before: dense images in the layout of the plan.
@@ -113,56 +193,50 @@ def run_pass(
     width = tile_width(x.dtype)
     group_inputs = plan.channels // groups
     blocks = groups * -(-group_outputs // width)
-    source = source_of(plan, channels_last)
-    for grid, taps, index in zip(plan.grids, plan.tap_offsets, plan.tap_index, strict=True):
-        pixels = images * grid.size[0] * grid.size[1]
-        panels = pack_weight(weight, *weight_steps, groups, group_outputs, group_inputs, kernel_taps, index)
-        threads = threads_for(pixels * taps.size * groups * group_outputs, GRAIN)
-        # Few pixels and many channels: the parts share the pixels and divide the channels.
-        divides_pixels = pixels >= threads * 8 * TILE_ROWS or blocks < threads
-        pixel_parts, block_parts = (threads, 1) if divides_pixels else (1, threads)
-        # A block of pixels touches this many images, and the next block begins in the last of them.
-        slots = min(images, (BLOCK - 2) // (grid.size[0] * grid.size[1]) + 2) if plan.pads else 0
-        # One tap, every source pixel an output pixel, planes apart: a tile would touch a page for each channel.
-        one_to_one = grid.step == (1, 1) and grid.size == plan.source and grid.shifts == ((0, 0),)
-        collects = one_to_one and not channels_last and not plan.pads
-        if collects:
-            taps = np.arange(group_inputs, dtype=np.int64) * BLOCK
-        room = plan.channels * BLOCK if collects else slots * plan.padded.image
-        step = Pass(
-            images,
-            *grid.size,
-            grid.step[0] * plan.padded.row,
-            grid.step[1] * plan.padded.column,
-            plan.padded.image,
-            plan.padded.channel,
-            slots,
-            int(collects),
-            grid.place[0] * plan.output.row + grid.place[1] * plan.output.column,
-            grid.spacing[0] * plan.output.row,
-            grid.spacing[1] * plan.output.column,
-            plan.output.image,
-            plan.output.channel,
-            groups,
-            group_inputs,
-            group_outputs,
-            ACTIVATION_CODES[activation],
-            pixel_parts,
-            block_parts,
-        )
-        gather_parts(
-            threads,
-            threads,
-            step,
-            source,
-            flat(x),
-            scratch(threads * room, x.dtype),
-            taps,
-            panels,
-            bias,
-            flat(y),
-            flat(before) if before.size else before.reshape(-1),
-            scratch(threads * BLOCK * width, x.dtype),
-            scratch(threads * BLOCK, np.int64),
-            scratch(threads * BLOCK, np.int64),
-        )
+    kernel_taps = kernel[0] * kernel[1]
+    t = _tables(plan, images, group_inputs, kernel, width, channels_last)
+    panels = pack_weight(weight, weight_steps, groups, group_outputs, group_inputs, kernel_taps)
+    rows, columns = y.shape[2:]
+    pixels = images * rows * columns
+    threads = threads_for(t.products * group_inputs * groups * group_outputs, GRAIN)
+    # Few pixels and many channels: the parts share the pixels and divide the channels.
+    divides_pixels = pixels >= threads * 8 * TILE_ROWS or blocks < threads
+    pixel_parts, block_parts = (threads, 1) if divides_pixels else (1, threads)
+    room = plan.channels * t.block if t.collects else t.slots * t.padded.image
+    classes = t.meetings.classes.shape[0]
+    p = Pass(
+        images,
+        rows,
+        columns,
+        t.padded.image,
+        t.padded.channel,
+        t.slots,
+        int(t.collects),
+        plan.output.image,
+        plan.output.channel,
+        groups,
+        group_inputs,
+        group_outputs,
+        kernel_taps,
+        t.block,
+        t.list_size,
+        ACTIVATION_CODES[activation],
+        pixel_parts,
+        block_parts,
+    )
+    gather_parts(
+        threads,
+        threads,
+        p,
+        _source(plan, t.margin, t.padded, channels_last),
+        t.meetings,
+        flat(x),
+        scratch(threads * room, x.dtype),
+        panels,
+        bias,
+        flat(y),
+        flat(before) if before.size else before.reshape(-1),
+        scratch(threads * (t.block + 1) * width, x.dtype),
+        scratch(threads * 3 * t.list_size, np.int64),
+        scratch(threads * 2 * (classes + 1), np.int64),
+    )

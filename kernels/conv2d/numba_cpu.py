@@ -1,18 +1,21 @@
 """conv2d and conv_transpose2d on the CPU: which kernel runs, and on what memory.
 
-Three kernels share the work: the gather kernel (`gather.py`, `weight_gradient.py`) for everything with channels to sum,
-and two for depthwise convolutions, `depthwise_planes.py` for (N, C, H, W) and `depthwise_pixels.py` for channels-last.
+Five kernels share the work: the gather kernel (`gather.py`, `weight_gradient.py`) for everything with channels to sum,
+`winograd.py` for 3x3 filters of stride 1 over many channels, `few_channels.py` where the outputs are too few to fill
+the gather kernel's vectors, or the products too few to pay for its transposes, and two for depthwise convolutions,
+`depthwise_planes.py` for (N, C, H, W) and `depthwise_pixels.py` for channels-last.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from kernels.activation.functions import FROM_OUTPUT
 from kernels.activation.numba_cpu import grad_preactivation
-from kernels.conv2d import depthwise_pixels, depthwise_planes, geometry
+from kernels.conv2d import depthwise_pixels, depthwise_planes, few_channels, geometry, winograd
 from kernels.conv2d.image_pass import run_pass
 from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
 from kernels.conv2d.weight_gradient import bias_gradient, weight_gradient
@@ -29,13 +32,45 @@ def is_depthwise(p: Problem) -> bool:
     return p.weight.shape[1] == 1 and p.groups > 1
 
 
-def kernel_name(p: Problem) -> str:
-    """Which kernel runs a problem: "gather", "depthwise planes" or "depthwise pixels"."""
+def family(p: Problem) -> str:
+    """Which kernels run a problem: "dense", "depthwise planes" or "depthwise pixels"."""
     if not is_depthwise(p):
-        return "gather"
+        return "dense"
     if p.channels_last and p.weight.shape[0] == p.groups:
         return "depthwise pixels"
     return "depthwise planes"
+
+
+@lru_cache(4096)
+def _dense_kernel(
+    plan: geometry.Gather, images: int, groups: int, inputs: int, outputs: int, dtype: Any, channels_last: bool
+) -> str:
+    """Which kernel runs a pass of a dense convolution: "winograd", "few channels" or "gather".
+
+    Args:
+        plan: the geometry.
+        images: N.
+        groups: of both sides.
+        inputs, outputs: channels of the source and of the target, all groups.
+        dtype: of the arrays.
+        channels_last: their layout.
+    """
+    if winograd.serves(plan, images, groups, outputs // groups, dtype, channels_last):
+        return "winograd"
+    few = few_channels.serves(plan, inputs // groups, outputs // groups, channels_last)
+    return "few channels" if few else "gather"
+
+
+def kernel_name(p: Problem, transposed: bool) -> str:
+    """Which kernel runs the pass from the image, or the one to it: one of `_dense_kernel`, or the family."""
+    if is_depthwise(p):
+        return family(p)
+    image, other = p.x.shape, p.output_shape
+    if isinstance(p, ConvTranspose2dProblem):
+        image, other = other, image
+    source, target = (other, image) if transposed else (image, other)
+    plan = _geometry(p, transposed, source, target, p.channels_last)
+    return _dense_kernel(plan, source[0], p.groups, source[1], target[1], np.dtype(p.x.dtype), p.channels_last)
 
 
 def dense(x: Array, channels_last: bool) -> Array:
@@ -93,7 +128,7 @@ def image_pass(
         activation: applied to the sums.
         keep_sums: whether the sums are wanted; else their array has size 0.
     """
-    name = kernel_name(p)
+    name = family(p)
     last = p.channels_last
     planes = name == "depthwise planes"
     x, weight = dense(x, last and not planes), contiguous(weight)
@@ -115,15 +150,24 @@ def image_pass(
         steps = (taps, inputs * taps) if transposed else (inputs * taps, taps)
         group_targets = inputs if transposed else group_outputs
         weight_steps = (*steps, group_outputs * inputs * taps)
-        run_pass(
-            plan, x.shape[0], p.groups, group_targets, taps, weight, weight_steps, x, shift, y, before, activation, last
-        )
+        images = x.shape[0]
+        kernel = _dense_kernel(plan, images, p.groups, x.shape[1], target[1], x.dtype, last)
+        if kernel == "winograd" and winograd.run_winograd(
+            plan, images, target[1], weight, weight_steps, x, shift, y, before, activation
+        ):
+            return y, before
+        # Also what Winograd's sums lost: where one is not finite, direct sums say which others are.
+        sizes = (images, p.groups, group_targets)
+        if kernel == "few channels":
+            few_channels.run_rows(plan, *sizes, weight, weight_steps, x, shift, y, before, activation)
+        else:
+            run_pass(plan, *sizes, p.kernel, weight, weight_steps, x, shift, y, before, activation, last)
     return y, before
 
 
 def _weight_gradient(p: Problem, x: Array, dy: Array, shape: tuple[int, ...]) -> Array:
     """dw of conv2d from its image and the gradient of its output, in the problem's layout."""
-    name = kernel_name(p)
+    name = family(p)
     last = p.channels_last
     if name == "depthwise pixels":
         dw = depthwise_pixels.filter_gradient(p, dense(x, last), dense(dy, last))
@@ -189,8 +233,9 @@ def conv_transpose2d_backward(
 def describe(p: Problem) -> str:
     """Which kernel runs, for `explain`."""
     lanes = VECTOR_BYTES // p.x.itemsize
-    tile = f", tile {TILE_ROWS} pixels x {TILE_VECTORS * lanes} channels" if kernel_name(p) == "gather" else ""
-    return f"{kernel_name(p)} kernel{tile}, up to {thread_count()} threads"
+    name = kernel_name(p, isinstance(p, ConvTranspose2dProblem))
+    tile = f", tile {TILE_ROWS} pixels x {TILE_VECTORS * lanes} channels" if name == "gather" else ""
+    return f"{name} kernel{tile}, up to {thread_count()} threads"
 
 
 Implementation(CONV2D, "numba", conv2d, conv2d_backward, describe=describe)

@@ -71,14 +71,23 @@ def spread(dy: Array, weight: Array, p: Any, image: tuple[int, int]) -> Array:
 
 
 def weight_gradient(x: Array, dy: Array, p: Any, shape: tuple[int, ...]) -> Array:
-    """dw[k, c, r, s] = sum_{n, i, j} dy[n, k, i, j] x_rs[n, c, i, j], of the given weight shape."""
+    """dw[k, c, r, s] = sum_{n, i, j} dy[n, k, i, j] x_rs[n, c, i, j], of the given weight shape.
+
+    The sums of single rows i are added at the end: one long sum loses more than kernels do that are held to this.
+    """
     padded = _pad(x, p.padding)
     dw = np.zeros((p.groups, shape[0] // p.groups, *shape[1:]), x.dtype)
-    g = _grouped(dy, p.groups)
+
+    def rows(array: Array) -> Array:
+        """(N, C, H, W) -> (G, H, C / G, N * W)."""
+        by_row = _grouped(array, p.groups).transpose(1, 3, 2, 0, 4)
+        return by_row.reshape(*by_row.shape[:3], -1)
+
+    g = rows(dy)
     for r in range(shape[2]):
         for s in range(shape[3]):
-            seen = _grouped(_tap(padded, r, s, p, dy.shape[2:]), p.groups)
-            dw[..., r, s] = np.einsum("ngkij,ngcij->gkc", g, seen, optimize=True)
+            seen = rows(_tap(padded, r, s, p, dy.shape[2:]))
+            dw[..., r, s] = (g @ seen.swapaxes(2, 3)).sum(1)
     return dw.reshape(shape)
 
 

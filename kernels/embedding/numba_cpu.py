@@ -21,6 +21,7 @@ from kernels.simd import (
     peek,
     pointer,
     poke,
+    prefetch,
     reduce_add,
     store,
     store_masked,
@@ -42,7 +43,10 @@ def gather_rows(first, last, indices, weight, out, n):
     mask = lane_mask(w, 0, n - whole)
     for place in range(first, last):
         source, target = indices[place] * n, place * n
+        # The rows lie anywhere: the next one is asked for while this one is copied.
+        ahead = indices[min(place + 1, last - 1)] * n
         for j in range(0, whole, lanes):
+            prefetch(w, ahead + j)
             store(q, target + j, load(w, source + j))
         if whole < n:
             store_masked(q, target + whole, load_masked(w, source + whole, mask, 0.0), mask)

@@ -200,7 +200,9 @@ def describe(p: LinearProblem) -> str:
     w = (p.in_features, 1) if p.weight.strides is None or p.weight.ndim == 1 else p.weight.strides
     found = _forward_plan(f, (x[0], x[1]), (w[0], w[1]), p.x.itemsize, threads)
     if found.is_dot:
-        how = "dot products along in_features, 4 at a time"
+        how = "dot products along in_features"
+    elif found.is_streamed:
+        how = "weight rows in order"
     else:
         order = " (weight rows x batch)" if found.is_transposed else ""
         how = f"tile {TILE_ROWS} x {TILE_VECTORS} vectors{order}, blocks {found.block_rows} x {found.block_columns}"

@@ -85,7 +85,6 @@ def _gradients(
         unused if grad_x is None else grad_x.reshape(-1),
         unused if of_weight is None else of_weight,
         unused if of_bias is None else of_bias,
-        scratch(2 * rows, dtype),
     )
     options = (rows, n, part, mean is not None, weight is not None, wants_x, wants_weight, wants_bias)
     _parts(parts, threads_for(rows * n, GRAIN), *arrays, *options)

@@ -18,7 +18,6 @@ from kernels.simd import (
     load,
     load_masked,
     pointer,
-    poke,
     reduce_add,
     reduce_max,
     store,
@@ -26,7 +25,7 @@ from kernels.simd import (
     zeros_like,
 )
 
-#: Rows whose share of the weight's and the bias's gradient is added while it is in registers.
+#: Rows whose shares of the gradients of weight and bias are added in registers.
 BLOCK = 8
 
 
@@ -196,8 +195,15 @@ def _gradient_at(g, w, i, j, has_weight):
 
 
 @jit
-def _row_products(p, g, w, start, n, mean, factor, has_weight):
-    """(sum of the gradient of the normalised row h, sum of that times h) for the row from p[start]."""
+def _last_gradient(g, w, i, j, mask, has_weight):
+    """The same of what is left of a vector."""
+    gradient = load_masked(g, i, mask, 0.0)
+    return gradient * load_masked(w, j, mask, 0.0) if has_weight else gradient
+
+
+@jit
+def _gradient_of_row(p, g, w, q, start, n, mean, factor, share, centred, has_weight):
+    """q[start:start + n], the gradient of a row of x: see reference.py for the equation."""
     lanes = lanes_of(p)
     a, b, c, d = zeros_like(p), zeros_like(p), zeros_like(p), zeros_like(p)
     j = 0
@@ -210,21 +216,31 @@ def _row_products(p, g, w, start, n, mean, factor, has_weight):
         j += 2 * lanes
     while j < n:
         mask = lane_mask(p, 0, n - j)
-        e = load_masked(g, start + j, mask, 0.0)
-        if has_weight:
-            e = e * load_masked(w, j, mask, 0.0)
+        e = _last_gradient(g, w, start + j, j, mask, has_weight)
         a = a + e
         c = fma(e, (load_masked(p, start + j, mask, mean) - mean) * factor, c)
         j += lanes
-    return reduce_add(a + b), reduce_add(c + d)
+    level = full(p, reduce_add(a + b) * share if centred else 0.0)
+    along = full(p, -reduce_add(c + d) * share)
+    whole = n - n % lanes
+    for j in range(0, whole, lanes):
+        i = start + j
+        normal = (load(p, i) - mean) * factor
+        store(q, i, (fma(normal, along, _gradient_at(g, w, i, j, has_weight)) - level) * factor)
+    if whole < n:
+        mask = lane_mask(p, 0, n - whole)
+        i = start + whole
+        normal = (load_masked(p, i, mask, 0.0) - mean) * factor
+        gradient = _last_gradient(g, w, i, whole, mask, has_weight)
+        store_masked(q, i, (fma(normal, along, gradient) - level) * factor, mask)
 
 
 @jit
-def _two_columns(
-    p, g, w, q, m, r, level, along, pw, pb, at, j, first, last, n, fresh,
-    centred, has_weight, wants_x, wants_weight, wants_bias
-):  # fmt: skip
-    """Two vectors of columns from column j of a block of rows: all gradients."""
+def _two_columns(p, g, m, r, pw, pb, at, j, first, last, n, fresh, centred, wants_weight, wants_bias):
+    """Add to two vectors of sums, from column j, what rows first to last give to the gradients of weight and bias.
+
+    The sums are pw[at + j] and pb[at + j] and what follows; `fresh`: what was there counts as 0.
+    """
     lanes = lanes_of(p)
     a, b, c, d = zeros_like(p), zeros_like(p), zeros_like(p), zeros_like(p)
     if not fresh:
@@ -232,21 +248,14 @@ def _two_columns(
             a, b = load(pw, at + j), load(pw, at + j + lanes)
         if wants_bias:
             c, d = load(pb, at + j), load(pb, at + j + lanes)
-    u, v = full(p, 1.0), full(p, 1.0)
-    if has_weight:
-        u, v = load(w, j), load(w, j + lanes)
     i = first * n + j
     for row in range(first, last):
         mean = broadcast(m, row) if centred else zeros_like(p)
         factor = broadcast(r, row)
         e, f = load(g, i), load(g, i + lanes)
-        s, t = (load(p, i) - mean) * factor, (load(p, i + lanes) - mean) * factor
-        a, b = fma(e, s, a), fma(f, t, b)
+        a = fma(e, (load(p, i) - mean) * factor, a)
+        b = fma(f, (load(p, i + lanes) - mean) * factor, b)
         c, d = c + e, d + f
-        if wants_x:
-            base, slope = broadcast(level, row), broadcast(along, row)
-            store(q, i, (fma(s, slope, e * u) - base) * factor)
-            store(q, i + lanes, (fma(t, slope, f * v) - base) * factor)
         i += n
     if wants_weight:
         store(pw, at + j, a)
@@ -257,11 +266,8 @@ def _two_columns(
 
 
 @jit
-def _last_columns(
-    p, g, w, q, m, r, level, along, pw, pb, at, j, first, last, n, fresh,
-    centred, has_weight, wants_x, wants_weight, wants_bias
-):  # fmt: skip
-    """The same for what is left of a vector of columns, or all of it."""
+def _last_columns(p, g, m, r, pw, pb, at, j, first, last, n, fresh, centred, wants_weight, wants_bias):
+    """The same for one vector of columns, or what is left of it."""
     mask = lane_mask(p, 0, n - j)
     a, c = zeros_like(p), zeros_like(p)
     if not fresh:
@@ -269,19 +275,12 @@ def _last_columns(
             a = load_masked(pw, at + j, mask, 0.0)
         if wants_bias:
             c = load_masked(pb, at + j, mask, 0.0)
-    u = full(p, 1.0)
-    if has_weight:
-        u = load_masked(w, j, mask, 0.0)
     i = first * n + j
     for row in range(first, last):
         mean = broadcast(m, row) if centred else zeros_like(p)
-        factor = broadcast(r, row)
         e = load_masked(g, i, mask, 0.0)
-        s = (load_masked(p, i, mask, 0.0) - mean) * factor
-        a = fma(e, s, a)
+        a = fma(e, (load_masked(p, i, mask, 0.0) - mean) * broadcast(r, row), a)
         c = c + e
-        if wants_x:
-            store_masked(q, i, (fma(s, broadcast(along, row), e * u) - broadcast(level, row)) * factor, mask)
         i += n
     if wants_weight:
         store_masked(pw, at + j, a, mask)
@@ -291,18 +290,16 @@ def _last_columns(
 
 @jit
 def gradients_of_parts(
-    first, last, grad, x, weight, means, scales, out, of_weight, of_bias, work, rows, n, part,
+    first, last, grad, x, weight, means, scales, out, of_weight, of_bias, rows, n, part,
     centred, has_weight, wants_x, wants_weight, wants_bias
 ):  # fmt: skip
     """Of parts first to last, `part` rows each: the gradient of x, and the parts' own sums for weight and bias.
 
     Args (all arrays 1-d): grad, x, out: (rows * n,); weight: (n,) where has_weight; means: (rows,) where centred;
-    scales: (rows,); of_weight, of_bias: (parts * n,); work: (2 * rows,) scratch where wants_x. out, of_weight and
-    of_bias are written where wanted.
+    scales: (rows,); of_weight, of_bias: (parts * n,). out, of_weight and of_bias are written where wanted.
     """
     p, g, w, q = pointer(x), pointer(grad), pointer(weight), pointer(out)
     m, r, pw, pb = pointer(means), pointer(scales), pointer(of_weight), pointer(of_bias)
-    level, along = pointer(work), pointer(work, rows)
     lanes = lanes_of(p)
     share = 1.0 / n
     paired = n - n % (2 * lanes)
@@ -314,20 +311,15 @@ def gradients_of_parts(
             if wants_x:
                 for row in range(block, end):
                     mean = broadcast(m, row) if centred else zeros_like(p)
-                    total, product = _row_products(p, g, w, row * n, n, mean, broadcast(r, row), has_weight)
-                    poke(level, row, total * share if centred else 0.0)
-                    poke(along, row, -product * share)
-            fresh = block == begin
-            for j in range(0, paired, 2 * lanes):
-                _two_columns(
-                    p, g, w, q, m, r, level, along, pw, pb, number * n, j, block, end, n, fresh,
-                    centred, has_weight, wants_x, wants_weight, wants_bias
-                )  # fmt: skip
-            for j in range(paired, n, lanes):
-                _last_columns(
-                    p, g, w, q, m, r, level, along, pw, pb, number * n, j, block, end, n, fresh,
-                    centred, has_weight, wants_x, wants_weight, wants_bias
-                )  # fmt: skip
+                    factor = broadcast(r, row)
+                    _gradient_of_row(p, g, w, q, row * n, n, mean, factor, share, centred, has_weight)
+            if wants_weight or wants_bias:
+                # While the rows are in cache.
+                at, fresh = number * n, block == begin
+                for j in range(0, paired, 2 * lanes):
+                    _two_columns(p, g, m, r, pw, pb, at, j, block, end, n, fresh, centred, wants_weight, wants_bias)
+                for j in range(paired, n, lanes):
+                    _last_columns(p, g, m, r, pw, pb, at, j, block, end, n, fresh, centred, wants_weight, wants_bias)
 
 
 @jit

@@ -30,6 +30,7 @@ __all__ = [
     "info",
     "jit",
     "missing",
+    "release_memory",
     "scratch",
     "thread_count",
     "threaded",
@@ -84,10 +85,17 @@ def _place(buffer: NDArray[np.uint8], shape: Shape, dtype: np.dtype[Any]) -> NDA
     return np.ndarray(shape, dtype, buffer, -addressof(_first_byte(buffer)) % ALIGNMENT)
 
 
-def _allocate(shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
+def fresh(shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """As `empty`, in memory of its own that goes back to the system with it."""
     # _place written out: this runs in every kernel call, and a function call is a tenth of its time.
     count = shape if isinstance(shape, int) else prod(shape)
     buffer = np.empty(count * dtype.itemsize + ALIGNMENT, _BYTE)
+    return np.ndarray(shape, dtype, buffer, -addressof(_first_byte(buffer)) % ALIGNMENT)
+
+
+def _allocate(shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
+    size = (shape if isinstance(shape, int) else prod(shape)) * dtype.itemsize + ALIGNMENT
+    buffer = np.empty(size, _BYTE) if size < _SMALLEST_POOLED_RESULT else _pool.block(size)
     return np.ndarray(shape, dtype, buffer, -addressof(_first_byte(buffer)) % ALIGNMENT)
 
 
@@ -96,37 +104,73 @@ _allocator: Callable[[Shape, np.dtype[Any]], NDArray[Any]] = _allocate
 
 
 def empty(shape: Shape, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-    """A new C-contiguous array at a multiple of 64 bytes, contents unspecified: outputs and scratch of all kernels."""
+    """A new C-contiguous array at a multiple of 64 bytes, contents unspecified: outputs of all kernels.
+
+    Large ones lie in memory that earlier arrays of this thread had, where it is free again; see `release_memory`.
+    """
     return _allocator(shape, np.dtype(dtype))
 
 
 def zeros(shape: Shape, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """As `empty`, filled with zeros."""
-    dtype = np.dtype(dtype)
-    if _allocator is not _allocate:
-        array = _allocator(shape, dtype)
-        array.fill(0)
-        return array
-    # np.zeros, since large blocks come zeroed from the system, untouched until used.
-    count = shape if isinstance(shape, int) else prod(shape)
-    return _place(np.zeros(count * dtype.itemsize + ALIGNMENT, _BYTE), shape, dtype)
+    array = _allocator(shape, np.dtype(dtype))
+    array.fill(0)
+    return array
 
 
 class _Pool(threading.local):
-    """Blocks of memory that a thread's kernels used before, for the next ones.
+    """Blocks of memory that a thread's arrays had before, for the next ones.
 
     A block is free when nothing but the pool refers to it: arrays refer to the block they lie in. Fresh blocks of this
     size come from the system page by page, which costs more than many a kernel.
+
+    Attributes:
+        scratch: blocks for scratch, which dies with the call; any that is large enough will do.
+        results: blocks for results by size class (eight to each power of two), the class used last at the end.
+        held: bytes of all blocks for results.
     """
 
     def __init__(self) -> None:
-        self.blocks: list[NDArray[np.uint8]] = []
+        self.scratch: list[NDArray[np.uint8]] = []
+        self.results: dict[int, list[NDArray[np.uint8]]] = {}
+        self.held = 0
+
+    def block(self, size: int) -> NDArray[np.uint8]:
+        """A block for a result of `size` bytes."""
+        step = max(size.bit_length() - 4, 0)
+        size = -(-size >> step) << step
+        blocks = self.results.pop(size, [])
+        self.results[size] = blocks
+        found = _smallest_free(blocks, size, _FREE)
+        if found is None:
+            found = np.empty(size, _BYTE)
+            if self.held + size <= _RESULTS_BYTES or self._make_room(size):
+                blocks.append(found)
+                self.held += size
+        return found
+
+    def _make_room(self, size: int) -> bool:
+        """Let free blocks go, those of the classes that were used longest ago first; whether that was enough."""
+        for each, blocks in list(self.results.items()):
+            while self.held + size > _RESULTS_BYTES:
+                found = _smallest_free(blocks, each, _FREE)
+                if found is None:
+                    break
+                place = next(i for i, block in enumerate(blocks) if block is found)
+                del blocks[place]
+                self.held -= each
+            if not blocks and each in self.results and self.held + size > _RESULTS_BYTES:
+                del self.results[each]
+        return self.held + size <= _RESULTS_BYTES
 
 
 _pool = _Pool()
 _POOL_BLOCKS = 16
 _POOL_BYTES = 1 << 26
 _SMALLEST_POOLED = 1 << 14
+#: From here on memory comes from the system anew each time, and its pages one by one when they are touched.
+_SMALLEST_POOLED_RESULT = 1 << 17
+_RESULTS_BYTES = 1 << 29
 
 
 def _smallest_free(blocks: list[NDArray[np.uint8]], size: int, free: int) -> NDArray[np.uint8] | None:
@@ -135,11 +179,21 @@ def _smallest_free(blocks: list[NDArray[np.uint8]], size: int, free: int) -> NDA
     for block in blocks:
         if block.size >= size and getrefcount(block) == free and (best is None or block.size < best.size):
             best = block
+            if best.size == size:
+                break
     return best
 
 
 # The list's reference, this loop's and the call's: how many these are is up to the interpreter, so it is tried out.
 _FREE = next(n for n in range(1, 8) if _smallest_free([np.empty(1, _BYTE)], 0, n) is not None)
+
+
+def release_memory() -> None:
+    """Give the memory that this thread keeps for coming arrays back: up to half a gigabyte of results and 64 MB of
+    scratch. What arrays still lie in stays with them."""
+    _pool.scratch.clear()
+    _pool.results.clear()
+    _pool.held = 0
 
 
 def scratch(count: int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
@@ -151,7 +205,7 @@ def scratch(count: int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     size = count * dtype.itemsize + ALIGNMENT
     if size < _SMALLEST_POOLED or _allocator is not _allocate:
         return _allocator(count, dtype)
-    block = _smallest_free(_pool.blocks, size, _FREE)
+    block = _smallest_free(_pool.scratch, size, _FREE)
     if block is None:
         block = np.empty(size + size // 4, _BYTE)
         if block.size <= _POOL_BYTES:
@@ -159,10 +213,10 @@ def scratch(count: int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     return _place(block, count, dtype)
 
 
-def _keep(fresh: NDArray[np.uint8]) -> None:
-    """Put a block into the pool; the smallest free ones leave when it grows too large."""
-    blocks = _pool.blocks
-    blocks.append(fresh)
+def _keep(block: NDArray[np.uint8]) -> None:
+    """Put a block into the pool of scratch; the smallest free ones leave when it grows too large."""
+    blocks = _pool.scratch
+    blocks.append(block)
     blocks.sort(key=len, reverse=True)
     while len(blocks) > _POOL_BLOCKS or (len(blocks) > 1 and sum(map(len, blocks)) > _POOL_BYTES):
         blocks.pop()

@@ -62,7 +62,7 @@ from kernels.simd.memory import (
     zeros_like,
 )
 from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
-from kernels.simd.tile import multiply_tile
+from kernels.simd.tile import dot_tile, multiply_gathered, multiply_tile
 from kernels.simd.transpose import transpose, transpose_block, transpose_vectors
 from kernels.simd.types import IntVector, Mask, Vector
 
@@ -79,6 +79,7 @@ __all__ = [
     "any_lane",
     "broadcast",
     "copysign",
+    "dot_tile",
     "erf",
     "evens",
     "exp",
@@ -100,6 +101,7 @@ __all__ = [
     "maximum_nan",
     "minimum",
     "minimum_nan",
+    "multiply_gathered",
     "multiply_tile",
     "odds",
     "peek",

@@ -10,10 +10,10 @@ The blocks are Goto's and van de Geijn's (Anatomy of High-Performance Matrix Mul
 panels as wide as a tile, a block of rows of A passes a panel in runs of at most `PASS_TAPS` taps, whose part of the
 panel stays in L1, and the sums of the block gather in scratch. They differ in that C is touched once per `BLOCK_TAPS`
 taps only, row by row, by an epilogue that adds the bias, applies the activation, masks the last columns and writes the
-block transposed where asked to. A product with few rows or columns has no panels: dot products along k, in vectors.
+block transposed where asked to. A product with few rows, columns or taps has no panels (matmul_few.py).
 
 A sum has a fixed form: fma in order within a run, runs in order within a block of taps, blocks in order, segments in
-order (or for dot products, by lane). The form follows from the sizes of the product alone, so the bits of a result do
+order (or for dot products, by lane within a run). The form follows from the sizes of the product alone, so the bits do
 not depend on threads; and rounding errors grow with the length of a run rather than that of the sum.
 """
 
@@ -23,12 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from kernels.activation.vectors import activate
 from kernels.runtime.numba_cpu import empty, jit, threaded
-from kernels.simd.arithmetic import fma, reduce_add
+from kernels.simd.matmul_epilogue import finish, split
+from kernels.simd.matmul_few import dot_parts, stream_parts
 from kernels.simd.matmul_plan import (
     BLOCK_TAPS,
-    DOT_COLUMNS,
     GROUP_COLUMNS,
     PASS_TAPS,
     SMALL_ROWS,
@@ -38,13 +37,11 @@ from kernels.simd.matmul_plan import (
 from kernels.simd.memory import (
     advance,
     lanes_of,
-    load,
     load_first,
     peek,
     pointer,
     poke,
     prefetch,
-    splat_like,
     store,
     store_first,
     zeros_like,
@@ -115,31 +112,6 @@ def _pack_rows(a, row_stride, tap_stride, rows, taps, packed):
                     poke(block, k * TILE_ROWS + i, peek(a, at + i * row_stride))
 
 
-@jit
-def _finish(p, sums, sums_row_stride, sums_panel_stride, rows, columns, c, before, is_first, is_last, bias):
-    lanes = lanes_of(c)
-    full = TILE_VECTORS * lanes
-    for r in range(rows):
-        for n in range(0, columns, full):
-            source = advance(sums, r * sums_row_stride + n // full * sums_panel_stride)
-            for j in range(n, min(n + full, columns), lanes):
-                left = columns - j
-                at = r * p.c_stride + j
-                total = load_first(source, j - n, left)
-                if not is_first:
-                    total = load_first(c, at, left) + total
-                if is_last:
-                    if p.bias_stride == 1:
-                        total = total + load_first(bias, j, left)
-                    elif p.bias_stride == 0:
-                        total = total + splat_like(c, peek(bias, 0))
-                    if p.keeps_sums:
-                        store_first(before, at, total, left)
-                    if p.activation:
-                        total = activate(p.activation, total)
-                store_first(c, at, total, left)
-
-
 @jit(inline="always")
 def _multiply_panel(a, row_offsets, tap_offsets, rows, taps, panel, width, sums):
     lanes = lanes_of(a)
@@ -171,12 +143,6 @@ def _multiply_panel(a, row_offsets, tap_offsets, rows, taps, panel, width, sums)
             else:
                 _tile_small(a, row, tap, count, b, out, run)
                 r += SMALL_ROWS
-
-
-@jit
-def _split(total, parts, part, align):
-    blocks = (total + align - 1) // align
-    return blocks * part // parts * align, min(total, blocks * (part + 1) // parts * align)
 
 
 @jit(inline="always")
@@ -241,68 +207,12 @@ def _tile_part(p, row_first, row_last, column_first, column_last, taps_all, a, b
                         place, feature = (j + group) * p.c_stride + i, i
                     out, kept = advance(c, place), advance(before, place)
                     beside = advance(bias, feature * max(p.bias_stride, 0))
-                    _finish(p, found, down, along, height, across, out, kept, is_first, is_last, beside)
-
-
-@jit(inline="always")
-def _dot(a, b, second, third, fourth, taps, out):
-    """out[i] = sum over k of a[k] * (b, second, third, fourth)[i][k]; sums by lane, in two alternating vectors each."""
-    lanes = lanes_of(a)
-    even_0 = even_1 = even_2 = even_3 = odd_0 = odd_1 = odd_2 = odd_3 = zeros_like(a)
-    k = 0
-    while k + 2 * lanes <= taps:
-        x, y = load(a, k), load(a, k + lanes)
-        even_0, odd_0 = fma(x, load(b, k), even_0), fma(y, load(b, k + lanes), odd_0)
-        even_1, odd_1 = fma(x, load(second, k), even_1), fma(y, load(second, k + lanes), odd_1)
-        even_2, odd_2 = fma(x, load(third, k), even_2), fma(y, load(third, k + lanes), odd_2)
-        even_3, odd_3 = fma(x, load(fourth, k), even_3), fma(y, load(fourth, k + lanes), odd_3)
-        k += 2 * lanes
-    while k < taps:
-        left = taps - k
-        x = load_first(a, k, left)
-        even_0 = fma(x, load_first(b, k, left), even_0)
-        even_1 = fma(x, load_first(second, k, left), even_1)
-        even_2 = fma(x, load_first(third, k, left), even_2)
-        even_3 = fma(x, load_first(fourth, k, left), even_3)
-        k += lanes
-    poke(out, 0, reduce_add(even_0 + odd_0))
-    poke(out, 1, reduce_add(even_1 + odd_1))
-    poke(out, 2, reduce_add(even_2 + odd_2))
-    poke(out, 3, reduce_add(even_3 + odd_3))
-
-
-@jit(inline="always")
-def _dot_part(p, column_first, column_last, taps, a, b, c, before, bias, scratch):
-    """Every row and the columns of one part by dot products; scratch: sums [rows, DOT_COLUMNS], then transposed."""
-    lanes = lanes_of(a)
-    turned = advance(scratch, p.rows * DOT_COLUMNS)
-    step = p.b_column_stride
-    for j in range(column_first, column_last, DOT_COLUMNS):
-        columns = min(DOT_COLUMNS, column_last - j)
-        for n in range(0, columns, 4):
-            last = columns - n - 1
-            source = advance(b, (j + n) * step)
-            # Past the last column, that one again; scratch has room for the result.
-            second, third = advance(source, min(1, last) * step), advance(source, min(2, last) * step)
-            fourth = advance(source, min(3, last) * step)
-            for m in range(p.rows):
-                row, out = advance(a, m * p.a_row_stride), advance(scratch, m * DOT_COLUMNS + n)
-                _dot(row, source, second, third, fourth, taps, out)
-        is_first = not p.accumulates
-        if p.is_transposed:
-            transpose(scratch, DOT_COLUMNS, p.rows, columns, turned, p.rows)
-            at = j * p.c_stride
-            _finish(p, turned, p.rows, 0, columns, p.rows, advance(c, at), advance(before, at), is_first, True, bias)
-        else:
-            beside = advance(bias, j * max(p.bias_stride, 0))
-            full = TILE_VECTORS * lanes
-            out, kept = advance(c, j), advance(before, j)
-            _finish(p, scratch, DOT_COLUMNS, full, p.rows, columns, out, kept, is_first, True, beside)
+                    finish(p, found, down, along, height, across, out, kept, is_first, is_last, beside)
 
 
 @jit
 def multiply_parts(first, last, settings, a, b, c, before, bias, scratch, offsets):
-    """Parts [first, last) of a planned product.
+    """Parts [first, last) of a planned product by tiles.
 
     settings: the Product as a plain tuple, which Numba unpacks four times as fast as a named one.
     a, b, c: arrays whose first element is A[0, 0], B[0, 0], C[0, 0]; one element long will do. With segments, c has one
@@ -321,15 +231,12 @@ def multiply_parts(first, last, settings, a, b, c, before, bias, scratch, offset
         start_a, start_b = pointer(a, k * p.a_tap_stride), pointer(b, k * p.b_tap_stride)
         out, kept = pointer(c, segment * p.rows * p.columns), pointer(before)
         work, table = pointer(scratch, part * p.scratch_size), pointer(offsets, part * p.offsets_size)
-        columns = _split(p.columns, p.column_parts, place % p.column_parts, TILE_VECTORS * lanes_of(start_a))
-        if p.is_dot:
-            _dot_part(p, columns[0], columns[1], taps, start_a, start_b, out, kept, pointer(bias), work)
-        else:
-            rows = _split(p.rows, p.row_parts, place // p.column_parts, TILE_ROWS)
-            _tile_part(
-                p, rows[0], rows[1], columns[0], columns[1], taps,
-                start_a, start_b, out, kept, pointer(bias), work, table,
-            )  # fmt: skip
+        columns = split(p.columns, p.column_parts, place % p.column_parts, TILE_VECTORS * lanes_of(start_a))
+        rows = split(p.rows, p.row_parts, place // p.column_parts, TILE_ROWS)
+        _tile_part(
+            p, rows[0], rows[1], columns[0], columns[1], taps,
+            start_a, start_b, out, kept, pointer(bias), work, table,
+        )  # fmt: skip
 
 
 @jit
@@ -344,12 +251,14 @@ def _add_segments(first, last, settings, partial, c, before, bias):
             out, kept = pointer(c, r * p.c_stride), pointer(before, r * p.c_stride)
             is_first, is_last = segment == 0 and not p.accumulates, segment == p.segments - 1
             full = TILE_VECTORS * lanes_of(source)
-            _finish(p, source, width, full, 1, width, out, kept, is_first, is_last, pointer(bias))
+            finish(p, source, width, full, 1, width, out, kept, is_first, is_last, pointer(bias))
 
 
 __all__ = ["Product", "multiply_parts", "plan", "run_product"]
 
-_run_parts = threaded(multiply_parts)
+_run_tiles = threaded(multiply_parts)
+_run_dots = threaded(dot_parts)
+_run_stream = threaded(stream_parts)
 _run_segments = threaded(_add_segments)
 
 
@@ -376,10 +285,12 @@ def run_product(p: Product, threads: int, a: Any, b: Any, c: Any, before: Any = 
     offsets = empty(parts * (p.offsets_size + p.scratch_size * c.itemsize // 8), np.int64)
     scratch = offsets[parts * p.offsets_size :].view(c.dtype)
     if p.segments == 1:
-        _run_parts(parts, threads, tuple(p), a, b, c, before, bias, scratch, offsets)
+        # Kernels of their own, so that a first call compiles one of them.
+        run = _run_dots if p.is_dot else _run_stream if p.is_streamed else _run_tiles
+        run(parts, threads, tuple(p), a, b, c, before, bias, scratch, offsets)
         return
     width, height = (p.rows, p.columns) if p.is_transposed else (p.columns, p.rows)
     partial = empty(p.segments * p.rows * p.columns, c.dtype)
     plain = p._replace(c_stride=width, accumulates=0, bias_stride=-1, activation=0, keeps_sums=0)
-    _run_parts(parts, threads, tuple(plain), a, b, partial, partial, partial, scratch, offsets)
+    _run_tiles(parts, threads, tuple(plain), a, b, partial, partial, partial, scratch, offsets)
     _run_segments(height, 1, tuple(p), partial, c, before, bias)

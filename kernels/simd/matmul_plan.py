@@ -13,8 +13,14 @@ PASS_TAPS = 128
 BLOCK_TAPS = 1024
 #: Rows of the tile for what is left over by large ones.
 SMALL_ROWS = 4
-#: Up to so many rows are done by dot products.
+#: Up to so many rows are done by dot products, or, as up to so many taps, by streaming B.
 DOT_ROWS = 8
+#: Columns of a streamed product between two epilogues, whose sums stay in L1.
+STREAM_COLUMNS = 512
+#: Tiles of dot products: for several rows, and for one.
+DOT_TILE_ROWS = 4 if TILE_ROWS >= 12 else 2
+DOT_TILE_COLUMNS = 4
+ONE_ROW_COLUMNS = 8
 #: Columns of dot products between two epilogues.
 DOT_COLUMNS = 256
 #: Columns of sums between two epilogues of a block of rows.
@@ -52,6 +58,7 @@ class Product(NamedTuple):
     #: The sums before the activation are stored too.
     keeps_sums: int
     is_dot: int
+    is_streamed: int
     packs_a: int
     block_rows: int
     block_columns: int
@@ -100,15 +107,16 @@ def plan(
     lanes = full // TILE_VECTORS
     along_taps = a_strides[1] == 1 and b_strides[0] == 1
     is_dot = along_taps and min(rows, columns) <= DOT_ROWS and taps >= 4 * lanes
+    is_streamed = not is_dot and b_strides[1] == 1 and min(rows, taps) <= DOT_ROWS
     # C^T = B^T A^T: A's few rows become the panels, and B, many rows along the taps, is read where it lies.
-    swaps = columns < rows if is_dot else b_strides[0] == 1 and columns > rows and rows <= 2 * full
+    swaps = columns < rows if is_dot else b_strides[0] == 1 and columns > rows and rows <= 2 * full and not is_streamed
     if swaps:
         rows, columns = columns, rows
         a_strides, b_strides = (b_strides[1], b_strides[0]), (a_strides[1], a_strides[0])
     block_taps = max(min(taps, BLOCK_TAPS), 1)
     panels, tiles = _ceil(columns, full) // full, _ceil(rows, TILE_ROWS) // TILE_ROWS
     segments = 1
-    if not is_dot and panels * tiles < 8 and taps >= 2 * SEGMENT_TAPS:
+    if not (is_dot or is_streamed) and panels * tiles < 8 and taps >= 2 * SEGMENT_TAPS:
         segments = min(taps // SEGMENT_TAPS, 16)
         segments = -(-taps // -(-taps // segments))
     row_parts = column_parts = 1
@@ -119,7 +127,9 @@ def plan(
     block_columns = min(max(BLOCK_B // block_taps // full * full, 2 * full), 4096, _ceil(columns, full))
     packs_a = not is_dot and columns > full and (a_strides[1] != 1 or columns >= PACKING_COLUMNS)
     if is_dot:
-        scratch = rows * DOT_COLUMNS * (2 if swaps else 1)
+        scratch = _ceil(rows, DOT_TILE_ROWS) * DOT_COLUMNS * (2 if swaps else 1)
+    elif is_streamed:
+        scratch = 2 * DOT_ROWS * STREAM_COLUMNS
     else:
         sums = block_rows * min(block_columns, GROUP_COLUMNS)
         scratch = sums * (2 if swaps else 1) + block_columns * block_taps + (block_rows * block_taps if packs_a else 0)
@@ -136,6 +146,7 @@ def plan(
         activation,
         int(keeps_sums),
         int(is_dot),
+        int(is_streamed),
         int(packs_a),
         block_rows,
         block_columns,
@@ -143,5 +154,5 @@ def plan(
         row_parts,
         column_parts,
         _ceil(scratch, 16),
-        _ceil(block_rows + block_taps, 8),
+        _ceil(max(block_rows + block_taps, DOT_ROWS + ONE_ROW_COLUMNS), 8),
     )

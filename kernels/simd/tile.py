@@ -5,6 +5,8 @@ is read through two tables of offsets, which makes it at once a plain matrix (ro
 transposed matrix, or the shifted pixels of a convolution.
 """
 
+from collections.abc import Callable
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -72,6 +74,137 @@ def multiply_tile(
     return types.void(rows, vectors, a, _OFFSETS, _OFFSETS, int64, a, a, int64, int64, int64), code
 
 
+@intrinsic(prefer_literal=True)
+def multiply_gathered(
+    typing_context,
+    rows,
+    vectors,
+    a,
+    row_offsets,
+    tap_offsets,
+    b,
+    b_offsets,
+    taps,
+    out,
+    out_offsets,
+    out_vector_stride,
+    accumulate,
+):
+    """As `multiply_tile`, with B's and the output's rows anywhere too.
+
+        out[out_offsets[r] + j * out_vector_stride + lane] (+)=
+            sum over k of a[row_offsets[r] + tap_offsets[k]] * b[b_offsets[k] + j * lanes + lane]
+
+    b_offsets [taps], out_offsets [rows]: pointers to int64. Rows may share an output only where it is overwritten.
+    """
+    integers = (taps, out_vector_stride, accumulate)
+    if not (
+        isinstance(rows, types.IntegerLiteral)
+        and isinstance(vectors, types.IntegerLiteral)
+        and isinstance(a, types.CPointer)
+        and a.dtype in ELEMENTS
+        and a == b == out
+        and row_offsets == tap_offsets == b_offsets == out_offsets == _OFFSETS
+        and all(isinstance(number, types.Integer) for number in integers)
+    ):
+        return None
+    row_count, vector_count = rows.literal_value, vectors.literal_value
+
+    def code(context, builder, signature, arguments):
+        a_value, row_table, tap_table, b_value, b_table, taps_value, out_value, out_table, stride, add = arguments[2:]
+        tile = (a_value, row_table, tap_table, taps_value, b_value, out_value, None, stride, add)
+        _emit_tile(builder, a.dtype, row_count, vector_count, *tile, b_table, out_table)
+        return context.get_dummy_value()
+
+    int64 = types.int64
+    tables = (_OFFSETS, _OFFSETS)
+    return types.void(rows, vectors, a, *tables, a, _OFFSETS, int64, a, _OFFSETS, int64, int64), code
+
+
+@intrinsic(prefer_literal=True)
+def dot_tile(typing_context, rows, columns, a, a_offsets, b, b_offsets, taps, out, out_stride, accumulate):
+    """rows x columns dot products, along memory on both sides.
+
+        out[r * out_stride + c] (+)= sum over k of a[a_offsets[r] + k] * b[b_offsets[c] + k]
+
+    rows, columns: literal integers, together one register a product. a_offsets [rows], b_offsets [columns]: pointers to
+    int64. Each lane sums its products in order with fma, the lanes are added by halves; memory past `taps` is not read.
+    accumulate: not 0 to add to what is in `out`, 0 to overwrite it.
+    """
+    if not (
+        isinstance(rows, types.IntegerLiteral)
+        and isinstance(columns, types.IntegerLiteral)
+        and isinstance(a, types.CPointer)
+        and a.dtype in ELEMENTS
+        and a == b == out
+        and a_offsets == b_offsets == _OFFSETS
+        and all(isinstance(number, types.Integer) for number in (taps, out_stride, accumulate))
+    ):
+        return None
+    row_count, column_count = rows.literal_value, columns.literal_value
+
+    def code(context, builder, signature, arguments):
+        _emit_dots(builder, a.dtype, row_count, column_count, *arguments[2:])
+        return context.get_dummy_value()
+
+    int64 = types.int64
+    return types.void(rows, columns, a, _OFFSETS, a, _OFFSETS, int64, a, int64, int64), code
+
+
+def _emit_dots(
+    builder: ir.IRBuilder,
+    dtype: types.Float,
+    rows: int,
+    columns: int,
+    a: ir.Value,
+    a_offsets: ir.Value,
+    b: ir.Value,
+    b_offsets: ir.Value,
+    taps: ir.Value,
+    out: ir.Value,
+    out_stride: ir.Value,
+    accumulate: ir.Value,
+) -> None:
+    vector = vector_of(dtype)
+    lanes = ir.Constant(emit.int64, vector.lanes)
+    zero = Lanes(builder, vector, ir.Constant(vector.llvm_type(), None))
+
+    def starts(base: ir.Value, table: ir.Value, count: int) -> list[ir.Value]:
+        return [emit.element(builder, base, builder.load(emit.element(builder, table, i))) for i in range(count)]
+
+    a_rows, b_rows = starts(a, a_offsets, rows), starts(b, b_offsets, columns)
+    sums = [[cgutils.alloca_once(builder, vector.llvm_type()) for _ in range(columns)] for _ in range(rows)]
+    for row in sums:
+        for slot in row:
+            builder.store(zero.value, slot)
+
+    def step(load: Callable[[ir.Value], Lanes]) -> None:
+        right = [load(start) for start in b_rows]
+        for start, row in zip(a_rows, sums, strict=True):
+            left = load(start)
+            for slot, values in zip(row, right, strict=True):
+                builder.store(left.fma(values, Lanes(builder, vector, builder.load(slot))).value, slot)
+
+    whole = builder.sdiv(taps, lanes)
+    with cgutils.for_range(builder, whole, intp=emit.int64) as loop:
+        at = builder.mul(loop.index, lanes)
+        step(lambda start: emit.load_lanes(builder, vector, emit.element(builder, start, at)))
+    done = builder.mul(whole, lanes)
+    with builder.if_then(builder.icmp_signed("<", done, taps)):
+        mask = emit.lanes_below(builder, vector.integers, builder.sub(taps, done))
+        step(lambda start: emit.load_lanes_masked(mask, emit.element(builder, start, done), zero))
+    adds = builder.icmp_signed("!=", accumulate, ir.Constant(emit.int64, 0))
+    for r, row in enumerate(sums):
+        out_row = emit.element(builder, out, builder.mul(out_stride, ir.Constant(emit.int64, r)))
+        for c, slot in enumerate(row):
+            total = Lanes(builder, vector, builder.load(slot)).reduce(lambda x, y: x + y)
+            address = emit.element(builder, out_row, c)
+            with builder.if_then(adds):
+                builder.store(builder.fadd(builder.load(address), total), address)
+            with builder.if_then(builder.not_(adds)):
+                builder.store(total, address)
+
+
 def _emit_tile(
     builder: ir.IRBuilder,
     dtype: types.Float,
@@ -83,9 +216,11 @@ def _emit_tile(
     taps: ir.Value,
     b: ir.Value,
     out: ir.Value,
-    out_row_stride: ir.Value,
+    out_row_stride: ir.Value | None,
     out_vector_stride: ir.Value,
     accumulate: ir.Value,
+    b_offsets: ir.Value | None = None,
+    out_offsets: ir.Value | None = None,
 ) -> None:
     vector = vector_of(dtype)
     llvm_vector, lanes = vector.llvm_type(), vector.lanes
@@ -98,7 +233,10 @@ def _emit_tile(
 
     with cgutils.for_range(builder, taps, intp=emit.int64) as loop:
         tap_offset = builder.load(emit.element(builder, tap_offsets, loop.index))
-        b_row = emit.element(builder, b, builder.mul(loop.index, ir.Constant(emit.int64, vectors * lanes)))
+        if b_offsets is None:
+            b_row = emit.element(builder, b, builder.mul(loop.index, ir.Constant(emit.int64, vectors * lanes)))
+        else:
+            b_row = emit.element(builder, b, builder.load(emit.element(builder, b_offsets, loop.index)))
         b_vectors = [emit.load_lanes(builder, vector, emit.element(builder, b_row, j * lanes)) for j in range(vectors)]
         for r in range(rows):
             if r >= _ROWS_AHEAD:
@@ -109,7 +247,11 @@ def _emit_tile(
 
     def store_all(add_old: bool) -> None:
         for r, row in enumerate(sums):
-            out_row = emit.element(builder, out, builder.mul(out_row_stride, ir.Constant(emit.int64, r)))
+            if out_offsets is None:
+                offset = builder.mul(out_row_stride, ir.Constant(emit.int64, r))
+            else:
+                offset = builder.load(emit.element(builder, out_offsets, r))
+            out_row = emit.element(builder, out, offset)
             for j, slot in enumerate(row):
                 offset = builder.mul(out_vector_stride, ir.Constant(emit.int64, j))
                 address = emit.element(builder, out_row, offset)

@@ -62,6 +62,8 @@ class Layer(Recorded, torch.nn.Module):
         self.built = False
         self.given_input_shape: Shape | None = None if input_shape is None else (None, *input_shape)
         self.built_input_shape: Shape | None = None
+        # The last input shape that was looked at, without the batch: most calls bring it again.
+        self._fitting_shape: Shape | None = None
 
     @property
     def backend(self) -> str | None:
@@ -135,7 +137,10 @@ class Layer(Recorded, torch.nn.Module):
         """
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{self.name}: input must be a tensor, got {type(x).__name__}")
-        self.build_once(tuple(x.shape))
+        shape = tuple(x.shape)
+        if not self.built or shape[1:] != self._fitting_shape or torch.compiler.is_compiling():
+            self.build_once(shape)
+            self._fitting_shape = shape[1:]
         if self.needs_floating_input and not x.is_floating_point():
             raise TypeError(f"{self.name}: input must be floating point, got {x.dtype}; images: x / 255.0")
         return self.call(x, *more, **options)

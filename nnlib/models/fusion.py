@@ -14,6 +14,8 @@ from nnlib.layers.base import Layer
 def fusion(layers: Sequence[Layer], position: int) -> tuple[int, dict[str, Any]]:
     """How many of the layers behind layers[position] run in its kernel, and the options of its `forward` for that."""
     layer = layers[position]
+    if type(layer).absorb is Layer.absorb:
+        return 0, {}
     following: list[Layer] = []
     if not _is_watched(layer):
         for other in layers[position + 1 :]:

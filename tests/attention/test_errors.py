@@ -59,7 +59,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"window": (1, 2, 3)}, ValueError, "window must be an int or a pair (left, right), got (1, 2, 3)"),
     ({"window": 1.5}, TypeError, "window must be an int, got 1.5 (float)"),
     ({"softcap": 0.0}, ValueError, "softcap must be above 0, or None, got 0.0"),
-    ({"softcap": float("nan")}, ValueError, "softcap must be above 0, or None, got nan"),
+    ({"softcap": float("nan")}, ValueError, "softcap must be finite, got nan"),
     ({"scale": "1"}, TypeError, "scale must be a number, got '1' (str)"),
     ({"dropout_p": 1.5}, ValueError, "dropout_p must lie in [0, 1], got 1.5"),
     ({"dropout_p": -0.1}, ValueError, "dropout_p must lie in [0, 1], got -0.1"),

@@ -120,7 +120,7 @@ class Account:
         self.alive = self.peak = 0
 
     def __call__(self, shape: Any, dtype: np.dtype[Any]) -> np.ndarray:
-        array = numba_cpu._allocate(shape, dtype)
+        array = numba_cpu.fresh(shape, dtype)
         self.alive += array.nbytes
         self.peak = max(self.peak, self.alive)
         # The block behind the array lives as long as any view of it.

@@ -100,3 +100,49 @@ def test_tables_are_shared():
     arguments = (4, (8, 8), 5, (6, 6), (3, 3), (1, 1), (1, 1), (0, 0), 1, False)
     assert geometry.forward_gather(*arguments) is geometry.forward_gather(*arguments)
     assert np.array_equal(geometry.forward_gather(*arguments).tap_index[0], np.arange(9))
+
+
+def _met(rows, columns):
+    """All (output row, column, tap, source row, column) of two sides."""
+    found = set()
+    for i, j in itertools.product(range(len(rows.kinds)), range(len(columns.kinds))):
+        for (r, a), (s, b) in itertools.product(
+            zip(rows.taps[rows.kinds[i]], rows.shifts[rows.kinds[i]]),
+            zip(columns.taps[columns.kinds[j]], columns.shifts[columns.kinds[j]]),
+        ):
+            found.add((i, j, (r, s), rows.places[i] + a, columns.places[j] + b))
+    return found
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("leaves_out", list(itertools.product([False, True], repeat=2)))
+def test_sides_meet_what_the_grids_meet(setting, transposed, leaves_out):
+    """And, where the edges are classes of their own, nothing in the margins."""
+    image, kernel, stride, dilation, padding = setting
+    sizes = (image, _output(*setting))
+    source, target = sizes[::-1] if transposed else sizes
+    make = geometry.transposed_gather if transposed else geometry.forward_gather
+    plan = make(1, source, 1, target, kernel, stride, dilation, padding, 1, False)
+    rows, columns = (geometry.side(plan, d, leaves_out[d]) for d in (0, 1))
+    expected = _meetings(plan.grids)
+    for d in (0, 1):
+        if leaves_out[d]:
+            expected = {met for met in expected if 0 <= met[3 + d] < source[d]}
+    assert _met(rows, columns) == expected
+    for d, side in enumerate((rows, columns)):
+        if leaves_out[d]:
+            assert 0 <= side.reach[0] and side.reach[1] < source[d]
+        assert side.meetings == sum(len(side.taps[k]) for k in side.kinds)
+
+
+def test_edges_are_classes_of_their_own_where_that_pays():
+    """3x3 with a padding of 1: not on a large image, whose few edge pixels would be poor tiles; many small ones share
+    tiles."""
+
+    def classes(images, size):
+        plan = geometry.forward_gather(8, (size, size), 8, (size, size), (3, 3), (1, 1), (1, 1), (1, 1), 1, False)
+        return tuple(len(side.taps) for side in geometry.sides(plan, images, 576, 12, 4))
+
+    assert classes(1, 56) == (1, 1)
+    assert classes(64, 4) == (3, 3)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import kernels
 from kernels.conv2d import gather, numba_cpu
 from kernels.conv2d.op import CONV2D, Conv2dProblem, resolve_padding
+from kernels.simd import TILE_ROWS
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -88,6 +89,41 @@ def test_nan_and_infinity_spread_as_far_as_the_filter():
     assert (np.isinf(y) == expected).all() and (y[~np.isinf(y)] == 0).all()
 
 
+def test_winograd_keeps_what_is_not_finite_where_it_belongs():
+    """The transforms would spread a NaN over its tile, and make NaN of infinity minus infinity."""
+    x = rng().standard_normal((1, 64, 15, 14)).astype(np.float32)
+    weight = rng(1).random((64, 64, 3, 3)).astype(np.float32) + 0.5
+    assert numba_cpu.kernel_name(problem(x.shape, weight.shape, padding=1), False) == "winograd"
+    clean = kernels.conv2d(x, weight, padding=1)
+    for value in (np.nan, np.inf, -np.inf, np.float32(3e38)):
+        x[0, 7, 6, 5] = value
+        y = kernels.conv2d(x, weight, padding=1)
+        expected = np.zeros((15, 14), bool)
+        expected[5:8, 4:7] = True
+        if np.isfinite(value):
+            assert np.isfinite(y).any()  # some weights are below 1
+        else:
+            assert (~np.isfinite(y[0]) == expected).all()
+            assert (np.isnan(y[0]) == (expected & np.isnan(value))).all()
+        error = np.abs(y - clean)[:, :, ~expected].max()
+        assert error <= 1e-5 * np.abs(clean).max()
+        exact = kernels.conv2d(x.astype("f8"), weight.astype("f8"), padding=1)
+        finite = np.isfinite(y[0]) & expected
+        np.testing.assert_allclose(y[0][finite], exact[0][finite], rtol=1e-5)
+
+
+@pytest.mark.parametrize("row", [0, 6])
+def test_depthwise_weight_gradient_keeps_nan_to_its_taps(row):
+    """The rows at the ends meet one row of taps each; the others must not multiply them by zeros."""
+    x, weight = rng().standard_normal((1, 3, 7, 20)), rng(1).standard_normal((3, 1, 3, 3))
+    x[0, 1, row, 4] = np.nan
+    y, pullback = kernels.vjp("conv2d", x, weight, groups=3)
+    found = pullback(np.ones_like(y))[1]
+    expected = np.zeros((3, 1, 3, 3), bool)
+    expected[1, 0, 0 if row == 0 else 2] = True
+    assert (np.isnan(found) == expected).all()
+
+
 def test_zero_weight_does_not_hide_nan():
     x = np.full((1, 2, 3, 3), np.nan, np.float32)
     for groups, weight in ((1, np.zeros((3, 2, 1, 1))), (2, np.zeros((2, 1, 1, 1)))):
@@ -160,21 +196,47 @@ def test_channels_last_has_the_same_values():
     ("x", "weight", "arguments", "name"),
     [
         ((1, 4, 5, 5), (6, 4, 3, 3), {}, "gather"),
-        ((1, 1, 5, 5), (6, 1, 3, 3), {}, "gather"),
-        ((1, 4, 5, 5), (6, 2, 3, 3), {"groups": 2}, "gather"),
+        ((1, 1, 5, 5), (6, 1, 3, 3), {}, "few channels"),  # few products
+        ((1, 3, 9, 9), (6, 3, 3, 3), {}, "few channels"),
+        ((1, 3, 9, 9), (6, 3, 3, 3), {"stride": 2}, "gather"),
+        ((1, 40, 9, 9), (3, 40, 3, 3), {}, "few channels"),  # few outputs
+        ((1, 12, 9, 9), (6, 6, 3, 3), {"groups": 2}, "few channels"),
+        ((1, 8, 5, 5), (8, 4, 3, 3), {"groups": 2}, "gather"),
+        ((1, 64, 14, 14), (64, 64, 3, 3), {"padding": 1}, "winograd"),
+        ((4, 300, 16, 16), (64, 300, 3, 3), {"padding": ((0, 1), (1, 2))}, "winograd"),
+        ((1, 64, 24, 24), (31, 64, 3, 3), {"padding": 1}, "gather"),
+        ((1, 64, 14, 14), (64, 64, 3, 3), {"padding": 1, "dilation": 2}, "gather"),
+        ((1, 64, 24, 24), (64, 64, 3, 3), {"padding": 1, "stride": 2}, "gather"),
+        ((1, 128, 14, 14), (128, 64, 3, 3), {"padding": 1, "groups": 2}, "gather"),
+        ((1, 512, 4, 4), (512, 512, 3, 3), {"padding": 1}, "gather"),  # too few pixels for so many filters
+        ((60, 64, 2, 2), (64, 64, 3, 3), {"padding": 1}, "gather"),  # too much beside the edge
         ((1, 4, 5, 5), (4, 1, 3, 3), {"groups": 4}, "depthwise planes"),
         ((1, 4, 5, 5), (8, 1, 3, 3), {"groups": 4}, "depthwise planes"),
     ],
 )
 def test_choice_of_kernel(x, weight, arguments, name):
-    assert numba_cpu.kernel_name(problem(x, weight, **arguments)) == name
+    assert numba_cpu.kernel_name(problem(x, weight, **arguments), False) == name
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "arguments", "name"),
+    [
+        ((1, 3, 19, 19), (16, 3, 7, 7), {"stride": 2}, "few channels"),  # the gradient of an RGB image
+        ((1, 1, 9, 9), (32, 1, 3, 3), {}, "few channels"),
+        ((1, 4, 9, 9), (32, 4, 3, 3), {}, "gather"),
+        ((1, 64, 16, 16), (70, 64, 3, 3), {}, "winograd"),
+        ((1, 4, 9, 9), (4, 1, 3, 3), {"groups": 4}, "depthwise planes"),
+    ],
+)
+def test_choice_of_kernel_of_the_transposed_pass(x, weight, arguments, name):
+    assert numba_cpu.kernel_name(problem(x, weight, **arguments), True) == name
 
 
 def test_choice_of_kernel_channels_last(capsys):
     x = np.ones((1, 5, 5, 4), np.float32).transpose(0, 3, 1, 2)
     for outputs, name in ((4, "depthwise pixels"), (8, "depthwise planes")):
         found = kernels.explain("conv2d", x, np.ones((outputs, 1, 3, 3), np.float32), groups=4)
-        assert numba_cpu.kernel_name(found.problem) == name
+        assert numba_cpu.kernel_name(found.problem, False) == name
         assert f"{name} kernel" in capsys.readouterr().out
 
 
@@ -185,22 +247,33 @@ BLOCK = gather.BLOCK
     ("x", "weight", "arguments"),
     [
         # (what it reaches in the gather kernel)
-        ((1, 3, 2, 2), (5, 3, 1, 1), {}),  # fewer pixels than the small tile
-        ((1, 3, 3, 2), (5, 3, 1, 1), {}),  # more than the small tile, fewer than the large one
-        ((3, 130, 5, 7), (3, 130, 1, 1), {}),  # channels collected across images, more than one chunk of taps
+        ((1, 40, 2, 2), (5, 40, 1, 1), {}),  # fewer pixels than the small tile
+        ((1, 40, 3, 2), (5, 40, 1, 1), {}),  # more than the small tile, fewer than the large one
+        ((3, 130, 5, 7), (4, 130, 1, 1), {}),  # channels collected across images, more than one chunk of taps
         ((1, 200, BLOCK // 4 + 1, 4), (70, 200, 1, 1), {}),  # and over more than one block of pixels
-        ((2, 5, 40, 41), (33, 5, 3, 3), {"padding": 1}),  # several blocks an image, padded images reused
-        ((70, 3, 4, 4), (33, 3, 3, 3), {"padding": 1}),  # many images a block
-        ((3, 4, 9, 9), (5, 4, 3, 3), {"stride": 3}),  # phases of the transposed pass without margins
-        ((2, 4, 9, 9), (5, 4, 2, 2), {"stride": 3}),  # phases without a tap
-        ((2, 4, 11, 9), (6, 4, 3, 2), {"stride": 2, "padding": 1}),  # a phase of one tap, beside its pixel
-        ((1, 4, 5, 5), (1, 4, 2, 3), {"stride": 2}),  # a phase of one tap, at its pixel; others need margins
-        ((2, 3, 8, 7), (5, 3, 2, 2), {"stride": 2}),  # phases of one tap, none needs margins
+        ((2, 5, BLOCK // 30, 41), (33, 5, 3, 3), {"padding": 1}),  # several blocks an image, padded images reused
+        ((70, 4, 4, 4), (33, 4, 3, 3), {"padding": 1}),  # many images a block
+        ((3, 4, 9, 9), (40, 4, 3, 3), {"stride": 3}),  # phases of the transposed pass without margins
+        ((2, 4, 9, 9), (40, 4, 2, 2), {"stride": 3}),  # phases without a tap
+        ((2, 4, 11, 9), (36, 4, 3, 2), {"stride": 2, "padding": 1}),  # a phase of one tap, beside its pixel
+        ((1, 4, 5, 5), (33, 4, 2, 3), {"stride": 2}),  # a phase of one tap, at its pixel; others need margins
+        ((2, 4, 8, 7), (37, 4, 2, 2), {"stride": 2}),  # phases of one tap, none needs margins
         ((2, 12, 7, 6), (9, 4, 3, 3), {"groups": 3, "padding": 2}),
         ((40, 1, 12, 12), (3, 1, 3, 3), {}),  # few tiles of weights: the images fall into segments
         ((2, 6, 11, 10), (6, 1, 3, 3), {"groups": 6, "padding": 1}),  # rows in fours and one by one
         ((2, 6, 11, 40), (6, 1, 5, 5), {"groups": 6, "stride": (2, 3), "padding": 2}),
         ((2, 6, 9, 9), (18, 1, 3, 3), {"groups": 6, "dilation": 2, "padding": (2, 1)}),
+        # (what it reaches in the Winograd kernel)
+        ((1, 64, 14, 14), (64, 64, 3, 3), {"padding": 1}),  # one block
+        ((3, 130, 15, 19), (70, 130, 3, 3), {"padding": 1}),  # odd sizes, two chunks of channels, blocks over images
+        ((1, 40, 9, 77), (47, 40, 3, 3), {"padding": ((2, 0), (0, 4))}),  # rows of several vectors
+        ((7, 120, 10, 9), (130, 120, 3, 3), {"padding": 1}),  # images share a block
+        # (what it reaches in the kernel for few channels)
+        ((2, 3, 70, 41), (14, 3, 3, 3), {"padding": 1}),  # blocks of rows; a large tile and one of two rows
+        ((2, 1, 33, 45), (TILE_ROWS + 1, 1, 3, 2), {"padding": (0, 2)}),  # a large tile and one of a row
+        ((1, 70, 6, 5), (2, 70, 3, 3), {"padding": 1}),  # several chunks of channels
+        ((1, 3, 41, 38), (20, 3, 7, 7), {"stride": 2, "padding": 3}),  # back to an image, of four phases
+        ((2, 6, 9, 8), (8, 3, 3, 3), {"groups": 2, "dilation": 2, "padding": 3}),
     ],
 )
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -219,6 +292,9 @@ def test_paths(x, weight, arguments, channels_last, dtype):
         assert np.abs(found - expected).max() <= 24 * np.finfo(dtype).eps * scale
 
 
+SPLIT_MODULES = ("image_pass", "few_channels", "winograd", "weight_gradient")
+
+
 @pytest.mark.parametrize("parts", [1, 2, 3, 5])
 def test_any_split_gives_the_same_bits(monkeypatch, parts):
     """Pixels or channels divided among parts, with all three kernels, forward and backward."""
@@ -227,11 +303,21 @@ def test_any_split_gives_the_same_bits(monkeypatch, parts):
         ((1, 130, 3, 3), (200, 130, 3, 3), {"padding": 1}),  # few pixels: the parts divide the channels
         ((2, 9, 8, 7), (9, 1, 3, 3), {"groups": 9, "padding": 1}),
         ((20, 2, 8, 7), (3, 2, 3, 3), {}),
+        ((2, 3, 70, 41), (14, 3, 3, 3), {"padding": 1}),  # few channels, several blocks an image
+        ((2, 66, 20, 21), (70, 66, 3, 3), {"padding": 1}),  # Winograd, the parts divide rows
+        ((1, 64, 14, 14), (160, 64, 3, 3), {"padding": 1}),  # or channels
     )
 
     def run(count):
         found = []
-        for module in ("image_pass", "weight_gradient", "depthwise_planes", "depthwise_pixels"):
+        for module in (
+            "image_pass",
+            "few_channels",
+            "winograd",
+            "weight_gradient",
+            "depthwise_planes",
+            "depthwise_pixels",
+        ):
             target = f"kernels.conv2d.{module}.threads_for"
             monkeypatch.setattr(__import__("sys").modules[target.rpartition(".")[0]], "threads_for", lambda *_: count)
         for x, weight, arguments in cases:

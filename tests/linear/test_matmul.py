@@ -26,7 +26,7 @@ def matrix(shape, dtype, turned, seed):
     return np.ascontiguousarray(numbers.T).T if turned else numbers
 
 
-SIZES = ((1, 2, 8, 9, 12, 13, 65, 250), (1, 63, 129, 1100), (1, 8, 9, 16, 17, 32, 33, 270, 400))
+SIZES = ((1, 2, 8, 9, 12, 13, 65, 250), (1, 3, 8, 63, 129, 1100), (1, 8, 9, 16, 17, 32, 33, 270, 600))
 
 
 @pytest.mark.parametrize("turned", list(itertools.product((False, True), repeat=2)))
@@ -42,6 +42,8 @@ def test_exact(dtype, turned):
 def test_every_plan_is_taken():
     def kind(sizes, a_strides, b_strides):
         p = plan(sizes, a_strides, b_strides, sizes[2], 4)
+        if p.is_streamed:
+            return "streamed"
         return bool(p.is_dot), bool(p.is_transposed), bool(p.packs_a), p.segments > 1
 
     assert kind((1, 512, 400), (512, 1), (1, 512)) == (True, False, False, False)
@@ -50,13 +52,18 @@ def test_every_plan_is_taken():
     assert kind((200, 512, 300), (512, 1), (1, 512)) == (False, False, False, False)
     assert kind((200, 512, 3000), (512, 1), (1, 512)) == (False, False, True, False)
     assert kind((200, 512, 100), (1, 200), (100, 1)) == (False, False, True, False)
-    assert kind((20, 9000, 30), (1, 20), (30, 1)) == (False, False, False, True)
+    assert kind((10, 9000, 15), (1, 10), (15, 1)) == (False, False, False, True)
+    assert kind((1, 512, 400), (512, 1), (400, 1)) == "streamed"  # few rows
+    assert kind((8, 512, 400), (512, 1), (400, 1)) == "streamed"
+    assert kind((300, 8, 400), (1, 300), (400, 1)) == "streamed"  # few taps
+    assert kind((9, 512, 300), (512, 1), (300, 1)) == (False, False, False, False)
 
 
 @pytest.mark.parametrize("sizes", [(3, 200, 70), (70, 200, 3), (20, 70, 90), (100, 70, 90), (20, 9000, 30)])
-def test_accumulate(sizes):
+@pytest.mark.parametrize("turned", [False, True])
+def test_accumulate(sizes, turned):
     rows, taps, columns = sizes
-    a, b = matrix((rows, taps), "float32", False, 0), matrix((taps, columns), "float32", True, 1)
+    a, b = matrix((rows, taps), "float32", False, 0), matrix((taps, columns), "float32", turned, 1)
     old = matrix((rows, columns), "float32", False, 2)
     found, _ = multiply(a, b, old.copy(), accumulates=True)
     np.testing.assert_array_equal(found, a @ b + old)
@@ -71,6 +78,18 @@ def test_segments(sizes, turned):
     found = [multiply(a, b, threads=t, bias=bias, bias_stride=1)[0] for t in (1, 2, 5)]
     for one in found:
         np.testing.assert_array_equal(one, a @ b + bias)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_infinity_times_zero_stays_in_its_column(rows):
+    """Streamed rows of B past the last one must not take part: their product with anything would be NaN."""
+    a, b = np.ones((rows, 6), "f"), np.ones((6, 40), "f")
+    b[5, 3] = np.inf
+    found, p = multiply(a, b)
+    assert p.is_streamed
+    expected = np.full((rows, 40), 6.0)
+    expected[:, 3] = np.inf
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_no_taps_gives_the_bias():
@@ -90,8 +109,10 @@ def test_rows_of_c_apart():
 
 def test_error_stays_below_numpy():
     rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((60, 4000)).astype("f"), rng.standard_normal((4000, 70)).astype("f")
-    exact = a.astype(np.float64) @ b.astype(np.float64)
-    ours, theirs = (np.abs(found - exact).max() for found in (multiply(a, b)[0], a @ b))
-    assert ours <= 1.5 * theirs
+    for rows in (60, 3):
+        a, b = rng.standard_normal((rows, 4000)).astype("f"), rng.standard_normal((4000, 70)).astype("f")
+        exact = a.astype(np.float64) @ b.astype(np.float64)
+        theirs = np.abs(a @ b - exact).max()
+        for second in (b, np.ascontiguousarray(b.T).T):
+            assert np.abs(multiply(a, second)[0] - exact).max() <= 1.5 * theirs
     assert matmul_plan.PASS_TAPS <= 256

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import nnlib
 from nnlib import layers, models, ops
 from nnlib.convert.keras_weights import keras_weights
+from tests.nnlib import transformer_twin
 from tests.nnlib.keras_twin import assert_close, assert_like_keras, randomize
 
 keras = pytest.importorskip("keras")
@@ -183,45 +184,16 @@ def test_a_cached_block_gives_what_the_whole_sequence_gives(relative, random_ima
 # ----- models --------------------------------------------------------------------------------------------------------
 
 
-def torch_forward(model, tokens, norm_first):
-    """TransformerModel with sinusoidal positions, written out with torch's functions on the model's own weights."""
-    state = dict(model.named_parameters())
-    depth, heads = 12, 3
-    x = F.embedding(tokens, state["encoder.embedding.weight"]) * depth**0.5
-    position = torch.arange(tokens.shape[1])[:, None] / 10000 ** (torch.arange(0, depth, 2) / depth)
-    x = x + torch.stack([position.sin(), position.cos()], -1).flatten(1)
-    for number in range(2):
-        part = f"encoder.blocks.{number}."
-
-        def norm(y, name, part=part):
-            return F.layer_norm(y, (depth,), state[f"{part}{name}.weight"], state[f"{part}{name}.bias"], 1e-6)
-
-        def attend(y, part=part):
-            name = f"{part}attention."
-            q, k, v = (
-                one.unflatten(-1, (heads, -1)).transpose(1, 2)
-                for one in F.linear(y, state[name + "in_proj_weight"], state[name + "in_proj_bias"]).chunk(3, -1)
-            )
-            z = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-            return F.linear(z, state[name + "out_proj.weight"], state[name + "out_proj.bias"])
-
-        def dense(y, part=part):
-            y = F.linear(y, state[part + "dense1.weight"], state[part + "dense1.bias"]).relu()
-            return F.linear(y, state[part + "dense2.weight"], state[part + "dense2.bias"])
-
-        for name, function in (("norm1", attend), ("norm2", dense)):
-            x = x + function(norm(x, name)) if norm_first else norm(x + function(x), name)
-    if norm_first:
-        x = F.layer_norm(x, (depth,), state["encoder.norm.weight"], state["encoder.norm.bias"], 1e-6)
-    return F.linear(x.mean(1), state["final.weight"], state["final.bias"])
-
-
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("norm_first", [False, True])
-def test_model_against_torch(norm_first):
-    model = models.TransformerModel(**SMALL, rate=0.0, norm_first=norm_first)
+@pytest.mark.parametrize("positions", ["sinusoidal", "relative", "none"])
+def test_model_against_torch(norm_first, positions):
+    model = models.TransformerModel(**SMALL, position_encoding_type=positions, rate=0.0, norm_first=norm_first)
     randomize(model)
-    found, expected = model(TOKENS, apply_softmax=False), torch_forward(model, TOKENS, norm_first)
+    found = model(TOKENS, apply_softmax=False)
+    expected = transformer_twin.logits(
+        dict(model.named_parameters()), TOKENS, num_layers=2, num_heads=3, positions=positions, norm_first=norm_first
+    )
     parameters = list(model.parameters())
     assert_same(found, expected, [], (parameters, parameters))
     torch.testing.assert_close(model(TOKENS), expected.softmax(-1))

@@ -123,6 +123,11 @@ def test_explain_and_use_backend():
     assert found.chosen == "numba" and "rows x 4 vectors" in str(found)
     with kernels.use_backend("reference"):
         assert kernels.explain("lstm_layer", x, *one).chosen == "reference"
+    whole = kernels.explain("lstm", x, [one])
+    assert (whole.op, whole.chosen) == ("lstm_layer", "numba")
+    assert str(whole).splitlines()[0] == "lstm is made of lstm_layer; its first call:"
+    with pytest.raises(ValueError, match=r"^vjp: op must be one of .*lstm_layer.*, got 'lstm'$"):
+        kernels.vjp("lstm", x, [one])
         kernels.lstm(x, [one])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from kernels.runtime import numba_cpu
 from kernels.runtime.numba_cpu import contiguous, empty, jit, zeros
@@ -40,7 +41,7 @@ def test_the_hook_sees_every_allocation(monkeypatch):
 
     def poison(shape, dtype):
         seen.append((shape, dtype))
-        array = numba_cpu._allocate(shape, dtype)
+        array = numba_cpu.fresh(shape, dtype)
         array.fill(np.nan)
         return array
 
@@ -49,6 +50,56 @@ def test_the_hook_sees_every_allocation(monkeypatch):
     assert not zeros((2, 3), np.float64).any()
     assert contiguous(np.ones((2, 3), np.float32).T).tolist() == [[1, 1]] * 3
     assert seen == [((2, 3), np.float32), ((2, 3), np.float64), ((3, 2), np.float32)]
+
+
+LARGE = (1 << 18) + 1005
+
+
+def address(array: np.ndarray) -> int:
+    return array.ctypes.data
+
+
+def test_large_results_lie_where_dead_ones_lay():
+    numba_cpu.release_memory()
+    first, second = empty(LARGE), empty(LARGE)
+    before = address(first)
+    assert address(second) != before
+    view = first[3:].reshape(2, -1)
+    del first
+    assert address(empty(LARGE)) != before, "a view of it is still alive"
+    del view
+    # A little smaller: the same class of sizes.
+    assert address(empty(LARGE - 100)) == before
+    assert not zeros(LARGE).any()
+    numba_cpu.release_memory()
+
+
+def test_a_tensor_keeps_its_memory():
+    numba_cpu.release_memory()
+    tensor = torch.from_numpy(empty(LARGE)).fill_(3.0)
+    gc.collect()
+    others = [empty(LARGE) for _ in range(3)]
+    for other in others:
+        other.fill(0)
+    assert bool((tensor == 3.0).all())
+    numba_cpu.release_memory()
+    assert bool((tensor == 3.0).all())
+
+
+def test_what_is_kept_has_a_limit(monkeypatch):
+    """Free blocks leave, those used longest ago first; blocks in use stay, and are no longer counted on."""
+    numba_cpu.release_memory()
+    pool = numba_cpu._pool
+    monkeypatch.setattr(numba_cpu, "_RESULTS_BYTES", 10_000_000)
+    for count in range(200_000, 2_000_000, 90_000):
+        empty(count)
+        held = sum(block.size for blocks in pool.results.values() for block in blocks)
+        assert held == pool.held <= 10_000_000
+    alive = [empty(700_000) for _ in range(6)]  # 16.8 MB, more than may be kept
+    assert len({address(a) for a in alive}) == 6
+    assert pool.held <= 10_000_000
+    numba_cpu.release_memory()
+    assert pool.held == 0 and not pool.results
 
 
 def test_ordinary_array_is_itself():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from kernels.simd import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES, multiply_tile, pointer
+from kernels.simd import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES, dot_tile, multiply_gathered, multiply_tile, pointer
 from kernels.simd.target import describe
 
 
@@ -30,6 +30,19 @@ def run_3x4(a, start, rows, taps, count, b, out, row_stride, vector_stride, accu
         3, 4, pointer(a, start), pointer(rows), pointer(taps), count, pointer(b),
         pointer(out), row_stride, vector_stride, accumulate,
     )  # fmt: skip
+
+
+@njit(nogil=True, error_model="numpy")
+def run_gathered_2x3(a, start, rows, taps, b, b_places, count, out, out_places, vector_stride, accumulate):
+    multiply_gathered(
+        2, 3, pointer(a, start), pointer(rows), pointer(taps), pointer(b, start), pointer(b_places), count,
+        pointer(out), pointer(out_places), vector_stride, accumulate,
+    )  # fmt: skip
+
+
+@njit(nogil=True, error_model="numpy")
+def run_dots_2x3(a, rows, b, columns, taps, out, stride, accumulate):
+    dot_tile(2, 3, pointer(a), pointer(rows), pointer(b), pointer(columns), taps, pointer(out), stride, accumulate)
 
 
 SIZES = {(TILE_ROWS, TILE_VECTORS): run_largest, (1, 1): run_1x1, (3, 4): run_3x4}
@@ -70,6 +83,45 @@ def test_tile(size, dtype):
                     SIZES[size](values, 500, *arguments)
                     tolerance = 0 if is_exact else 20 * np.finfo(dtype).eps * max(taps, 1)
                     np.testing.assert_allclose(out, expected.astype(dtype), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("accumulate", [0, 1])
+def test_gathered_tile(dtype, accumulate):
+    """B's rows and the output's rows anywhere; integers, so that results have to agree to the bit."""
+    lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
+    rng = np.random.default_rng(1)
+    a, b = (rng.integers(-9, 9, 1000).astype(dtype) for _ in range(2))
+    for taps in (0, 1, 9):
+        rows, tap_places, b_places = (rng.integers(-200, 200, n) for n in (2, taps, taps))
+        out_places = np.array([500, 3])
+        old = rng.integers(-9, 9, 1000).astype(dtype) if accumulate else np.full(1000, np.nan, dtype)
+        out, expected = old.copy(), old.copy()
+        spread = b[500 + b_places[:, None] + np.arange(3 * lanes)]
+        product = (a[500 + rows[:, None] + tap_places] @ spread).reshape(2, 3, lanes)
+        for r in range(2):
+            for j in range(3):
+                place = slice(start := out_places[r] + j * (lanes + 1), start + lanes)
+                expected[place] = product[r, j] + (old[place] if accumulate else 0)
+        run_gathered_2x3(a, 500, rows, tap_places, b, b_places, taps, out, out_places, lanes + 1, accumulate)
+        np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dot_tile(dtype):
+    """Every number of taps up to three vectors; integers, so that results have to agree to the bit."""
+    lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
+    rng = np.random.default_rng(2)
+    rows, columns = np.array([7, 7]), np.array([0, 90, 31])
+    for taps in range(3 * lanes + 1):
+        a, b = (rng.integers(-9, 9, 200).astype(dtype) for _ in range(2))
+        out = np.full(20, np.nan, dtype)
+        expected = np.full(20, np.nan, dtype)
+        for r, c in np.ndindex(2, 3):
+            expected[r * 11 + c] = a[rows[r] :][:taps] @ b[columns[c] :][:taps]
+        for times in (1, 2, 3):
+            run_dots_2x3(a, rows, b, columns, taps, out, 11, times - 1)
+            np.testing.assert_array_equal(out, times * expected)
 
 
 def test_target_of_features():

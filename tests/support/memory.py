@@ -37,7 +37,7 @@ def poisoned(byte: int) -> Any:
     """An allocator that fills every byte: 0xFF makes NaN of floats and -1 of integers, 0x7E huge numbers of both."""
 
     def allocate(shape: Any, dtype: np.dtype[Any]) -> Array:
-        array = numba_cpu._allocate(shape, dtype)
+        array = numba_cpu.fresh(shape, dtype)
         if array.size:
             # A view of the bytes, in whatever shape the array has.
             np.ndarray(array.nbytes, np.uint8, array).fill(byte)

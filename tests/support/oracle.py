@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,14 @@ def with_autograd(op: str, arguments: Arguments, incoming: tuple[Array, ...], ba
 
 
 @dataclass(frozen=True)
+class Units:
+    """Errors of one call's results, in order, and of its gradients, by name, in units in the last place."""
+
+    results: list[float]
+    gradients: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Expectation:
     """One call with its exact answer and torch's own."""
 
@@ -67,26 +76,65 @@ class Expectation:
     exact: Answer
     torchs: Answer
 
-    def complaints(self, found: Answer, usual: Answer | None = None) -> list[str]:
+    @cached_property
+    def torch_units(self) -> Units:
+        """What torch errs on these numbers, in units of each answer's scale."""
+
+        def units(exact: Array, theirs: Array) -> float:
+            return budget.error(theirs, exact) / budget.unit(exact, theirs.dtype) if exact.dtype.kind == "f" else 0.0
+
+        return Units(
+            [units(a, b) for a, b in zip(self.exact.results, self.torchs.results)],
+            {n: units(a, self.torchs.gradients[n]) for n, a in self.exact.gradients.items()},
+        )
+
+    @cached_property
+    def single_units(self) -> Units:
+        """What torch errs on these numbers in float32, in units of each answer's scale; for float64 answers.
+
+        There torch and the reference may sum in the same order and agree to the last bit, which says nothing of how
+        exact either is. For float32 answers 0: torch's error is measured directly.
+        """
+        if self.exact.results[0].dtype != self.torchs.results[0].dtype:
+            return Units([0.0] * len(self.exact.results), dict.fromkeys(self.exact.gradients, 0.0))
+        floating = [n for n, a in self.arguments.items() if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
+        single = expect(
+            self.op,
+            self.arguments | {n: self.arguments[n].astype(np.float32) for n in floating},
+            tuple(g.astype(np.float32) for g in self.incoming),
+        )
+
+        return single.torch_units
+
+    def complaints(self, found: Answer, usual: Expectation | None = None) -> list[str]:
         """Everything in `found` that is not within the budget, one line each.
 
-        `usual` is an answer of ordinary size, where the gradients of this one may cancel to nothing; their scale is
-        then that of the usual ones, or of the results, whichever is larger.
+        `usual` is a call of the same form with numbers of ordinary size, where the results and gradients of this one
+        may cancel to nothing: their scale is then that of the usual ones (for gradients also of the results), and
+        torch's error what it is there, if these are larger.
         """
         lines = []
         if len(found.results) != len(self.exact.results):
             return [f"{len(found.results)} results, must be {len(self.exact.results)}"]
+        units = self.single_units if usual is None else usual.torch_units
         for i, (mine, exact, theirs) in enumerate(zip(found.results, self.exact.results, self.torchs.results)):
-            lines += [f"result {i}: {c}" for c in [budget.complaint(mine, exact, theirs)] if c]
+            scale = 0.0 if usual is None or exact.dtype.kind != "f" else largest(usual.exact.results[i])
+            c = budget.complaint(mine, exact, theirs, units.results[i], scale)
+            lines += [f"result {i}: {c}"] if c else []
         for name, exact in self.exact.gradients.items():
             if name in found.gradients:
                 scale = 0.0
                 if usual is not None:
-                    scale = max(float(np.abs(a).max(initial=0.0)) for a in (usual.gradients[name], usual.results[0]))
+                    scale = max(largest(usual.exact.gradients[name]), largest(usual.exact.results[0]))
                 theirs = self.torchs.gradients[name]
-                c = budget.complaint(found.gradients[name], exact, theirs, least_scale=scale)
+                c = budget.complaint(found.gradients[name], exact, theirs, units.gradients[name], scale)
                 lines += [f"gradient of {name}: {c}"] if c else []
         return lines
+
+
+def largest(array: Array) -> float:
+    """The largest finite magnitude, 0 where there is none."""
+    return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
 
 
 def expect(op: str, arguments: Arguments, incoming: tuple[Array, ...] | None = None) -> Expectation:

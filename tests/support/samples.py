@@ -11,6 +11,7 @@ import torch
 
 import kernels
 from kernels.op import OPS
+from tests.support import budget
 
 #: Errors that bad input may raise.
 REFUSALS = (TypeError, ValueError, IndexError, RuntimeError)
@@ -112,6 +113,8 @@ def compare(name: str, theirs: Any, sample: Any, tally: Tally, backend: str | No
     ours = function_of(name)
     if any(torch.is_tensor(a) and (a.is_complex() or a.is_conj()) for a in (*args, *kwargs.values())):
         return tally.leave_out("complex numbers")
+    if kwargs.get("dropout_p"):
+        return tally.leave_out("torch's own random numbers")
     if kwargs.pop("inplace", False):
         return tally.leave_out("results in place")
     if any(isinstance(v, torch.dtype) and not v.is_floating_point for v in kwargs.values()):
@@ -134,35 +137,36 @@ def compare(name: str, theirs: Any, sample: Any, tally: Tally, backend: str | No
         tally.disagree.append(f"{shown}torch raises {error}, ours does not")
         return None
     complaint = _difference(wanted, found)
-    if complaint is None or _nearer_to_double(theirs, args, kwargs, wanted, found):
+    if complaint is not None and len(wanted[0]) == len(found[0]):
+        # torch in float32 may itself be farther off than its usual tolerances: then the error budget decides.
+        complaint = _over_budget(theirs, args, kwargs, wanted, found)
+    if complaint is None:
         tally.agree += 1
     else:
         tally.disagree.append(shown + complaint)
     return None
 
 
-def _in_double(value: Any) -> Any:
-    if not torch.is_tensor(value) or not value.is_floating_point():
-        return value
-    return value.detach().double().requires_grad_(value.requires_grad)
+def _over_budget(theirs: Any, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Any, found: Any) -> str | None:
+    """What exceeds twice torch's own error against its answer in float64; see `budget`."""
 
+    def double(value: Any) -> Any:
+        if not torch.is_tensor(value) or not value.is_floating_point():
+            return value
+        return value.detach().double().requires_grad_(value.requires_grad)
 
-def _nearer_to_double(theirs: Any, args: Any, kwargs: Any, wanted: tuple[Any, Any], found: tuple[Any, Any]) -> bool:
-    """Whether ours differs from torch's because it is at least as near, everywhere, to what torch finds in float64.
-
-    The gradient of the weight of a layer_norm over one element, say, is 0, and torch's is rounding.
-    """
-    if len(wanted[0]) != len(found[0]):
-        return False
-    exact = run(theirs, tuple(map(_in_double, args)), {n: _in_double(v) for n, v in kwargs.items()})
-    for right, their, mine in zip(*((*side[0], *side[1]) for side in (exact, wanted, found)), strict=True):
-        if right is None or mine is None:
-            return False
-        if mine.shape != right.shape or not right.isfinite().all() or not mine.isfinite().all():
-            return False
-        if mine.numel() and (mine.double() - right).abs().max() > (their.double() - right).abs().max():
-            return False
-    return True
+    exact = run(theirs, tuple(map(double, args)), {n: double(v) for n, v in kwargs.items()})
+    for what, *three in zip(("result", "gradient"), exact, wanted, found):
+        for i, arrays in enumerate(zip(*three)):
+            if any(a is None for a in arrays):
+                if not all(a is None for a in arrays):
+                    return f"{what} {i} is missing on one side"
+            else:
+                right, their, mine = (a.detach().numpy() for a in arrays)
+                complaint = budget.complaint(mine, right, their)
+                if complaint:
+                    return f"{what} {i}: {complaint}"
+    return None
 
 
 def _difference(wanted: tuple[Any, list[Any]], found: tuple[Any, list[Any]]) -> str | None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 
+from tests.support import sequence_strategies as sequences
 from tests.support.matrix import Arguments
 
 #: A drawn call: the shape of each floating array ("scale" normal numbers), and every other argument.
@@ -241,6 +242,10 @@ STRATEGIES: dict[str, st.SearchStrategy[Drawn]] = {
     "layer_norm": _norm(with_bias=True),
     "rms_norm": _norm(with_bias=False),
     **{name: _elementwise() for name in ("relu", "silu", "sigmoid", "tanh")},
+    **{name: sequences.recurrent_layer(name) for name in ("rnn_layer", "lstm_layer", "gru_layer")},
+    "attention": sequences.attention(),
+    "scaled_dot_product_attention": sequences.scaled_dot_product_attention(),
+    "dropout": sequences.dropout(),
 }
 
 
@@ -273,12 +278,22 @@ def _torch_linear(x: Any, weight: Any, bias: Any = None, *, activation: Any) -> 
     return _activated(activation, F.linear(x, weight, bias))
 
 
+SEQUENCES: dict[str, Callable[..., Any]] = {
+    "attention": sequences.torch_attention,
+    "scaled_dot_product_attention": sequences.torch_scaled_dot_product_attention,
+    "dropout": sequences.torch_dropout,
+    **{name: sequences.torch_layer(name) for name in ("rnn_layer", "lstm_layer", "gru_layer")},
+}
+
+
 def torch_call(op: str) -> Callable[..., Any]:
     """torch's own function with our arguments."""
     if op == "conv2d":
         return _torch_conv2d
     if op == "linear":
         return _torch_linear
+    if op in SEQUENCES:
+        return SEQUENCES[op]
 
     def function(**arguments: Any) -> Any:
         first = arguments.pop("x", None)

@@ -1,0 +1,450 @@
+"""3x3 convolutions of stride 1 with 2.25 times fewer multiplications: Winograd's F(2x2, 3x3).
+
+    output tile 2x2 = A' [ (G g G') * (B' d B) ] A        for a filter g and the 4x4 source tile d around the output
+
+(Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, Fast Algorithms for Convolutional Neural
+Networks, 2016.) The product * is elementwise in a tile and a sum over channels, so it is 16 matrix products of tiles x
+channels with channels x output channels; they run on the register tile.
+
+Images (N, C, H, W) in blocks of rows of tiles that stay in cache:
+
+1. source[q, c, t] = B' d B, vectors over 16 tiles side by side, read straight from the image, zeros outside it;
+2. for 32 output channels: product[q, t, k] = sum over c of source[q, c, t] * filter[q, c, k];
+3. A' m A plus the bias in vectors over k, then transposed into the output's planes.
+
+The transforms add and subtract neighbouring values, which costs a bit or so of what a direct sum keeps; sums in runs of
+`CHUNK` channels win it back. Measured from 32 to 512 channels, the largest error is 0.5 to 2 times that of PyTorch's
+direct sums (3 times where both are a few units in the last place), for numbers of one scale: beside a number far larger
+than the rest of its tile, the others lose as many digits. In float64, where the budget leaves no room, it is not used.
+The transforms also spread one NaN or infinity over a whole tile: a pass whose result is not finite reports that, and is
+done again by the gather kernel.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kernels.activation.vectors import ACTIVATION_CODES
+from kernels.conv2d.gather import CHUNK, apply_activation, write_sums
+from kernels.conv2d.geometry import Gather, Table
+from kernels.conv2d.image_pass import GRAIN, MOVE_GRAIN, direct_products, pack_weight
+from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for
+from kernels.simd import (
+    TILE_ROWS,
+    VECTOR_BYTES,
+    advance,
+    any_lane,
+    evens,
+    is_nan,
+    lane_mask,
+    lanes_of,
+    load,
+    load_first,
+    load_masked,
+    multiply_tile,
+    odds,
+    pointer,
+    poke,
+    store,
+    zeros_like,
+)
+
+Array = np.ndarray[Any, Any]
+
+#: Channels, in and out, from which the transforms pay.
+LEAST_CHANNELS = 32
+#: Bytes of the transformed source of a block: half of L2.
+_BLOCK_BYTES = 1 << 19
+_SMALL_ROWS = 4
+
+
+class Tiles(NamedTuple):
+    """Sizes of a pass; distances in elements."""
+
+    images: int
+    inputs: int
+    outputs: int
+    height: int  # of the source
+    width: int
+    first_row: int  # source row and column of the first tile's corner, usually below 0
+    first_column: int
+    tile_rows: int  # of an image
+    tile_columns: int
+    out_height: int
+    out_width: int
+    block_rows: int  # rows of tiles in a block
+    pitch: int  # tiles in a line of the transformed source
+    step: int  # values in one of its 16 parts
+    filter_step: int  # and in one of the 16 parts of a block of filters
+    room: int  # tiles in one of the 16 products
+    activation: int
+    block_parts: int  # the work falls into parts of the rows x block_parts parts of the output channels
+    row_parts: int
+
+
+def filter_order(plan: Gather) -> Table | None:
+    """The places in a filter (r * 3 + s) in the order of the source's rows and columns, or None if it is not 3x3."""
+    if len(plan.grids) != 1:
+        return None
+    grid = plan.grids[0]
+    if grid.step != (1, 1) or len(grid.taps) != 9:
+        return None
+    order = sorted(range(9), key=lambda t: grid.shifts[t])
+    top, left = grid.shifts[order[0]]
+    if [grid.shifts[t] for t in order] != [(top + i, left + j) for i in range(3) for j in range(3)]:
+        return None
+    return plan.tap_index[0][order]
+
+
+def serves(plan: Gather, images: int, groups: int, outputs: int, dtype: np.dtype[Any], channels_last: bool) -> bool:
+    """Whether a pass is done this way: where it can be, and is less work than direct sums."""
+    if channels_last or groups != 1 or dtype != np.float32 or min(plan.channels, outputs) < LEAST_CHANNELS:
+        return False
+    return filter_order(plan) is not None and _pays(plan, images, outputs)
+
+
+@lru_cache(4096)
+def _pays(plan: Gather, images: int, outputs: int) -> bool:
+    """Whether the cycles are fewer than those of direct sums, by costs measured with 16 lanes."""
+    inputs = plan.channels
+    rows, columns = plan.grids[0].size
+    tile_rows, tile_columns = -(-rows // 2), -(-columns // 2)
+    lanes = VECTOR_BYTES // 4
+    # Two multiply-adds of vectors a cycle, at nine tenths of the peak; 60 cycles for 16 tiles of a channel, 90 for a
+    # tile of 16 channels, 10 for a filter of both.
+    product = 1.1 * inputs * outputs / (2 * lanes)
+    tiles = images * tile_rows * tile_columns
+    transforms = 60 * images * tile_rows * -(-tile_columns // lanes) * inputs + 90 * tiles * -(-outputs // lanes)
+    return 16 * tiles * product + transforms + 10 * inputs * outputs < direct_products(plan, images) * product
+
+
+@lru_cache(1024)
+def _plan(plan: Gather, images: int, outputs: int, threads: int) -> tuple[int, int, int]:
+    """(block_rows, row_parts, block_parts): how the rows of tiles fall into blocks and the work into parts."""
+    rows, columns = plan.grids[0].size
+    tile_rows, tile_columns = -(-rows // 2), -(-columns // 2)
+    total = images * tile_rows
+    width = 2 * VECTOR_BYTES // 4
+    blocks = -(-outputs // width)
+    most = max(tile_columns, min(_BLOCK_BYTES // (64 * plan.channels), 240))
+
+    def cost(block_rows: int, row_parts: int) -> float:
+        tiles = block_rows * tile_columns
+        padded = -(-tiles // TILE_ROWS) * TILE_ROWS if tiles % TILE_ROWS > _SMALL_ROWS else tiles + _SMALL_ROWS / 2
+        # A block also reads all filters, which takes as long as some of its tiles.
+        row_blocks = -(-total // block_rows)
+        return -(-row_blocks // row_parts) * (padded + 12)
+
+    splits = [(threads, 1)] if total >= threads or blocks < threads else []
+    if blocks >= threads > 1:
+        splits.append((1, threads))
+    choices = [
+        (cost(block_rows, row_parts) / block_parts, block_rows, row_parts, block_parts)
+        for row_parts, block_parts in splits
+        for block_rows in range(1, min(total, max(1, most // tile_columns)) + 1)
+    ]
+    best = min(choices, key=lambda choice: (choice[0], choice[1], choice[3]))
+    return best[1], best[2], best[3]
+
+
+@jit
+def _filter_parts(first, last, inputs, step, order, panels, filters):
+    """Channels [first, last) of all blocks' filters: G g G'.
+
+    order: int64 [9], a filter's taps by row and column. panels: elements [blocks, inputs, 9, tile width]. filters:
+    elements [blocks, 16, step], a step holding [inputs, tile width].
+    """
+    lanes = lanes_of(panels)
+    width = 2 * lanes
+    for index in range(first, last):
+        block = index // inputs
+        c = index - block * inputs
+        for j in range(0, width, lanes):
+            g = pointer(panels, index * 9 * width + j)
+            out = pointer(filters, block * 16 * step + c * width + j)
+            for column in range(3):
+                # Rows of G: (1, 0, 0), (1, 1, 1) / 2, (1, -1, 1) / 2, (0, 0, 1); three columns in place of four.
+                top = load(g, order[column] * width)
+                middle = load(g, order[3 + column] * width)
+                low = load(g, order[6 + column] * width)
+                outer = (top + low) * 0.5
+                half = middle * 0.5
+                store(out, column * step, top)
+                store(out, (4 + column) * step, outer + half)
+                store(out, (8 + column) * step, outer - half)
+                store(out, (12 + column) * step, low)
+            for row in range(0, 16, 4):
+                left = load(out, row * step)
+                middle = load(out, (row + 1) * step)
+                right = load(out, (row + 2) * step)
+                outer = (left + right) * 0.5
+                half = middle * 0.5
+                store(out, (row + 1) * step, outer + half)
+                store(out, (row + 2) * step, outer - half)
+                store(out, (row + 3) * step, right)
+
+
+_transform_filters = threaded(_filter_parts)
+
+
+@jit(inline="always")
+def _columns(row, w, inside, first, second, third, fourth):
+    """Even and odd columns from w and from w + 2 of a row of the image, zeros outside it."""
+    if inside == 0:
+        zero = zeros_like(row)
+        return zero, zero, zero, zero
+    a = load_masked(row, w, first, 0.0)
+    b = load_masked(row, w + lanes_of(row), second, 0.0)
+    c = load_masked(row, w + 2, third, 0.0)
+    d = load_masked(row, w + 2 + lanes_of(row), fourth, 0.0)
+    return evens(a, b), odds(a, b), evens(c, d), odds(c, d)
+
+
+@jit(inline="always")
+def _store_rows(out, step, row, a, b, c, d):
+    store(out, 4 * row * step, a - c)
+    store(out, (4 * row + 1) * step, b + c)
+    store(out, (4 * row + 2) * step, c - b)
+    store(out, (4 * row + 3) * step, b - d)
+
+
+@jit
+def _transform_row(image, p, h, out):
+    """B' d B of a row of tiles, whose first source row is h, for all channels; out: its place in [16, C, pitch]."""
+    lanes = lanes_of(image)
+    step = p.step
+    plane = p.height * p.width
+    in_0 = int(0 <= h < p.height)
+    in_1 = int(0 <= h + 1 < p.height)
+    in_2 = int(0 <= h + 2 < p.height)
+    in_3 = int(0 <= h + 3 < p.height)
+    for t in range(0, p.tile_columns, lanes):
+        w = p.first_column + 2 * t
+        first = lane_mask(image, -w, p.width - w)
+        second = lane_mask(image, -w - lanes, p.width - w - lanes)
+        third = lane_mask(image, -w - 2, p.width - w - 2)
+        fourth = lane_mask(image, -w - 2 - lanes, p.width - w - 2 - lanes)
+        for c in range(p.inputs):
+            row = advance(image, c * plane + h * p.width)
+            a0, b0, c0, d0 = _columns(row, w, in_0, first, second, third, fourth)
+            a1, b1, c1, d1 = _columns(advance(row, p.width), w, in_1, first, second, third, fourth)
+            a2, b2, c2, d2 = _columns(advance(row, 2 * p.width), w, in_2, first, second, third, fourth)
+            a3, b3, c3, d3 = _columns(advance(row, 3 * p.width), w, in_3, first, second, third, fourth)
+            # What a vector has past the last column is written over by the next row of tiles, or never read.
+            target = advance(out, c * p.pitch + t)
+            _store_rows(target, step, 0, a0 - a2, b0 - b2, c0 - c2, d0 - d2)
+            _store_rows(target, step, 1, a1 + a2, b1 + b2, c1 + c2, d1 + d2)
+            _store_rows(target, step, 2, a2 - a1, b2 - b1, c2 - c1, d2 - d1)
+            _store_rows(target, step, 3, a1 - a3, b1 - b3, c1 - c3, d1 - d3)
+
+
+@jit(inline="always")
+def _column_sums(m, step, column):
+    """A' m of one column of the 4x4 product."""
+    m0 = load(m, column * step)
+    m1 = load(m, (4 + column) * step)
+    m2 = load(m, (8 + column) * step)
+    m3 = load(m, (12 + column) * step)
+    return m0 + m1 + m2, m1 - m2 - m3
+
+
+@jit
+def _output_row(products, p, bias, valid, pixels, rows):
+    """A' m A + bias of a row of tiles: pixels [rows, out_width, tile width]; returns whether all of it is finite.
+
+    products: its place in [16, room, tile width]; rows: 1 or 2.
+    """
+    lanes = lanes_of(products)
+    width = 2 * lanes
+    step = p.room * width
+    strange = zeros_like(products)
+    for j in range(0, width, lanes):
+        shift = load_first(bias, j, valid - j)
+        for t in range(p.tile_columns):
+            m = advance(products, t * width + j)
+            a0, a1 = _column_sums(m, step, 0)
+            b0, b1 = _column_sums(m, step, 1)
+            c0, c1 = _column_sums(m, step, 2)
+            d0, d1 = _column_sums(m, step, 3)
+            y00 = (a0 + b0 + c0) + shift
+            y01 = (b0 - c0 - d0) + shift
+            y10 = (a1 + b1 + c1) + shift
+            y11 = (b1 - c1 - d1) + shift
+            # Not finite times zero is NaN, which the sums keep.
+            strange = strange + (y00 + y01) * 0.0 + (y10 + y11) * 0.0
+            out = advance(pixels, 2 * t * width + j)
+            both = 2 * t + 1 < p.out_width
+            store(out, 0, y00)
+            if both:
+                store(out, width, y01)
+            if rows == 2:
+                store(out, p.out_width * width, y10)
+                if both:
+                    store(out, (p.out_width + 1) * width, y11)
+    return not any_lane(is_nan(strange))
+
+
+@jit
+def _winograd_parts(first, last, p, x, filters, bias, source, products, pixels, tables, y, before, failed):
+    """Parts [first, last) of a pass.
+
+    p: Tiles. x: elements [N, C, H, W]. filters: elements [blocks, 16, filter_step]. bias: elements [outputs].
+    source: scratch elements [parts, 16, step], a step holding [inputs, pitch]. products: scratch elements [parts, 16,
+    room, tile width]. pixels: scratch elements [parts, 4 * room, tile width]. tables: scratch int64 [parts, pitch +
+    inputs]. y: the output's elements. before: as y, for the sums before the activation, or of size 0. failed: int64
+    [parts], set to whether a sum is not finite.
+    """
+    lanes = lanes_of(x)
+    width = 2 * lanes
+    blocks = (p.outputs + width - 1) // width
+    total = p.images * p.tile_rows
+    out_plane = p.out_height * p.out_width
+    out_image = p.outputs * out_plane
+    row_blocks = (total + p.block_rows - 1) // p.block_rows
+    for part in range(first, last):
+        row_part = part // p.block_parts
+        block_part = part - row_part * p.block_parts
+        transformed = pointer(source, part * 16 * p.step)
+        product = pointer(products, part * 16 * p.room * width)
+        sums = pointer(pixels, part * 4 * p.room * width)
+        row_table = pointer(tables, part * (p.pitch + p.inputs))
+        tap_table = advance(row_table, p.pitch)
+        for c in range(p.inputs):
+            poke(tap_table, c, c * p.pitch)
+        finite = True
+        for unit in range(row_blocks * row_part // p.row_parts, row_blocks * (row_part + 1) // p.row_parts):
+            begin = unit * p.block_rows
+            end = min(total, begin + p.block_rows)
+            tiles = (end - begin) * p.tile_columns
+            for t in range(p.pitch):
+                poke(row_table, t, min(t, tiles - 1))
+            count = 0
+            image = begin // p.tile_rows
+            first_pixel = image * out_plane + 2 * (begin - image * p.tile_rows) * p.out_width
+            for index in range(begin, end):
+                image = index // p.tile_rows
+                row = 2 * (index - image * p.tile_rows)
+                planes = pointer(x, image * p.inputs * p.height * p.width)
+                _transform_row(planes, p, p.first_row + row, advance(transformed, (index - begin) * p.tile_columns))
+                count += min(2, p.out_height - row) * p.out_width
+            for block in range(blocks * block_part // p.block_parts, blocks * (block_part + 1) // p.block_parts):
+                for q in range(16):
+                    a = advance(transformed, q * p.step)
+                    panel = pointer(filters, (block * 16 + q) * p.filter_step)
+                    for chunk in range(0, p.inputs, CHUNK):
+                        taps = min(CHUNK, p.inputs - chunk)
+                        b = advance(panel, chunk * width)
+                        table = advance(tap_table, chunk)
+                        t = 0
+                        while t < tiles:
+                            out = advance(product, (q * p.room + t) * width)
+                            rows = advance(row_table, t)
+                            if tiles - t > _SMALL_ROWS:
+                                multiply_tile(TILE_ROWS, 2, a, rows, table, taps, b, out, width, lanes, chunk)
+                                t += TILE_ROWS
+                            else:
+                                multiply_tile(_SMALL_ROWS, 2, a, rows, table, taps, b, out, width, lanes, chunk)
+                                t += _SMALL_ROWS
+                channel = block * width
+                valid = min(width, p.outputs - channel)
+                at = 0
+                for index in range(begin, end):
+                    rows_here = min(2, p.out_height - 2 * (index % p.tile_rows))
+                    found = advance(product, (index - begin) * p.tile_columns * width)
+                    is_finite = _output_row(
+                        found, p, pointer(bias, channel), valid, advance(sums, at * width), rows_here
+                    )
+                    finite = finite and is_finite
+                    at += rows_here * p.out_width
+                if before.size:
+                    kept = pointer(before, channel * out_plane)
+                    write_sums(sums, count, width, valid, first_pixel, out_plane, kept, out_image, out_plane)
+                apply_activation(sums, count * width, p.activation)
+                target = pointer(y, channel * out_plane)
+                write_sums(sums, count, width, valid, first_pixel, out_plane, target, out_image, out_plane)
+        failed[part] = 0 if finite else 1
+
+
+_run_parts = threaded(_winograd_parts)
+
+
+def run_winograd(
+    plan: Gather,
+    images: int,
+    outputs: int,
+    weight: Array,
+    weight_steps: tuple[int, int, int],
+    x: Array,
+    bias: Array,
+    y: Array,
+    before: Array,
+    activation: str | None,
+) -> bool:
+    """Fill contiguous `y` (and `before`, unless its size is 0) from contiguous `x`; arguments as of `run_pass`.
+
+    Returns:
+        Whether every sum is finite. If not, `y` and `before` are not what a direct sum would be.
+    """
+    order = filter_order(plan)
+    assert order is not None
+    grid = plan.grids[0]
+    inputs = plan.channels
+    lanes = VECTOR_BYTES // x.itemsize
+    width = 2 * lanes
+    blocks = -(-outputs // width)
+    tile_columns = -(-grid.size[1] // 2)
+    threads = threads_for(images * grid.size[0] * grid.size[1] * inputs * outputs * 4, GRAIN)
+    block_rows, row_parts, block_parts = _plan(plan, images, outputs, threads)
+    tiles = block_rows * tile_columns
+    parts = row_parts * block_parts
+    # Room for what a vector and a tile have past the end; odd numbers of lines, so that what is read together spreads
+    # over the sets of L1.
+    pitch = (tiles // lanes + 2) * lanes
+    step = (inputs * pitch // lanes | 1) * lanes
+    filter_step = inputs * width + lanes
+    room = tiles + TILE_ROWS | 1
+    panels = pack_weight(weight, weight_steps, 1, outputs, inputs, 9)
+    filters = scratch(blocks * 16 * filter_step, x.dtype)
+    _transform_filters(
+        blocks * inputs, threads_for(panels.size, MOVE_GRAIN), inputs, filter_step, order, panels, filters
+    )
+    first_row, first_column = min(grid.shifts)
+    p = Tiles(
+        images,
+        inputs,
+        outputs,
+        *plan.source,
+        first_row,
+        first_column,
+        -(-grid.size[0] // 2),
+        tile_columns,
+        *grid.size,
+        block_rows,
+        pitch,
+        step,
+        filter_step,
+        room,
+        ACTIVATION_CODES[activation],
+        block_parts,
+        row_parts,
+    )
+    failed = scratch(parts, np.int64)
+    _run_parts(
+        parts,
+        parts,
+        p,
+        x.reshape(-1),
+        filters,
+        bias,
+        scratch(parts * 16 * step, x.dtype),
+        scratch(parts * 16 * room * width, x.dtype),
+        scratch(parts * 4 * room * width, x.dtype),
+        scratch(parts * (pitch + inputs), np.int64),
+        y.reshape(-1),
+        before.reshape(-1),
+        failed,
+    )
+    return not failed.any()

@@ -1,0 +1,173 @@
+"""Matrix products with few rows, columns or taps: as fast as B can be read once, without a packed copy of it.
+
+`dot_parts` has B along the taps: dot products of its columns with up to `DOT_ROWS` rows of A. `stream_parts` has B
+along the columns: up to `DOT_ROWS` rows of C gather multiples of B's rows, or many rows of C those of a few.
+"""
+
+from __future__ import annotations
+
+from kernels.runtime.numba_cpu import jit
+from kernels.simd.arithmetic import fma
+from kernels.simd.matmul_epilogue import finish, split
+from kernels.simd.matmul_plan import (
+    DOT_COLUMNS,
+    DOT_ROWS,
+    DOT_TILE_COLUMNS,
+    DOT_TILE_ROWS,
+    ONE_ROW_COLUMNS,
+    PASS_TAPS,
+    STREAM_COLUMNS,
+    Product,
+)
+from kernels.simd.memory import (
+    advance,
+    broadcast,
+    lanes_of,
+    load,
+    load_first,
+    pointer,
+    poke,
+    store,
+    store_first,
+    zeros_like,
+)
+from kernels.simd.target import TILE_ROWS, TILE_VECTORS
+from kernels.simd.tile import dot_tile
+from kernels.simd.transpose import transpose
+
+
+@jit(inline="always")
+def _dot_part(p, column_first, column_last, taps, a, b, c, before, bias, scratch, offsets):
+    """Every row and the columns of one part by dot products; scratch: sums [rows, DOT_COLUMNS], then transposed."""
+    lanes = lanes_of(a)
+    padded_rows = (p.rows + DOT_TILE_ROWS - 1) // DOT_TILE_ROWS * DOT_TILE_ROWS
+    turned = advance(scratch, padded_rows * DOT_COLUMNS)
+    # Past the last row and column, that one again; scratch has room for the results.
+    a_rows, b_columns = offsets, advance(offsets, padded_rows)
+    for m in range(padded_rows):
+        poke(a_rows, m, min(m, p.rows - 1) * p.a_row_stride)
+    step = ONE_ROW_COLUMNS if p.rows == 1 else DOT_TILE_COLUMNS
+    for j in range(column_first, column_last, DOT_COLUMNS):
+        columns = min(DOT_COLUMNS, column_last - j)
+        for n in range(0, columns, step):
+            for i in range(step):
+                poke(b_columns, i, (j + min(n + i, columns - 1)) * p.b_column_stride)
+            # In runs of PASS_TAPS vectors, as errors grow with the length of a run.
+            for k in range(0, taps, PASS_TAPS * lanes):
+                count, left, right = min(PASS_TAPS * lanes, taps - k), advance(a, k), advance(b, k)
+                if p.rows == 1:
+                    dot_tile(
+                        1, ONE_ROW_COLUMNS, left, a_rows, right, b_columns, count, advance(scratch, n), DOT_COLUMNS, k
+                    )
+                    continue
+                for m in range(0, p.rows, DOT_TILE_ROWS):
+                    dot_tile(
+                        DOT_TILE_ROWS, DOT_TILE_COLUMNS, left, advance(a_rows, m), right, b_columns, count,
+                        advance(scratch, m * DOT_COLUMNS + n), DOT_COLUMNS, k,
+                    )  # fmt: skip
+        is_first = not p.accumulates
+        if p.is_transposed:
+            transpose(scratch, DOT_COLUMNS, p.rows, columns, turned, p.rows)
+            at = j * p.c_stride
+            finish(p, turned, p.rows, 0, columns, p.rows, advance(c, at), advance(before, at), is_first, True, bias)
+        else:
+            beside = advance(bias, j * max(p.bias_stride, 0))
+            full = TILE_VECTORS * lanes
+            out, kept = advance(c, j), advance(before, j)
+            finish(p, scratch, DOT_COLUMNS, full, p.rows, columns, out, kept, is_first, True, beside)
+
+
+@jit(inline="always")
+def _add_scaled(sums, columns, a, a_step, b, b_step, taps):
+    """sums[:columns] += the sum over k < taps of a[k * a_step] * b[k * b_step + :columns], four k at a time."""
+    lanes = lanes_of(sums)
+    whole = columns // lanes * lanes
+    left = columns - whole
+    for k in range(0, taps - 3, 4):
+        first, second = broadcast(a, k * a_step), broadcast(a, (k + 1) * a_step)
+        third, fourth = broadcast(a, (k + 2) * a_step), broadcast(a, (k + 3) * a_step)
+        b_0 = advance(b, k * b_step)
+        b_1, b_2, b_3 = advance(b_0, b_step), advance(b_0, 2 * b_step), advance(b_0, 3 * b_step)
+        for j in range(0, whole, lanes):
+            total = fma(second, load(b_1, j), fma(first, load(b_0, j), load(sums, j)))
+            store(sums, j, fma(fourth, load(b_3, j), fma(third, load(b_2, j), total)))
+        if left:
+            total = fma(first, load_first(b_0, whole, left), load_first(sums, whole, left))
+            total = fma(second, load_first(b_1, whole, left), total)
+            total = fma(third, load_first(b_2, whole, left), total)
+            store_first(sums, whole, fma(fourth, load_first(b_3, whole, left), total), left)
+    for k in range(taps // 4 * 4, taps):
+        factor, row = broadcast(a, k * a_step), advance(b, k * b_step)
+        for j in range(0, columns, lanes):
+            total = fma(factor, load_first(row, j, columns - j), load_first(sums, j, columns - j))
+            store_first(sums, j, total, columns - j)
+
+
+@jit(inline="always")
+def _stream_part(p, row_first, row_last, column_first, column_last, taps, a, b, c, before, bias, scratch):
+    """Rows and columns of one part for few rows or few taps: B is read in order, where it lies, four rows at a time.
+
+    scratch: sums of all runs of taps, and of one, each [DOT_ROWS, STREAM_COLUMNS].
+    """
+    lanes = lanes_of(a)
+    full = TILE_VECTORS * lanes
+    zero = zeros_like(a)
+    is_plain = p.bias_stride < 0 and p.activation == 0 and p.keeps_sums == 0 and p.accumulates == 0
+    for i in range(row_first, row_last, DOT_ROWS):
+        rows = min(DOT_ROWS, row_last - i)
+        for j in range(column_first, column_last, STREAM_COLUMNS):
+            columns = min(STREAM_COLUMNS, column_last - j)
+            place = i * p.c_stride + j
+            for start in range(0, max(taps, 1), PASS_TAPS):
+                count = min(PASS_TAPS, taps - start)
+                # Without an epilogue the sums gather in C itself.
+                sums, stride = advance(scratch, DOT_ROWS * STREAM_COLUMNS if start else 0), STREAM_COLUMNS
+                if is_plain and taps <= PASS_TAPS:
+                    sums, stride = advance(c, place), p.c_stride
+                for m in range(rows):
+                    for n in range(0, columns, lanes):
+                        store_first(sums, m * stride + n, zero, columns - n)
+                # Few rows share what is read of B; few taps stay in L1 for all rows.
+                group = 4 if rows > 1 else count
+                for k in range(0, count, max(group, 1)):
+                    source = advance(b, (start + k) * p.b_tap_stride + j)
+                    for m in range(rows):
+                        factors = advance(a, (i + m) * p.a_row_stride + (start + k) * p.a_tap_stride)
+                        out = advance(sums, m * stride)
+                        many = min(group, count - k)
+                        _add_scaled(out, columns, factors, p.a_tap_stride, source, p.b_tap_stride, many)
+                if start:
+                    for m in range(rows):
+                        for n in range(m * STREAM_COLUMNS, m * STREAM_COLUMNS + columns, lanes):
+                            store(scratch, n, load(scratch, n) + load(sums, n))
+            if not (is_plain and taps <= PASS_TAPS):
+                beside = advance(bias, j * max(p.bias_stride, 0))
+                out, kept = advance(c, place), advance(before, place)
+                is_first = not p.accumulates
+                finish(p, scratch, STREAM_COLUMNS, full, rows, columns, out, kept, is_first, True, beside)
+
+
+@jit
+def dot_parts(first, last, settings, a, b, c, before, bias, scratch, offsets):
+    """As `multiply_parts` of matmul.py, by dot products: the parts divide the columns."""
+    p = Product(*settings)
+    for part in range(first, last):
+        columns = split(p.columns, p.column_parts, part, TILE_VECTORS * lanes_of(a))
+        work, table = pointer(scratch, part * p.scratch_size), pointer(offsets, part * p.offsets_size)
+        beside = pointer(bias)
+        _dot_part(
+            p, columns[0], columns[1], p.taps, pointer(a), pointer(b), pointer(c), pointer(before), beside, work, table
+        )
+
+
+@jit
+def stream_parts(first, last, settings, a, b, c, before, bias, scratch, offsets):
+    """As `multiply_parts` of matmul.py, B read where it lies: the parts divide the columns or the rows."""
+    p = Product(*settings)
+    for part in range(first, last):
+        columns = split(p.columns, p.column_parts, part % p.column_parts, TILE_VECTORS * lanes_of(a))
+        rows = split(p.rows, p.row_parts, part // p.column_parts, TILE_ROWS)
+        _stream_part(
+            p, rows[0], rows[1], columns[0], columns[1], p.taps,
+            pointer(a), pointer(b), pointer(c), pointer(before), pointer(bias), pointer(scratch, part * p.scratch_size),
+        )  # fmt: skip
