@@ -19,7 +19,7 @@ from torch.nn.modules.module import (
 )
 
 from nnlib import layers, models
-from nnlib.configuration import Recorded, count, describe, make
+from nnlib.configuration import Recorded, count, describe, encode, make
 from nnlib.tensor_file import read_file, write_file
 from nnlib.training.kept import describe_setup, restore_setup, take_tensors
 
@@ -43,6 +43,7 @@ def save_model(model: models.Model, path: str | PathLike[str], *, include_optimi
         "model": described,
         "input_shape": None if input_shape is None else list(input_shape),
         "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
+        "metadata": encode(model.metadata, "metadata"),
         "training": None,
     }
     tensors = dict(model.state_dict())
@@ -80,6 +81,7 @@ def load_model(
         if backend is not None:
             model.to_backend(backend)
         _fill(model, tensors, document["frozen"])
+        model.metadata = dict(document["metadata"])
         if document["training"] is not None:
             model.setup = restore_setup(document["training"], state, model)
     # All that a description can be wrong in comes to these.

@@ -21,6 +21,8 @@ class Model(Recorded, Trainable):
 
     device: where parameters are made (default: torch's default device). backend: the kernels' backend for all layers
     that name none (default None: kernels' own choice). name: default the class' name in lower case.
+
+    metadata: what else a saved model is to tell, such as the names of its classes: plain JSON values under any names.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Model(Recorded, Trainable):
         self.made_on = device
         self.backend = backend
         self.name = name or type(self).__name__.lower()
+        self.metadata: dict[str, Any] = {}
 
     # What a subclass is asked for.
 

@@ -38,7 +38,7 @@ class History(Callback):
             from matplotlib.figure import Figure
             from matplotlib.ticker import MaxNLocator
         except ImportError as error:
-            raise ImportError("History.plot needs the package matplotlib: pip install matplotlib") from error
+            raise ImportError("History.plot needs the package matplotlib: pip install nnlib-kernels[plot]") from error
         names = [name for name in self.history if not name.startswith("val_")]
         if not names:
             raise ValueError("plot: at least one epoch is expected, got none")

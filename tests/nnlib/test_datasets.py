@@ -1,15 +1,18 @@
-"""Fashion-MNIST: the embedded subset, the whole set where it is found, and damaged files."""
+"""Fashion-MNIST: the embedded subset, the whole set where it is found, damaged files. Python source: its samples."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import nnlib
-from nnlib.datasets import fashion_mnist_files
+from nnlib.datasets import fashion_mnist_files, stdlib_source_files
 from nnlib.datasets.fashion_mnist_files import IDX_FILES, read_idx
 
 
@@ -95,3 +98,77 @@ def test_damaged_files(tmp_path, whole_set, monkeypatch):
 def test_the_licence_is_beside_the_data():
     notice = (fashion_mnist_files.EMBEDDED_FILE.parent / "fashion_mnist_LICENSE.txt").read_text()
     assert "MIT License" in notice and "Zalando SE" in notice
+
+
+# ----- Python source -------------------------------------------------------------------------------------------------
+
+
+def test_stretches_of_source():
+    (x_train, y_train), (x_test, y_test) = nnlib.datasets.stdlib_source()
+    for x, y in ((x_train, y_train), (x_test, y_test)):
+        assert x.shape == (len(y), 50) and x.dtype == y.dtype == np.int64
+        assert x.min() == 1 and x.max() < 10_000  # 0 is free for padding
+        assert len(set(np.bincount(y, minlength=10))) == 1
+    assert len(y_train) > 12_000 and len(y_test) > 900
+    assert not np.array_equal(y_train[:100], np.sort(y_train[:100]))
+    words = stdlib_source_files.vocabulary()
+    assert len(words) == 10_000 == len(set(words)) and words[:2] == ("<padding>", "<unknown>")
+    assert set(words[2:8]) >= {".", ",", "(", ")", "<newline>"}  # the most frequent come first
+
+
+def test_the_source_can_be_told_apart():
+    """Word counts alone (naive Bayes) find six of ten, so that the labels are those of the samples."""
+    (x_train, y_train), (x_test, y_test) = nnlib.datasets.stdlib_source()
+    counts = np.ones((10, 10_000))
+    np.add.at(counts, (np.repeat(y_train, 50), x_train.reshape(-1)), 1)
+    scores = np.log(counts / counts.sum(1, keepdims=True))[:, x_test].sum(-1)
+    assert 0.5 < (scores.argmax(0) == y_test).mean() < 0.8
+
+
+def test_no_file_is_in_both_halves():
+    training, test = stdlib_source_files._halves()
+    for package in stdlib_source_files.PACKAGES:
+        seen = {tuple(tokens) for tokens in training[package] if len(tokens) > 50}
+        assert seen and not seen & {tuple(tokens) for tokens in test[package]}
+        sizes = [sum(len(tokens) for tokens in half[package]) for half in (training, test)]
+        assert 0.15 < sizes[1] / sum(sizes) < 0.3
+
+
+def test_the_set_is_the_same_in_every_process():
+    program = (
+        "import hashlib; from nnlib import datasets; (x, y), (v, w) = datasets.stdlib_source();"
+        "print(hashlib.sha256(b''.join(a.tobytes() for a in (x, y, v, w))).hexdigest())"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    halves = nnlib.datasets.stdlib_source()
+    digest = hashlib.sha256(b"".join(array.tobytes() for half in halves for array in half)).hexdigest()
+    assert result.stdout.strip() == digest, result.stderr
+
+
+def test_arrays_are_the_callers_own():
+    x = nnlib.datasets.stdlib_source()[0][0]
+    before = x[0, 0]
+    x[:] = 0
+    assert nnlib.datasets.stdlib_source()[0][0][0, 0] == before
+
+
+def test_tokens():
+    source = "def f(x):  # a comment\n    \"\"\"%s\"\"\"\n\n    return x + 1.5\n" % ("a long docstring " * 3)
+    assert stdlib_source_files.tokens_of(source) == [
+        "def", "f", "(", "x", ")", ":", "<newline>", "<indent>", "<string>", "<newline>",
+        "return", "x", "+", "1.5", "<newline>", "<dedent>",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="^source: Python is expected: "):
+        stdlib_source_files.tokens_of("f(")
+    numbers = {"<unknown>": 1, "x": 2}
+    assert stdlib_source_files.encode(["x", "y"], numbers).tolist() == [2, 1]
+    assert stdlib_source_files.stretches(np.arange(119), 20)[:, 0].tolist() == [0, 20, 40, 60]
+    assert stdlib_source_files.stretches(np.arange(49)).shape == (0, 50)
+
+
+def test_a_python_without_its_source(monkeypatch, tmp_path):
+    stdlib_source_files._halves.cache_clear()
+    monkeypatch.setattr(stdlib_source_files.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    with pytest.raises(FileNotFoundError, match="^stdlib_source: the source of asyncio is expected in /"):
+        nnlib.datasets.stdlib_source()
+    stdlib_source_files._halves.cache_clear()

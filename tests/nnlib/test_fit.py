@@ -229,7 +229,7 @@ def test_history_plots(tmp_path):
 def test_history_says_that_matplotlib_is_missing(monkeypatch):
     history = classifier().fit(*draw(8), verbose=0)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with raises(ImportError, "History.plot needs the package matplotlib: pip install matplotlib"):
+    with raises(ImportError, "History.plot needs the package matplotlib: pip install nnlib-kernels[plot]"):
         history.plot()
 
 

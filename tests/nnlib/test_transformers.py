@@ -22,7 +22,7 @@ LENGTHS = torch.tensor([5, 3, 0, 4])
 SMALL = {"num_layers": 2, "d_model": 12, "num_heads": 3, "dff": 20, "input_vocab_size": 10, "target_vocab_size": 4}
 
 
-# ----- embedding and positions -------------------------------------------------------------------------------------
+# ----- embedding and positions ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
@@ -93,7 +93,7 @@ def test_positional_encoding(channels, random_image):
         layers.PositionalEncoding(8)(x)
 
 
-# ----- blocks ------------------------------------------------------------------------------------------------------
+# ----- blocks --------------------------------------------------------------------------------------------------------
 
 
 def from_torch_block(block, twin):
@@ -181,7 +181,7 @@ def test_a_cached_block_gives_what_the_whole_sequence_gives(relative, random_ima
         block(x[:, :1], memory, cache=cache)
 
 
-# ----- models ------------------------------------------------------------------------------------------------------
+# ----- models --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("double_precision")
