@@ -6,6 +6,7 @@ user's, the arguments of each op are converted to the type that this op wants.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -66,9 +67,13 @@ def autocast_dtype(op: str, arguments: tuple[Any, ...]) -> torch.dtype | None:
 
 
 def convert(value: Any, dtype: torch.dtype) -> Any:
-    """A tensor, or tensors in tuples and lists, with floating point of this type; float64 and the rest stay."""
+    """A tensor, or tensors in tuples, lists and the kernels' dataclasses (such as RelativeShaw), with floating point of
+    this type; float64 and the rest stay."""
     if isinstance(value, torch.Tensor):
         return value.to(dtype) if value.is_floating_point() and value.dtype is not torch.float64 else value
     if isinstance(value, (tuple, list)):
         return type(value)(convert(entry, dtype) for entry in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {entry.name: convert(getattr(value, entry.name), dtype) for entry in dataclasses.fields(value)}
+        return dataclasses.replace(value, **parts)
     return value
