@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from nnlib import datasets, layers, models, optimizers
+from nnlib import datasets, layers, models
 from nnlib.datasets import fashion_mnist_files, stdlib_source_files
 
 Halves = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -23,8 +23,8 @@ class Program:
     """A network and its data.
 
     build(device, backend): makes the model. load(whole): training and test arrays; whole: see datasets.fashion_mnist.
-    kind: IMAGES or TEXT. classes: the names of the labels. optimizer: as in compile. enlarge: images are small arrays
-    that each batch makes large, since all together they would not fit.
+    kind: IMAGES or TEXT. classes: the names of the labels. enlarge: images are small arrays that each batch makes
+    large, since all together they would not fit.
     """
 
     description: str
@@ -32,7 +32,6 @@ class Program:
     load: Callable[[bool | None], Halves]
     kind: str
     classes: tuple[str, ...]
-    optimizer: str | optimizers.Optimizer = "adam"
     enlarge: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def metadata(self, name: str) -> dict[str, Any]:
@@ -137,8 +136,6 @@ PROGRAMS = {
         load_images,
         IMAGES,
         _CLOTHES,
-        # As in the paper; with Adam's default rate, sixty million weights do not start to learn.
-        optimizer=optimizers.SGD(0.01, momentum=0.9),
         enlarge=enlarged,
     ),
 }
