@@ -139,7 +139,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
         except _Seen:
             pass
     if not found:
-        raise ValueError(f"explain: {op} runs no kernel with these arguments, got training=False or the like")
+        raise ValueError(f"explain: arguments must make {op} run a kernel, got a call that runs none")
     explanation = found[0] if found[0].op == op else replace(found[0], asked=op)
     print(explanation)
     return explanation

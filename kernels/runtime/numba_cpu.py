@@ -151,16 +151,13 @@ class _Pool(threading.local):
 
     def _make_room(self, size: int) -> bool:
         """Let free blocks go, those of the classes that were used longest ago first; whether that was enough."""
-        for each, blocks in list(self.results.items()):
+        for each, blocks in self.results.items():
             while self.held + size > _RESULTS_BYTES:
                 found = _smallest_free(blocks, each, _FREE)
                 if found is None:
                     break
-                place = next(i for i, block in enumerate(blocks) if block is found)
-                del blocks[place]
+                blocks[:] = [block for block in blocks if block is not found]
                 self.held -= each
-            if not blocks and each in self.results and self.held + size > _RESULTS_BYTES:
-                del self.results[each]
         return self.held + size <= _RESULTS_BYTES
 
 

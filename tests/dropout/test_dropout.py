@@ -130,3 +130,9 @@ def test_seeds_are_drawn_from_the_global_generators():
 def test_errors(arguments: dict[str, Any], kind: type[Exception], text: str):
     with pytest.raises(kind, match=text):
         kernels.dropout(np.ones(3, np.float32), **arguments)
+
+
+def test_explain_of_a_call_that_runs_nothing():
+    message = "^explain: arguments must make dropout run a kernel, got a call that runs none$"
+    with pytest.raises(ValueError, match=message):
+        kernels.explain("dropout", np.ones(3, np.float32), training=False)

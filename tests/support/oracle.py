@@ -103,7 +103,6 @@ class Expectation:
             self.arguments | {n: self.arguments[n].astype(np.float32) for n in floating},
             tuple(g.astype(np.float32) for g in self.incoming),
         )
-
         return single.torch_units
 
     def complaints(self, found: Answer, usual: Expectation | None = None) -> list[str]:

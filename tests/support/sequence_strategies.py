@@ -57,10 +57,9 @@ def torch_layer(op: str) -> Callable[..., Any]:
 
     def run(x: Any, weights: list[Any], states: tuple[Any, ...], both: bool, nonlinearity: str) -> tuple[Any, ...]:
         name = f"rnn_{nonlinearity}" if op == "rnn_layer" else op.removesuffix("_layer")
-        has_biases = len(weights) // (2 if both else 1) > 3 or (len(weights) // (2 if both else 1) == 4)
         given = states if op == "lstm_layer" else states[0]
         function = getattr(torch._VF, name)  # type: ignore[attr-defined]
-        return tuple(function(x, given, weights, has_biases, 1, 0.0, False, both, False))
+        return tuple(function(x, given, weights, True, 1, 0.0, False, both, False))  # zeros stand for no bias
 
     def layer(
         x: Any,
