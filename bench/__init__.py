@@ -5,6 +5,7 @@
     python -m bench compare OLD.json NEW.json regressions, with a noise band
     python -m bench overhead                  what Python costs a call
     python -m bench cold                      import and first call, in fresh processes
+    python -m bench networks                  the article's networks trained beside PyTorch and Keras
     pytest bench/                             the same cases under pytest-benchmark
 
 Run from the repository's root. No time is shown for a result that is outside the error budget (`bench.budget`).

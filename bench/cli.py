@@ -252,11 +252,57 @@ def show_cold(given: argparse.Namespace) -> int:
     return FOUND if failed else BAD_INPUT if complaints else OK
 
 
+def train_networks(given: argparse.Namespace) -> int:
+    """The article's networks, trained beside others."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from bench.networks import race, trainers
+
+    complaints = [
+        f"unknown network {n!r}: {', '.join(options.NETWORKS)}" for n in given.programs if n not in options.NETWORKS
+    ]
+    programs = [n for n in dict.fromkeys(given.programs or options.NETWORKS) if n in options.NETWORKS]
+    chosen = []
+    for name in dict.fromkeys(given.trainer or trainers.TRAINERS):
+        wrong = trainers.missing(name)
+        if wrong is None:
+            chosen.append(name)
+        else:
+            complaints.append(f"trainer {name}: {wrong}")
+    threads, wrong_threads = _choose_threads([given.threads])
+    _complain(complaints + wrong_threads)
+    if not (programs and chosen and threads):
+        return BAD_INPUT
+    busy = machine.busy()
+    if busy is not None:
+        print(f"bench: note: {busy}", file=sys.stderr)
+    torch.set_num_threads(given.threads)
+    settings = {name: getattr(given, name) for name in ("epochs", "seeds", "batch_size", "limit")}
+    entries = []
+    with _progress(len(programs) * len(chosen) * given.epochs * given.seeds) as (tell, advance):
+        for program in programs:
+            entries += race.race(program, chosen, **settings, report=tell, advance=advance)
+    way = f"{given.epochs} epochs, batches of {given.batch_size}, {given.threads} thread{'s' * (given.threads > 1)}"
+    shown = Table(title=way, title_justify="left", show_edge=False)
+    for number, heading in enumerate(race.HEADINGS):
+        shown.add_column(heading, justify="left" if number < 2 else "right")
+    for row in race.rows(entries):
+        shown.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 200).print(shown)
+    path = given.output or options.RESULTS / f"networks-{datetime.now().strftime('%Y-%m-%d-%H%M%S')}.json"
+    race.save(entries, settings | {"threads": given.threads}, path)
+    print(f"wrote {path}")
+    return BAD_INPUT if complaints else OK
+
+
 _COMMANDS = {
     "run": run,
     "compare": compare_results,
     "overhead": show_overhead,
     "cold": show_cold,
+    "networks": train_networks,
     "report": report,
 }
 

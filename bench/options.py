@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import compare, providers, selection
+from bench.networks.trainers import TRAINERS
 from kernels.case import TAGS
 
-COMMANDS = ("run", "compare", "overhead", "cold", "report")
+COMMANDS = ("run", "compare", "overhead", "cold", "networks", "report")
 RESULTS = Path("bench/results")
+NETWORKS = ("cnn", "rnn", "transformer")
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -60,6 +62,20 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--list", action="store_true", help="list the chosen cases and run nothing")
 
 
+def _add_networks(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "networks", help="train the article's networks beside PyTorch and Keras: time of an epoch, accuracy"
+    )
+    parser.add_argument("programs", nargs="*", metavar="NETWORK", help=f"{', '.join(NETWORKS)}; all by default")
+    parser.add_argument("--trainer", nargs="+", metavar="NAME", help=f"{', '.join(TRAINERS)}; all that are installed")
+    parser.add_argument("--epochs", type=_positive(int), default=5, metavar="N", help="of each seed (default 5)")
+    parser.add_argument("--seeds", type=_positive(int), default=3, metavar="N", help="how many (default 3)")
+    parser.add_argument("--batch-size", type=_positive(int), default=64, metavar="N", help="(default 64)")
+    parser.add_argument("--limit", type=_positive(int), metavar="N", help="samples of each half; all by default")
+    parser.add_argument("--threads", type=_positive(int), default=1, metavar="N", help="(default 1)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help=f"JSON; by default a new file in {RESULTS}")
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of ``python -m bench``."""
     made = argparse.ArgumentParser(prog="python -m bench", description="Measure the kernels, beside other engines.")
@@ -86,6 +102,8 @@ def parser() -> argparse.ArgumentParser:
     cold = commands.add_parser("cold", help="import time and first calls, in fresh processes")
     _add_ops(cold)
     cold.add_argument("--pass", dest="passes", default="forward", choices=selection.PASSES)
+
+    _add_networks(commands)
 
     report = commands.add_parser("report", help="draw the pictures and the report of a result again")
     report.add_argument("result", type=Path, help="result.json, or the folder it is in")

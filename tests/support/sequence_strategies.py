@@ -190,9 +190,10 @@ def torch_attention(
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     counts = torch.full((batch,), keys) if lengths is None else torch.as_tensor(lengths).to(torch.int64)
-    i = torch.arange(queries)[None, :, None] + (counts - queries if causal == "bottom_right" else counts * 0)[
-        :, None, None
-    ]
+    i = (
+        torch.arange(queries)[None, :, None]
+        + (counts - queries if causal == "bottom_right" else counts * 0)[:, None, None]
+    )
     j = torch.arange(keys)[None, None]
     seen = (j < counts[:, None, None]).expand(batch, queries, keys)
     left, right = window if isinstance(window, tuple) else (window, window)
@@ -204,10 +205,11 @@ def torch_attention(
     if bias is not None:
         seen = seen & (bias != -math.inf)
     seen = seen.expand(scores.shape)
-    some = seen.any(-1, keepdim=True)
     hidden = torch.where(seen, scores, -math.inf)
+    # As torch's own softmax of attention: a row that sees nothing but -inf is as good as hidden.
+    some = (hidden != -math.inf).any(-1, keepdim=True)
     hidden = torch.where(some, hidden, 0.0)
-    weights = torch.where(seen, torch.softmax(hidden, -1), 0.0)
+    weights = torch.where(seen & some, torch.softmax(hidden, -1), 0.0)
     if dropout_p > 0:
         kept = torch.from_numpy(keep_mask(tuple(weights.shape), dropout_p, int(seed)))
         weights = weights * kept / (1 - dropout_p) if dropout_p < 1 else weights * 0
@@ -222,6 +224,48 @@ def torch_scaled_dot_product_attention(query: Any, *rest: Any, **named: Any) -> 
     """torch's own, by its formula: the fused kernel takes a query with NaN for one that sees nothing."""
     with sdpa_kernel(SDPBackend.MATH):
         return torch.nn.functional.scaled_dot_product_attention(query, *rest, **named)
+
+
+def _as_attention(
+    query: Any, key: Any, value: Any, attn_mask: Any = None, is_causal: bool = False, scale: Any = None
+) -> Arguments:
+    """The arguments of torch's function as those of `attention`, every leading dimension a head."""
+    kind = "bias" if attn_mask is not None and attn_mask.is_floating_point() else "mask"
+    query, key, value = (a.reshape(1, -1, *a.shape[-2:]) for a in (query, key, value))
+    causal = "top_left" if is_causal else None
+    return {"query": query, "key": key, "value": value, "causal": causal, "scale": scale, kind: attn_mask}
+
+
+def scaled_dot_product_attention_without_leaks(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
+    """The formula once more: torch's own adds -inf to hide a score, and so one that is +inf or NaN gets out as NaN."""
+    found = torch_attention(**_as_attention(query, key, value, *rest, **named))
+    return found.reshape(*query.shape[:-1], value.shape[-1])
+
+
+def cancelled_scales(arguments: Arguments, incoming: Any) -> dict[str, float]:
+    """Of what size the terms are that make the gradients of attention's arguments, at most.
+
+    A query that sees one key has a gradient of 0, by the difference of two numbers of this size.
+    """
+    query, key, value = (np.abs(arguments[n]) for n in ("query", "key", "value"))
+    scale = arguments.get("scale")
+    scale = query.shape[-1] ** -0.5 if scale is None else abs(scale)
+    weight = float(np.abs(incoming).max(initial=0) * value.sum(-1).max(initial=0))
+    sizes = {"query": scale * key.max(initial=0) * weight, "key": scale * query.max(initial=0) * weight}
+    return sizes | {"bias": weight, "attn_mask": weight}
+
+
+def units_of_log_sum_exp(op: str, arguments: Arguments) -> float:
+    """What the rounding of the log-sum-exp costs a gradient, in units of its scale.
+
+    Backward makes the weights anew as exp(score - lse) (Dao et al., FlashAttention, 2022), as torch's fused kernels do
+    and its formula does not: half a unit of the lse is a relative error of all weights of a row.
+    """
+    tensors = {n: torch.from_numpy(np.array(a)) if isinstance(a, np.ndarray) else a for n, a in arguments.items()}
+    if op == "scaled_dot_product_attention":
+        tensors = _as_attention(**tensors)
+    lse = torch_attention(**tensors, return_lse=True)[1]
+    return float(lse[lse.isfinite()].abs().max()) if lse.isfinite().any() else 0.0
 
 
 # ----- dropout -----------------------------------------------------------------------------------------------------

@@ -300,3 +300,10 @@ def torch_call(op: str) -> Callable[..., Any]:
         return getattr(F, op)(**arguments) if first is None else getattr(F, op)(first, **arguments)
 
     return function
+
+
+def careful_torch_call(op: str) -> Callable[..., Any]:
+    """The same, where numbers that are not finite and are hidden stay hidden."""
+    if op == "scaled_dot_product_attention":
+        return sequences.scaled_dot_product_attention_without_leaks
+    return torch_call(op)
