@@ -231,22 +231,30 @@ class Adam(Optimizer):
     shares = ("beta_1", "beta_2")
 
     def update(self, group: Group, parameters: Tensors, gradients: Tensors, states: list[dict[str, Any]]) -> None:
-        beta_1, beta_2 = group["beta_1"], group["beta_2"]
-        means, squares = _slot(states, "mean"), _slot(states, "square")
-        _decay(means, gradients, beta_1)
-        _decay_squares(squares, gradients, beta_2)
-        if group["amsgrad"]:
+        beta_1, beta_2, amsgrad = group["beta_1"], group["beta_2"], group["amsgrad"]
+        if amsgrad:
             for state in states:
-                state["largest"] = torch.maximum(state.get("largest", state["square"]), state["square"])
-            squares = _slot(states, "largest")
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, group["epsilon"])
+                state.setdefault("largest", torch.zeros_like(state["square"]))
         # Parameters may have had gradients a different number of times.
-        rates = [
-            -group["lr"] * math.sqrt(1 - beta_2**step) / (1 - beta_1**step)
-            for step in (state["step"] for state in states)
-        ]
-        torch._foreach_addcdiv_(parameters, means, denominators, rates)
+        for step in sorted({state["step"] for state in states}):
+            members = [i for i, state in enumerate(states) if state["step"] == step]
+            kept = [states[i] for i in members]
+            # torch's kernel, one pass over memory, puts epsilon beside sqrt(v) / sqrt(1 - beta_2^t).
+            torch._fused_adam_(
+                [parameters[i] for i in members],
+                [gradients[i] for i in members],
+                _slot(kept, "mean"),
+                _slot(kept, "square"),
+                _slot(kept, "largest") if amsgrad else [],
+                [torch.tensor(float(step), device=parameters[i].device) for i in members],
+                lr=group["lr"],
+                beta1=beta_1,
+                beta2=beta_2,
+                weight_decay=0.0,
+                eps=group["epsilon"] / math.sqrt(1 - beta_2**step),
+                amsgrad=amsgrad,
+                maximize=False,
+            )
 
 
 @dataclass(frozen=True)

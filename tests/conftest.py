@@ -10,7 +10,7 @@ from hypothesis.internal.conjecture import providers
 settings.register_profile(
     "suite", derandomize=True, deadline=None, max_examples=30, suppress_health_check=list(HealthCheck), print_blob=True
 )
-settings.register_profile("search", settings.get_profile("suite"), derandomize=False, max_examples=300)
+settings.register_profile("search", settings.get_profile("suite"), derandomize=False, max_examples=2000)
 settings.load_profile("suite")
 
 # Hypothesis mixes numbers that stand in the source of loaded modules into what it draws, so that examples would differ
