@@ -29,6 +29,7 @@ from kernels.simd.matmul_few import dot_parts, stream_parts
 from kernels.simd.matmul_plan import (
     BLOCK_TAPS,
     GROUP_COLUMNS,
+    PACKED_TAPS,
     PASS_TAPS,
     SMALL_ROWS,
     Product,
@@ -96,6 +97,20 @@ def _pack_panel(b, tap_stride, column_stride, taps, columns, width, panel):
 @jit(inline="always")
 def _pack_rows(a, row_stride, tap_stride, rows, taps, packed):
     lanes = lanes_of(a)
+    if row_stride == 1:
+        # A few taps at a time, all rows of them: each tap is a page of its own perhaps, and what is near is in L1.
+        for start in range(0, taps, PACKED_TAPS):
+            stop = min(start + PACKED_TAPS, taps)
+            for r in range(0, rows, TILE_ROWS):
+                count = min(TILE_ROWS, rows - r)
+                block = advance(packed, r * taps)
+                for i in range(0, count, lanes):
+                    left = count - i
+                    for k in range(start, stop):
+                        at = k * tap_stride + r + i
+                        prefetch(a, at + PACKED_TAPS * tap_stride)
+                        store_first(block, k * TILE_ROWS + i, load_first(a, at, left), left)
+        return
     for r in range(0, rows, TILE_ROWS):
         count = min(TILE_ROWS, rows - r)
         block = advance(packed, r * taps)
@@ -104,12 +119,8 @@ def _pack_rows(a, row_stride, tap_stride, rows, taps, packed):
             continue
         for k in range(taps):
             at = r * row_stride + k * tap_stride
-            if row_stride == 1:
-                for i in range(0, count, lanes):
-                    store_first(block, k * TILE_ROWS + i, load_first(a, at + i, count - i), count - i)
-            else:
-                for i in range(count):
-                    poke(block, k * TILE_ROWS + i, peek(a, at + i * row_stride))
+            for i in range(count):
+                poke(block, k * TILE_ROWS + i, peek(a, at + i * row_stride))
 
 
 @jit(inline="always")

@@ -11,6 +11,8 @@ from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
 PASS_TAPS = 128
 #: Taps that are packed at a time.
 BLOCK_TAPS = 1024
+#: Taps of A that are packed together where its rows lie side by side.
+PACKED_TAPS = 8
 #: Rows of the tile for what is left over by large ones.
 SMALL_ROWS = 4
 #: Up to so many rows are done by dot products, or, as up to so many taps, by streaming B.
@@ -25,8 +27,8 @@ ONE_ROW_COLUMNS = 8
 DOT_COLUMNS = 256
 #: Columns of sums between two epilogues of a block of rows.
 GROUP_COLUMNS = 256
-#: Elements of a block of A, half an L2 of 2 MiB in float32, and of B, which streams from farther out.
-BLOCK_A, BLOCK_B = 262144, 2097152
+#: Elements of a block of A, half an L2 of 1 MiB in float32, and of B, which streams from farther out.
+BLOCK_A, BLOCK_B = 131072, 2097152
 #: From so many columns on it pays to pack A even where its taps lie side by side.
 PACKING_COLUMNS = 384
 #: Fewer taps than these are never cut into segments.
