@@ -31,6 +31,8 @@ _GRAIN = 1 << 19
 _PASS_GRAIN = 1 << 15
 #: Rows whose values are added up before they join the sum of a column.
 _SUM_ROWS = 128
+#: Columns whose sums are made together: three arrays of them in L1.
+_SUM_COLUMNS = 1024
 
 
 def _matrix(array: Array, rows: int, columns: int) -> Array:
@@ -116,33 +118,44 @@ def linear(p: LinearProblem, x: Array, weight: Array, bias: Array | None) -> tup
 
 
 @jit
-def _prepare_columns(first, last, code, grad, known, rows, columns, result, sums, keeps, adds):
+def _prepare_columns(first, last, code, grad, known, rows, columns, result, sums, halves, keeps, adds):
     """For columns [first, last): result = grad * act'(known), and the sums of its columns.
 
-    grad, known, result: [rows, columns]; sums [columns]. keeps: whether result is written; adds: whether sums are. Rows
-    are added in order within groups of _SUM_ROWS, then the groups in order, whatever the split.
+    grad, known, result: [rows, columns]; sums [columns]; halves: scratch [2, columns]. keeps: whether result is
+    written; adds: whether sums are. Rows are added in order within groups of _SUM_ROWS, the even ones and the odd ones
+    apart, then the groups in order, whatever the split. Memory is walked along the rows, _SUM_COLUMNS at a time, whose
+    sums stay in L1.
     """
-    source, value, out, total = pointer(grad), pointer(known), pointer(result), pointer(sums)
-    lanes = lanes_of(source)
-    for j in range(first, last, lanes):
-        left = last - j
-        sum_all = zeros_like(source)
+    lanes = lanes_of(pointer(grad))
+    for begin in range(first, last, _SUM_COLUMNS):
+        width = min(_SUM_COLUMNS, last - begin)
+        total, even, odd = pointer(sums, begin), pointer(halves, begin), pointer(halves, columns + begin)
+        for j in range(0, width, lanes):
+            store_first(total, j, zeros_like(total), width - j)
         for group in range(0, rows, _SUM_ROWS):
-            sum_even = sum_odd = zeros_like(source)
-            for r in range(group, min(group + _SUM_ROWS, rows)):
-                at = r * columns + j
-                v = load_first(source, at, left)
-                if code:
-                    v = activation_gradient(code, v, load_first(value, at, left))
-                if keeps:
-                    store_first(out, at, v, left)
-                if r % 2:
-                    sum_odd = sum_odd + v
-                else:
-                    sum_even = sum_even + v
-            sum_all = sum_all + (sum_even + sum_odd)
-        if adds:
-            store_first(total, j, sum_all, left)
+            stop = min(group + _SUM_ROWS, rows)
+            if adds:
+                for j in range(0, width, lanes):
+                    store_first(even, j, zeros_like(even), width - j)
+                    store_first(odd, j, zeros_like(odd), width - j)
+            for r in range(group, stop):
+                at = r * columns + begin
+                source, value, out = pointer(grad, at), pointer(known, at), pointer(result, at)
+                half = odd if r % 2 else even
+                for j in range(0, width, lanes):
+                    left = width - j
+                    v = load_first(source, j, left)
+                    if code:
+                        v = activation_gradient(code, v, load_first(value, j, left))
+                    if keeps:
+                        store_first(out, j, v, left)
+                    if adds:
+                        store_first(half, j, load_first(half, j, left) + v, left)
+            if adds:
+                for j in range(0, width, lanes):
+                    left = width - j
+                    both = load_first(even, j, left) + load_first(odd, j, left)
+                    store_first(total, j, load_first(total, j, left) + both, left)
 
 
 _prepare = threaded(_prepare_columns, align=16)
@@ -169,9 +182,11 @@ def linear_backward(
         keeps = p.activation is not None
         values = dy if not keeps or known is None else contiguous(known).reshape(-1)
         result = empty(dy.shape, dtype) if keeps else dy
-        sums = empty(outputs, dtype) if wants_bias else dy
+        sums, halves = empty(outputs, dtype), empty(2 * outputs, dtype)
         threads = threads_for(dy.size, _PASS_GRAIN)
-        _prepare(outputs, threads, f.code, dy, values, batch, outputs, result, sums, int(keeps), int(wants_bias))
+        _prepare(
+            outputs, threads, f.code, dy, values, batch, outputs, result, sums, halves, int(keeps), int(wants_bias)
+        )
         dy = result
         if wants_bias:
             assert p.bias is not None
