@@ -89,9 +89,9 @@ def commit() -> str | None:
 
 def facts() -> dict[str, Any]:
     """Everything about the machine and the installation that a reader of a result needs."""
-    from kernels.runtime import compile_cache
+    from kernels.runtime import cache_folder
 
-    name, features = compile_cache.processor()
+    name, features = cache_folder.processor()
     enabled = sorted(f[1:] for f in features.split(",") if f.startswith("+avx") or f in ("+fma", "+neon", "+sve"))
     return {
         "processor": processor(),

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from kernels.runtime import compile_cache
-from kernels.runtime.compile_cache import CacheState, cache_state, jit
+from kernels.runtime import cache_folder
+from kernels.runtime.cache_folder import CacheState, cache_state
+from kernels.runtime.compile_cache import jit
 from kernels.runtime.threads import Threaded, thread_count, threaded, threading_layer, threads_for
 
 __all__ = [
@@ -47,21 +48,21 @@ Shape = int | tuple[int, ...]
 
 def missing() -> str | None:
     """Why compiled CPU kernels cannot run in this process, or None."""
-    return compile_cache.unavailable()
+    return cache_folder.unavailable()
 
 
 def info() -> dict[str, object]:
     """Versions, threads, processor and cache of the CPU kernels, for ``kernels.info()``."""
     why = missing()
-    if compile_cache.numba is None:
+    if cache_folder.numba is None:
         return {"missing": why}
     import llvmlite
 
-    name, features = compile_cache.processor()
+    name, features = cache_folder.processor()
     enabled = {feature[1:] for feature in features.split(",") if feature.startswith("+")}
     return {
         "missing": why,
-        "numba": compile_cache.numba.__version__,
+        "numba": cache_folder.numba.__version__,
         "llvmlite": llvmlite.__version__,
         "threading_layer": threading_layer() or "not started",
         "threads": thread_count(),

@@ -21,9 +21,9 @@ import sys
 import threading
 from typing import Any
 
-from kernels.runtime import compile_cache
+from kernels.runtime import cache_folder, compile_cache
 
-numba = compile_cache.numba
+numba = cache_folder.numba
 
 if numba is not None:
     from llvmlite import ir
@@ -291,7 +291,7 @@ class Threaded:
         state = _state
         mode = state.mode
         if mode == _NOT_LAUNCHED:
-            mode = _SERIAL if compile_cache.unavailable() is not None else _launch()
+            mode = _SERIAL if cache_folder.unavailable() is not None else _launch()
         if mode in (_TEAMS, _ANY_CALLER):
             self.driver(total, threads, *args)
         elif mode == _SERIAL or state.region.locked():

@@ -11,7 +11,8 @@ import textwrap
 import pytest
 from numba.extending import overload
 
-from kernels.runtime import compile_cache
+from kernels.runtime import cache_folder, compile_cache
+from kernels.runtime.fingerprint import fingerprint
 
 from .conftest import KERNEL, ROOT, copy_runtime, environment
 
@@ -40,11 +41,7 @@ def test_change_in_another_file_is_seen(python, tmp_path):
     package = copy_runtime(tmp_path / "copy")
     # The value reaches the code through an overload, which nothing in the kernel's own objects shows.
     (package / "inner.py").write_text(
-        "from numba.extending import overload\n"
-        "def add(x): ...\n"
-        "@overload(add)\n"
-        "def _(x):\n"
-        "    return lambda x: x + 1\n"
+        "from numba.extending import overload\ndef add(x): ...\n@overload(add)\ndef _(x):\n    return lambda x: x + 1\n"
     )
     (package / "outer.py").write_text(
         "from kernels.inner import add\n"
@@ -120,7 +117,7 @@ def test_fingerprint_sees_what_a_function_refers_to():
         scope = {"number": number, "callee": callee, "jit": compile_cache.jit, "__name__": "made"}
         source = f"@jit(inline={inline!r})\ndef f(x, y=1):\n    return callee(x) + number if callee else number"
         exec(source, scope)
-        return compile_cache.fingerprint(scope["f"])
+        return fingerprint(scope["f"])
 
     one = compile_cache.jit(lambda x: x + 1)
     same = compile_cache.jit(lambda x: x + 1)
@@ -140,7 +137,7 @@ def test_fingerprint_sees_behind_overloads():
         def _(x):
             return lambda x: x * factor
 
-        return compile_cache.fingerprint(compile_cache.jit(lambda x: stub(x)))
+        return fingerprint(compile_cache.jit(lambda x: stub(x)))
 
     assert make(1) == make(1) != make(2)
 
@@ -148,7 +145,7 @@ def test_fingerprint_sees_behind_overloads():
 def test_fingerprint_of_functions_that_call_each_other():
     scope = {"jit": compile_cache.jit}
     exec("@jit\ndef f(x): return g(x)\n@jit\ndef g(x): return f(x)", scope)
-    assert compile_cache.fingerprint(scope["f"]) != compile_cache.fingerprint(scope["g"])
+    assert fingerprint(scope["f"]) != fingerprint(scope["g"])
 
 
 def test_two_processes_at_once(tmp_path, package_root, python):
@@ -261,43 +258,43 @@ def test_default_folder(python, tmp_path):
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     monkeypatch.setenv("KERNELS_CACHE_DIR", str(tmp_path / "given"))
-    monkeypatch.setattr(compile_cache.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cache_folder.tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
 
 def test_folder_of_another_user_is_refused(folders, monkeypatch):
-    assert compile_cache._find_folder()[1] == "KERNELS_CACHE_DIR"
-    monkeypatch.setattr(compile_cache, "_user", lambda: os.geteuid() + 1)
-    folder, reason = compile_cache._find_folder()
+    assert cache_folder._find_folder()[1] == "KERNELS_CACHE_DIR"
+    monkeypatch.setattr(cache_folder, "_user", lambda: os.geteuid() + 1)
+    folder, reason = cache_folder._find_folder()
     assert folder is None
     assert reason.count("belongs to another user") == 2
 
 
 def test_folder_open_to_others_is_refused(folders):
-    folder, _ = compile_cache._find_folder()
-    assert folder == folders / "given" / compile_cache.digest()
+    folder, _ = cache_folder._find_folder()
+    assert folder == folders / "given" / cache_folder.digest()
     assert folder is not None
     folder.chmod(0o777)
-    found, reason = compile_cache._find_folder()
-    assert found == folders / f"nnlib-kernels-{os.geteuid()}" / compile_cache.digest()
+    found, reason = cache_folder._find_folder()
+    assert found == folders / f"nnlib-kernels-{os.geteuid()}" / cache_folder.digest()
     assert reason == f"temporary folder of this user; KERNELS_CACHE_DIR: {folder} is open to other users"
 
 
 def test_link_in_place_of_the_folder_is_refused(folders):
     (folders / "elsewhere").mkdir()
     (folders / "given").mkdir()
-    (folders / "given" / compile_cache.digest()).symlink_to(folders / "elsewhere")
-    assert "is not a folder" in compile_cache._find_folder()[1]
+    (folders / "given" / cache_folder.digest()).symlink_to(folders / "elsewhere")
+    assert "is not a folder" in cache_folder._find_folder()[1]
 
 
 def test_default_folder_in_another_users_home_is_refused(folders, monkeypatch):
     monkeypatch.delenv("KERNELS_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folders / "cache"))
     stranger = os.geteuid() + 1
-    monkeypatch.setattr(compile_cache, "_user", lambda: stranger)
+    monkeypatch.setattr(cache_folder, "_user", lambda: stranger)
     if os.geteuid() == 0:
         os.chown(folders, 65534, -1)
-    _, reason = compile_cache._find_folder()
+    _, reason = cache_folder._find_folder()
     assert f"the user's cache folder: {folders} belongs to another user" in reason
     assert not (folders / "cache").exists()
 
@@ -311,9 +308,9 @@ def test_old_digests_are_removed(tmp_path):
         os.utime(folder, (10**9 - age * 100, 10**9 - age * 100))
     os.utime(current, (0, 0))  # The current one stays, however old.
     (tmp_path / "notes").mkdir()
-    compile_cache._prune(tmp_path, current)
+    cache_folder._prune(tmp_path, current)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{age:032x}" for age in range(5)] + ["notes"]
-    compile_cache._prune(tmp_path / "absent", current)
+    cache_folder._prune(tmp_path / "absent", current)
 
 
 # --------------------------------------------------------------------------------------------- where Numba is off
