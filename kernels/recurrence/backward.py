@@ -29,14 +29,13 @@ from kernels.recurrence.forward import (
     GRU_BEFORE,
     LSTM,
     RNN_RELU,
-    initial_row,
     panels_of,
     rows_at,
     stride_of,
 )
 from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, copy_row, multiply_rows
 from kernels.runtime.numba_cpu import jit, threaded
-from kernels.simd import VECTOR_BYTES, advance, lanes_of, load, load_first, pointer, poke, prefetch, store
+from kernels.simd import VECTOR_BYTES, advance, lanes_of, load, load_first, pointer, prefetch, store
 
 
 class BackSizes(NamedTuple):
@@ -88,7 +87,6 @@ class BackSizes(NamedTuple):
     unit_stride: int = 0
     x_stride: int = 0
     scratch: int = 0  # elements for each part
-    offsets: int = 0  # int64 for each part
     # Where in the working memory lie, for every direction: the sums' gradients; x and the states before each step as
     # panels; what w_second met, as panels; the gradients of an LSTM's projected states. Then what gathers over the
     # groups: sums for the biases and the weights' gradients. Then the scratch of parts and of pieces, and the end.
@@ -133,7 +131,7 @@ def with_memory(sizes: BackSizes, itemsize: int) -> BackSizes:
     )
     begins = np.concatenate([[0], np.cumsum(each)]).tolist()
     scratch = (sizes.most_rows + LARGE_ROWS) * (hidden_stride + unit_stride)
-    scratch += block * (hidden_stride + unit_stride) + unit_stride
+    scratch += block * (hidden_stride + unit_stride)
     at_pieces = begins[9] + sizes.parts * scratch
     return sizes._replace(
         group_rows=rows,
@@ -141,7 +139,6 @@ def with_memory(sizes: BackSizes, itemsize: int) -> BackSizes:
         unit_stride=unit_stride,
         x_stride=x_stride,
         scratch=scratch,
-        offsets=2 * block + sizes.second_taps,
         at_x=begins[1],
         at_old=begins[2],
         at_extra=begins[3],
@@ -160,14 +157,14 @@ def with_memory(sizes: BackSizes, itemsize: int) -> BackSizes:
 _ROWS_AHEAD = 2
 
 
-@jit
+@jit(inner=True)
 def _add_row(source, target, count):
     """target[:count] += source[:count]; source is not touched past its end, target is in whole vectors."""
     for j in range(0, count, lanes_of(source)):
         store(target, j, load(target, j) + load_first(source, j, count - j))
 
 
-@jit
+@jit(inner=True)
 def _row_to_panels(source, count, panels, panel_stride, target):
     """source[:count] as a tap of panels `panel_stride` apart, filled up with zeros."""
     lanes = lanes_of(source)
@@ -177,7 +174,7 @@ def _row_to_panels(source, count, panels, panel_stride, target):
             store(target, panel * panel_stride + j, load_first(source, at, count - at))
 
 
-@jit
+@jit(inner=True)
 def group_range(g, d, begin, end):
     """The steps [low, high) of x that a direction takes as its steps begin to end."""
     if d:
@@ -187,17 +184,19 @@ def group_range(g, d, begin, end):
 
 @jit
 def run_steps_back(first, last, begin, end, sizes, bounds, order, ends, counts, starts, columns, w_h, w_second, x, h0,
-                   c0, states, kept, cells, grad_output, grad_h, grad_c, dh0, dc0, work, table, places):  # fmt: skip
+                   c0, states, kept, cells, grad_output, grad_h, grad_c, dh0, dc0, work, row_taps, state_taps, places):  # fmt: skip
     """Parts [first, last) of the steps begin to end, of a group; part numbers run through the parts of each direction.
 
     sizes: one BackSizes, of in_memory. bounds, order, ends, counts, starts: see sequence.Walk. columns int64: where the
     columns of the sums begin, and LARGE_ROWS more. w_h, w_second: packed weights of every direction. x: elements, row
     r's step t at t * x_time + r * x_row. h0, grad_h, dh0 [D, B, hidden], c0, grad_c, dc0 [D, B, units]. states:
     elements, the hidden states of every step. kept [D, all steps, B, kept * units], cells [D, all steps, B, units].
-    grad_output: elements, by step and row or of the last step. What is not there is an array of one element.
+    grad_output: elements, by step and row or of the last step. What is not there is an array of zeros, as long as the longest
+    row. row_taps, state_taps int64: 0, lanes, 2 lanes, ... for each row of a group and a tile more; and multiples of the
+    size of the state, then 0, 1, 2, ...
 
     Written: what `BackSizes` says of work, also what goes on from group to group; dh0, dc0 with the last group; places
-    int64 [D, group_rows], where the rows of the group lie in the gradient of x. table int64 [parts, offsets].
+    int64 [D, group_rows], where the rows of the group lie in the gradient of x.
     """
     g = sizes[0]
     # A literal 0 would have Numba compile what it is passed to once more.
@@ -205,32 +204,23 @@ def run_steps_back(first, last, begin, end, sizes, bounds, order, ends, counts, 
     lanes = lanes_of(w_h)
     width = PANEL_VECTORS * lanes
     block_rows = min(BLOCK_ROWS, g.most_rows)
+    state_columns = pointer(state_taps, g.group_rows + LARGE_ROWS)
     for part in range(first, last):
         d, rows_part = part // g.row_parts, part % g.row_parts
         row_first, row_last = bounds[rows_part], bounds[rows_part + 1]
-        # Gradients carried to the step before; what products make of a block; zeros.
+        # Gradients carried to the step before; what products make of a block.
         dh = pointer(work, g.at_scratch + part * g.scratch)
         dc = advance(dh, (g.most_rows + LARGE_ROWS) * g.hidden_stride)
         product = advance(dc, (g.most_rows + LARGE_ROWS) * g.unit_stride)
         second = advance(product, (block_rows + LARGE_ROWS) * g.hidden_stride)
-        zeros = advance(second, (block_rows + LARGE_ROWS) * g.unit_stride)
-        sum_rows = pointer(table, part * g.offsets)
-        state_rows = advance(sum_rows, block_rows + LARGE_ROWS)
-        taps = advance(state_rows, block_rows + LARGE_ROWS)
         if begin == 0:
-            for r in range(block_rows + LARGE_ROWS):
-                poke(sum_rows, r, r * lanes)
-                poke(state_rows, r, r * g.hidden)
-            for k in range(g.second_taps):
-                poke(taps, k, k)
-            initial_row(zeros, no, zeros, g.units)
             for r in range(row_last - row_first):
                 at = d * g.batch + order[row_first + r]
                 given = pointer(grad_h, at * g.hidden * g.has_grad_h)
-                initial_row(given, g.has_grad_h, advance(dh, r * g.hidden_stride), g.hidden)
+                copy_row(given, advance(dh, r * g.hidden_stride), g.hidden)
                 if g.kind == LSTM:
                     given = pointer(grad_c, at * g.units * g.has_grad_c)
-                    initial_row(given, g.has_grad_c, advance(dc, r * g.unit_stride), g.units)
+                    copy_row(given, advance(dc, r * g.unit_stride), g.units)
         weights_h = pointer(w_h, d * g.recurrent_panels * g.taps * width)
         weights_second = pointer(w_second, d * g.second_panels * g.second_taps * width)
         low_step, high_step = group_range(g, d, begin, end)
@@ -267,8 +257,8 @@ def run_steps_back(first, last, begin, end, sizes, bounds, order, ends, counts, 
                         copy_row(advance(block_dh, r * g.hidden_stride), to, g.hidden)
                 incoming, incoming_stride = block_dh, g.hidden_stride
                 if g.kind == LSTM and g.second_panels:
-                    multiply_rows(advance(arrived, place * g.hidden), state_rows, taps, rows, g.second_taps,
-                                  weights_second, g.second_panels, second, g.unit_stride, no, no)  # fmt: skip
+                    multiply_rows(advance(arrived, place * g.hidden), pointer(state_taps), state_columns, rows,
+                                  g.second_taps, weights_second, g.second_panels, second, g.unit_stride, no, no)  # fmt: skip
                     incoming, incoming_stride = second, g.unit_stride
                 for r in range(rows):
                     row = order[row_first + low + r]
@@ -279,20 +269,15 @@ def run_steps_back(first, last, begin, end, sizes, bounds, order, ends, counts, 
                     is_first = not 0 <= before < ends[row_first + low + r]
                     for j in range(0, g.kept * g.units, lanes):
                         prefetch(gates, _ROWS_AHEAD * g.kept * g.units + j)
-                    old = zeros
+                    old = pointer(h0, (d * g.batch + row) * g.hidden * g.has_h0)
                     if not is_first:
                         old = pointer(states, before * g.states_time + row * g.states_row + d * g.hidden)
-                    elif g.has_h0:
-                        old = pointer(h0, (d * g.batch + row) * g.hidden)
-                    if g.wants_w_hh:
-                        old_to = advance(old_panels, (place + r) * width)
-                        _row_to_panels(old, g.hidden, g.recurrent_panels, group_rows * width, old_to)
+                    old_to = advance(old_panels, (place + r) * width)
+                    _row_to_panels(old, g.hidden, g.recurrent_panels, group_rows * width, old_to)
                     if g.kind == LSTM:
-                        cell_before = zeros
+                        cell_before = pointer(c0, (d * g.batch + row) * g.units * g.has_c0)
                         if not is_first:
                             cell_before = pointer(cells, step + (before - t) * g.batch * g.units)
-                        elif g.has_c0:
-                            cell_before = pointer(c0, (d * g.batch + row) * g.units)
                         lstm_row_back(g.units, g.group_rows, gradient, advance(dc, (low + r) * g.unit_stride),
                                       gates, pointer(cells, step), cell_before, to, g.second_panels,
                                       advance(extra_panels, (place + r) * width), group_rows * width)  # fmt: skip
@@ -304,35 +289,23 @@ def run_steps_back(first, last, begin, end, sizes, bounds, order, ends, counts, 
                         at = t * g.states_time + row * g.states_row + d * g.hidden
                         rnn_row_back(g.units, g.group_rows, g.kind == RNN_RELU, gradient, pointer(states, at), to)
                 if g.kind == GRU_BEFORE:
-                    multiply_rows(ds, sum_rows, pointer(columns, g.taps), rows, g.second_taps,
+                    multiply_rows(ds, pointer(row_taps), pointer(columns, g.taps), rows, g.second_taps,
                                   weights_second, g.second_panels, second, g.unit_stride, no, no)  # fmt: skip
                     for r in range(rows):
-                        row = order[row_first + low + r]
-                        step = ((d * g.all_steps + t) * g.batch + row) * g.units
-                        old = zeros
-                        if 0 <= before < ends[row_first + low + r]:
-                            old = pointer(states, before * g.states_time + row * g.states_row + d * g.hidden)
-                        elif g.has_h0:
-                            old = pointer(h0, (d * g.batch + row) * g.hidden)
+                        step = ((d * g.all_steps + t) * g.batch + order[row_first + low + r]) * g.units
                         gru_reset_row_back(g.units, g.group_rows, advance(second, r * g.unit_stride),
                                            advance(block_dh, r * g.hidden_stride), pointer(kept, step * g.kept),
-                                           old, advance(ds, r * lanes), advance(extra_panels, (place + r) * width),
-                                           group_rows * width)  # fmt: skip
-                # To the states of the step before, to which a GRU's has some already. A tile's rows past the last must
-                # not fall on rows that have not begun.
-                adds = no
-                if g.kind == GRU_AFTER or g.kind == GRU_BEFORE:
-                    adds += 1
-                is_aside = active < row_last - row_first
-                if is_aside:
-                    for r in range(rows):
-                        copy_row(advance(block_dh, r * g.hidden_stride), advance(product, r * g.hidden_stride), g.hidden)
-                target = product if is_aside else block_dh
-                multiply_rows(ds, sum_rows, pointer(columns), rows, g.taps, weights_h,
-                              g.recurrent_panels, target, g.hidden_stride, adds, number & 1)  # fmt: skip
-                if is_aside:
-                    for r in range(rows):
-                        copy_row(advance(product, r * g.hidden_stride), advance(block_dh, r * g.hidden_stride), g.hidden)
+                                           advance(old_panels, (place + r) * width), advance(ds, r * lanes),
+                                           advance(extra_panels, (place + r) * width), group_rows * width)  # fmt: skip
+                # To the states of the step before, to which a GRU's gave some already.
+                multiply_rows(ds, pointer(row_taps), pointer(columns), rows, g.taps, weights_h,
+                              g.recurrent_panels, product, g.hidden_stride, no, number & 1)  # fmt: skip
+                for r in range(rows):
+                    made, carried = advance(product, r * g.hidden_stride), advance(block_dh, r * g.hidden_stride)
+                    if g.kind == GRU_AFTER or g.kind == GRU_BEFORE:
+                        _add_row(made, carried, g.hidden)
+                    else:
+                        copy_row(made, carried, g.hidden)
         if end == g.steps:
             for r in range(row_last - row_first):
                 at = d * g.batch + order[row_first + r]

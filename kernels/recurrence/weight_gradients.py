@@ -16,38 +16,7 @@ from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import advance, lanes_of, load, load_first, pointer, store, store_first, zeros_like
 
 
-@jit
-def _share(part, parts, rows):
-    """The rows [low, high) of a part: whole tiles but for the last, which may write past its rows."""
-    tiles = (rows + LARGE_ROWS - 1) // LARGE_ROWS
-    return min(tiles * part // parts * LARGE_ROWS, rows), min(tiles * (part + 1) // parts * LARGE_ROWS, rows)
-
-
-@jit
-def _weight_rows(part, parts, rows, columns, a, taps, steps, panels, b, made, adds, features, out):
-    """A part of `rows` rows of a weight's gradient: made[c, :] (+)= sum over steps of a[columns[c] + taps[step]] b[step, :].
-
-    columns, taps: pointers to int64, LARGE_ROWS more columns than `rows` can be read. b: pointer to elements [panels,
-    steps, width]; made: [rows and a tile, panels * width]. out: pointer to elements [rows, features], written when
-    `features` is not 0, with what was made.
-    """
-    width = PANEL_VECTORS * lanes_of(a)
-    low, high = _share(part, parts, rows)
-    if low == high:
-        return
-    target = advance(made, low * panels * width)
-    for begin in range(0, steps, RUN_TAPS):
-        run = min(RUN_TAPS, steps - begin)
-        for panel in range(panels):
-            # One run of one panel.
-            multiply_rows(a, advance(columns, low), advance(taps, begin), high - low, run,
-                          advance(b, (panel * steps + begin) * width), np.int64(1), advance(target, panel * width),
-                          panels * width, adds + begin, np.int64(0))  # fmt: skip
-    for r in range(low, high if features else low):
-        copy_row(advance(made, r * panels * width), advance(out, r * features), features)
-
-
-@jit
+@jit(inner=True)
 def _bias_vectors(first, last, steps, stride, a, sums, adds):
     """Vectors [first, last) of sums [vectors, lanes] (+)= the sums over steps of a [vectors, stride], in a fixed order."""
     lanes = lanes_of(a)
@@ -84,14 +53,13 @@ def run_products_back(first, last, d, begin, end, sizes, counts, starts, columns
     width = PANEL_VECTORS * lanes
     low_step, high_step = group_range(g, d, begin, end)
     steps = starts[high_step - 1] + counts[high_step - 1] - starts[low_step]
-    is_last = np.int64(end == g.steps)
     sums = pointer(work, d * g.vectors * g.group_rows * lanes)
-    extra = pointer(work, g.at_extra + d * g.unit_panels * g.group_rows * width)
+    x_tiles = (steps + LARGE_ROWS - 1) // LARGE_ROWS
     for part in range(first, last):
         if g.wants_x:
             made = pointer(work, g.at_pieces + part * (BLOCK_ROWS + LARGE_ROWS) * g.x_stride)
-            low, high = _share(part, g.pieces, steps)
-            for row in range(low, high, BLOCK_ROWS):
+            high = min(x_tiles * (part + 1) // g.pieces * LARGE_ROWS, steps)
+            for row in range(x_tiles * part // g.pieces * LARGE_ROWS, high, BLOCK_ROWS):
                 rows = min(BLOCK_ROWS, high - row)
                 multiply_rows(advance(sums, row * lanes), pointer(row_taps), pointer(x_columns), rows, g.x_taps,
                               pointer(w_x, d * g.x_panels * g.x_taps * width), g.x_panels, made, g.x_stride,
@@ -99,32 +67,53 @@ def run_products_back(first, last, d, begin, end, sizes, counts, starts, columns
                 for r in range(rows):
                     source = advance(made, r * g.x_stride)
                     target = pointer(dx, places[d * g.group_rows + row + r])
-                    if g.directions == 1:
-                        copy_row(source, target, g.inputs)
-                    else:
-                        for j in range(0, g.inputs, lanes):
-                            both = load_first(target, j, g.inputs - j) + load(source, j)
-                            store_first(target, j, both, g.inputs - j)
-        if g.wants_w_ih:
-            made = pointer(work, g.at_w_ih + d * (g.x_taps + LARGE_ROWS) * g.x_panels * width)
-            panels = pointer(work, g.at_x + d * g.x_panels * g.group_rows * width)
-            _weight_rows(part, g.pieces, g.x_taps, pointer(x_columns), sums, pointer(row_taps), steps,
-                         g.x_panels, panels, made, begin, is_last * g.inputs, pointer(w_ih))  # fmt: skip
-        if g.wants_w_hh:
-            made = pointer(work, g.at_w_hh + d * (g.taps + LARGE_ROWS) * g.recurrent_panels * width)
-            panels = pointer(work, g.at_old + d * g.recurrent_panels * g.group_rows * width)
-            _weight_rows(part, g.pieces, g.taps, pointer(columns), sums, pointer(row_taps), steps,
-                         g.recurrent_panels, panels, made, begin, is_last * g.hidden, pointer(w_hh))  # fmt: skip
-        made = pointer(work, g.at_second + d * (g.second_taps + LARGE_ROWS) * g.unit_panels * width)
-        if g.kind == GRU_BEFORE and g.wants_w_hh:
-            _weight_rows(part, g.pieces, g.units, pointer(columns, g.taps), sums, pointer(row_taps), steps,
-                         g.unit_panels, extra, made, begin, is_last * g.hidden,
-                         pointer(w_hh, g.taps * g.hidden))  # fmt: skip
-        if g.wants_w_hr:
-            # Rows of the states lie side by side: element k of a row is what `columns` is of the sums.
-            _weight_rows(part, g.pieces, g.hidden, pointer(state_taps, g.group_rows + LARGE_ROWS),
-                         pointer(work, g.at_arrived + d * g.group_rows * g.hidden), pointer(state_taps), steps,
-                         g.unit_panels, extra, made, begin, is_last * g.units, pointer(w_hr))  # fmt: skip
+                    for j in range(0, g.inputs, lanes):
+                        value = load(source, j)
+                        if g.directions == 2:
+                            value = load_first(target, j, g.inputs - j) + value
+                        store_first(target, j, value, g.inputs - j)
+        for weight in range(4):
+            # A row of the weight for each column of a; b as panels [panels, steps, width]; made [rows and a tile,
+            # panels * width] gathers over the groups; out [rows, features] is written with the last one.
+            a, columns_of, taps, out = sums, pointer(columns), pointer(row_taps), pointer(w_hh)
+            if weight == 0:
+                is_wanted, rows, features, panels = g.wants_w_ih, g.x_taps, g.inputs, g.x_panels
+                columns_of, out = pointer(x_columns), pointer(w_ih)
+                b = pointer(work, g.at_x + d * panels * g.group_rows * width)
+                made = pointer(work, g.at_w_ih + d * (rows + LARGE_ROWS) * panels * width)
+            elif weight == 1:
+                is_wanted, rows, features, panels = g.wants_w_hh, g.taps, g.hidden, g.recurrent_panels
+                b = pointer(work, g.at_old + d * panels * g.group_rows * width)
+                made = pointer(work, g.at_w_hh + d * (rows + LARGE_ROWS) * panels * width)
+            else:
+                rows, features, panels = g.second_taps, g.units, g.unit_panels
+                b = pointer(work, g.at_extra + d * panels * g.group_rows * width)
+                made = pointer(work, g.at_second + d * (rows + LARGE_ROWS) * panels * width)
+                if weight == 2:
+                    is_wanted = np.int64(g.kind == GRU_BEFORE) * g.wants_w_hh
+                    columns_of, out = pointer(columns, g.taps), pointer(w_hh, g.taps * g.hidden)
+                else:
+                    # Rows of the projected states lie side by side: element k of one is what a column is of the sums.
+                    is_wanted, out = g.wants_w_hr, pointer(w_hr)
+                    a = pointer(work, g.at_arrived + d * g.group_rows * g.hidden)
+                    columns_of, taps = pointer(state_taps, g.group_rows + LARGE_ROWS), pointer(state_taps)
+            if not is_wanted:
+                continue
+            # Whole tiles but for the last, which may write past the rows.
+            tiles = (rows + LARGE_ROWS - 1) // LARGE_ROWS
+            low = tiles * part // g.pieces * LARGE_ROWS
+            high = min(tiles * (part + 1) // g.pieces * LARGE_ROWS, rows)
+            if low >= high:
+                continue
+            for run in range(0, steps, RUN_TAPS):
+                for panel in range(panels):
+                    multiply_rows(a, advance(columns_of, low), advance(taps, run), high - low,
+                                  min(RUN_TAPS, steps - run), advance(b, (panel * steps + run) * width), np.int64(1),
+                                  advance(made, (low * panels + panel) * width), panels * width,
+                                  begin + run, no)  # fmt: skip
+            if end == g.steps:
+                for r in range(low, high):
+                    copy_row(advance(made, r * panels * width), advance(out, r * features), features)
         if g.wants_bias:
             _bias_vectors(g.vectors * part // g.pieces, g.vectors * (part + 1) // g.pieces, steps, g.group_rows * lanes,
                           sums, pointer(work, g.at_bias + d * g.vectors * lanes), begin)  # fmt: skip
