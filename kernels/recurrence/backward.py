@@ -1,12 +1,13 @@
-"""Backward through time in one compiled call: the gradients of every step's sums, and of the initial states.
+"""Backward through time, a group of steps at a time: the gradients of every step's sums, and of the initial states.
 
 What a step needs of the forward pass are its gates and cells and the hidden states; the products with the weights are
-the same as in the forward pass, on the weights as they lie. Gradients of sums and what the weights' gradients need
-beside them gather without gaps, in the order of sequence.Walk, so that those are plain matrix products afterwards.
+the same as in the forward pass, on the weights as they lie. A group's gradients of sums, and beside them the inputs and
+states that they met, gather without gaps in the order of sequence.Walk; what the weights and x get of them is taken
+while they are in cache, see weight_gradients.py. Which steps form a group depends on no number of threads.
 
-The sums' gradients lie in columns of vectors, [gates * vectors of a gate, total, lanes]: a row of them is what a step
-backward multiplies, and their columns are what the weights' gradients multiply; so both are read in whole cache lines
-that follow each other. `total` is odd, or the columns of a row would meet in a few sets of the cache.
+The sums' gradients lie in columns of vectors, [gates * vectors of a gate, group_rows, lanes]: a row of them is what a
+step backward multiplies, and their columns are what the weights' gradients multiply; so both are read in whole cache
+lines that follow each other. `group_rows` is odd, or the columns of a row would meet in a few sets of the cache.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from kernels.recurrence.forward import (
     GRU_BEFORE,
     LSTM,
     RNN_RELU,
-    initial_row,
+    panels_of,
     rows_at,
     stride_of,
 )
 from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, copy_row, multiply_rows
 from kernels.runtime.numba_cpu import jit, threaded
-from kernels.simd import advance, lanes_of, load, load_first, pointer, poke, store
+from kernels.simd import VECTOR_BYTES, advance, lanes_of, load, load_first, pointer, prefetch, store
 
 
 class BackSizes(NamedTuple):
@@ -43,19 +44,28 @@ class BackSizes(NamedTuple):
     kind: int
     directions: int
     row_parts: int
+    pieces: int  # parts that take the products of a group
     steps: int  # the longest row's
     all_steps: int  # of x
+    group_steps: int
     batch: int
+    inputs: int
     units: int
     hidden: int
     kept: int  # numbers that a unit kept
-    total: int  # sum of the lengths, with spare rows
-    sums: int  # elements of the gradients of sums of a direction
-    taps: int  # of these, those of the recurrent product that is undone last
-    # Panels of w_h, and of w_second: the LSTM's projection or n of GRU_BEFORE, 0 for others.
+    vectors: int  # of the sums of a row
+    taps: int  # sums of the recurrent product that is undone last
+    x_taps: int  # sums of the input's product
+    # Panels of inputs, hidden states and units; of w_second: the LSTM's projection or n of GRU_BEFORE, 0 for others.
+    x_panels: int
     recurrent_panels: int
+    unit_panels: int
     second_panels: int
     second_taps: int
+    x_time: int
+    x_row: int
+    dx_time: int
+    dx_row: int
     states_time: int
     states_row: int
     grad_time: int
@@ -66,11 +76,31 @@ class BackSizes(NamedTuple):
     has_grad_c: int
     has_h0: int
     has_c0: int
+    wants_x: int
+    wants_w_ih: int
+    wants_w_hh: int
+    wants_w_hr: int
+    wants_bias: int
     most_rows: int  # of a part
-    hidden_stride: int
-    unit_stride: int
-    scratch: int  # elements for each part
-    offsets: int  # int64 for each part
+    group_rows: int = 0
+    hidden_stride: int = 0
+    unit_stride: int = 0
+    x_stride: int = 0
+    scratch: int = 0  # elements for each part
+    # Where in the working memory lie, for every direction: the sums' gradients; x and the states before each step as
+    # panels; what w_second met, as panels; the gradients of an LSTM's projected states. Then what gathers over the
+    # groups: sums for the biases and the weights' gradients. Then the scratch of parts and of pieces, and the end.
+    at_x: int = 0
+    at_old: int = 0
+    at_extra: int = 0
+    at_arrived: int = 0
+    at_bias: int = 0
+    at_w_ih: int = 0
+    at_w_hh: int = 0
+    at_second: int = 0
+    at_scratch: int = 0
+    at_pieces: int = 0
+    work: int = 0
 
     @property
     def parts(self) -> int:
@@ -78,40 +108,95 @@ class BackSizes(NamedTuple):
         return self.directions * self.row_parts
 
 
-def with_strides(sizes: BackSizes, itemsize: int) -> BackSizes:
+def with_memory(sizes: BackSizes, itemsize: int) -> BackSizes:
     """`sizes` with the working memory worked out."""
+    lanes = VECTOR_BYTES // itemsize
+    width = PANEL_VECTORS * lanes
     hidden_stride, unit_stride = stride_of(sizes.hidden, itemsize), stride_of(sizes.units, itemsize)
+    x_stride = stride_of(sizes.inputs, itemsize)
     block = min(BLOCK_ROWS, sizes.most_rows) + LARGE_ROWS
-    scratch = sizes.most_rows * (hidden_stride + unit_stride) + block * (2 * hidden_stride + unit_stride) + unit_stride
+    rows = sizes.group_steps * sizes.batch + LARGE_ROWS | 1
+    has_second = sizes.second_panels > 0
+    # Where each begins, by size; a tile may read and write rows past the last.
+    each = (
+        sizes.directions * sizes.vectors * rows * lanes + LARGE_ROWS * lanes,
+        sizes.directions * sizes.x_panels * rows * width,
+        sizes.directions * sizes.recurrent_panels * rows * width,
+        sizes.directions * sizes.unit_panels * rows * width * has_second,
+        (sizes.directions * rows + LARGE_ROWS) * hidden_stride * has_second,
+        sizes.directions * sizes.vectors * lanes,
+        sizes.directions * (sizes.x_taps + LARGE_ROWS) * sizes.x_panels * width,
+        sizes.directions * (sizes.taps + LARGE_ROWS) * sizes.recurrent_panels * width,
+        sizes.directions * (sizes.second_taps + LARGE_ROWS) * sizes.unit_panels * width * has_second,
+    )
+    begins = np.concatenate([[0], np.cumsum(each)]).tolist()
+    scratch = (sizes.most_rows + LARGE_ROWS) * (hidden_stride + unit_stride)
+    scratch += block * (hidden_stride + unit_stride)
+    at_pieces = begins[9] + sizes.parts * scratch
     return sizes._replace(
+        group_rows=rows,
         hidden_stride=hidden_stride,
         unit_stride=unit_stride,
+        x_stride=x_stride,
         scratch=scratch,
-        offsets=2 * block + sizes.second_taps,
+        at_x=begins[1],
+        at_old=begins[2],
+        at_extra=begins[3],
+        at_arrived=begins[4],
+        at_bias=begins[5],
+        at_w_ih=begins[6],
+        at_w_hh=begins[7],
+        at_second=begins[8],
+        at_scratch=begins[9],
+        at_pieces=at_pieces,
+        work=at_pieces + sizes.pieces * (BLOCK_ROWS + LARGE_ROWS) * x_stride,
     )
 
 
-@jit
+#: Rows ahead whose gates are asked for while a row is worked on.
+_ROWS_AHEAD = 2
+
+
+@jit(inner=True)
 def _add_row(source, target, count):
     """target[:count] += source[:count]; source is not touched past its end, target is in whole vectors."""
     for j in range(0, count, lanes_of(source)):
         store(target, j, load(target, j) + load_first(source, j, count - j))
 
 
+@jit(inner=True)
+def _row_to_panels(source, count, panels, panel_stride, target):
+    """source[:count] as a tap of panels `panel_stride` apart, filled up with zeros."""
+    lanes = lanes_of(source)
+    for panel in range(panels):
+        for j in range(0, PANEL_VECTORS * lanes, lanes):
+            at = panel * PANEL_VECTORS * lanes + j
+            store(target, panel * panel_stride + j, load_first(source, at, count - at))
+
+
+@jit(inner=True)
+def group_range(g, d, begin, end):
+    """The steps [low, high) of x that a direction takes as its steps begin to end."""
+    if d:
+        return begin, end
+    return g.steps - end, g.steps - begin
+
+
 @jit
-def run_parts_back(first, last, sizes, bounds, order, ends, counts, starts, w_h, w_second, h0, c0, states, kept, cells,
-                   grad_output, grad_h, grad_c, columns, sums, old, extra, arrived, dh0, dc0, work, table):  # fmt: skip
-    """Parts [first, last) of a backward pass; part numbers run through the row parts of each direction.
+def run_steps_back(first, last, begin, end, sizes, bounds, order, ends, counts, starts, columns, w_h, w_second, x, h0,
+                   c0, states, kept, cells, grad_output, grad_h, grad_c, dh0, dc0, work, row_taps, state_taps, places):  # fmt: skip
+    """Parts [first, last) of the steps begin to end, of a group; part numbers run through the parts of each direction.
 
-    sizes: one BackSizes, of in_memory. bounds, order, ends, counts, starts: see sequence.Walk. w_h, w_second: packed
-    weights of every direction. h0, grad_h, dh0 [D, B, hidden], c0, grad_c, dc0 [D, B, units]. states: elements, the
-    hidden states of every step. kept [D, all steps, B, kept * units], cells [D, all steps, B, units]. grad_output:
-    elements, by step and row or of the last step. columns int64: where the columns of a direction's sums begin.
+    sizes: one BackSizes, of in_memory. bounds, order, ends, counts, starts: see sequence.Walk. columns int64: where the
+    columns of the sums begin, and LARGE_ROWS more. w_h, w_second: packed weights of every direction. x: elements, row
+    r's step t at t * x_time + r * x_row. h0, grad_h, dh0 [D, B, hidden], c0, grad_c, dc0 [D, B, units]. states:
+    elements, the hidden states of every step. kept [D, all steps, B, kept * units], cells [D, all steps, B, units].
+    grad_output: elements, by step and row or of the last step. What is not there is an array of zeros, as long as the longest
+    row. row_taps, state_taps int64: 0, lanes, 2 lanes, ... for each row of a group and a tile more; and multiples of the
+    size of the state, then 0, 1, 2, ...
 
-    Written: sums [D, sums]; old [D, total, hidden], the states before each step; extra [D, total, units], r times them
-    for GRU_BEFORE, the unprojected states for an LSTM; arrived [D, total, hidden], the gradients of the projected ones.
-    Rows of these past the sum of the lengths are scratch. What is not there is an array of one element.
-    work [parts, scratch], table int64 [parts, offsets].
+    Written: what `BackSizes` says of work, also what goes on from group to group; dh0, dc0 with the last group; places
+    int64 [D, group_rows], where the rows of the group lie in the gradient of x.
     """
     g = sizes[0]
     # A literal 0 would have Numba compile what it is passed to once more.
@@ -119,116 +204,114 @@ def run_parts_back(first, last, sizes, bounds, order, ends, counts, starts, w_h,
     lanes = lanes_of(w_h)
     width = PANEL_VECTORS * lanes
     block_rows = min(BLOCK_ROWS, g.most_rows)
+    state_columns = pointer(state_taps, g.group_rows + LARGE_ROWS)
     for part in range(first, last):
         d, rows_part = part // g.row_parts, part % g.row_parts
         row_first, row_last = bounds[rows_part], bounds[rows_part + 1]
-        # Working memory: gradients carried to the step before; a block's arriving ones, and what products make.
-        dh = pointer(work, part * g.scratch)
-        dc = advance(dh, g.most_rows * g.hidden_stride)
-        coming = advance(dc, g.most_rows * g.unit_stride)
-        product = advance(coming, (block_rows + LARGE_ROWS) * g.hidden_stride)
+        # Gradients carried to the step before; what products make of a block.
+        dh = pointer(work, g.at_scratch + part * g.scratch)
+        dc = advance(dh, (g.most_rows + LARGE_ROWS) * g.hidden_stride)
+        product = advance(dc, (g.most_rows + LARGE_ROWS) * g.unit_stride)
         second = advance(product, (block_rows + LARGE_ROWS) * g.hidden_stride)
-        zeros = advance(second, (block_rows + LARGE_ROWS) * g.unit_stride)
-        sum_rows = pointer(table, part * g.offsets)
-        state_rows = advance(sum_rows, block_rows + LARGE_ROWS)
-        taps = advance(state_rows, block_rows + LARGE_ROWS)
-        for r in range(block_rows + LARGE_ROWS):
-            poke(sum_rows, r, r * lanes)
-            poke(state_rows, r, r * g.hidden)
-        for k in range(g.second_taps):
-            poke(taps, k, k)
-        initial_row(zeros, no, zeros, g.units)
-        for r in range(row_last - row_first):
-            at = d * g.batch + order[row_first + r]
-            given = pointer(grad_h, at * g.hidden * g.has_grad_h)
-            initial_row(given, g.has_grad_h, advance(dh, r * g.hidden_stride), g.hidden)
-            if g.kind == LSTM:
-                given = pointer(grad_c, at * g.units * g.has_grad_c)
-                initial_row(given, g.has_grad_c, advance(dc, r * g.unit_stride), g.units)
+        if begin == 0:
+            for r in range(row_last - row_first):
+                at = d * g.batch + order[row_first + r]
+                given = pointer(grad_h, at * g.hidden * g.has_grad_h)
+                copy_row(given, advance(dh, r * g.hidden_stride), g.hidden)
+                if g.kind == LSTM:
+                    given = pointer(grad_c, at * g.units * g.has_grad_c)
+                    copy_row(given, advance(dc, r * g.unit_stride), g.units)
         weights_h = pointer(w_h, d * g.recurrent_panels * g.taps * width)
         weights_second = pointer(w_second, d * g.second_panels * g.second_taps * width)
+        low_step, high_step = group_range(g, d, begin, end)
+        group_rows = starts[high_step - 1] + counts[high_step - 1] - starts[low_step]
+        sums = pointer(work, d * g.vectors * g.group_rows * lanes)
+        x_panels = pointer(work, g.at_x + d * g.x_panels * g.group_rows * width)
+        old_panels = pointer(work, g.at_old + d * g.recurrent_panels * g.group_rows * width)
+        extra_panels = pointer(work, g.at_extra + d * g.unit_panels * g.group_rows * width)
+        arrived = pointer(work, g.at_arrived + d * g.group_rows * g.hidden)
 
-        for number in range(g.steps):
+        for number in range(begin, end):
             t = number if d else g.steps - 1 - number
             before = t + 1 if d else t - 1
             active = rows_at(counts, t, row_first, row_last)
             for low in range(0, active, BLOCK_ROWS):
                 rows = min(BLOCK_ROWS, active - low)
-                place = d * g.total + starts[t] + row_first + low
-                ds = pointer(sums, d * g.sums + (starts[t] + row_first + low) * lanes)
-                # What arrives at the states of this step, and the states before it.
+                place = starts[t] - starts[low_step] + row_first + low
+                ds = advance(sums, place * lanes)
+                block_dh = advance(dh, low * g.hidden_stride)
+                # What arrives at the states of this step, and what the sums' gradients will meet.
                 for r in range(rows):
                     row = order[row_first + low + r]
-                    into = advance(coming, r * g.hidden_stride)
-                    copy_row(advance(dh, (low + r) * g.hidden_stride), into, g.hidden)
                     if g.has_grad and (not g.only_last or ends[row_first + low + r] == t + 1):
                         at = t * g.grad_time + row * g.grad_row + d * g.hidden
-                        _add_row(pointer(grad_output, at), into, g.hidden)
-                    to = pointer(old, (place + r) * g.hidden)
-                    if 0 <= before < ends[row_first + low + r]:
-                        at = before * g.states_time + row * g.states_row + d * g.hidden
-                        copy_row(pointer(states, at), to, g.hidden)
-                    else:
-                        at = (d * g.batch + row) * g.hidden * g.has_h0
-                        initial_row(pointer(h0, at), g.has_h0, to, g.hidden)
+                        _add_row(pointer(grad_output, at), advance(block_dh, r * g.hidden_stride), g.hidden)
+                    if g.wants_w_ih:
+                        source = pointer(x, t * g.x_time + row * g.x_row)
+                        to = advance(x_panels, (place + r) * width)
+                        _row_to_panels(source, g.inputs, g.x_panels, group_rows * width, to)
+                    if g.wants_x:
+                        places[d * g.group_rows + place + r] = t * g.dx_time + row * g.dx_row
                     if g.kind == LSTM and g.second_panels:
-                        copy_row(into, pointer(arrived, (place + r) * g.hidden), g.hidden)
-                incoming, incoming_stride = coming, g.hidden_stride
+                        to = advance(arrived, (place + r) * g.hidden)
+                        copy_row(advance(block_dh, r * g.hidden_stride), to, g.hidden)
+                incoming, incoming_stride = block_dh, g.hidden_stride
                 if g.kind == LSTM and g.second_panels:
-                    multiply_rows(pointer(arrived, place * g.hidden), state_rows, taps, rows, g.second_taps,
-                                  weights_second, g.second_panels, second, g.unit_stride, no, no)  # fmt: skip
+                    multiply_rows(advance(arrived, place * g.hidden), pointer(state_taps), state_columns, rows,
+                                  g.second_taps, weights_second, g.second_panels, second, g.unit_stride, no, no)  # fmt: skip
                     incoming, incoming_stride = second, g.unit_stride
                 for r in range(rows):
                     row = order[row_first + low + r]
                     gradient, to = advance(incoming, r * incoming_stride), advance(ds, r * lanes)
-                    carried = advance(dh, (low + r) * g.hidden_stride)
+                    carried = advance(block_dh, r * g.hidden_stride)
                     step = ((d * g.all_steps + t) * g.batch + row) * g.units
                     gates = pointer(kept, step * g.kept)
+                    is_first = not 0 <= before < ends[row_first + low + r]
+                    for j in range(0, g.kept * g.units, lanes):
+                        prefetch(gates, _ROWS_AHEAD * g.kept * g.units + j)
+                    old = pointer(h0, (d * g.batch + row) * g.hidden * g.has_h0)
+                    if not is_first:
+                        old = pointer(states, before * g.states_time + row * g.states_row + d * g.hidden)
+                    old_to = advance(old_panels, (place + r) * width)
+                    _row_to_panels(old, g.hidden, g.recurrent_panels, group_rows * width, old_to)
                     if g.kind == LSTM:
-                        cell_before = zeros
-                        if 0 <= before < ends[row_first + low + r]:
+                        cell_before = pointer(c0, (d * g.batch + row) * g.units * g.has_c0)
+                        if not is_first:
                             cell_before = pointer(cells, step + (before - t) * g.batch * g.units)
-                        elif g.has_c0:
-                            cell_before = pointer(c0, (d * g.batch + row) * g.units)
-                        lstm_row_back(g.units, g.total, gradient, advance(dc, (low + r) * g.unit_stride),
-                                      gates, pointer(cells, step), cell_before, to,
-                                      g.second_panels, pointer(extra, (place + r) * g.units * min(g.second_panels, 1)),
-                                      )  # fmt: skip
+                        lstm_row_back(g.units, g.group_rows, gradient, advance(dc, (low + r) * g.unit_stride),
+                                      gates, pointer(cells, step), cell_before, to, g.second_panels,
+                                      advance(extra_panels, (place + r) * width), group_rows * width)  # fmt: skip
                     elif g.kind == GRU_AFTER:
-                        gru_row_back(
-                            g.units, g.total, gradient, carried, gates, pointer(old, (place + r) * g.units), to
-                        )
+                        gru_row_back(g.units, g.group_rows, carried, gates, old, to)
                     elif g.kind == GRU_BEFORE:
-                        gru_new_row_back(
-                            g.units, g.total, gradient, carried, gates, pointer(old, (place + r) * g.units), to
-                        )
+                        gru_new_row_back(g.units, g.group_rows, carried, gates, old, to)
                     else:
                         at = t * g.states_time + row * g.states_row + d * g.hidden
-                        rnn_row_back(g.units, g.total, g.kind == RNN_RELU, gradient, pointer(states, at), to)
+                        rnn_row_back(g.units, g.group_rows, g.kind == RNN_RELU, gradient, pointer(states, at), to)
                 if g.kind == GRU_BEFORE:
-                    multiply_rows(ds, sum_rows, pointer(columns, 2 * g.units), rows, g.second_taps,
+                    multiply_rows(ds, pointer(row_taps), pointer(columns, g.taps), rows, g.second_taps,
                                   weights_second, g.second_panels, second, g.unit_stride, no, no)  # fmt: skip
                     for r in range(rows):
-                        row, at = order[row_first + low + r], (place + r) * g.units
-                        step = ((d * g.all_steps + t) * g.batch + row) * g.units
-                        gru_reset_row_back(g.units, g.total, advance(second, r * g.unit_stride),
-                                           advance(dh, (low + r) * g.hidden_stride), pointer(kept, step * g.kept),
-                                           pointer(old, at), advance(ds, r * lanes),
-                                           pointer(extra, at))  # fmt: skip
-                # To the states of the step before.
-                multiply_rows(ds, sum_rows, pointer(columns), rows, g.taps, weights_h,
+                        step = ((d * g.all_steps + t) * g.batch + order[row_first + low + r]) * g.units
+                        gru_reset_row_back(g.units, g.group_rows, advance(second, r * g.unit_stride),
+                                           advance(block_dh, r * g.hidden_stride), pointer(kept, step * g.kept),
+                                           advance(old_panels, (place + r) * width), advance(ds, r * lanes),
+                                           advance(extra_panels, (place + r) * width), group_rows * width)  # fmt: skip
+                # To the states of the step before, to which a GRU's gave some already.
+                multiply_rows(ds, pointer(row_taps), pointer(columns), rows, g.taps, weights_h,
                               g.recurrent_panels, product, g.hidden_stride, no, number & 1)  # fmt: skip
                 for r in range(rows):
-                    made, carried = advance(product, r * g.hidden_stride), advance(dh, (low + r) * g.hidden_stride)
+                    made, carried = advance(product, r * g.hidden_stride), advance(block_dh, r * g.hidden_stride)
                     if g.kind == GRU_AFTER or g.kind == GRU_BEFORE:
                         _add_row(made, carried, g.hidden)
                     else:
                         copy_row(made, carried, g.hidden)
-        for r in range(row_last - row_first):
-            at = d * g.batch + order[row_first + r]
-            copy_row(advance(dh, r * g.hidden_stride), pointer(dh0, at * g.hidden), g.hidden)
-            if g.kind == LSTM:
-                copy_row(advance(dc, r * g.unit_stride), pointer(dc0, at * g.units), g.units)
+        if end == g.steps:
+            for r in range(row_last - row_first):
+                at = d * g.batch + order[row_first + r]
+                copy_row(advance(dh, r * g.hidden_stride), pointer(dh0, at * g.hidden), g.hidden)
+                if g.kind == LSTM:
+                    copy_row(advance(dc, r * g.unit_stride), pointer(dc0, at * g.units), g.units)
 
 
-run_backward = threaded(run_parts_back)
+run_steps = threaded(run_steps_back)

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.recurrence import forward as fw
-from kernels.recurrence.forward import Sizes, in_memory, panels_of, with_strides
+from kernels.recurrence.forward import Sizes, in_memory, panels_of, steady_offsets, with_strides
 from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER
-from kernels.recurrence.panels import PANEL_VECTORS, pack
+from kernels.recurrence.panels import PANEL_VECTORS, pack_rows
 from kernels.recurrence.problem import SUFFIXES, GruProblem, Layer, RnnProblem, Weights
 from kernels.recurrence.sequence import Walk, walk
 from kernels.runtime.numba_cpu import contiguous, scratch, threads_for
@@ -43,16 +43,16 @@ def sequence_memory(p: Layer, x: Any) -> tuple[Array, int, int]:
     return contiguous(x).reshape(-1), batch * features, features
 
 
-def packed_panels(parts: list[tuple[Array, int, int, int, int]], dtype: Any, threads: int) -> Array:
-    """Packed weights one after the other; each part is (matrix, first element, outputs, taps, is_turned)."""
+def packed_rows(parts: list[tuple[Array, int, int, int]], dtype: Any, threads: int) -> Array:
+    """Weights [taps, outputs] as panels, one after the other; each part is (matrix, first element, outputs, taps)."""
     width = PANEL_VECTORS * VECTOR_BYTES // dtype.itemsize
-    sizes = [panels_of(outputs, dtype.itemsize) * taps * width for _, _, outputs, taps, _ in parts]
+    sizes = [panels_of(outputs, dtype.itemsize) * taps * width for _, _, outputs, taps in parts]
     packed = scratch(sum(sizes), dtype)
     threads = min(threads, threads_for(packed.size, PACK_GRAIN))
     at = 0
-    for (matrix, start, outputs, taps, is_turned), size in zip(parts, sizes):
+    for (matrix, start, outputs, taps), size in zip(parts, sizes):
         flat, target = contiguous(matrix).reshape(-1), packed[at : at + size]
-        pack(panels_of(outputs, dtype.itemsize), threads, outputs, taps, start, is_turned, flat, target)
+        pack_rows(panels_of(outputs, dtype.itemsize), threads, outputs, taps, start, flat, target)
         at += size
     return packed
 
@@ -67,6 +67,7 @@ class Plan(NamedTuple):
     way: Walk
     sizes: Sizes
     memory: Array
+    steady: Array  # see steady_offsets
 
 
 class Facts:
@@ -82,8 +83,8 @@ class Facts:
         given = [name for name in op.inputs if getattr(p, name) is not None]
         self.h0, self.c0 = (op.inputs.index(n) if n in given else None for n in ("h0", "c0"))
         self.weights = tuple(op.inputs.index(n) if n in given else None for n in _WEIGHTS)
-        #: What stands for an array that is not there.
-        self.nothing = np.zeros(1, self.dtype)
+        #: What stands for an array that is not there: zeros, as long as a row of states.
+        self.nothing = np.zeros(max(p.units, p.hidden), self.dtype)
         self.work = p.flops() // 2
         self.kind = kind = kind_of(p)
         #: Outputs of the first recurrent product, and of the one that needs its result.
@@ -101,7 +102,7 @@ class Facts:
         if known is None:
             way = walk(p, lengths, threads)
             sizes = self._sizes(p, way, x_strides)
-            known = Plan(way, sizes, in_memory(sizes))
+            known = Plan(way, sizes, in_memory(sizes), steady_offsets(sizes))
             if lengths is None:
                 self.plans[threads] = known
         return known

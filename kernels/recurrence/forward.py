@@ -120,7 +120,6 @@ def with_strides(sizes: Sizes, itemsize: int) -> Sizes:
     block, rows = min(BLOCK_ROWS, sizes.most_rows) + LARGE_ROWS, sizes.most_rows + LARGE_ROWS
     sums = (chunk * sizes.most_rows + LARGE_ROWS + block) * sum_stride
     scratch = sums + rows * (hidden_stride + unit_stride) + block * (unit_stride + hidden_stride)
-    offsets = chunk * sizes.most_rows + 2 * block + LARGE_ROWS + max(sizes.inputs, sizes.hidden, sizes.units)
     width = PANEL_VECTORS * VECTOR_BYTES // itemsize
     at_w_h = sizes.directions * sizes.gate_panels * sizes.inputs * width
     at_second = at_w_h + sizes.directions * sizes.recurrent_panels * sizes.hidden * width
@@ -133,7 +132,7 @@ def with_strides(sizes: Sizes, itemsize: int) -> Sizes:
         hidden_stride=hidden_stride,
         unit_stride=unit_stride,
         scratch=scratch,
-        offsets=offsets,
+        offsets=chunk * sizes.most_rows + LARGE_ROWS,
         at_w_h=at_w_h,
         at_second=at_second,
         at_bias=at_bias,
@@ -143,7 +142,14 @@ def with_strides(sizes: Sizes, itemsize: int) -> Sizes:
     )
 
 
-@jit
+def steady_offsets(sizes: Sizes) -> Array:
+    """int64: where the rows of states and of units lie, as many as a block and a tile have, and 0, 1, 2, ... for taps."""
+    rows = np.arange(min(BLOCK_ROWS, sizes.most_rows) + LARGE_ROWS)
+    taps = np.arange(max(sizes.inputs, sizes.hidden, sizes.units))
+    return np.concatenate([rows * sizes.hidden_stride, rows * sizes.unit_stride, taps])
+
+
+@jit(inner=True)
 def _add_biases(rows, together, b_ih, has_ih, b_hh, has_hh, common, common_size, apart, apart_size):
     """common = b_ih + b_hh for the first `together` of `rows` gate rows, b_ih for the others, whose b_hh is in apart.
 
@@ -165,61 +171,46 @@ def _add_biases(rows, together, b_ih, has_ih, b_hh, has_hh, common, common_size,
 
 
 @jit
-def _prepare_one(number, d, g, w_ih, w_hh, b_ih, b_hh, w_hr, work):
-    """A panel of one direction's weights, or, with the last number, its biases."""
+def prepare_parts(first, last, sizes, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse, b_ih_reverse,
+                  b_hh_reverse, w_hr_reverse, work):  # fmt: skip
+    """Parts [first, last) of what run_parts needs of the weights: panels, or biases; see Sizes.prepared, Sizes.at_w_h."""
+    g = sizes[0]
     width = PANEL_VECTORS * lanes_of(work)
     rows = g.gates * g.units
     recurrent = 2 * g.units if g.kind == GRU_BEFORE else rows
-    if number < g.gate_panels:
-        pack_panel(number, rows, g.inputs, w_ih, np.int64(0), advance(work, d * g.gate_panels * g.inputs * width))
-        return
-    number -= g.gate_panels
-    if number < g.recurrent_panels:
-        to = advance(work, g.at_w_h + d * g.recurrent_panels * g.hidden * width)
-        pack_panel(number, recurrent, g.hidden, w_hh, np.int64(0), to)
-        return
-    number -= g.recurrent_panels
-    if number < g.second_panels:
-        source = advance(w_hh, recurrent * g.hidden) if g.kind == GRU_BEFORE else w_hr
-        to = advance(work, g.at_second + d * g.second_panels * g.units * width)
-        pack_panel(number, g.hidden, g.units, source, np.int64(0), to)
-        return
     together = 2 * g.units if g.kind == GRU_AFTER else rows
-    _add_biases(rows, together, b_ih, (g.has_b_ih >> d) & 1, b_hh, (g.has_b_hh >> d) & 1,
-                advance(work, g.at_bias + d * g.sum_stride), g.sum_stride,
-                advance(work, g.at_bias_new + d * g.unit_stride), g.unit_stride)  # fmt: skip
-
-
-@jit
-def prepare_parts(first, last, sizes, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse, b_ih_reverse,
-                  b_hh_reverse, w_hr_reverse, work):  # fmt: skip
-    """Parts [first, last) of what run_parts needs of the weights, see Sizes.prepared and Sizes.at_w_h."""
-    g = sizes[0]
     each = g.gate_panels + g.recurrent_panels + g.second_panels + 1
     for number in range(first, last):
-        d = number // each
+        d, panel = number // each, number % each
+        inputs, states, seconds = pointer(w_ih), pointer(w_hh), pointer(w_hr)
+        bias, bias_states = pointer(b_ih), pointer(b_hh)
         if d:
-            _prepare_one(number - each, d, g, pointer(w_ih_reverse), pointer(w_hh_reverse), pointer(b_ih_reverse),
-                         pointer(b_hh_reverse), pointer(w_hr_reverse), pointer(work))  # fmt: skip
-        else:
-            _prepare_one(number, d, g, pointer(w_ih), pointer(w_hh), pointer(b_ih), pointer(b_hh), pointer(w_hr),
-                         pointer(work))  # fmt: skip
+            inputs, states, seconds = pointer(w_ih_reverse), pointer(w_hh_reverse), pointer(w_hr_reverse)
+            bias, bias_states = pointer(b_ih_reverse), pointer(b_hh_reverse)
+        if panel == each - 1:
+            _add_biases(rows, together, bias, (g.has_b_ih >> d) & 1, bias_states, (g.has_b_hh >> d) & 1,
+                        pointer(work, g.at_bias + d * g.sum_stride), g.sum_stride,
+                        pointer(work, g.at_bias_new + d * g.unit_stride), g.unit_stride)  # fmt: skip
+            continue
+        source, outputs, taps = inputs, rows, g.inputs
+        to = pointer(work, d * g.gate_panels * g.inputs * width)
+        if panel >= g.gate_panels:
+            panel -= g.gate_panels
+            source, outputs, taps = states, recurrent, g.hidden
+            to = pointer(work, g.at_w_h + d * g.recurrent_panels * g.hidden * width)
+            if panel >= g.recurrent_panels:
+                panel -= g.recurrent_panels
+                source, outputs, taps = seconds, g.hidden, g.units
+                if g.kind == GRU_BEFORE:
+                    source = advance(states, recurrent * g.hidden)
+                to = pointer(work, g.at_second + d * g.second_panels * g.units * width)
+        pack_panel(panel, outputs, taps, source, to)
 
 
 prepare = threaded(prepare_parts)
 
 
-@jit
-def initial_row(source, given, target, count):
-    """A row of the initial state: [count] of source, or zeros where none is given."""
-    if given:
-        copy_row(source, target, count)
-    else:
-        for j in range(0, count, lanes_of(target)):
-            store_first(target, j, zeros_like(target), count - j)
-
-
-@jit
+@jit(inner=True)
 def rows_at(counts, t, first, last):
     """How many of the rows [first, last) have step t."""
     return min(max(counts[t] - first, 0), last - first)
@@ -227,20 +218,23 @@ def rows_at(counts, t, first, last):
 
 @jit
 def run_parts(first, last, sizes, bounds, order, ends, counts, x, h0, c0,
-              full, last_only, h_n, c_n, kept, cells, work, table):  # fmt: skip
+              full, last_only, h_n, c_n, kept, cells, work, table, steady):  # fmt: skip
     """Parts [first, last) of a forward pass; part numbers run through the row parts of each direction.
 
     sizes: one Sizes, of in_memory. bounds, order, ends, counts: see sequence.Walk. x: elements, row r's step t at
     t * x_time + r * x_row. h0 [D, B, hidden], c0 [D, B, units]. full: as x, the states of every step; last_only
     [B, D * hidden]; h_n, c_n as h0, c0; kept [D, all steps, B, kept * units], cells [D, all steps, B, units]. What is
-    not there is an array of one element. work: elements, see Sizes, with the weights that prepare_parts put there;
-    table int64 [parts, offsets].
+    not there is an array of zeros, as long as the longest row. work: elements, see Sizes, with the weights that
+    prepare_parts put there; table int64 [parts, offsets]; steady int64: of `steady_offsets`.
     """
     g = sizes[0]
     width = PANEL_VECTORS * lanes_of(x)
     block_rows = min(BLOCK_ROWS, g.most_rows)
     # A literal 0 would have Numba compile what it is passed to once more.
     no = np.int64(0)
+    h_rows = pointer(steady)
+    unit_rows = advance(h_rows, block_rows + LARGE_ROWS)
+    taps = advance(unit_rows, block_rows + LARGE_ROWS)
     for part in range(first, last):
         d, rows_part = part // g.row_parts, part % g.row_parts
         row_first, row_last = bounds[rows_part], bounds[rows_part + 1]
@@ -254,19 +248,11 @@ def run_parts(first, last, sizes, bounds, order, ends, counts, x, h0, c0,
         between = advance(c, (g.most_rows + LARGE_ROWS) * g.unit_stride)
         second = advance(between, (block_rows + LARGE_ROWS) * g.unit_stride)
         x_rows = pointer(table, part * g.offsets)
-        h_rows = advance(x_rows, g.chunk * g.most_rows + LARGE_ROWS)
-        unit_rows = advance(h_rows, block_rows + LARGE_ROWS)
-        taps = advance(unit_rows, block_rows + LARGE_ROWS)
-        for r in range(block_rows + LARGE_ROWS):
-            poke(h_rows, r, r * g.hidden_stride)
-            poke(unit_rows, r, r * g.unit_stride)
-        for k in range(max(g.inputs, g.hidden, g.units)):
-            poke(taps, k, k)
         for r in range(row_last - row_first):
             at = d * g.batch + order[row_first + r]
-            initial_row(pointer(h0, at * g.hidden * g.has_h0), g.has_h0, advance(h, r * g.hidden_stride), g.hidden)
+            copy_row(pointer(h0, at * g.hidden * g.has_h0), advance(h, r * g.hidden_stride), g.hidden)
             if g.kind == LSTM:
-                initial_row(pointer(c0, at * g.units * g.has_c0), g.has_c0, advance(c, r * g.unit_stride), g.units)
+                copy_row(pointer(c0, at * g.units * g.has_c0), advance(c, r * g.unit_stride), g.units)
         weights_x = pointer(work, d * g.gate_panels * g.inputs * width)
         weights_h = pointer(work, g.at_w_h + d * g.recurrent_panels * g.hidden * width)
         weights_second = pointer(work, g.at_second + d * g.second_panels * g.units * width)

@@ -24,7 +24,7 @@ def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
     dtype, lengths, nothing = facts.dtype, inputs[-1], facts.nothing
     threads = threads_for(facts.work, GRAIN)
     x, x_time, x_row = sequence_memory(p, inputs[0])
-    way, sizes, memory = facts.plan(p, lengths, threads, (x_time, x_row))
+    way, sizes, memory, steady = facts.plan(p, lengths, threads, (x_time, x_row))
     # The weights as panels and the biases, the parts' scratch, and their tables of offsets.
     table_elements = sizes.parts * sizes.offsets * 8 // dtype.itemsize
     memory_of_call = scratch(sizes.work + table_elements, dtype)
@@ -39,7 +39,7 @@ def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
         facts.take(inputs, facts.h0), facts.take(inputs, facts.c0),
         flats["hidden" if p.return_last else "output"], flats["output"] if p.return_last else nothing,
         flats["h_n"], flats.get("c_n", nothing), flats.get("gate_values", nothing), flats.get("cells", nothing),
-        work, table,
+        work, table, steady,
     )  # fmt: skip
     return made
 

@@ -44,73 +44,69 @@ RUN_TAPS = 128
 STREAMED_BYTES = 1 << 19
 
 
-@jit
-def pack_panel(panel, outputs, taps, source, is_turned, packed):
-    """One panel of the weights of `outputs` outputs.
-
-    source: pointer to elements [outputs, taps], or [taps, outputs] with rows `is_turned` apart where that is not 0.
-    packed: pointer to elements [panels, taps, PANEL_VECTORS * lanes].
-    """
+@jit(inner=True)
+def pack_panel(panel, outputs, taps, source, packed):
+    """One panel of weights: pointer to elements [outputs, taps] -> pointer to elements [panels, taps, width]."""
     lanes = lanes_of(source)
     width = PANEL_VECTORS * lanes
     target = advance(packed, panel * taps * width)
     count = min(width, outputs - panel * width)
-    if is_turned:
-        source = advance(source, panel * width)
+    if count < width:
+        for i in range(0, taps * width, lanes):
+            store(target, i, zeros_like(target))
+    transpose(advance(source, panel * width * taps), taps, count, taps, target, width)
+
+
+@jit
+def _pack_rows(first, last, outputs, taps, start, w, packed):
+    """Panels [first, last) of weights [taps, outputs] that begin at `start` of w, as pack_panel has them."""
+    lanes = lanes_of(w)
+    width = PANEL_VECTORS * lanes
+    for panel in range(first, last):
+        source, target = pointer(w, start + panel * width), pointer(packed, panel * taps * width)
         for k in range(taps):
             for j in range(0, width, lanes):
-                store(target, k * width + j, load_first(source, k * is_turned + j, count - j))
-    else:
-        if count < width:
-            for i in range(0, taps * width, lanes):
-                store(target, i, zeros_like(target))
-        transpose(advance(source, panel * width * taps), taps, count, taps, target, width)
+                value = load_first(source, k * outputs + j, outputs - panel * width - j)
+                store(target, k * width + j, value)
 
 
-@jit
-def _pack_parts(first, last, outputs, taps, start, is_turned, w, packed):
-    """Panels [first, last) of weights that begin at `start` of w, see pack_panel."""
-    for panel in range(first, last):
-        pack_panel(panel, outputs, taps, pointer(w, start), is_turned, pointer(packed))
+pack_rows = threaded(_pack_rows)
 
 
-pack = threaded(_pack_parts)
-
-
-@jit
+@jit(inner=True)
 def _large_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
     multiply_tile(
         LARGE_ROWS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(a), accumulate
     )
 
 
-@jit
+@jit(inner=True)
 def _medium_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
     multiply_tile(
         MEDIUM_ROWS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(a), accumulate
     )
 
 
-@jit
+@jit(inner=True)
 def _small_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
     multiply_tile(
         SMALL_ROWS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(a), accumulate
     )
 
 
-@jit
+@jit(inner=True)
 def _one_row_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
     multiply_tile(1, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(a), accumulate)
 
 
-@jit
+@jit(inner=True)
 def _add_or_store(out, i, v, accumulate):
     if accumulate:
         v = load(out, i) + v
     store(out, i, v)
 
 
-@jit
+@jit(inner=True)
 def _two_panels(a, tap_offsets, taps, first, second, ahead, out, out_second, accumulate):
     """One row of two panels: a row of one has too few sums in flight to keep the multipliers busy.
 
@@ -145,7 +141,7 @@ def _two_panels(a, tap_offsets, taps, first, second, ahead, out, out_second, acc
     _add_or_store(out_second, 3 * lanes, s7, accumulate)
 
 
-@jit
+@jit(inner=True)
 def _multiply_row(a, row_offsets, tap_offsets, taps, packed, panels, out, out_stride, accumulates, backwards):
     """multiply_rows for a single row."""
     width = PANEL_VECTORS * lanes_of(a)
@@ -166,7 +162,7 @@ def _multiply_row(a, row_offsets, tap_offsets, taps, packed, panels, out, out_st
                 _one_row_tile(a, row_offsets, run, count, b, sums, out_stride, accumulates + tap)
 
 
-@jit
+@jit(inner=True)
 def multiply_rows(a, row_offsets, tap_offsets, rows, taps, packed, panels, out, out_stride, accumulates, backwards):
     """out[r, :] (+)= sum over k of a[row_offsets[r] + tap_offsets[k]] * weights[k, :] for r in [0, rows).
 
@@ -206,7 +202,7 @@ def multiply_rows(a, row_offsets, tap_offsets, rows, taps, packed, panels, out, 
                     row += 1
 
 
-@jit
+@jit(inner=True)
 def copy_row(source, target, count):
     """target[:count] = source[:count], pointers to elements."""
     lanes = lanes_of(source)

@@ -1,195 +1,122 @@
-"""After backward through time: the gradients of weights, biases and x, as products over all steps at once.
+"""The gradients of weights, biases and x that a group of steps backward gives, see backward.py.
 
 A weight's gradient is the product of the sums' gradients of all steps, transposed, with the states before each step or
 with x; x's gradient is the product of the sums' gradients with the input's weights. All run on the tiles of panels.py,
-through tables of offsets: `columns` says where the columns of the left operand begin, whatever its layout.
+through tables of offsets. What a part takes are rows of the weights and rows of x, never a part of a sum.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import numpy as np
 
-from kernels.recurrence.forward import BLOCK_ROWS, panels_of, stride_of
+from kernels.recurrence.backward import group_range
+from kernels.recurrence.forward import BLOCK_ROWS, GRU_BEFORE
 from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, RUN_TAPS, copy_row, multiply_rows
-from kernels.recurrence.sequence import Walk
-from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for
-from kernels.simd import VECTOR_BYTES, advance, lanes_of, load, load_first, pointer, store, zeros_like
-
-Array = np.ndarray[Any, Any]
-#: Blocks of gates: (first of the sums' gradients, how many, first row of the weight).
-Blocks = tuple[tuple[int, int, int], ...]
-
-#: Elements of a pass over memory that are worth a thread.
-_GRAIN = 1 << 15
-#: Steps whose values are added up before they join the sum of a column.
-_SUM_STEPS = 128
+from kernels.runtime.numba_cpu import jit, threaded
+from kernels.simd import advance, lanes_of, load, load_first, pointer, store, store_first, zeros_like
 
 
-def places_of(way: Walk, time: int, row: int) -> Array:
-    """int64 [sum of lengths]: where each row's steps lie, steps `time` and rows `row` apart, in the order of a walk."""
-    steps = np.repeat(np.arange(way.steps, dtype=np.int64), way.counts)
-    rows = np.arange(way.total, dtype=np.int64) - np.repeat(way.starts, way.counts)
-    return steps * time + way.order[rows] * row
-
-
-@jit
-def _pack_steps(first, last, panels, features, places, x, packed):
-    """Panels [first, last) of runs of RUN_TAPS taps, each run [panels, its taps, PANEL_VECTORS * lanes].
-
-    Tap k of all runs is x's row at places[k].
-    """
-    lanes = lanes_of(x)
-    width = PANEL_VECTORS * lanes
-    for panel in range(first, last):
-        for begin in range(0, places.size, RUN_TAPS):
-            count = min(RUN_TAPS, places.size - begin)
-            target = pointer(packed, (begin * panels + panel * count) * width)
-            for k in range(count):
-                for j in range(0, width, lanes):
-                    column = panel * width + j
-                    value = load_first(pointer(x), places[begin + k] + column, features - column)
-                    store(target, k * width + j, value)
-
-
-_pack = threaded(_pack_steps)
-
-
-def pack_steps(x: Array, places: Array, features: int) -> Array:
-    """x's rows at `places`, each of `features` elements, as runs of panels of a product over them."""
-    panels = panels_of(features, x.itemsize)
-    packed = scratch(panels * places.size * PANEL_VECTORS * VECTOR_BYTES // x.itemsize, x.dtype)
-    _pack(panels, threads_for(packed.size, _GRAIN), panels, features, places, x, packed)
-    return packed
-
-
-@jit
-def _weight_rows(first, last, parts, rows, stride, features, row, taps, columns, a, packed, work, out):
-    """Parts [first, last) of `rows` rows of a weight's gradient; see `weight_gradient`.
-
-    A run of taps goes through all panels before the next one: it is read from afar once and then stays in L2.
-    work: elements [parts, rows of a part and a tile, stride].
-    """
-    width = PANEL_VECTORS * lanes_of(work)
-    panels = (features + width - 1) // width
-    no = np.int64(0)  # A literal would have Numba compile what it is passed to once more.
-    for part in range(first, last):
-        low, high = rows * part // parts, rows * (part + 1) // parts
-        made = pointer(work, part * (rows // parts + 1 + LARGE_ROWS) * stride)
-        for begin in range(0, taps.size, RUN_TAPS):
-            run = pointer(packed, begin * panels * width)
-            multiply_rows(pointer(a), pointer(columns, low), pointer(taps, begin), high - low,
-                          min(RUN_TAPS, taps.size - begin), run, panels, made, stride, begin, no)  # fmt: skip
-        for r in range(high - low):
-            copy_row(advance(made, r * stride), pointer(out, (row + low + r) * features), features)
-
-
-_run_weight = threaded(_weight_rows)
-
-
-def weight_gradient(
-    a: Array, columns: Array, count: int, taps: Array, packed: Array, features: int, out: Array, row: int, threads: int
-) -> None:
-    """out[row + c, :] = sum over steps of a[columns[c] + taps[step]] * other[step, :] for c in [0, count).
-
-    a: elements. columns: int64, LARGE_ROWS more than `count`, which tiles may read. taps: int64. packed: the other, of
-    `pack_steps`, of `features` features. out: elements [.., features].
-    """
-    stride = stride_of(features, out.itemsize)
-    parts = min(threads, -(-count // LARGE_ROWS))
-    work = scratch(parts * (count // parts + 1 + LARGE_ROWS) * stride, out.dtype)
-    _run_weight(parts, threads, parts, count, stride, features, row, taps, columns, a, packed, work, out.reshape(-1))
-
-
-class InputSizes(NamedTuple):
-    """Sizes of a gradient of x, from the sums' gradients in `first` columns and in `second` from `second_column` on."""
-
-    parts: int
-    steps: int
-    directions: int
-    distance: int  # elements from one direction to the next
-    first: int
-    second: int
-    second_column: int
-    features: int
-    stride: int
-
-
-@jit
-def _input_rows(first, last, g, places, rows, columns, sums, packed, work, out):
-    """Parts [first, last) of the steps of a gradient of x; see `input_gradient`.
-
-    rows int64: 0, lanes, 2 * lanes, ... packed: for each direction the panels of the first columns' weights, then of
-    the second ones'. work: elements [parts, BLOCK_ROWS and a tile, stride].
-    """
-    lanes = lanes_of(work)
-    width = PANEL_VECTORS * lanes
-    panels = (g.features + width - 1) // width
-    for part in range(first, last):
-        made = pointer(work, part * (BLOCK_ROWS + LARGE_ROWS) * g.stride)
-        end = g.steps * (part + 1) // g.parts
-        for low in range(g.steps * part // g.parts, end, BLOCK_ROWS):
-            count = min(BLOCK_ROWS, end - low)
-            for block in range(2 * g.directions):
-                d, is_second = block // 2, block % 2
-                taps = g.second if is_second else g.first
-                if taps:
-                    weights = pointer(packed, (d * (g.first + g.second) + is_second * g.first) * panels * width)
-                    multiply_rows(pointer(sums, d * g.distance + low * lanes), pointer(rows),
-                                  pointer(columns, is_second * g.second_column), count, taps, weights, panels,
-                                  made, g.stride, block, np.int64(0))  # fmt: skip
-            for r in range(count):
-                copy_row(advance(made, r * g.stride), pointer(out, places[low + r]), g.features)
-
-
-_run_input = threaded(_input_rows)
-
-
-def input_gradient(
-    sums: Array, columns: Array, blocks: Blocks, packed: Array, features: int, places: Array, out: Array,
-    directions: int, threads: int,
-) -> None:  # fmt: skip
-    """out[places[step], :] = sum over directions and columns of the blocks of sums[step, column] * w_ih[row, :].
-
-    sums: elements [directions, columns of vectors, total, lanes]. columns: int64, where its columns begin. packed: for
-    each direction and block the block's rows of w_ih as panels. out: elements, rows of `features` at `places`.
-    """
-    (_, first, _), (column, second, _) = blocks if len(blocks) == 2 else (*blocks, (0, 0, 0))
-    stride, steps = stride_of(features, out.itemsize), places.size
-    parts = min(threads, -(-steps // LARGE_ROWS))
-    g = InputSizes(parts, steps, directions, sums.size // directions, first, second, column, features, stride)
-    rows = np.arange(BLOCK_ROWS + LARGE_ROWS, dtype=np.int64) * (VECTOR_BYTES // out.itemsize)
-    work = scratch(parts * (BLOCK_ROWS + LARGE_ROWS) * stride, out.dtype)
-    _run_input(parts, threads, g, places, rows, columns, sums, packed, work, out)
-
-
-@jit
-def _column_vectors(first, last, steps, total, a, sums):
-    """Vectors [first, last) of the sums over steps of a [vectors, total, lanes]: groups of steps in order."""
-    source, out = pointer(a), pointer(sums)
-    lanes = lanes_of(source)
+@jit(inner=True)
+def _bias_vectors(first, last, steps, stride, a, sums, adds):
+    """Vectors [first, last) of sums [vectors, lanes] (+)= the sums over steps of a [vectors, stride], in a fixed order."""
+    lanes = lanes_of(a)
     for vector in range(first, last):
-        column = advance(source, vector * total * lanes)
-        sum_all = zeros_like(source)
-        for group in range(0, steps, _SUM_STEPS):
-            even = odd = zeros_like(source)
-            for n in range(group, min(group + _SUM_STEPS, steps)):
-                if n % 2:
-                    odd = odd + load(column, n * lanes)
+        column = advance(a, vector * stride)
+        total = zeros_like(a)
+        if adds:
+            total = load(sums, vector * lanes)
+        for group in range(0, steps, RUN_TAPS):
+            even = odd = zeros_like(a)
+            end = min(group + RUN_TAPS, steps)
+            for n in range(group, end - 1, 2):
+                even = even + load(column, n * lanes)
+                odd = odd + load(column, (n + 1) * lanes)
+            if (end - group) % 2:
+                even = even + load(column, (end - 1) * lanes)
+            total = total + (even + odd)
+        store(sums, vector * lanes, total)
+
+
+@jit
+def run_products_back(first, last, d, begin, end, sizes, counts, starts, columns, x_columns, row_taps, state_taps, w_x,
+                      work, places, dx, w_ih, w_hh, w_hr):  # fmt: skip
+    """Parts [first, last) of `pieces` of the products of the group of steps begin to end, for direction d.
+
+    sizes, counts, starts, columns, work, places: see backward.run_steps_back. x_columns: as columns, of the sums of the
+    input's product. row_taps, state_taps int64: 0, lanes, 2 lanes, ... for each row of a group and a tile more; and
+    multiples of the size of the state. w_x: packed input weights of every direction. dx: elements, rows of inputs at
+    places; w_ih [x_taps, inputs], w_hh, w_hr: written with the last group.
+    """
+    g = sizes[0]
+    no = np.int64(0)
+    lanes = lanes_of(w_x)
+    width = PANEL_VECTORS * lanes
+    low_step, high_step = group_range(g, d, begin, end)
+    steps = starts[high_step - 1] + counts[high_step - 1] - starts[low_step]
+    sums = pointer(work, d * g.vectors * g.group_rows * lanes)
+    x_tiles = (steps + LARGE_ROWS - 1) // LARGE_ROWS
+    for part in range(first, last):
+        if g.wants_x:
+            made = pointer(work, g.at_pieces + part * (BLOCK_ROWS + LARGE_ROWS) * g.x_stride)
+            high = min(x_tiles * (part + 1) // g.pieces * LARGE_ROWS, steps)
+            for row in range(x_tiles * part // g.pieces * LARGE_ROWS, high, BLOCK_ROWS):
+                rows = min(BLOCK_ROWS, high - row)
+                multiply_rows(advance(sums, row * lanes), pointer(row_taps), pointer(x_columns), rows, g.x_taps,
+                              pointer(w_x, d * g.x_panels * g.x_taps * width), g.x_panels, made, g.x_stride,
+                              no, no)  # fmt: skip
+                for r in range(rows):
+                    source = advance(made, r * g.x_stride)
+                    target = pointer(dx, places[d * g.group_rows + row + r])
+                    for j in range(0, g.inputs, lanes):
+                        value = load(source, j)
+                        if g.directions == 2:
+                            value = load_first(target, j, g.inputs - j) + value
+                        store_first(target, j, value, g.inputs - j)
+        for weight in range(4):
+            # A row of the weight for each column of a; b as panels [panels, steps, width]; made [rows and a tile,
+            # panels * width] gathers over the groups; out [rows, features] is written with the last one.
+            a, columns_of, taps, out = sums, pointer(columns), pointer(row_taps), pointer(w_hh)
+            if weight == 0:
+                is_wanted, rows, features, panels = g.wants_w_ih, g.x_taps, g.inputs, g.x_panels
+                columns_of, out = pointer(x_columns), pointer(w_ih)
+                b = pointer(work, g.at_x + d * panels * g.group_rows * width)
+                made = pointer(work, g.at_w_ih + d * (rows + LARGE_ROWS) * panels * width)
+            elif weight == 1:
+                is_wanted, rows, features, panels = g.wants_w_hh, g.taps, g.hidden, g.recurrent_panels
+                b = pointer(work, g.at_old + d * panels * g.group_rows * width)
+                made = pointer(work, g.at_w_hh + d * (rows + LARGE_ROWS) * panels * width)
+            else:
+                rows, features, panels = g.second_taps, g.units, g.unit_panels
+                b = pointer(work, g.at_extra + d * panels * g.group_rows * width)
+                made = pointer(work, g.at_second + d * (rows + LARGE_ROWS) * panels * width)
+                if weight == 2:
+                    is_wanted = np.int64(g.kind == GRU_BEFORE) * g.wants_w_hh
+                    columns_of, out = pointer(columns, g.taps), pointer(w_hh, g.taps * g.hidden)
                 else:
-                    even = even + load(column, n * lanes)
-            sum_all = sum_all + (even + odd)
-        store(out, vector * lanes, sum_all)
+                    # Rows of the projected states lie side by side: element k of one is what a column is of the sums.
+                    is_wanted, out = g.wants_w_hr, pointer(w_hr)
+                    a = pointer(work, g.at_arrived + d * g.group_rows * g.hidden)
+                    columns_of, taps = pointer(state_taps, g.group_rows + LARGE_ROWS), pointer(state_taps)
+            if not is_wanted:
+                continue
+            # Whole tiles but for the last, which may write past the rows.
+            tiles = (rows + LARGE_ROWS - 1) // LARGE_ROWS
+            low = tiles * part // g.pieces * LARGE_ROWS
+            high = min(tiles * (part + 1) // g.pieces * LARGE_ROWS, rows)
+            if low >= high:
+                continue
+            for run in range(0, steps, RUN_TAPS):
+                for panel in range(panels):
+                    multiply_rows(a, advance(columns_of, low), advance(taps, run), high - low,
+                                  min(RUN_TAPS, steps - run), advance(b, (panel * steps + run) * width), np.int64(1),
+                                  advance(made, (low * panels + panel) * width), panels * width,
+                                  begin + run, no)  # fmt: skip
+            if end == g.steps:
+                for r in range(low, high):
+                    copy_row(advance(made, r * panels * width), advance(out, r * features), features)
+        if g.wants_bias:
+            _bias_vectors(g.vectors * part // g.pieces, g.vectors * (part + 1) // g.pieces, steps, g.group_rows * lanes,
+                          sums, pointer(work, g.at_bias + d * g.vectors * lanes), begin)  # fmt: skip
 
 
-_sum_columns = threaded(_column_vectors)
-
-
-def column_sums(a: Array, steps: int, total: int) -> Array:
-    """Elements [vectors, lanes], the sums over the first `steps` of a [vectors, total, lanes]."""
-    size = a.size // total
-    sums = scratch(size, a.dtype)
-    vectors = size * a.itemsize // VECTOR_BYTES
-    _sum_columns(vectors, threads_for(a.size, _GRAIN), steps, total, a, sums)
-    return sums
+run_products = threaded(run_products_back)

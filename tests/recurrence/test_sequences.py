@@ -11,7 +11,7 @@ import torch
 import kernels
 from kernels.arrays import ArraySpec
 from kernels.op import OPS
-from kernels.recurrence import gradients_cpu, numba_cpu, sequence, weight_gradients
+from kernels.recurrence import gradients_cpu, numba_cpu, sequence
 from kernels.recurrence.panels import LARGE_ROWS, MEDIUM_ROWS, RUN_TAPS
 from tests.recurrence.modules import CELLS, OURS, flat, random_params
 
@@ -228,7 +228,7 @@ def test_threads_change_no_bit(cell: str, bidirectional: bool, monkeypatch: pyte
     for given in (None, torch.from_numpy(lengths)):
         found = []
         for threads in (1, 2, 3):
-            for module in (numba_cpu, gradients_cpu, weight_gradients):
+            for module in (numba_cpu, gradients_cpu):
                 monkeypatch.setattr(module, "threads_for", lambda work, grain, threads=threads: threads)
             found.append(with_gradients(cell, x, params, states, bidirectional=bidirectional, lengths=given))
         same(found[0], found[1])
