@@ -20,6 +20,7 @@ from kernels.simd import (
     load_first,
     peek,
     poke,
+    prefetch,
     reduce_add,
     select,
     store,
@@ -89,6 +90,8 @@ def outer_rows(factors, marks, padded_count, rows, x, padded_width, count, width
     for c in range(0, width, 4 * lanes):
         left = width - c
         for k in range(count):
+            for line in range(4):
+                prefetch(out, (k + 32) * width + c + line * lanes)
             p = q = r = s = zeros_like(factors)
             for row in range(rows):
                 place = row * padded_count + k
