@@ -113,7 +113,7 @@ def _make_tile(s, t, given, at, room, tile, start, key, value, by_distance, whol
     edge = tile.key < last - t.left or last_key > tile.position + t.right
     if has_extra or edge or t.adjusts:
         skewed = advance(room.skewed, start * s.skewed)
-        adjust(t, scores, tile.keys, tile.position, tile.key, has_extra, room.extra, by_distance, skewed)
+        adjust(t, scores, tile.keys, tile.position, tile.key, edge, has_extra, room.extra, by_distance, skewed)
     if careful:
         mark_seen(scores, tile.keys * width, advance(room.seen, start * s.padded_block))
     turned = advance(room.grad_turned, start * s.padded_value_width)

@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from kernels.attention.decode_rows import add_rows, copy_row, row_scores
 from kernels.attention.layout import DISTANCE, Given, read_sizes, read_terms
 from kernels.attention.products import scale_all
 from kernels.attention.scores import fill_rows
@@ -19,12 +20,10 @@ from kernels.attention.vectors import weight_of
 from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     advance,
-    broadcast,
     fma,
     full,
     lanes_of,
     load,
-    load_first,
     maximum,
     peek,
     pointer,
@@ -34,87 +33,30 @@ from kernels.simd import (
     select,
     store,
     store_first,
-    tanh,
     zeros_like,
 )
 
 
 @jit(inner=True)
-def _dots(query, key, stride, keys, width, scores):
-    """scores[k] = sum over e of query[e] * key[k * stride + e], four keys at a time: past the last that one again."""
-    lanes = lanes_of(query)
-    for k in range(0, keys, 4):
-        left = keys - k - 1
-        first = advance(key, k * stride)
-        second, third = advance(first, min(1, left) * stride), advance(first, min(2, left) * stride)
-        fourth = advance(first, min(3, left) * stride)
-        a = b = c = d = zeros_like(query)
-        e = 0
-        while e + lanes <= width:
-            x = load(query, e)
-            a, b = fma(x, load(first, e), a), fma(x, load(second, e), b)
-            c, d = fma(x, load(third, e), c), fma(x, load(fourth, e), d)
-            e += lanes
-        if e < width:
-            x, n = load(query, e), width - e
-            a, b = fma(x, load_first(first, e, n), a), fma(x, load_first(second, e, n), b)
-            c, d = fma(x, load_first(third, e, n), c), fma(x, load_first(fourth, e, n), d)
-        poke(scores, k, reduce_add(a))
-        poke(scores, k + 1, reduce_add(b))
-        poke(scores, k + 2, reduce_add(c))
-        poke(scores, k + 3, reduce_add(d))
-
-
-@jit(inner=True)
-def _add_values(weights, value, stride, keys, width, skips, sums):
-    """sums[c] += sum over k of weights[k] * value[k * stride + c]; with `skips`, keys of weight -1 are left out."""
-    lanes = lanes_of(weights)
-    for c in range(0, width, 4 * lanes):
-        here, left = advance(value, c), width - c
-        into = advance(sums, c)
-        p, q = load(into, 0), load(into, lanes)
-        r, s = load(into, 2 * lanes), load(into, 3 * lanes)
-        for k in range(keys):
-            if skips and peek(weights, k) == -1.0:
-                continue
-            x, row = broadcast(weights, k), k * stride
-            p = fma(x, load_first(here, row, left), p)
-            q = fma(x, load_first(here, row + lanes, left - lanes), q)
-            r = fma(x, load_first(here, row + 2 * lanes, left - 2 * lanes), r)
-            s = fma(x, load_first(here, row + 3 * lanes, left - 3 * lanes), s)
-        store(into, 0, p)
-        store(into, lanes, q)
-        store(into, 2 * lanes, r)
-        store(into, 3 * lanes, s)
-
-
-@jit(inner=True)
-def _block_weights(t, scores, extra, keys, shift):
+def _block_weights(t, scores, keys, shift):
     """Scores become weights relative to the largest of the block and of `shift`; -1 where hidden, when `t.hides`.
 
-    Returns that largest and the sum of the weights. extra: elements [keys], added; -inf hides.
+    Returns that largest and the sum of the weights.
     """
     lanes = lanes_of(scores)
-    inverse = 1.0 / t.softcap if t.softcap != 0.0 else 0.0
-    mark = -1.0 if t.hides else 0.0
     largest = full(scores, -math.inf)
     for k in range(0, keys, lanes):
-        hides = load_first(extra, k, keys - k, -math.inf)
-        s = fma(load_first(scores, k, keys - k, 0.0), t.scale, hides)
-        if t.softcap != 0.0:
-            s = tanh(s * inverse) * t.softcap
-        s = select(hides == -math.inf, hides, s)
-        store(scores, k, s)
         # In this order a NaN is passed over.
-        largest = maximum(s, largest)
+        largest = maximum(load(scores, k), largest)
     top = max(reduce_max(largest), shift)
     reference = full(scores, top if top > -math.inf else 0.0)
+    mark = full(scores, -1.0 if t.hides else 0.0)
     total = zeros_like(scores)
     for k in range(0, keys, lanes):
         s = load(scores, k)
         weight = weight_of(s - reference, 1.0)
         total = total + weight
-        store(scores, k, select(s == -math.inf, full(scores, mark), weight))
+        store(scores, k, select(s == -math.inf, mark, weight))
     return top, reduce_add(total)
 
 
@@ -139,6 +81,7 @@ def _decode_segments(
     lanes = lanes_of(query)
     rows = s.group * s.queries
     kv_heads = s.heads // s.group
+    has_extra = t.has_mask or t.has_bias
     for item in range(first, last):
         unit, segment = item // segments, item % segments
         batch, kv_head = unit // kv_heads, unit % kv_heads
@@ -148,9 +91,7 @@ def _decode_segments(
         for row in range(rows):
             head = kv_head * s.group + row // s.queries
             source = pointer(query, batch * s.query_batch + head * s.query_head + row % s.queries * s.query_row)
-            mine = advance(copied, row * s.padded_width)
-            for e in range(0, s.width, lanes):
-                store(mine, e, load_first(source, e, s.width - e))
+            copy_row(source, s.width, s.padded_width, advance(copied, row * s.padded_width))
             record = _record(s, copied, row)
             poke(record, 0, -math.inf)
             poke(record, 1, 0.0)
@@ -165,17 +106,18 @@ def _decode_segments(
                 position = at + (there - s.queries if t.from_end else 0)
                 k = max(start, position - t.left)
                 keys = min(stop, position + t.right + 1) - k
-                if keys <= 0 or not fill_rows(t, given, batch, head, at, np.int64(1), k, keys, extra, s.padded_block):
+                if keys <= 0:
                     continue
-                if t.relative == DISTANCE:
-                    numbers_here = pointer(distances, head * t.span + t.zero + position - k)
-                    for j in range(keys):
-                        poke(extra, j, peek(extra, j) + peek(numbers_here, -j))
-                keys_here = pointer(key, batch * s.key_batch + kv_head * s.key_head + k * s.key_row)
-                _dots(advance(copied, row * s.padded_width), keys_here, s.key_row, keys, s.width, scores)
+                if has_extra and not fill_rows(t, given, batch, head, at, np.int64(1), k, keys, extra, s.padded_block):
+                    continue
+                mine = advance(copied, row * s.padded_width)
+                key_rows = pointer(key, batch * s.key_batch + kv_head * s.key_head + k * s.key_row)
+                # Not taken from `given` here: that would count references for every block.
+                by_distance = pointer(distances, head * t.span + t.zero + position - k if t.relative == DISTANCE else 0)
+                row_scores(s, t, mine, key_rows, keys, has_extra, by_distance, extra, scores)
                 record = _record(s, copied, row)
                 old, before = peek(record, 0), peek(record, 1)
-                top, total = _block_weights(t, scores, extra, keys, old)
+                top, total = _block_weights(t, scores, keys, old)
                 into = advance(record, lanes)
                 if top > old:
                     fade = math.exp(old - top)
@@ -183,8 +125,8 @@ def _decode_segments(
                     before = before * fade
                 poke(record, 0, top)
                 poke(record, 1, before + total)
-                values_here = pointer(value, batch * s.value_batch + kv_head * s.value_head + k * s.value_row)
-                _add_values(scores, values_here, s.value_row, keys, s.value_width, t.hides, into)
+                value_rows = pointer(value, batch * s.value_batch + kv_head * s.value_head + k * s.value_row)
+                add_rows(scores, scores, value_rows, s.value_row, keys, s.value_width, t.hides, into)
 
 
 @jit

@@ -234,13 +234,16 @@ def _forward_parts(
                     row_table(last_rows, keys, s.key_row)
                 keys_here = pointer(key, batch * s.key_batch + kv_head * s.key_head + k * s.key_row)
                 values_here = pointer(value, batch * s.value_batch + kv_head * s.value_head + k * s.value_row)
+                bias_rows = count if t.bias_key == 1 and t.bias_query else 0
+                place = batch * t.bias_batch + head * t.bias_head + start * t.bias_query + (k + keys) * t.bias_key
+                next_bias = pointer(bias, place if bias_rows else 0)
                 multiply_scores(
                     keys, keys_here, s.key_row, places, columns, s.width, query_panel, tile, asks, values_here,
-                    s.value_row, s.value_width, begun == 0, next_query, s.query_row,
+                    s.value_row, s.value_width, begun == 0, next_query, s.query_row, next_bias, t.bias_query, bias_rows,
                 )  # fmt: skip
                 edge = k < position + count - 1 - t.left or k + keys - 1 > position + t.right
                 if has_extra or edge or t.adjusts:
-                    adjust(t, tile, keys, position, k, has_extra, extra, by_distance, skewed)
+                    adjust(t, tile, keys, position, k, edge, has_extra, extra, by_distance, skewed)
                 if careful:
                     mark_seen(tile, keys * width, seen)
                 changed = _weigh_tile(tile, keys, t.unit, reference, sum_of, scale)

@@ -9,7 +9,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from kernels.attention.problem import AttentionProblem
 from kernels.attention.products import FEW_ROWS
-from kernels.attention.tiles import BACKWARD_BLOCK, BACKWARD_PANELS, BLOCK, DECODE_BLOCK, block_of, padded
+from kernels.attention.tiles import BACKWARD_BLOCK, BACKWARD_PANELS, BLOCK, block_of, decode_block, padded
 from kernels.random import drop_threshold
 from kernels.runtime.numba_cpu import contiguous, jit
 from kernels.simd import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
@@ -205,12 +205,18 @@ def _room(p: AttentionProblem, width: int, value_width: int, kind: str) -> tuple
     """What a pass's tiles and scratch take: the sizes from `block` on."""
     panel = panel_width(p.query.dtype)
     keys = p.key.shape[2]
-    if kind == "decode":
+    if kind.startswith("decode"):
         lanes = panel // TILE_VECTORS
-        columns, value_columns = -(-width // lanes) * lanes, -(-value_width // (4 * lanes)) * 4 * lanes
-        rows = DECODE_BLOCK + lanes
-        work = p.group * p.query.shape[2] * (columns + value_columns + lanes) + 2 * rows
-        return DECODE_BLOCK, rows, columns, value_columns, 0, 0, work, 0
+        columns, value_columns = (-(-n // (4 * lanes)) * 4 * lanes for n in (width, value_width))
+        rows = p.group * p.query.shape[2]
+        block = decode_block(rows)
+        if kind == "decode":
+            work = rows * (columns + value_columns + lanes) + 2 * (block + lanes)
+        else:
+            # Where the keys may be one block, their softmax is taken anew.
+            block = BACKWARD_BLOCK if keys <= BACKWARD_BLOCK else block
+            work = rows * (columns + value_columns + 2) + (2 * rows + 1) * (block + lanes)
+        return block, block + lanes, columns, value_columns, 0, 0, -(-work // panel) * panel, 0
     block = block_of(keys, BACKWARD_BLOCK if kind == "backward" else BLOCK, TILE_ROWS)
     rows, columns, value_columns = (padded(n, TILE_ROWS, FEW_ROWS) for n in (block, width, value_width))
     clip = p.relative_limit if p.relative_kind == "shaw" else 0
@@ -237,9 +243,9 @@ def layout_of(
     bias: Array | None,
     kind: str,
 ) -> Layout:
-    """The layout of a pass, "forward", "backward" or "decode", over arrays of `in_rows` and `unexpanded`.
+    """The layout of a pass over arrays of `in_rows` and `unexpanded`.
 
-    It is kept with the problem.
+    kind: "forward", "backward", "decode" or "decode backward". It is kept with the problem.
     """
     plans: dict[Any, Layout] = p.__dict__.setdefault("cpu_layouts", {})
     shapes = (None if mask is None else mask.shape, None if bias is None else bias.shape)

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from kernels.attention import backward_cpu, decode_cpu, forward_cpu
+from kernels.attention import backward_cpu, decode_backward_cpu, decode_cpu, forward_cpu
 from kernels.attention.layout import (
     NO_MASK,
     NOTHING,
     Layout,
+    Sizes,
     in_rows,
     layout_of,
     origin,
@@ -178,8 +179,18 @@ def attention_backward(
     if bias is not None:
         # Every element of a bias that wants its gradient gets its own.
         bias = contiguous(bias) if wants_bias else unexpanded(bias)
-    layout = layout_of(p, query, key, value, mask, bias, "backward")
     nothing = NOTHING[p.query.dtype]
+    given = given_of(p, mask, bias, lengths, relative, seed)
+    arrays = (
+        origin(query), origin(key), origin(value), origin(output), contiguous(lse).reshape(-1), origin(grad_output),
+        nothing[:0] if grad_lse is None else contiguous(grad_lse).reshape(-1),
+        np.array((*steps(output), *steps(grad_output)), np.int64),
+    )  # fmt: skip
+    if decodes(p):
+        layout = layout_of(p, query, key, value, mask, bias, "decode backward")
+        grad_bias, grad_relative = _decode_backward(p, layout, given, arrays, found)
+        return (*_as_wanted(p, found), None, grad_bias, None, grad_relative, None)
+    layout = layout_of(p, query, key, value, mask, bias, "backward")
     grad_bias = zeros(p.bias.shape, dtype) if wants_bias and p.bias is not None else None
     grad_distances = grad_table = nothing
     if wants_relative and p.relative_kind == "shaw":
@@ -196,14 +207,55 @@ def attention_backward(
     parts = min(threads_for(work, GRAIN), batch_units * head_units)
     wanted = np.array([g is not None for g in (*found, grad_bias)] + [wants_relative], np.int64)
     backward_cpu.backward_parts(
-        parts, parts, parts, layout.numbers, layout.factors, *given_of(p, mask, bias, lengths, relative, seed),
-        origin(query), origin(key), origin(value), origin(output), contiguous(lse).reshape(-1), origin(grad_output),
-        NOTHING[p.query.dtype][:0] if grad_lse is None else contiguous(grad_lse).reshape(-1),
-        np.array((*steps(output), *steps(grad_output)), np.int64), wanted,
+        parts, parts, parts, layout.numbers, layout.factors, *given, *arrays, wanted,
         *(nothing if g is None else g.reshape(-1) for g in (*found, grad_bias)), grad_distances.reshape(-1),
         grad_table.reshape(-1), scratch(parts * layout.work, dtype), scratch(parts * layout.offsets, np.int64),
     )  # fmt: skip
     return (*_as_wanted(p, found), None, grad_bias, None, _table_gradient(p, grad_distances, grad_table), None)
+
+
+def _decode_backward(
+    p: AttentionProblem, layout: Layout, given: tuple[Array, ...], arrays: tuple[Array, ...],
+    found: tuple[Array | None, ...],
+) -> tuple[Array | None, Array | None]:  # fmt: skip
+    """Fills in `found`, and returns the gradients of the bias and of the relative term's table."""
+    batch, heads, queries, keys = p.score_shape
+    dtype = arrays[0].dtype
+    nothing = NOTHING[p.query.dtype]
+    wants_bias, wants_relative = p.needs_grad[4], p.needs_grad[6]
+    scores = zeros(p.score_shape, dtype) if wants_bias or wants_relative else None
+    units, segments = batch * p.key.shape[1], -(-keys // SEGMENT_KEYS)
+    work = 2 * batch * heads * queries * keys * (p.query.shape[3] + p.value.shape[3])
+    parts = min(threads_for(work, DECODE_GRAIN), units * segments)
+    rows, columns = p.group * queries, int(layout.numbers[Sizes._fields.index("padded_width")])
+    sums = scratch(units * segments * rows * columns, dtype)
+    wanted = np.array([g is not None for g in (*found, scores)], np.int64)
+    query, key, value = (nothing if g is None else g.reshape(-1) for g in found)
+    decode_backward_cpu.decode_backward_parts(
+        parts, parts, parts, segments, layout.numbers, layout.factors, *given, *arrays, wanted, sums, key, value,
+        nothing if scores is None else scores.reshape(-1), scratch(parts * layout.work, dtype),
+    )  # fmt: skip
+    if found[0] is not None:
+        decode_backward_cpu.join_queries(units, 1, segments, layout.numbers, layout.factors, sums, query)
+    if scores is None:
+        return None, None
+    grad_bias = None
+    if wants_bias and p.bias is not None:
+        grad_bias = zeros(p.bias.shape, dtype)
+        spread = tuple(i for i, n in enumerate(p.bias.shape) if n != p.score_shape[i])
+        np.sum(scores, spread, keepdims=True, out=grad_bias)
+    return grad_bias, _table_gradient(p, _by_distance(p, scores, given[2]) if wants_relative else nothing, nothing)
+
+
+def _by_distance(p: AttentionProblem, scores: Array, counts: Array) -> Array:
+    """Gradients of scores (batch, heads, few queries, keys) summed by distance: (batch, heads, span)."""
+    span, zero = span_of(p)
+    found = zeros((*scores.shape[:2], span), scores.dtype)
+    for row, there in enumerate(counts.tolist()):
+        for i in range(scores.shape[2]):
+            at = zero + i + (there - scores.shape[2] if p.from_end else 0)
+            found[row, :, at - there + 1 : at + 1] += scores[row, :, i, :there][:, ::-1]
+    return found
 
 
 def _gradients_of_arrays(p: AttentionProblem, dtype: Any) -> tuple[Array | None, ...]:

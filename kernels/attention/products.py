@@ -88,11 +88,12 @@ def ask_for_rows(source, stride, rows, columns):
 @jit(inner=True)
 def multiply_scores(
     keys, key, key_row, row_offsets, tap_offsets, width, query_panel, tile, asks, value, value_row, value_width, begins,
-    query, query_row,
+    query, query_row, bias, bias_row, bias_rows,
 ):  # fmt: skip
     """`multiply` for keys times queries, asking for memory meanwhile, which costs more than computing when it is far.
 
-    With `asks` for the next keys and the values of these keys, with `begins` for the next queries, at `query`.
+    With `asks` for the next keys and the values of these keys, with `begins` for the next queries, at `query`. And for
+    as many columns of `bias_rows` rows of a bias as there are keys.
     """
     panel = TILE_VECTORS * lanes_of(tile)
     r = 0
@@ -103,6 +104,8 @@ def multiply_scores(
         if asks:
             ask_for_rows(advance(key, (r + TILE_ROWS) * key_row), key_row, TILE_ROWS, width)
             ask_for_rows(advance(value, r * value_row), value_row, TILE_ROWS, value_width)
+        if r < 2 * bias_rows:
+            ask_for_rows(advance(bias, r // 2 * bias_row), bias_row, TILE_ROWS // 2, keys)
         if keys - r > 2 * FEW_ROWS or TILE_ROWS <= FEW_ROWS:
             _many_rows(key, row, tap_offsets, width, query_panel, target, panel, np.int64(0))
             r += TILE_ROWS

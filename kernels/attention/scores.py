@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from kernels.attention.layout import DISTANCE, SHAW
+from kernels.attention.layout import DISTANCE, NONE, SHAW
 from kernels.attention.vectors import weight_of
 from kernels.random import keep_factors
 from kernels.runtime.numba_cpu import jit
@@ -115,10 +115,11 @@ def drop_factors(t, given, start, keys_all, queries, keys, rows, stride, factors
 
 
 @jit(inner=True)
-def adjust(t, scores, keys, position, key, has_extra, extra, by_distance, skewed):
+def adjust(t, scores, keys, position, key, edge, has_extra, extra, by_distance, skewed):
     """All terms of a tile: scores[k, :] of key `key + k` and the queries at `position + lane`, in place.
 
-    What hides a score makes it -inf; the rest is there when `t.adjusts`, and then the scale is applied here.
+    What hides a score makes it -inf; the rest is there when `t.adjusts`, and then the scale is applied here. edge:
+    whether a query's reach ends within the tile.
 
     by_distance: elements, where the distance 0 of this head is. skewed: elements [2 * clip + panel, panel], see
     `skew_rows`.
@@ -126,6 +127,13 @@ def adjust(t, scores, keys, position, key, has_extra, extra, by_distance, skewed
     lanes = lanes_of(scores)
     width = TILE_VECTORS * lanes
     inverse = 1.0 / t.softcap if t.softcap != 0.0 else 0.0
+    if has_extra and t.relative == NONE and t.softcap == 0.0 and not edge:
+        # A bias or mask alone, which is common.
+        for i in range(0, keys * width, lanes):
+            hides = load(extra, i)
+            s = fma(load(scores, i), t.inside, hides)
+            store(scores, i, select(hides == -math.inf, hides, s))
+        return
     for k in range(keys):
         ahead = key + k - position  # distance of the key from lane 0
         for j in range(0, width, lanes):

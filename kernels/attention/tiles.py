@@ -10,8 +10,7 @@ BACKWARD_BLOCK = 192
 BACKWARD_PANELS = 2
 #: Up to so many queries a head are decoded: a kernel in which lanes are not queries.
 DECODE_QUERIES = 8
-#: Keys that all rows of a group go over while they are in cache, and keys of a segment that a thread can take alone.
-DECODE_BLOCK = 128
+#: Keys of a segment of decoding, which a thread can take alone.
 SEGMENT_KEYS = 1024
 
 
@@ -25,3 +24,8 @@ def block_of(keys: int, most: int, rows: int) -> int:
 def padded(count: int, rows: int, few: int) -> int:
     """Rows that the register tiles over `count` rows may touch."""
     return -(-count // rows) * rows + few
+
+
+def decode_block(rows: int) -> int:
+    """Keys that the rows of a group go over in turn: for one row a long stream, for many what the caches keep."""
+    return 512 if rows <= 2 else 128
