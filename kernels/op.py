@@ -56,6 +56,11 @@ class Problem:
     def check_values(self, *inputs: Any) -> None:
         """Raise where values, not shapes, are wrong (an index out of range). Called before any kernel runs."""
 
+    @property
+    def checks_values(self) -> bool:
+        """Whether this problem's values can be wrong at all, so that `check_values` must be asked."""
+        return type(self).check_values is not Problem.check_values
+
     def flops(self) -> int:
         """Floating-point operations of the forward pass, a multiply-add counted as two."""
         return 0
