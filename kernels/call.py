@@ -96,7 +96,7 @@ def _runner(
     if problem.empty:
         return lambda inputs: problem.public(problem.empty_results())
     compute, alone = forward.forward, problem.returned == 1
-    if problem.checks_values:
+    if problem.checks_values and not forward.checks_values:
         check = problem.check_values
 
         def run_checked(inputs: tuple[Any, ...]) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import typing
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kernels import arrays
@@ -70,7 +71,7 @@ class Problem:
         specs = [getattr(self, name) for name in input_names(type(self))]
         return sum(s.nbytes for s in (*specs, *self.results()) if s is not None)
 
-    @property
+    @cached_property
     def trains(self) -> bool:
         """Whether any gradient is wanted, so that residuals must be kept."""
         return any(self.needs_grad)
@@ -195,6 +196,8 @@ class Implementation:
         reasons: ``reasons(problem)`` lists why this implementation cannot run the problem.
         dtypes: element types of the differentiable inputs that it takes.
         describe: ``describe(problem)`` says in a few words which kernel will run, for `explain`.
+        checks_values: ``forward`` asks `Problem.check_values` itself where a look at the values, in compiled code,
+            found something wrong; the call need not ask it first.
     """
 
     op: Op
@@ -204,6 +207,7 @@ class Implementation:
     reasons: Callable[[Any], list[str]] = _no_reasons
     dtypes: tuple[str, ...] = ("float32", "float64")
     describe: Callable[[Any], str] = _no_words
+    checks_values: bool = False
 
     def __post_init__(self) -> None:
         self.op.implementations[self.backend] = self

@@ -64,7 +64,7 @@ class _Bound:
         self.takes_tensors = backend.arrays == "torch"
         self.forward_implementation = forward
         self.backward_implementation = backward
-        self.checks_values = problem.checks_values
+        self.checks_values = problem.checks_values and not forward.checks_values
         self.saved_names = problem.saved()
         #: Where each saved tensor is among the inputs and the results behind them.
         self.saved_places = tuple((*op.inputs, *op.results).index(name) for name in self.saved_names)

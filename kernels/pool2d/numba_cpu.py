@@ -302,6 +302,10 @@ def _adaptive_divisors(p: AdaptiveAvgPool2dProblem) -> tuple[Array, Array]:
 
 def adaptive_avg_pool2d(p: AdaptiveAvgPool2dProblem, x: Array) -> tuple[Array | None, ...]:
     """x (N, C, H, W) -> output."""
+    if p.output_plane == (1, 1) and not p.x.channels_last:
+        y = _fresh(p, p.output_shape, x.dtype)
+        any_window.mean_planes(y.size, _threads(p), contiguous(x).reshape(y.size, -1), y.reshape(-1))
+        return (y,)
     rows, columns = (_adaptive(p.x.shape[2 + d], p.output_size[d]) for d in (0, 1))
     return (_public(p, _mean_of_windows(p, _native(p, x), rows, columns, *_adaptive_divisors(p))),)
 
@@ -370,6 +374,8 @@ def _describe(p: Pooling) -> str:
     """Which kernel runs."""
     if p.x.channels_last:
         return "any window, vectors of channels"
+    if isinstance(p, AdaptiveAvgPool2dProblem) and p.output_plane == (1, 1):
+        return "whole planes, vectors along them"
     kernel, stride = getattr(p, "kernel_size", (0, 0)), getattr(p, "stride", (0, 0))
     if _is_known(kernel, stride, getattr(p, "dilation", (1, 1))):
         return f"{kernel[0]} x {kernel[1]} stride {stride[0]}, vectors along the width"
