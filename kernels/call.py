@@ -54,12 +54,12 @@ def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: A
             return wanted.inspect(op, inputs, attributes, device, backend)
     try:
         # The types too: True and 1.0 equal 1, but an argument that must be an int refuses them.
-        key = (
+        key: tuple[Any, ...] | None = (
             backend, device, attributes, *map(type, attributes),
             *[None if array is None else KEYS[type(array)](array) for array in inputs],
         )  # fmt: skip
         plan = op.plans.get(key)
-    except TypeError:  # something unhashable, such as stride=[1, 1], or no array: planned anew, which says what is wrong
+    except TypeError:  # something unhashable, such as stride=[1, 1], or no array: planned each time
         key = plan = None
     if plan is None:
         if torch is not None and any(map(arrays.has_no_memory, inputs)):

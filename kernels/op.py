@@ -180,6 +180,19 @@ def _no_words(_: Any) -> str:
     return ""
 
 
+def _no_operations(_: Any) -> int:
+    return 0
+
+
+def limits(without: int, gradients: int) -> Callable[[Any], int]:
+    """A `torch_below` of one limit for calls without gradients, and one for calls with them."""
+    return lambda problem: gradients if problem.trains else without
+
+
+def _no_function(_: Any) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One backend's way to run an op. Constructing it registers it: this is the one line that adds a backend to an op.
@@ -198,6 +211,12 @@ class Implementation:
         describe: ``describe(problem)`` says in a few words which kernel will run, for `explain`.
         checks_values: ``forward`` asks `Problem.check_values` itself where a look at the values, in compiled code,
             found something wrong; the call need not ask it first.
+        torch_below: ``torch_below(problem)``: automatic choice leaves calls on CPU tensors of fewer operations
+            (`Problem.flops`) than this to torch's own function, which was measured to be faster there, call and all.
+            ``python -m bench auto`` measures it anew.
+        direct: of a backend that torch differentiates: ``direct(problem)`` is torch's own function that takes the
+            inputs and returns the output, nothing more, or None where there is no such function. It does without the
+            residuals of ``forward``, and only where it exists is `torch_below` heeded.
     """
 
     op: Op
@@ -208,6 +227,8 @@ class Implementation:
     dtypes: tuple[str, ...] = ("float32", "float64")
     describe: Callable[[Any], str] = _no_words
     checks_values: bool = False
+    torch_below: Callable[[Any], int] = _no_operations
+    direct: Callable[[Any], Callable[..., Any] | None] = _no_function
 
     def __post_init__(self) -> None:
         self.op.implementations[self.backend] = self

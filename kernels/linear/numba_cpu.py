@@ -10,7 +10,7 @@ import numpy as np
 from kernels.activation.functions import FROM_OUTPUT
 from kernels.activation.vectors import ACTIVATION_CODES, activation_gradient
 from kernels.linear.op import LINEAR, LinearProblem
-from kernels.op import Implementation
+from kernels.op import Implementation, limits
 from kernels.runtime.numba_cpu import contiguous, empty, jit, threaded, threads_for
 from kernels.simd import (
     TILE_ROWS,
@@ -51,7 +51,7 @@ def _matrix(array: Array, rows: int, columns: int) -> Array:
 
 
 def _operand(array: Array, rows: int, columns: int) -> tuple[Array, tuple[int, int]]:
-    """What a kernel takes for a matrix [rows, columns]: a contiguous array that begins at its first element, strides."""
+    """A matrix [rows, columns] as a kernel takes it: a contiguous array from its first element on, and its strides."""
     if array.flags.carray:
         return array.reshape(-1), (columns, 1)
     matrix = _matrix(array, rows, columns)
@@ -216,4 +216,5 @@ def describe(p: LinearProblem) -> str:
     return f"{how}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-Implementation(LINEAR, "numba", linear, linear_backward, describe=describe)
+_torch_below = limits(300_000, 1_500_000)
+Implementation(LINEAR, "numba", linear, linear_backward, describe=describe, torch_below=_torch_below)

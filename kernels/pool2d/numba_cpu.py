@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.op import Implementation
+from kernels.op import Implementation, limits
 from kernels.pool2d import any_window, gradients, planes, powers, windows
 from kernels.pool2d.adaptive import (
     ADAPTIVE_AVG_POOL2D,
@@ -312,6 +312,11 @@ def adaptive_avg_pool2d(p: AdaptiveAvgPool2dProblem, x: Array) -> tuple[Array | 
 
 def adaptive_avg_pool2d_backward(p: AdaptiveAvgPool2dProblem, grad_output: Array) -> tuple[Array | None, ...]:
     """grad_output (N, C, H_out, W_out) -> gradient of x."""
+    if p.output_plane == (1, 1) and not p.x.channels_last:
+        dx = _fresh(p, p.x.shape, grad_output.dtype)
+        planes_of_dx = dx.reshape(grad_output.size, -1)
+        gradients.fill_planes(grad_output.size, _threads(p), contiguous(grad_output).reshape(-1), planes_of_dx)
+        return (dx,)
     above, beside = (_holders(p.x.shape[2 + d], _adaptive, p.output_size[d]) for d in (0, 1))
     return (_public(p, _gather(p, _native(p, grad_output), above, beside, *_adaptive_divisors(p))),)
 
@@ -384,8 +389,30 @@ def _describe(p: Pooling) -> str:
     return "any window, one at a time"
 
 
-Implementation(MAX_POOL2D, "numba", max_pool2d, max_backward, _max_reasons, describe=_describe)
+def _adaptive_below(p: AdaptiveAvgPool2dProblem) -> int:
+    whole = p.output_plane == (1, 1)
+    return limits(1500, 40000)(p) if whole else limits(5000, 10000)(p)
+
+
+Implementation(
+    MAX_POOL2D, "numba", max_pool2d, max_backward, _max_reasons, describe=_describe, torch_below=limits(14000, 20000)
+)
 Implementation(ADAPTIVE_MAX_POOL2D, "numba", adaptive_max_pool2d, max_backward, _max_reasons, describe=_describe)
-Implementation(AVG_POOL2D, "numba", avg_pool2d, avg_pool2d_backward, _reasons, describe=_describe)
-Implementation(ADAPTIVE_AVG_POOL2D, "numba", adaptive_avg_pool2d, adaptive_avg_pool2d_backward, describe=_describe)
+Implementation(
+    AVG_POOL2D,
+    "numba",
+    avg_pool2d,
+    avg_pool2d_backward,
+    _reasons,
+    describe=_describe,
+    torch_below=limits(16000, 25000),
+)
+Implementation(
+    ADAPTIVE_AVG_POOL2D,
+    "numba",
+    adaptive_avg_pool2d,
+    adaptive_avg_pool2d_backward,
+    describe=_describe,
+    torch_below=_adaptive_below,
+)
 Implementation(LP_POOL2D, "numba", lp_pool2d, lp_pool2d_backward, _max_reasons, describe=_describe)

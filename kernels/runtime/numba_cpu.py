@@ -113,7 +113,8 @@ _allocator: Callable[[Shape, np.dtype[Any]], NDArray[Any]] = _allocate
 def empty(shape: Shape, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """A new C-contiguous array, contents unspecified: outputs of all kernels.
 
-    It begins at a multiple of ALIGNMENT bytes from SMALLEST_ALIGNED bytes on. Large ones lie in memory that earlier arrays of this thread had, where it is free again; see `release_memory`.
+    It begins at a multiple of ALIGNMENT bytes from SMALLEST_ALIGNED bytes on. Large ones lie in memory that earlier
+    arrays of this thread had, where it is free again; see `release_memory`.
     """
     return _allocator(shape, np.dtype(dtype))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.op import Implementation
+from kernels.op import Implementation, limits
 from kernels.runtime.indices import any_outside
 from kernels.runtime.numba_cpu import contiguous, empty, threaded, threads_for
 from kernels.simd import VECTOR_BYTES
@@ -172,8 +172,9 @@ def _describe_cross_entropy(p: CrossEntropyProblem) -> str:
     return "lanes along the classes" if p.extents[2] == 1 else "lanes across the inner dimensions"
 
 
-Implementation(SOFTMAX, "numba", softmax, softmax_backward, describe=_describe_softmax)
-Implementation(LOG_SOFTMAX, "numba", softmax, softmax_backward, describe=_describe_softmax)
+_torch_below = limits(3100, 3500)
+Implementation(SOFTMAX, "numba", softmax, softmax_backward, describe=_describe_softmax, torch_below=_torch_below)
+Implementation(LOG_SOFTMAX, "numba", softmax, softmax_backward, describe=_describe_softmax, torch_below=_torch_below)
 Implementation(
     CROSS_ENTROPY, "numba", cross_entropy, cross_entropy_backward, describe=_describe_cross_entropy, checks_values=True
 )
