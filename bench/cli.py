@@ -222,6 +222,34 @@ def show_overhead(given: argparse.Namespace) -> int:
     return FOUND if failed else BAD_INPUT if complaints else OK
 
 
+def show_choices(given: argparse.Namespace) -> int:
+    """Our kernels beside torch's function wherever a call may be left to torch, and which one is chosen."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from bench import automatic
+
+    ops, complaints = _choose_ops(given.ops)
+    shown = Table(title="Microseconds a call, one thread; ! where the slower one is chosen", title_justify="left")
+    for heading in ("op", "case", "pass", "operations", "torch below", "numba", "torch", "numba / torch", "chosen"):
+        shown.add_column(heading, justify="left" if heading in ("op", "case", "pass", "chosen") else "right")
+    wrong = 0
+    with _progress(len(ops) * len(given.passes)) as (tell, advance):
+        for op in ops:
+            for passes in given.passes:
+                tell(f"{op}, {passes}")
+                for choice in automatic.measure(op, passes == "training", given.seconds):
+                    times = [f"{t.median * 1e6:.2f}" for t in (choice.numba, choice.torch)]
+                    sign = " !" if choice.lost > automatic.BAND else ""
+                    wrong += bool(sign)
+                    facts = (op, choice.name, passes, str(choice.work), str(choice.limit), *times)
+                    shown.add_row(*facts, f"{choice.gain.median:.2f}", choice.chosen + sign)
+                advance()
+    Console(width=None if sys.stdout.isatty() else 200).print(shown)
+    print(f"{wrong} of {shown.row_count} choices cost more than {automatic.BAND - 1:.0%}")
+    return BAD_INPUT if complaints else OK
+
+
 def show_cold(given: argparse.Namespace) -> int:
     """Import time and first calls of each op."""
     from rich.console import Console
@@ -301,6 +329,7 @@ _COMMANDS = {
     "run": run,
     "compare": compare_results,
     "overhead": show_overhead,
+    "auto": show_choices,
     "cold": show_cold,
     "networks": train_networks,
     "report": report,

@@ -10,7 +10,7 @@ from bench import compare, providers, selection
 from bench.networks.trainers import TRAINERS
 from kernels.case import TAGS
 
-COMMANDS = ("run", "compare", "overhead", "cold", "networks", "report")
+COMMANDS = ("run", "compare", "overhead", "auto", "cold", "networks", "report")
 RESULTS = Path("bench/results")
 NETWORKS = ("cnn", "rnn", "transformer")
 
@@ -98,6 +98,11 @@ def parser() -> argparse.ArgumentParser:
     overhead = commands.add_parser("overhead", help="what our Python costs a call")
     _add_ops(overhead)
     overhead.add_argument("--seconds", type=_positive(float), default=1.0, metavar="S", help="seconds for each op")
+
+    automatic = commands.add_parser("auto", help="whether automatic choice takes the faster of our kernels and torch's")
+    _add_ops(automatic)
+    automatic.add_argument("--pass", dest="passes", nargs="+", default=list(selection.PASSES), choices=selection.PASSES)
+    automatic.add_argument("--seconds", type=_positive(float), default=0.1, metavar="S", help="seconds for each case")
 
     cold = commands.add_parser("cold", help="import time and first calls, in fresh processes")
     _add_ops(cold)

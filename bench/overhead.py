@@ -2,13 +2,14 @@
 
 "Kernel" is the backend's own function given a problem that is checked already: the compiled code and the allocation of
 its results. What a public call takes beyond it is ours: arguments, dispatch, views of tensors, autograd's binding.
-torch's own op stands beside it, with all of its C++.
+torch's own op stands beside it, with all of its C++; its time in training holds the autograd engine's, which ours holds
+too. Where automatic choice leaves the call to torch, the last column shows what we add to torch's op.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 import kernels
 from bench import timing
 from bench.providers import eager
-from bench.providers.tensors import TORCH_POOL, tensor_call, tensors_of
+from bench.providers.tensors import TORCH_POOL, explain_on_tensors, tensor_call
 from bench.timing import Contestant, Quartiles
 from bench.workload import Workload
 from kernels import dispatch
@@ -31,12 +32,20 @@ COLUMNS = (
     "numpy",
     "torch",
     "torch's op",
+    "automatic",
     "kernel, training",
     "torch, training",
     "torch's op, training",
+    "automatic, training",
 )
-#: Which column is our call and which the kernel in it.
-PAIRS = {"numpy": "kernel", "torch": "kernel", "torch, training": "kernel, training"}
+#: Which column is our call and which is what runs in it.
+PAIRS = {
+    "numpy": "kernel",
+    "torch": "kernel",
+    "automatic": "torch's op",
+    "torch, training": "kernel, training",
+    "automatic, training": "torch's op, training",
+}
 
 
 @dataclass(frozen=True)
@@ -87,8 +96,7 @@ def _kernels(workload: Workload) -> dict[str, Callable[[], Any]]:
     found: dict[str, Callable[[], Any]] = {"kernel": lambda: forward(problem, *inputs)}
     if not workload.training or implementation.backward is None:
         return found
-    with contextlib.redirect_stdout(io.StringIO()):
-        training: Problem = kernels.explain(workload.case.op, **tensors_of(workload)).problem
+    training: Problem = explain_on_tensors(workload).problem
     backward, op = implementation.backward, OPS[workload.case.op]
     forms = training.results()
     incoming: list[Any] = [g.reshape(form.shape) for g, form in zip(workload.incoming, forms) if form is not None]
@@ -107,18 +115,20 @@ def _kernels(workload: Workload) -> dict[str, Callable[[], Any]]:
 def contestants(case: Case, dtype: str = "float32") -> dict[str, Contestant]:
     """Every column that this case has."""
     forward, training = Workload(case, dtype), Workload(case, dtype, training=True)
-    function = getattr(kernels, case.op)
+    automatic = getattr(kernels, case.op)
+    function = functools.partial(automatic, backend="numba")
     runs = _kernels(training)
     arguments = forward.arguments
     runs["numpy"] = lambda: function(**arguments)
-    runs["torch"] = tensor_call(function, forward).run
-    stock, stock_training = eager.torch_function(forward), eager.torch_function(training)
-    if stock is not None:
-        runs["torch's op"] = tensor_call(stock, forward).run
-    if training.wanted:
-        runs["torch, training"] = tensor_call(function, training).run
-        if stock_training is not None:
-            runs["torch's op, training"] = tensor_call(stock_training, training).run
+    for workload, suffix in ((forward, ""), (training, ", training")):
+        if workload.training and not workload.wanted:
+            continue
+        runs[f"torch{suffix}"] = tensor_call(function, workload).run
+        stock = eager.torch_function(workload)
+        if stock is not None:
+            runs[f"torch's op{suffix}"] = tensor_call(stock, workload).run
+            if explain_on_tensors(workload).chosen == "torch":
+                runs[f"automatic{suffix}"] = tensor_call(automatic, workload).run
     return {name: Contestant(runs[name], TORCH_POOL) for name in COLUMNS if name in runs}
 
 

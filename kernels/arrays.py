@@ -137,47 +137,41 @@ def _key_numpy(array: np.ndarray) -> Hashable:
     return array.shape, array.strides, array.dtype
 
 
-def _key_none(_: None) -> Hashable:
-    return None
-
-
 def _torch_key(tensor_type: type) -> Callable[[Any], Hashable]:
     """The key function for torch.Tensor and Parameter; a subclass (a fake tensor, say) never shares their keys."""
     torch = sys.modules["torch"]
     is_grad_enabled = torch.is_grad_enabled
-    mark = None if tensor_type in (torch.Tensor, torch.nn.Parameter) else tensor_type
 
-    def key_torch(tensor: Any) -> Hashable:
+    def key_tensor(tensor: Any) -> Hashable:
         grad = tensor.requires_grad and is_grad_enabled()
-        return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, grad, mark
+        # A flag is cheaper than the strides or the device that it stands for.
+        layout = tensor.is_contiguous() or tensor.stride()
+        return tensor.shape, layout, tensor.dtype, tensor.is_cpu or tensor.device, grad
 
-    return key_torch
+    if tensor_type in (torch.Tensor, torch.nn.Parameter):
+        return key_tensor
+    return lambda tensor: (tensor_type, key_tensor(tensor))
 
 
 def _key_cupy(array: Any) -> Hashable:
     return array.shape, array.strides, array.dtype, array.device.id
 
 
-_KEYS: dict[type, Callable[[Any], Hashable]] = {np.ndarray: _key_numpy, type(None): _key_none}
+class _Keys(dict[type, "Callable[[Any], Hashable]"]):
+    """The key function of each type of array, found at the first array of the type."""
 
-
-def key(array: Any) -> Hashable:
-    """A cheap hashable key: equal for two arrays on which the same call runs the same way. None has one too.
-
-    Raises:
-        TypeError: it is no array.
-    """
-    make = _KEYS.get(type(array))
-    if make is None:
-        array_kind = kind(array)
+    def __missing__(self, array_type: type) -> Callable[[Any], Hashable]:
+        array_kind = _kind_of(array_type)
         if array_kind is None:
-            raise TypeError(f"no key for {type(array).__name__}")
-        make = _KEYS[type(array)] = {
-            "numpy": lambda: _key_numpy,
-            "torch": lambda: _torch_key(type(array)),
-            "cupy": lambda: _key_cupy,
-        }[array_kind]()
-    return make(array)
+            raise TypeError(f"no key for {array_type.__name__}")
+        found = {"numpy": lambda: _key_numpy, "torch": lambda: _torch_key(array_type), "cupy": lambda: _key_cupy}
+        make = self[array_type] = found[array_kind]()
+        return make
+
+
+#: ``KEYS[type(array)](array)`` is a cheap hashable key: equal for two arrays on which the same call runs the same way.
+#: A TypeError where it is no array.
+KEYS = _Keys()
 
 
 def has_no_memory(array: Any) -> bool:
@@ -196,13 +190,17 @@ def wants_grad(array: Any) -> bool:
 
 def kind(array: Any) -> str | None:
     """ "numpy", "torch" or "cupy"; None for anything that is not such an array."""
-    if isinstance(array, np.ndarray):
+    return _kind_of(type(array))
+
+
+def _kind_of(array_type: type) -> str | None:
+    if issubclass(array_type, np.ndarray):
         return "numpy"
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(array, torch.Tensor):
+    if torch is not None and issubclass(array_type, torch.Tensor):
         return "torch"
     cupy = sys.modules.get("cupy")
-    if cupy is not None and isinstance(array, cupy.ndarray):
+    if cupy is not None and issubclass(array_type, cupy.ndarray):
         return "cupy"
     return None
 

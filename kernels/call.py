@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kernels import arrays, dispatch
+from kernels.arrays import KEYS
 from kernels.op import Implementation, Op, Problem
 
 if TYPE_CHECKING:
@@ -51,30 +52,26 @@ def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: A
         backend = backend or wanted.backend
         if wanted.inspect is not None:
             return wanted.inspect(op, inputs, attributes, device, backend)
-    plan = None
     try:
         # The types too: True and 1.0 equal 1, but an argument that must be an int refuses them.
-        plan = op.plans.get((backend, device, attributes, *map(type, attributes), *map(arrays.key, inputs)))
-    except TypeError:  # something unhashable, or no array: said below, or planned anew
-        pass
+        key: tuple[Any, ...] | None = (
+            backend, device, attributes, *map(type, attributes),
+            *[None if array is None else KEYS[type(array)](array) for array in inputs],
+        )  # fmt: skip
+        plan = op.plans.get(key)
+    except TypeError:  # something unhashable, such as stride=[1, 1], or no array: planned each time
+        key = plan = None
     if plan is None:
         if torch is not None and any(map(arrays.has_no_memory, inputs)):
             from kernels import torch_binding
 
             return torch_binding.call_registered(op, inputs, attributes, device, backend)
-        plan = _remember_plan(op, inputs, attributes, device, backend)
+        plan = make_plan(op, inputs, attributes, device, backend)
+        if len(op.plans) >= MAX_PLANS:
+            op.plans.clear()
+        if key is not None:
+            op.plans[key] = plan
     return plan.run(inputs)
-
-
-def _remember_plan(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, backend: Any) -> Plan:
-    plan = make_plan(op, inputs, attributes, device, backend)
-    if len(op.plans) >= MAX_PLANS:
-        op.plans.clear()
-    try:
-        op.plans[(backend, device, attributes, *map(type, attributes), *map(arrays.key, inputs))] = plan
-    except TypeError:  # an unhashable attribute, such as stride=[1, 1]: planned anew each time
-        pass
-    return plan
 
 
 def make_plan(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, backend: str | None) -> Plan:
@@ -98,15 +95,16 @@ def _runner(
         return torch_binding.runner(op, problem, kind, backend, forward, backward)
     if problem.empty:
         return lambda inputs: problem.public(problem.empty_results())
-    checks_values = type(problem).check_values is not Problem.check_values
-    compute = forward.forward
-    if checks_values:
+    compute, alone = forward.forward, problem.returned == 1
+    if problem.checks_values and not forward.checks_values:
+        check = problem.check_values
 
         def run_checked(inputs: tuple[Any, ...]) -> Any:
-            problem.check_values(*inputs)
-            return problem.public(compute(problem, *inputs))
+            check(*inputs)
+            results = compute(problem, *inputs)
+            return results[0] if alone else problem.public(results)
 
         return run_checked
-    if problem.returned == 1:
+    if alone:
         return lambda inputs: compute(problem, *inputs)[0]
     return lambda inputs: problem.public(compute(problem, *inputs))

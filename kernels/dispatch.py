@@ -151,7 +151,26 @@ def candidate(op: Op, problem: Problem, backend: Backend, kind: str, place: str,
     reasons += implementation.why_not(problem)
     if automatic and backend.name == "torch" and kind == "numpy":
         reasons.append("it is taken for NumPy arrays only by name")
+    if automatic and kind == "torch" and place == "cpu":
+        faster = _torch_is_faster(op, problem, implementation)
+        if faster is not None:
+            reasons.append(faster)
     return Candidate(backend, implementation, tuple(reasons))
+
+
+def _torch_is_faster(op: Op, problem: Problem, implementation: Implementation) -> str | None:
+    """Why automatic choice leaves a call on CPU tensors to torch's own function, or None.
+
+    A fixed table decides, not the clock: the same call always runs the same way.
+    """
+    limit, work = implementation.torch_below(problem), problem.flops()
+    if work >= limit or problem.empty:
+        return None
+    stock = op.implementations.get("torch") if load(op.family, BACKENDS["torch"]) else None
+    if stock is None or stock.why_not(problem) or stock.direct(problem) is None:
+        return None
+    passes = "with" if problem.trains else "without"
+    return f"torch is faster {passes} gradients below {limit} operations, this call has {work} (python -m bench auto)"
 
 
 def candidates(op: Op, problem: Problem, kind: str, place: str, *, automatic: bool = True) -> tuple[Candidate, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import typing
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kernels import arrays
@@ -56,6 +57,11 @@ class Problem:
     def check_values(self, *inputs: Any) -> None:
         """Raise where values, not shapes, are wrong (an index out of range). Called before any kernel runs."""
 
+    @property
+    def checks_values(self) -> bool:
+        """Whether this problem's values can be wrong at all, so that `check_values` must be asked."""
+        return type(self).check_values is not Problem.check_values
+
     def flops(self) -> int:
         """Floating-point operations of the forward pass, a multiply-add counted as two."""
         return 0
@@ -65,7 +71,7 @@ class Problem:
         specs = [getattr(self, name) for name in input_names(type(self))]
         return sum(s.nbytes for s in (*specs, *self.results()) if s is not None)
 
-    @property
+    @cached_property
     def trains(self) -> bool:
         """Whether any gradient is wanted, so that residuals must be kept."""
         return any(self.needs_grad)
@@ -174,6 +180,19 @@ def _no_words(_: Any) -> str:
     return ""
 
 
+def _no_operations(_: Any) -> int:
+    return 0
+
+
+def limits(without: int, gradients: int) -> Callable[[Any], int]:
+    """A `torch_below` of one limit for calls without gradients, and one for calls with them."""
+    return lambda problem: gradients if problem.trains else without
+
+
+def _no_function(_: Any) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One backend's way to run an op. Constructing it registers it: this is the one line that adds a backend to an op.
@@ -190,6 +209,14 @@ class Implementation:
         reasons: ``reasons(problem)`` lists why this implementation cannot run the problem.
         dtypes: element types of the differentiable inputs that it takes.
         describe: ``describe(problem)`` says in a few words which kernel will run, for `explain`.
+        checks_values: ``forward`` asks `Problem.check_values` itself where a look at the values, in compiled code,
+            found something wrong; the call need not ask it first.
+        torch_below: ``torch_below(problem)``: automatic choice leaves calls on CPU tensors of fewer operations
+            (`Problem.flops`) than this to torch's own function, which was measured to be faster there, call and all.
+            ``python -m bench auto`` measures it anew.
+        direct: of a backend that torch differentiates: ``direct(problem)`` is torch's own function that takes the
+            inputs and returns the output, nothing more, or None where there is no such function. It does without the
+            residuals of ``forward``, and only where it exists is `torch_below` heeded.
     """
 
     op: Op
@@ -199,6 +226,9 @@ class Implementation:
     reasons: Callable[[Any], list[str]] = _no_reasons
     dtypes: tuple[str, ...] = ("float32", "float64")
     describe: Callable[[Any], str] = _no_words
+    checks_values: bool = False
+    torch_below: Callable[[Any], int] = _no_operations
+    direct: Callable[[Any], Callable[..., Any] | None] = _no_function
 
     def __post_init__(self) -> None:
         self.op.implementations[self.backend] = self

@@ -35,6 +35,22 @@ Tensors = tuple[torch.Tensor | None, ...]
 _from_numpy = torch.from_numpy
 
 
+def _views(name: str, tensors: Sequence[torch.Tensor | None]) -> list[Any]:
+    """The tensors of a call of the op `name` as NumPy arrays."""
+    if forward_ad._current_level >= 0 and any(map(_has_tangent, tensors)):
+        raise NotImplementedError(f"{name}: forward-mode derivatives (jvp) are not supported")
+    try:
+        return [None if t is None else t.numpy(force=True) for t in tensors]
+    except RuntimeError as error:
+        raise NotImplementedError(
+            f"{name}: torch.func transforms (vmap, grad, jvp) cannot look inside this op ({error})"
+        ) from error
+
+
+def _has_tangent(tensor: torch.Tensor | None) -> bool:
+    return tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
+
+
 class _Bound:
     """A problem bound to its implementations: forward and backward on tensors, whatever arrays the backend takes."""
 
@@ -46,58 +62,46 @@ class _Bound:
         self.returned = problem.returned
         self.empty = problem.empty
         self.takes_tensors = backend.arrays == "torch"
+        self.forward_implementation = forward
         self.backward_implementation = backward
-        self._forward = forward.forward
-        self._checks_values = type(problem).check_values is not Problem.check_values
+        self.checks_values = problem.checks_values and not forward.checks_values
         self.saved_names = problem.saved()
         #: Where each saved tensor is among the inputs and the results behind them.
         self.saved_places = tuple((*op.inputs, *op.results).index(name) for name in self.saved_names)
 
+    def run(self, inputs: Sequence[torch.Tensor | None]) -> tuple[Any, ...]:
+        """All results, of the kind of array that the backend makes; None for an absent one."""
+        if not self.takes_tensors:
+            inputs = _views(self.op.name, inputs)
+            if self.empty:
+                return self.problem.empty_results()
+        if self.checks_values:
+            self.problem.check_values(*inputs)
+        return self.forward_implementation.forward(self.problem, *inputs)
+
     def forward(self, inputs: Sequence[torch.Tensor | None]) -> Tensors:
         """All results as tensors; None for an absent one."""
-        if self.takes_tensors:
-            if self._checks_values:
-                self.problem.check_values(*inputs)
-            return self._forward(self.problem, *inputs)
-        return tuple([None if r is None else _from_numpy(r) for r in self._on_views(inputs)])
+        results = self.run(inputs)
+        return results if self.takes_tensors else tuple([None if r is None else _from_numpy(r) for r in results])
 
     def first(self, inputs: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
         """The first result alone, which saves the others their way to torch."""
-        if self.takes_tensors:
-            return self.forward(inputs)[0]
-        return _from_numpy(self._on_views(inputs)[0])
-
-    def _on_views(self, inputs: Sequence[torch.Tensor | None]) -> tuple[Any, ...]:
-        views = self._views(inputs)
-        if self.empty:
-            return self.problem.empty_results()
-        if self._checks_values:
-            self.problem.check_values(*views)
-        return self._forward(self.problem, *views)
-
-    def _views(self, tensors: Sequence[torch.Tensor | None]) -> list[Any]:
-        if forward_ad._current_level >= 0 and any(_has_tangent(t) for t in tensors):
-            raise NotImplementedError(f"{self.op.name}: forward-mode derivatives (jvp) are not supported")
-        try:
-            return [None if t is None else t.numpy(force=True) for t in tensors]
-        except RuntimeError as error:
-            raise NotImplementedError(
-                f"{self.op.name}: torch.func transforms (vmap, grad, jvp) cannot look inside this op ({error})"
-            ) from error
+        result = self.run(inputs)[0]
+        return result if self.takes_tensors else _from_numpy(result)
 
     def backward(self, gradients: Sequence[torch.Tensor | None], saved: Sequence[torch.Tensor | None]) -> Tensors:
         """Gradients of the inputs as tensors; None for one that is not wanted."""
         implementation = self.backward_implementation
-        if implementation is None:
+        if implementation is None or implementation.backward is None:
             raise BackendError(f"{self.op.name}: no backend here has a backward pass for this call")
         if self.takes_tensors:
-            return implementation.backward(self.problem, *gradients, **dict(zip(self.saved_names, saved)))  # type: ignore[misc]
+            return implementation.backward(self.problem, *gradients, **dict(zip(self.saved_names, saved)))
         if self.empty:
             found = self.problem.zero_gradients()
         else:
-            views = self._views(gradients)
-            kept = dict(zip(self.saved_names, self._views(saved)))
-            found = implementation.backward(self.problem, *views, **kept)  # type: ignore[misc]
+            views = _views(self.op.name, (*gradients, *saved))
+            count = len(gradients)
+            found = implementation.backward(self.problem, *views[:count], **dict(zip(self.saved_names, views[count:])))
         return tuple([None if g is None else _from_numpy(g) for g in found])
 
     def backward_differentiable(
@@ -109,10 +113,6 @@ class _Bound:
         if stock is None or stock.backward is None:
             raise NotImplementedError(f"{self.op.name}: second derivatives (create_graph=True) are not supported")
         return stock.backward(self.problem, *gradients, **dict(zip(self.saved_names, saved)))
-
-
-def _has_tangent(tensor: torch.Tensor | None) -> bool:
-    return tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
 
 
 class _Apply(torch.autograd.Function):
@@ -143,6 +143,10 @@ class _Apply(torch.autograd.Function):
         return (None, *bound.backward(gradients, ctx.saved_tensors))
 
 
+#: Function.apply in C. What Function's own adds in Python is for torch.func's transforms, which `_views` refuses.
+_apply: Any = super(torch.autograd.Function, _Apply).apply
+
+
 def runner(
     op: Op,
     problem: Problem,
@@ -160,10 +164,13 @@ def runner(
             return problem.public(on_numpy(function, problem, inputs, {}))
 
         return run_on_numpy
+    direct = forward.direct(problem) if problem.returned == 1 and not problem.empty else None
+    if direct is not None and not problem.checks_values:
+        own = direct
+        return lambda inputs: own(*inputs)
     bound = _Bound(op, problem, backend, forward, backward)
     if problem.trains and not backend.differentiates:
-        apply = _Apply.apply
-        return lambda inputs: apply(bound, *inputs)
+        return lambda inputs: _apply(bound, *inputs)
     if problem.returned == 1:
         return bound.first
     return lambda inputs: problem.public(bound.forward(inputs))
@@ -225,9 +232,7 @@ class _Registered:
             _library.impl(f"{op.name}_backward", self._backward, device)
         torch.library.register_fake(self.name, self._forward_fake, lib=_library)
         torch.library.register_fake(f"{self.name}_backward", self._backward_fake, lib=_library)
-        torch.library.register_autograd(
-            self.name, self._autograd, setup_context=self._setup_context, lib=_library
-        )
+        torch.library.register_autograd(self.name, self._autograd, setup_context=self._setup_context, lib=_library)
         torch.library.register_autograd(f"{self.name}_backward", self._no_second_derivative, lib=_library)
         self.call = getattr(getattr(torch.ops, NAMESPACE), op.name)
         self.call_backward = getattr(getattr(torch.ops, NAMESPACE), f"{op.name}_backward")

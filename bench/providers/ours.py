@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import kernels
 from bench.providers.provider import Call, Unsupported, missing_package
-from bench.providers.tensors import TORCH_POOL, tensor_call
+from bench.providers.tensors import TORCH_POOL, explain_on_tensors, tensor_call
 from bench.workload import Workload
 
 
@@ -20,7 +20,7 @@ class Ours:
 
     def prepare(self, workload: Workload, threads: int) -> Call:
         """The public function of the op."""
-        explanation = workload.explanation
+        explanation = explain_on_tensors(workload)
         if explanation.chosen == "reference":
             reasons = (reason for c in explanation.candidates if c.backend.name == "numba" for reason in c.reasons)
             raise Unsupported(f"only the reference runs it: {'; '.join(reasons)}")

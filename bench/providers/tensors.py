@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
+import kernels
 from bench.providers.provider import Call
 from bench.workload import Answer, Workload, answer, results_of
 
@@ -33,6 +36,12 @@ def tensors_of(workload: Workload) -> dict[str, Any]:
     for name in workload.wanted if workload.training else ():
         made[name].requires_grad_()
     return made
+
+
+def explain_on_tensors(workload: Workload) -> kernels.Explanation:
+    """What `kernels.explain` says about the call on tensors, not printed."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return kernels.explain(workload.case.op, **tensors_of(workload))
 
 
 def _to_numpy(tensor: torch.Tensor | None) -> Any:

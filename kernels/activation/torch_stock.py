@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -13,18 +16,20 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 Tensor = torch.Tensor
 
 
+#: torch's function of each activation; "gelu_tanh" is gelu's tanh approximation.
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
 def activate(name: str | None, x: Tensor) -> Tensor:
-    """act(x); None is the identity, "gelu_tanh" is gelu's tanh approximation."""
-    if name is None:
-        return x
-    if name == "gelu":
-        return F.gelu(x)
-    if name == "gelu_tanh":
-        return F.gelu(x, approximate="tanh")
-    if name == "silu":
-        return F.silu(x)
-    function: Tensor = getattr(torch, name)(x)
-    return function
+    """act(x); None is the identity."""
+    return x if name is None else FUNCTIONS[name](x)
 
 
 def activation_backward(name: str, grad_output: Tensor, x: Tensor) -> Tensor:
@@ -55,6 +60,11 @@ def forward(p: ActivationProblem, x: Tensor) -> tuple[Tensor]:
     return (y if p.x.dense else y.contiguous(),)
 
 
+def direct(p: ActivationProblem) -> Callable[[Tensor], Tensor] | None:
+    """torch's function."""
+    return FUNCTIONS[p.function] if p.x.dense else None
+
+
 def backward(
     p: ActivationProblem, grad_output: Tensor, x: Tensor | None = None, output: Tensor | None = None
 ) -> tuple[Tensor]:
@@ -65,4 +75,4 @@ def backward(
 
 
 for _op in OPS:
-    Implementation(_op, "torch", forward, backward, dtypes=DTYPES)
+    Implementation(_op, "torch", forward, backward, dtypes=DTYPES, direct=direct)

@@ -201,6 +201,11 @@ class AttentionProblem(Problem):
             "query", "key", "value", "mask", "bias", "lengths", "relative", "seed", "output", "lse",
         )  # fmt: skip
 
+    @property
+    def checks_values(self) -> bool:
+        """Whether there are lengths."""
+        return self.lengths is not None
+
     def check_values(self, *inputs: Any) -> None:
         """Every length must lie in [0, S]."""
         lengths = inputs[5]

@@ -9,6 +9,7 @@ import numpy as np
 
 from kernels.embedding.op import EMBEDDING, EmbeddingProblem
 from kernels.op import Implementation
+from kernels.runtime.indices import any_outside
 from kernels.runtime.numba_cpu import contiguous, empty, jit, threaded, threads_for, zeros
 from kernels.simd import (
     absolute,
@@ -32,21 +33,35 @@ Array = np.ndarray[Any, Any]
 
 #: Elements a thread, below which another one does not pay: moved, and added up.
 GRAIN, GRAIN_BACKWARD = 65536, 32768
+#: A weight of up to so many bytes stays in a near cache.
+NEAR_BYTES = 1 << 19
 
 
 @jit
-def gather_rows(first, last, indices, weight, out, n):
-    """Rows first to last of out (places, n) = those rows of weight (rows, n) that indices (places,) name; all 1-d."""
+def gather_rows(first, last, indices, weight, out, n, is_far):
+    """Rows first to last of out (places, n) = those rows of weight (rows, n) that indices (places,) name; all 1-d.
+
+    is_far: weight is too large for a near cache, and rows lie anywhere in it: the next one is asked for in time.
+    """
     w, q = pointer(weight), pointer(out)
     lanes = lanes_of(w)
-    whole = n - n % lanes
+    blocks, whole = n - n % (4 * lanes), n - n % lanes
     mask = lane_mask(w, 0, n - whole)
     for place in range(first, last):
         source, target = indices[place] * n, place * n
-        # The rows lie anywhere: the next one is asked for while this one is copied.
-        ahead = indices[min(place + 1, last - 1)] * n
-        for j in range(0, whole, lanes):
-            prefetch(w, ahead + j)
+        if is_far:
+            ahead = indices[min(place + 1, last - 1)] * n
+            for j in range(0, n, lanes):
+                prefetch(w, ahead + j)
+        for j in range(0, blocks, 4 * lanes):
+            i = source + j
+            a, b, c, d = load(w, i), load(w, i + lanes), load(w, i + 2 * lanes), load(w, i + 3 * lanes)
+            i = target + j
+            store(q, i, a)
+            store(q, i + lanes, b)
+            store(q, i + 2 * lanes, c)
+            store(q, i + 3 * lanes, d)
+        for j in range(blocks, whole, lanes):
             store(q, target + j, load(w, source + j))
         if whole < n:
             store_masked(q, target + whole, load_masked(w, source + whole, mask, 0.0), mask)
@@ -133,11 +148,14 @@ def _indices(input: Array) -> Array:
 
 def forward(p: EmbeddingProblem, weight: Array, input: Array) -> tuple[Array]:
     """The rows."""
-    n, places = p.features, p.input.size
+    rows, n = p.weight.shape
+    indices = _indices(input)
+    if not rows or any_outside(indices, rows, 0):  # 0 is a row, so that nothing is let pass
+        p.check_values(weight, input)
     out = empty((*p.input.shape, n), weight.dtype)
-    flat = out.reshape(-1)
+    flat, places = out.reshape(-1), len(indices)
     threads = threads_for(flat.size, GRAIN)
-    _gather(places, threads, _indices(input), contiguous(weight).reshape(-1), flat, n)
+    _gather(places, threads, indices, contiguous(weight).reshape(-1), flat, n, weight.nbytes > NEAR_BYTES)
     if p.max_norm is not None:
         _shorten(places, threads, flat, n, p.max_norm, p.norm_type)
     return (out,)
@@ -161,4 +179,4 @@ def _describe(p: EmbeddingProblem) -> str:
     return f"{p.input.size} rows of {p.features} copied"
 
 
-Implementation(EMBEDDING, "numba", forward, backward, describe=_describe)
+Implementation(EMBEDDING, "numba", forward, backward, describe=_describe, checks_values=True)

@@ -10,7 +10,7 @@ import numpy as np
 from kernels.activation.functions import FROM_OUTPUT
 from kernels.activation.vectors import ACTIVATION_CODES, activation_gradient
 from kernels.linear.op import LINEAR, LinearProblem
-from kernels.op import Implementation
+from kernels.op import Implementation, limits
 from kernels.runtime.numba_cpu import contiguous, empty, jit, threaded, threads_for
 from kernels.simd import (
     TILE_ROWS,
@@ -21,7 +21,7 @@ from kernels.simd import (
     store_first,
     zeros_like,
 )
-from kernels.simd.matmul import Product, plan, run_product
+from kernels.simd.matmul import Product, launcher, plan, run_product
 
 Array = np.ndarray[Any, Any]
 
@@ -52,14 +52,14 @@ def _matrix(array: Array, rows: int, columns: int) -> Array:
     return view
 
 
-def _strides(matrix: Array) -> tuple[int, int]:
+def _operand(array: Array, rows: int, columns: int) -> tuple[Array, tuple[int, int]]:
+    """A matrix [rows, columns] as a kernel takes it: a contiguous array from its first element on, and its strides."""
+    if array.flags.carray:
+        return array.reshape(-1), (columns, 1)
+    matrix = _matrix(array, rows, columns)
     item = matrix.itemsize
-    return matrix.strides[0] // item, matrix.strides[1] // item
-
-
-def _first(matrix: Array) -> Array:
-    """What a kernel takes for a strided matrix: a contiguous array of one element, the first."""
-    return contiguous(matrix[0, :1])
+    # One element is enough to say where it begins.
+    return contiguous(matrix[0, :1]), (matrix.strides[0] // item, matrix.strides[1] // item)
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ class _Facts:
     bias_stride: int
     code: int
     keeps_sums: bool
+    #: What runs the forward product, by threads and the strides of its operands.
+    launchers: dict[Any, Any]
 
 
 def _facts(p: LinearProblem) -> _Facts:
@@ -91,6 +93,7 @@ def _facts(p: LinearProblem) -> _Facts:
             -1 if p.bias is None else p.bias.ndim,
             ACTIVATION_CODES[p.activation],
             kept is not None,
+            {},
         )
     return known
 
@@ -106,14 +109,18 @@ def _forward_plan(
 def linear(p: LinearProblem, x: Array, weight: Array, bias: Array | None) -> tuple[Array | None, ...]:
     """x (*, in), weight (out, in) or (in,), bias (out,) or () -> output, sums before the activation."""
     f = _facts(p)
-    rows, weights = _matrix(x, f.batch, f.inputs), _matrix(weight, f.outputs, f.inputs)
+    rows, x_strides = _operand(x, f.batch, f.inputs)
+    weights, w_strides = _operand(weight, f.outputs, f.inputs)
     threads = threads_for(f.work, _GRAIN)
-    product = _forward_plan(f, _strides(rows), _strides(weights), rows.itemsize, threads)
-    output = empty(f.shape, rows.dtype)
-    before = empty(f.shape, rows.dtype) if f.keeps_sums else None
-    flat = None if before is None else before.reshape(-1)
-    numbers = None if bias is None else contiguous(bias).reshape(-1)
-    run_product(product, threads, _first(rows), _first(weights), output.reshape(-1), flat, numbers)
+    run = f.launchers.get((threads, x_strides, w_strides))
+    if run is None:
+        found = launcher(_forward_plan(f, x_strides, w_strides, x.itemsize, threads), threads)
+        run = f.launchers[threads, x_strides, w_strides] = found
+    output = empty(f.shape, x.dtype)
+    before = empty(f.shape, x.dtype) if f.keeps_sums else None
+    flat = output.reshape(-1)
+    kept = flat if before is None else before.reshape(-1)
+    run(rows, weights, flat, kept, flat if bias is None else contiguous(bias).reshape(-1))
     return output, before
 
 
@@ -195,15 +202,15 @@ def linear_backward(
     if wants_x:
         dx = empty(x.shape, dtype)
         if inputs:
-            weights = _matrix(weight, outputs, inputs)
-            product = plan((batch, outputs, inputs), (outputs, 1), _strides(weights), inputs, dtype.itemsize, threads)
-            run_product(product, threads, dy, _first(weights), dx.reshape(-1))
+            weights, strides = _operand(weight, outputs, inputs)
+            product = plan((batch, outputs, inputs), (outputs, 1), strides, inputs, dtype.itemsize, threads)
+            run_product(product, threads, dy, weights, dx.reshape(-1))
     if wants_weight:
         dw = empty(weight.shape, dtype)
         if inputs:
-            rows = _matrix(x, batch, inputs)
-            product = plan((outputs, batch, inputs), (1, outputs), _strides(rows), inputs, dtype.itemsize, threads)
-            run_product(product, threads, dy, _first(rows), dw.reshape(-1))
+            rows, strides = _operand(x, batch, inputs)
+            product = plan((outputs, batch, inputs), (1, outputs), strides, inputs, dtype.itemsize, threads)
+            run_product(product, threads, dy, rows, dw.reshape(-1))
     return dx, dw, db
 
 
@@ -224,4 +231,5 @@ def describe(p: LinearProblem) -> str:
     return f"{how}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-Implementation(LINEAR, "numba", linear, linear_backward, describe=describe)
+_torch_below = limits(300_000, 1_500_000)
+Implementation(LINEAR, "numba", linear, linear_backward, describe=describe, torch_below=_torch_below)

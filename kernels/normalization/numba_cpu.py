@@ -8,7 +8,7 @@ import numpy as np
 
 from kernels.normalization import rows_cpu
 from kernels.normalization.op import LAYER_NORM, RMS_NORM, LayerNormProblem, NormProblem, RMSNormProblem
-from kernels.op import Implementation
+from kernels.op import Implementation, limits
 from kernels.runtime.numba_cpu import contiguous, empty, scratch, threaded, threads_for
 
 Array = np.ndarray[Any, Any]
@@ -129,5 +129,6 @@ def _describe(p: NormProblem) -> str:
     return f"{rows} rows of {n}, lanes along a row"
 
 
-Implementation(LAYER_NORM, "numba", layer_norm, layer_norm_backward, describe=_describe)
+_torch_below = limits(200_000, 600_000)
+Implementation(LAYER_NORM, "numba", layer_norm, layer_norm_backward, describe=_describe, torch_below=_torch_below)
 Implementation(RMS_NORM, "numba", rms_norm, rms_norm_backward, describe=_describe)

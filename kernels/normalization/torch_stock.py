@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -21,6 +23,14 @@ def layer_norm(p: LayerNormProblem, x: Tensor, weight: Tensor | None, bias: Tens
     if not p.trains:
         return output, None, None
     return output, mean.reshape(p.rows_shape).to(x.dtype), rstd.reshape(p.rows_shape).to(x.dtype)
+
+
+def direct_layer_norm(p: LayerNormProblem) -> Callable[..., Tensor] | None:
+    """torch's function where its second derivative is right and its output contiguous."""
+    if p.x.strides is not None or (p.weight is None and p.bias is not None):
+        return None
+    shape, eps = p.normalized_shape, p.eps
+    return lambda x, weight, bias: torch.layer_norm(x, shape, weight, bias, eps)
 
 
 def layer_norm_backward(
@@ -54,6 +64,14 @@ def rms_norm(p: RMSNormProblem, x: Tensor, weight: Tensor | None) -> tuple[Tenso
     return output, _rstd(p, x).reshape(p.rows_shape).detach() if p.trains else None
 
 
+def direct_rms_norm(p: RMSNormProblem) -> Callable[..., Tensor] | None:
+    """torch's function where its output is contiguous."""
+    if p.x.strides is not None:
+        return None
+    shape, eps = list(p.normalized_shape), p.eps
+    return lambda x, weight: torch.rms_norm(x, shape, weight, eps)
+
+
 def _rstd(p: RMSNormProblem, x: Tensor) -> Tensor:
     last = tuple(range(-len(p.normalized_shape), 0))
     return (x.square().mean(last, keepdim=True) + p.eps).rsqrt()
@@ -75,5 +93,5 @@ def rms_norm_backward(
     return dx, dw
 
 
-Implementation(LAYER_NORM, "torch", layer_norm, layer_norm_backward, dtypes=DTYPES)
-Implementation(RMS_NORM, "torch", rms_norm, rms_norm_backward, dtypes=DTYPES)
+Implementation(LAYER_NORM, "torch", layer_norm, layer_norm_backward, dtypes=DTYPES, direct=direct_layer_norm)
+Implementation(RMS_NORM, "torch", rms_norm, rms_norm_backward, dtypes=DTYPES, direct=direct_rms_norm)

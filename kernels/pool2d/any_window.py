@@ -14,6 +14,7 @@ from kernels.simd import (
     is_nan,
     lane_mask,
     lanes_of,
+    load,
     load_first,
     load_masked,
     maximum_nan,
@@ -28,6 +29,9 @@ from kernels.simd import (
     store_masked,
     zeros_like,
 )
+
+#: Additions in a row of one lane of a whole plane's mean.
+RUN = 16
 
 
 @jit
@@ -56,6 +60,35 @@ def _sum_planes(first, last, x, rows, columns, row_divisors, column_divisors, y)
                         part = part + load_first(image, row * width + start + k, length - k)
                     total = total + part
                 poke(output, i * output_width + j, reduce_add(total) / (row_divisors[i] * column_divisors[j]))
+
+
+@jit
+def _mean_planes(first, last, x, y):
+    """Means of whole planes [first, last): x (planes, elements of a plane) -> y (planes,)."""
+    size = x.shape[1]
+    lanes = lanes_of(x)
+    step = 4 * lanes
+    for plane in range(first, last):
+        image = pointer(x, plane * size)
+        total = zeros_like(x)
+        i = 0
+        while i + step <= size:
+            # Every run into sums of its own: shorter sums, smaller errors.
+            end = min(i + RUN * step, size)
+            a = b = c = d = zeros_like(x)
+            while i + step <= end:
+                a = a + load(image, i)
+                b = b + load(image, i + lanes)
+                c = c + load(image, i + 2 * lanes)
+                d = d + load(image, i + 3 * lanes)
+                i += step
+            total = total + ((a + b) + (c + d))
+        while i + lanes <= size:
+            total = total + load(image, i)
+            i += lanes
+        if i < size:
+            total = total + load_masked(image, i, lane_mask(x, 0, size - i), 0.0)
+        y[plane] = reduce_add(total) / size
 
 
 @jit
@@ -162,6 +195,7 @@ def _argmax_channels(first, last, x, rows, columns, steps, y, indices):
 
 
 sum_planes = threaded(_sum_planes)
+mean_planes = threaded(_mean_planes)
 argmax_planes = threaded(_argmax_planes)
 sum_channels = threaded(_sum_channels)
 max_channels = threaded(_max_channels)

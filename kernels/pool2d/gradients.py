@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
+    full,
     lane_mask,
     lanes_of,
     load_first,
@@ -16,6 +17,7 @@ from kernels.simd import (
     peek,
     pointer,
     poke,
+    store,
     store_first,
     store_masked,
     zeros_like,
@@ -38,6 +40,20 @@ def _spread_planes(first, last, dy, indices, dx):
         for k in range(outputs):
             at = peek(positions, k)
             poke(gradient, at, peek(gradient, at) + peek(incoming, k))
+
+
+@jit
+def _fill_planes(first, last, dy, dx):
+    """Planes [first, last) of dx (planes, elements of a plane) = the gradient of their means, dy (planes,)."""
+    size = dx.shape[1]
+    for plane in range(first, last):
+        gradient = pointer(dx, plane * size)
+        share = full(dx, dy[plane] / size)
+        whole = size - size % lanes_of(dx)
+        for k in range(0, whole, lanes_of(dx)):
+            store(gradient, k, share)
+        if whole < size:
+            store_first(gradient, whole, share, size - whole)
 
 
 @jit
@@ -138,6 +154,7 @@ def _gather_channels(first, last, dy, above, beside, row_divisors, column_diviso
                 store_masked(gradient, c, total, inside)
 
 
+fill_planes = threaded(_fill_planes)
 spread_planes = threaded(_spread_planes)
 spread_channels = threaded(_spread_channels)
 gather_planes = threaded(_gather_planes)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.op import Implementation
+from kernels.op import Implementation, limits
 from kernels.pool2d import any_window, gradients, planes, powers, windows
 from kernels.pool2d.adaptive import (
     ADAPTIVE_AVG_POOL2D,
@@ -302,12 +302,21 @@ def _adaptive_divisors(p: AdaptiveAvgPool2dProblem) -> tuple[Array, Array]:
 
 def adaptive_avg_pool2d(p: AdaptiveAvgPool2dProblem, x: Array) -> tuple[Array | None, ...]:
     """x (N, C, H, W) -> output."""
+    if p.output_plane == (1, 1) and not p.x.channels_last:
+        y = _fresh(p, p.output_shape, x.dtype)
+        any_window.mean_planes(y.size, _threads(p), contiguous(x).reshape(y.size, -1), y.reshape(-1))
+        return (y,)
     rows, columns = (_adaptive(p.x.shape[2 + d], p.output_size[d]) for d in (0, 1))
     return (_public(p, _mean_of_windows(p, _native(p, x), rows, columns, *_adaptive_divisors(p))),)
 
 
 def adaptive_avg_pool2d_backward(p: AdaptiveAvgPool2dProblem, grad_output: Array) -> tuple[Array | None, ...]:
     """grad_output (N, C, H_out, W_out) -> gradient of x."""
+    if p.output_plane == (1, 1) and not p.x.channels_last:
+        dx = _fresh(p, p.x.shape, grad_output.dtype)
+        planes_of_dx = dx.reshape(grad_output.size, -1)
+        gradients.fill_planes(grad_output.size, _threads(p), contiguous(grad_output).reshape(-1), planes_of_dx)
+        return (dx,)
     above, beside = (_holders(p.x.shape[2 + d], _adaptive, p.output_size[d]) for d in (0, 1))
     return (_public(p, _gather(p, _native(p, grad_output), above, beside, *_adaptive_divisors(p))),)
 
@@ -370,6 +379,8 @@ def _describe(p: Pooling) -> str:
     """Which kernel runs."""
     if p.x.channels_last:
         return "any window, vectors of channels"
+    if isinstance(p, AdaptiveAvgPool2dProblem) and p.output_plane == (1, 1):
+        return "whole planes, vectors along them"
     kernel, stride = getattr(p, "kernel_size", (0, 0)), getattr(p, "stride", (0, 0))
     if _is_known(kernel, stride, getattr(p, "dilation", (1, 1))):
         return f"{kernel[0]} x {kernel[1]} stride {stride[0]}, vectors along the width"
@@ -378,8 +389,30 @@ def _describe(p: Pooling) -> str:
     return "any window, one at a time"
 
 
-Implementation(MAX_POOL2D, "numba", max_pool2d, max_backward, _max_reasons, describe=_describe)
+def _adaptive_below(p: AdaptiveAvgPool2dProblem) -> int:
+    whole = p.output_plane == (1, 1)
+    return limits(1500, 40000)(p) if whole else limits(5000, 10000)(p)
+
+
+Implementation(
+    MAX_POOL2D, "numba", max_pool2d, max_backward, _max_reasons, describe=_describe, torch_below=limits(14000, 20000)
+)
 Implementation(ADAPTIVE_MAX_POOL2D, "numba", adaptive_max_pool2d, max_backward, _max_reasons, describe=_describe)
-Implementation(AVG_POOL2D, "numba", avg_pool2d, avg_pool2d_backward, _reasons, describe=_describe)
-Implementation(ADAPTIVE_AVG_POOL2D, "numba", adaptive_avg_pool2d, adaptive_avg_pool2d_backward, describe=_describe)
+Implementation(
+    AVG_POOL2D,
+    "numba",
+    avg_pool2d,
+    avg_pool2d_backward,
+    _reasons,
+    describe=_describe,
+    torch_below=limits(16000, 25000),
+)
+Implementation(
+    ADAPTIVE_AVG_POOL2D,
+    "numba",
+    adaptive_avg_pool2d,
+    adaptive_avg_pool2d_backward,
+    describe=_describe,
+    torch_below=_adaptive_below,
+)
 Implementation(LP_POOL2D, "numba", lp_pool2d, lp_pool2d_backward, _max_reasons, describe=_describe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,6 +52,12 @@ def max_pool2d(p: MaxPool2dProblem, x: Tensor) -> tuple[Tensor | None, ...]:
     return _results(p, *F.max_pool2d(x, *arguments, return_indices=True))
 
 
+def direct_max_pool2d(p: MaxPool2dProblem) -> Callable[[Tensor], Tensor] | None:
+    """torch's function where its output is contiguous."""
+    arguments: Any = (p.kernel_size, p.stride, p.padding, p.dilation, p.ceil_mode)
+    return (lambda x: torch.max_pool2d(x, *arguments)) if p.x.strides is None else None
+
+
 def adaptive_max_pool2d(p: AdaptiveMaxPool2dProblem, x: Tensor) -> tuple[Tensor | None, ...]:
     """output, indices."""
     if p.empty:
@@ -76,6 +83,12 @@ def avg_pool2d(p: AvgPool2dProblem, x: Tensor) -> tuple[Tensor | None, ...]:
     """output."""
     arguments: Any = (p.kernel_size, p.stride, p.padding, p.ceil_mode, p.count_include_pad, p.divisor_override)
     return _results(p, F.avg_pool2d(x, *arguments))
+
+
+def direct_avg_pool2d(p: AvgPool2dProblem) -> Callable[[Tensor], Tensor] | None:
+    """torch's function where its output is contiguous."""
+    arguments: Any = (p.kernel_size, p.stride, p.padding, p.ceil_mode, p.count_include_pad, p.divisor_override)
+    return (lambda x: F.avg_pool2d(x, *arguments)) if p.x.strides is None else None
 
 
 def _in_place_of_x(p: Pooling, grad_output: Tensor) -> Tensor:
@@ -105,6 +118,12 @@ def adaptive_avg_pool2d(p: AdaptiveAvgPool2dProblem, x: Tensor) -> tuple[Tensor 
         return _results(p, _nothing(p, x))
     size: Any = p.output_size
     return _results(p, F.adaptive_avg_pool2d(x, size))
+
+
+def direct_adaptive_avg_pool2d(p: AdaptiveAvgPool2dProblem) -> Callable[[Tensor], Tensor] | None:
+    """torch's function where its output is contiguous."""
+    size: Any = p.output_size
+    return (lambda x: F.adaptive_avg_pool2d(x, size)) if p.x.strides is None else None
 
 
 def adaptive_avg_pool2d_backward(p: AdaptiveAvgPool2dProblem, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -141,8 +160,17 @@ def lp_pool2d_backward(
     return (_laid_out(found, p.x),)
 
 
-Implementation(MAX_POOL2D, "torch", max_pool2d, max_backward, dtypes=(*DTYPES, *INTEGERS))
+Implementation(MAX_POOL2D, "torch", max_pool2d, max_backward, dtypes=(*DTYPES, *INTEGERS), direct=direct_max_pool2d)
 Implementation(ADAPTIVE_MAX_POOL2D, "torch", adaptive_max_pool2d, max_backward, dtypes=DTYPES)
-Implementation(AVG_POOL2D, "torch", avg_pool2d, avg_pool2d_backward, dtypes=(*DTYPES, "int64"))
-Implementation(ADAPTIVE_AVG_POOL2D, "torch", adaptive_avg_pool2d, adaptive_avg_pool2d_backward, dtypes=DTYPES)
+Implementation(
+    AVG_POOL2D, "torch", avg_pool2d, avg_pool2d_backward, dtypes=(*DTYPES, "int64"), direct=direct_avg_pool2d
+)
+Implementation(
+    ADAPTIVE_AVG_POOL2D,
+    "torch",
+    adaptive_avg_pool2d,
+    adaptive_avg_pool2d_backward,
+    dtypes=DTYPES,
+    direct=direct_adaptive_avg_pool2d,
+)
 Implementation(LP_POOL2D, "torch", lp_pool2d, lp_pool2d_backward, dtypes=DTYPES)

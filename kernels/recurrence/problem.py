@@ -145,6 +145,11 @@ class Layer(Problem):
             found.append(None if form is None or name == "lengths" else form.like(form.shape))
         return tuple(found)
 
+    @property
+    def checks_values(self) -> bool:
+        """Whether there are lengths."""
+        return self.lengths is not None
+
     def check_values(self, *inputs: Any) -> None:
         """Every length must lie in [0, T]."""
         lengths = inputs[-1]

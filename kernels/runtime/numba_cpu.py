@@ -23,6 +23,7 @@ from kernels.runtime.threads import Threaded, thread_count, threaded, threading_
 
 __all__ = [
     "ALIGNMENT",
+    "SMALLEST_ALIGNED",
     "CacheState",
     "Threaded",
     "cache_state",
@@ -41,7 +42,10 @@ __all__ = [
 ]
 
 ALIGNMENT = 64
-"""Every array of `empty` and `zeros` begins at a multiple of this: a cache line, and the widest vector."""
+"""Arrays of `empty` and `zeros` begin at multiples of this: a cache line, and the widest vector."""
+
+SMALLEST_ALIGNED = 1 << 14
+"""Smaller ones, in bytes, lie where NumPy puts them: to place them costs more than their kernels gain."""
 
 Shape = int | tuple[int, ...]
 
@@ -95,7 +99,10 @@ def fresh(shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _allocate(shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
-    size = (shape if isinstance(shape, int) else prod(shape)) * dtype.itemsize + ALIGNMENT
+    size = (shape if isinstance(shape, int) else prod(shape)) * dtype.itemsize
+    if size < SMALLEST_ALIGNED:
+        return np.empty(shape, dtype)
+    size += ALIGNMENT
     buffer = np.empty(size, _BYTE) if size < _SMALLEST_POOLED_RESULT else _pool.block(size)
     return np.ndarray(shape, dtype, buffer, -addressof(_first_byte(buffer)) % ALIGNMENT)
 
@@ -105,9 +112,10 @@ _allocator: Callable[[Shape, np.dtype[Any]], NDArray[Any]] = _allocate
 
 
 def empty(shape: Shape, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-    """A new C-contiguous array at a multiple of 64 bytes, contents unspecified: outputs of all kernels.
+    """A new C-contiguous array, contents unspecified: outputs of all kernels.
 
-    Large ones lie in memory that earlier arrays of this thread had, where it is free again; see `release_memory`.
+    It begins at a multiple of ALIGNMENT bytes from SMALLEST_ALIGNED bytes on. Large ones lie in memory that earlier
+    arrays of this thread had, where it is free again; see `release_memory`.
     """
     return _allocator(shape, np.dtype(dtype))
 

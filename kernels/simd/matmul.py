@@ -19,6 +19,8 @@ not depend on threads; and rounding errors grow with the length of a run rather 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -265,7 +267,7 @@ def _add_segments(first, last, settings, partial, c, before, bias):
             finish(p, source, width, full, 1, width, out, kept, is_first, is_last, pointer(bias))
 
 
-__all__ = ["Product", "multiply_parts", "plan", "run_product"]
+__all__ = ["Product", "launcher", "multiply_parts", "plan", "run_product"]
 
 _run_tiles = threaded(multiply_parts)
 _run_dots = threaded(dot_parts)
@@ -274,7 +276,7 @@ _run_segments = threaded(_add_segments)
 
 
 def run_product(p: Product, threads: int, a: Any, b: Any, c: Any, before: Any = None, bias: Any = None) -> None:
-    """Run a planned product.
+    """Run a planned product. A caller that runs the same one again and again keeps its `launcher`.
 
     Args:
         p: of `plan`.
@@ -285,23 +287,39 @@ def run_product(p: Product, threads: int, a: Any, b: Any, c: Any, before: Any = 
         before: as c, for the sums before the activation, when the plan keeps them.
         bias: one-dimensional contiguous array, when the plan has one.
     """
+    launcher(p, threads)(a, b, c, c if before is None else before, c if bias is None else bias)
+
+
+@lru_cache(4096)
+def launcher(p: Product, threads: int) -> Callable[[Any, Any, Any, Any, Any], None]:
+    """``run(a, b, c, before, bias)`` of a planned product, see `run_product`; c stands for what is not there.
+
+    What does not depend on the arrays is worked out here, once.
+    """
+    parts = p.segments * p.row_parts * p.column_parts
+    if p.segments > 1:
+        return partial(_run_in_segments, p, threads)
+    # Kernels of their own, so that a first call compiles one of them.
+    kernel = _run_dots if p.is_dot else _run_stream if p.is_streamed else _run_tiles
+    # One part needs no driver.
+    compute = partial(kernel.serial, 0, 1, tuple(p)) if parts == 1 else partial(kernel, parts, threads, tuple(p))
+    numbers, places, swaps = parts * p.scratch_size, parts * p.offsets_size, p.is_transposed
+
+    def run(a: Any, b: Any, c: Any, before: Any, bias: Any) -> None:
+        if swaps:
+            a, b = b, a
+        compute(a, b, c, before, bias, empty(numbers, c.dtype), empty(places, np.int64))
+
+    return run
+
+
+def _run_in_segments(p: Product, threads: int, a: Any, b: Any, c: Any, before: Any, bias: Any) -> None:
     if p.is_transposed:
         a, b = b, a
-    if before is None:
-        before = c
-    if bias is None:
-        bias = c
     parts = p.segments * p.row_parts * p.column_parts
-    # One allocation for both: scratch_size is a whole number of int64.
-    offsets = empty(parts * (p.offsets_size + p.scratch_size * c.itemsize // 8), np.int64)
-    scratch = offsets[parts * p.offsets_size :].view(c.dtype)
-    if p.segments == 1:
-        # Kernels of their own, so that a first call compiles one of them.
-        run = _run_dots if p.is_dot else _run_stream if p.is_streamed else _run_tiles
-        run(parts, threads, tuple(p), a, b, c, before, bias, scratch, offsets)
-        return
+    scratch, offsets = empty(parts * p.scratch_size, c.dtype), empty(parts * p.offsets_size, np.int64)
     width, height = (p.rows, p.columns) if p.is_transposed else (p.columns, p.rows)
-    partial = empty(p.segments * p.rows * p.columns, c.dtype)
+    partial_sums = empty(p.segments * p.rows * p.columns, c.dtype)
     plain = p._replace(c_stride=width, accumulates=0, bias_stride=-1, activation=0, keeps_sums=0)
-    _run_tiles(parts, threads, tuple(plain), a, b, partial, partial, partial, scratch, offsets)
-    _run_segments(height, 1, tuple(p), partial, c, before, bias)
+    _run_tiles(parts, threads, tuple(plain), a, b, partial_sums, partial_sums, partial_sums, scratch, offsets)
+    _run_segments(height, 1, tuple(p), partial_sums, c, before, bias)

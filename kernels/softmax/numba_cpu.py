@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kernels.op import Implementation
+from kernels.op import Implementation, limits
+from kernels.runtime.indices import any_outside
 from kernels.runtime.numba_cpu import contiguous, empty, threaded, threads_for
 from kernels.simd import VECTOR_BYTES
 from kernels.softmax import cross_entropy_cpu, softmax_cpu
@@ -93,6 +94,8 @@ def cross_entropy(
     """loss, maximum, log_sum, divisor."""
     outer, classes, inner = p.extents
     x, indices, soft, factors = _operands(p, input, target, weight)
+    if p.indexed and any_outside(indices, classes, p.ignore_index):
+        p.check_values(input, target, weight)
     rows = outer * inner
     losses, maximum, log_sum = _room_for_rows(p, rows, x.dtype)
     hard, even = 1 - p.label_smoothing, p.label_smoothing / max(classes, 1)
@@ -169,6 +172,9 @@ def _describe_cross_entropy(p: CrossEntropyProblem) -> str:
     return "lanes along the classes" if p.extents[2] == 1 else "lanes across the inner dimensions"
 
 
-Implementation(SOFTMAX, "numba", softmax, softmax_backward, describe=_describe_softmax)
-Implementation(LOG_SOFTMAX, "numba", softmax, softmax_backward, describe=_describe_softmax)
-Implementation(CROSS_ENTROPY, "numba", cross_entropy, cross_entropy_backward, describe=_describe_cross_entropy)
+_torch_below = limits(3100, 3500)
+Implementation(SOFTMAX, "numba", softmax, softmax_backward, describe=_describe_softmax, torch_below=_torch_below)
+Implementation(LOG_SOFTMAX, "numba", softmax, softmax_backward, describe=_describe_softmax, torch_below=_torch_below)
+Implementation(
+    CROSS_ENTROPY, "numba", cross_entropy, cross_entropy_backward, describe=_describe_cross_entropy, checks_values=True
+)

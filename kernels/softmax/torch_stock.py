@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -15,6 +17,18 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 def softmax(p: SoftmaxProblem, x: Tensor) -> tuple[Tensor]:
     """The output."""
     return (F.softmax(x, p.dim).contiguous(),)
+
+
+def direct_softmax(p: SoftmaxProblem) -> Callable[[Tensor], Tensor] | None:
+    """torch's function where its output is contiguous."""
+    dim = p.dim
+    return (lambda x: torch.softmax(x, dim)) if p.x.strides is None else None
+
+
+def direct_log_softmax(p: SoftmaxProblem) -> Callable[[Tensor], Tensor] | None:
+    """torch's function where its output is contiguous."""
+    dim = p.dim
+    return (lambda x: torch.log_softmax(x, dim)) if p.x.strides is None else None
 
 
 def softmax_backward(p: SoftmaxProblem, grad_output: Tensor, output: Tensor) -> tuple[Tensor]:
@@ -106,6 +120,6 @@ def cross_entropy_backward(
     return torch.where(kept, dx, torch.zeros_like(dx)), None, None
 
 
-Implementation(SOFTMAX, "torch", softmax, softmax_backward, dtypes=DTYPES)
-Implementation(LOG_SOFTMAX, "torch", log_softmax, log_softmax_backward, dtypes=DTYPES)
+Implementation(SOFTMAX, "torch", softmax, softmax_backward, dtypes=DTYPES, direct=direct_softmax)
+Implementation(LOG_SOFTMAX, "torch", log_softmax, log_softmax_backward, dtypes=DTYPES, direct=direct_log_softmax)
 Implementation(CROSS_ENTROPY, "torch", cross_entropy, cross_entropy_backward, dtypes=DTYPES)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cli, overhead, providers, records
+from bench import automatic, cli, overhead, providers, records
 
 pytest.importorskip("rich", reason="rich is not installed")
 TINY = ["--tag", "ci", "--seconds", "0.01"]
@@ -76,6 +76,19 @@ def test_overhead(capsys):
     assert cost is not None and set(cost.seconds) == set(overhead.COLUMNS) and set(cost.beyond) == set(overhead.PAIRS)
     assert cli.main(["overhead", "relu", "--seconds", "0.01"]) == 0
     assert "relu" in capsys.readouterr().out
+
+
+def test_auto(capsys):
+    found = list(automatic.measure("linear", False, 0.001))
+    assert [choice.work for choice in found] == sorted(choice.work for choice in found)
+    assert {choice.chosen for choice in found} == {"numba", "torch"}
+    for choice in found:
+        assert (choice.chosen == "torch") == (choice.work < choice.limit)
+        ratio = choice.gain.median
+        assert choice.lost == (1 / ratio if choice.chosen == "torch" else ratio)
+    assert cli.main(["auto", "relu", "nonsense", "--seconds", "0.001", "--pass", "forward"]) == 2
+    shown = capsys.readouterr()
+    assert "unknown op" in shown.err and "small 64x10" in shown.out and "choices cost more than 5%" in shown.out
 
 
 def test_cold(capsys):

@@ -162,19 +162,19 @@ def test_the_same_bits_in_any_parts(n):
     input = rng.integers(0, rows, places)
     weight, grad = (rng.standard_normal(s * n).astype(np.float32) for s in (rows, places))
 
-    def run(row_step, column_step):
+    def run(row_step, column_step, is_far):
         out, back = np.full(places * n, nan, np.float32), np.zeros(rows * n, np.float32)
         for first in range(0, places, row_step):
             last = min(first + row_step, places)
-            numba_cpu.gather_rows(first, last, input, weight, out, n)
+            numba_cpu.gather_rows(first, last, input, weight, out, n, is_far)
             numba_cpu.shorten_rows(first, last, out, n, 1.0, 2.0)
         for first in range(0, n, column_step):
             numba_cpu.add_rows(first, min(first + column_step, n), input, grad, back, n, 2)
         return out, back
 
-    whole = run(places, n)
+    whole = run(places, n, False)
     assert not np.isnan(whole[0]).any() and not whole[1].reshape(rows, n)[2].any()
-    for steps in ((1, 16), (7, 32)):
+    for steps in ((1, 16, False), (7, 32, False), (9, 16, True)):
         for a, b in zip(whole, run(*steps), strict=True):
             np.testing.assert_array_equal(a, b)
 
