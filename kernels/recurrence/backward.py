@@ -35,7 +35,7 @@ from kernels.recurrence.forward import (
 )
 from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, copy_row, multiply_rows
 from kernels.runtime.numba_cpu import jit, threaded
-from kernels.simd import VECTOR_BYTES, advance, lanes_of, load, load_first, pointer, prefetch, store
+from kernels.simd import VECTOR_BYTES, advance, lanes_of, load, load_first, pointer, store
 
 
 class BackSizes(NamedTuple):
@@ -153,10 +153,6 @@ def with_memory(sizes: BackSizes, itemsize: int) -> BackSizes:
     )
 
 
-#: Rows ahead whose gates are asked for while a row is worked on.
-_ROWS_AHEAD = 2
-
-
 @jit(inner=True)
 def _add_row(source, target, count):
     """target[:count] += source[:count]; source is not touched past its end, target is in whole vectors."""
@@ -267,8 +263,6 @@ def run_steps_back(first, last, begin, end, sizes, bounds, order, ends, counts, 
                     step = ((d * g.all_steps + t) * g.batch + row) * g.units
                     gates = pointer(kept, step * g.kept)
                     is_first = not 0 <= before < ends[row_first + low + r]
-                    for j in range(0, g.kept * g.units, lanes):
-                        prefetch(gates, _ROWS_AHEAD * g.kept * g.units + j)
                     old = pointer(h0, (d * g.batch + row) * g.hidden * g.has_h0)
                     if not is_first:
                         old = pointer(states, before * g.states_time + row * g.states_row + d * g.hidden)
