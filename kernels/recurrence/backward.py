@@ -29,13 +29,12 @@ from kernels.recurrence.forward import (
     GRU_BEFORE,
     LSTM,
     RNN_RELU,
-    panels_of,
     rows_at,
     stride_of,
 )
 from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, copy_row, multiply_rows
 from kernels.runtime.numba_cpu import jit, threaded
-from kernels.simd import VECTOR_BYTES, advance, lanes_of, load, load_first, pointer, prefetch, store
+from kernels.simd import VECTOR_BYTES, advance, lanes_of, load, load_first, pointer, store
 
 
 class BackSizes(NamedTuple):
@@ -153,10 +152,6 @@ def with_memory(sizes: BackSizes, itemsize: int) -> BackSizes:
     )
 
 
-#: Rows ahead whose gates are asked for while a row is worked on.
-_ROWS_AHEAD = 2
-
-
 @jit(inner=True)
 def _add_row(source, target, count):
     """target[:count] += source[:count]; source is not touched past its end, target is in whole vectors."""
@@ -183,17 +178,18 @@ def group_range(g, d, begin, end):
 
 
 @jit
-def run_steps_back(first, last, begin, end, sizes, bounds, order, ends, counts, starts, columns, w_h, w_second, x, h0,
-                   c0, states, kept, cells, grad_output, grad_h, grad_c, dh0, dc0, work, row_taps, state_taps, places):  # fmt: skip
+def run_steps_back(first, last, begin, end, sizes, bounds, order, ends, counts, starts, columns, row_taps, state_taps,
+                   w_h, w_second, x, h0, c0, states, kept, cells, grad_output, grad_h, grad_c, dh0, dc0,
+                   work, places):  # fmt: skip
     """Parts [first, last) of the steps begin to end, of a group; part numbers run through the parts of each direction.
 
     sizes: one BackSizes, of in_memory. bounds, order, ends, counts, starts: see sequence.Walk. columns int64: where the
-    columns of the sums begin, and LARGE_ROWS more. w_h, w_second: packed weights of every direction. x: elements, row
-    r's step t at t * x_time + r * x_row. h0, grad_h, dh0 [D, B, hidden], c0, grad_c, dc0 [D, B, units]. states:
-    elements, the hidden states of every step. kept [D, all steps, B, kept * units], cells [D, all steps, B, units].
-    grad_output: elements, by step and row or of the last step. What is not there is an array of zeros, as long as the longest
-    row. row_taps, state_taps int64: 0, lanes, 2 lanes, ... for each row of a group and a tile more; and multiples of the
-    size of the state, then 0, 1, 2, ...
+    columns of the sums begin, and LARGE_ROWS more. row_taps, state_taps int64: 0, lanes, 2 lanes, ... for each row of a
+    group and a tile more; and multiples of the size of the state, then 0, 1, 2, ... w_h, w_second: packed weights of
+    every direction. x: elements, row r's step t at t * x_time + r * x_row. h0, grad_h, dh0 [D, B, hidden], c0, grad_c,
+    dc0 [D, B, units]. states: elements, the hidden states of every step. kept [D, all steps, B, kept * units], cells
+    [D, all steps, B, units]. grad_output: elements, by step and row or of the last step. What is not there is an array
+    of zeros, as long as the longest row.
 
     Written: what `BackSizes` says of work, also what goes on from group to group; dh0, dc0 with the last group; places
     int64 [D, group_rows], where the rows of the group lie in the gradient of x.
@@ -258,7 +254,8 @@ def run_steps_back(first, last, begin, end, sizes, bounds, order, ends, counts, 
                 incoming, incoming_stride = block_dh, g.hidden_stride
                 if g.kind == LSTM and g.second_panels:
                     multiply_rows(advance(arrived, place * g.hidden), pointer(state_taps), state_columns, rows,
-                                  g.second_taps, weights_second, g.second_panels, second, g.unit_stride, no, no)  # fmt: skip
+                                  g.second_taps, weights_second, g.second_panels, second, g.unit_stride,
+                                  no, no)  # fmt: skip
                     incoming, incoming_stride = second, g.unit_stride
                 for r in range(rows):
                     row = order[row_first + low + r]
@@ -267,8 +264,6 @@ def run_steps_back(first, last, begin, end, sizes, bounds, order, ends, counts, 
                     step = ((d * g.all_steps + t) * g.batch + row) * g.units
                     gates = pointer(kept, step * g.kept)
                     is_first = not 0 <= before < ends[row_first + low + r]
-                    for j in range(0, g.kept * g.units, lanes):
-                        prefetch(gates, _ROWS_AHEAD * g.kept * g.units + j)
                     old = pointer(h0, (d * g.batch + row) * g.hidden * g.has_h0)
                     if not is_first:
                         old = pointer(states, before * g.states_time + row * g.states_row + d * g.hidden)

@@ -83,8 +83,8 @@ class Facts:
         given = [name for name in op.inputs if getattr(p, name) is not None]
         self.h0, self.c0 = (op.inputs.index(n) if n in given else None for n in ("h0", "c0"))
         self.weights = tuple(op.inputs.index(n) if n in given else None for n in _WEIGHTS)
-        #: What stands for an array that is not there: zeros, as long as a row of states.
-        self.nothing = np.zeros(max(p.units, p.hidden), self.dtype)
+        #: What stands for an array that is not there: zeros, as long as a row of states and as a bias.
+        self.nothing = np.zeros(max(p.gates * p.units, p.hidden), self.dtype)
         self.work = p.flops() // 2
         self.kind = kind = kind_of(p)
         #: Outputs of the first recurrent product, and of the one that needs its result.
@@ -147,8 +147,6 @@ class Facts:
             unit_stride=0,
             scratch=0,
             offsets=0,
-            has_b_ih=sum(1 << d for d, w in enumerate(p.weight_specs()) if w.b_ih is not None),
-            has_b_hh=sum(1 << d for d, w in enumerate(p.weight_specs()) if w.b_hh is not None),
             at_w_h=0,
             at_second=0,
             at_bias=0,

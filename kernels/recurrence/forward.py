@@ -18,14 +18,11 @@ from kernels.simd import (
     VECTOR_BYTES,
     advance,
     lanes_of,
-    load,
     load_first,
     peek,
     pointer,
     poke,
     store,
-    store_first,
-    zeros_like,
 )
 
 Array = np.ndarray[Any, Any]
@@ -73,9 +70,6 @@ class Sizes(NamedTuple):
     unit_stride: int
     scratch: int  # elements for each part
     offsets: int  # int64 for each part
-    # Which directions have biases, a bit for each.
-    has_b_ih: int
-    has_b_hh: int
     # Where in the working memory lie: the packed weights of every direction and what is added to the sums, of all gates
     # [D, sum_stride] and, for a GRU's recurrent sum of n, [D, unit_stride]; the parts' scratch; all of it, in elements.
     at_w_h: int
@@ -143,37 +137,32 @@ def with_strides(sizes: Sizes, itemsize: int) -> Sizes:
 
 
 def steady_offsets(sizes: Sizes) -> Array:
-    """int64: where the rows of states and of units lie, as many as a block and a tile have, and 0, 1, 2, ... for taps."""
+    """int64: where the rows of states and of units of a block and a tile lie, and 0, 1, 2, ... for taps."""
     rows = np.arange(min(BLOCK_ROWS, sizes.most_rows) + LARGE_ROWS)
     taps = np.arange(max(sizes.inputs, sizes.hidden, sizes.units))
     return np.concatenate([rows * sizes.hidden_stride, rows * sizes.unit_stride, taps])
 
 
 @jit(inner=True)
-def _add_biases(rows, together, b_ih, has_ih, b_hh, has_hh, common, common_size, apart, apart_size):
+def _add_biases(rows, together, b_ih, b_hh, common, common_size, apart, apart_size):
     """common = b_ih + b_hh for the first `together` of `rows` gate rows, b_ih for the others, whose b_hh is in apart.
 
-    All are pointers to elements; b_ih, b_hh [rows], read where they are there; common and apart are 0 from there on.
+    All are pointers to elements; b_ih, b_hh [rows]; common and apart are 0 from there on.
     """
     lanes = lanes_of(common)
     for i in range(0, common_size, lanes):
-        store(common, i, zeros_like(common))
+        store(common, i, load_first(b_ih, i, rows - i) + load_first(b_hh, i, together - i))
     for i in range(0, apart_size, lanes):
-        store(apart, i, zeros_like(apart))
-    for i in range(0, rows, lanes):
-        if has_ih:
-            store_first(common, i, load_first(b_ih, i, rows - i), rows - i)
-    if has_hh:
-        for i in range(0, together, lanes):
-            store_first(common, i, load(common, i) + load_first(b_hh, i, together - i), together - i)
-        for i in range(0, rows - together, lanes):
-            store_first(apart, i, load_first(b_hh, together + i, rows - together - i), rows - together - i)
+        store(apart, i, load_first(b_hh, together + i, rows - together - i))
 
 
 @jit
 def prepare_parts(first, last, sizes, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse, w_hh_reverse, b_ih_reverse,
                   b_hh_reverse, w_hr_reverse, work):  # fmt: skip
-    """Parts [first, last) of what run_parts needs of the weights: panels, or biases; see Sizes.prepared, Sizes.at_w_h."""
+    """Parts [first, last) of what run_parts needs of the weights: panels, or biases; see Sizes.prepared, Sizes.at_w_h.
+
+    A bias that is not there is an array of zeros.
+    """
     g = sizes[0]
     width = PANEL_VECTORS * lanes_of(work)
     rows = g.gates * g.units
@@ -188,7 +177,7 @@ def prepare_parts(first, last, sizes, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse
             inputs, states, seconds = pointer(w_ih_reverse), pointer(w_hh_reverse), pointer(w_hr_reverse)
             bias, bias_states = pointer(b_ih_reverse), pointer(b_hh_reverse)
         if panel == each - 1:
-            _add_biases(rows, together, bias, (g.has_b_ih >> d) & 1, bias_states, (g.has_b_hh >> d) & 1,
+            _add_biases(rows, together, bias, bias_states,
                         pointer(work, g.at_bias + d * g.sum_stride), g.sum_stride,
                         pointer(work, g.at_bias_new + d * g.unit_stride), g.unit_stride)  # fmt: skip
             continue

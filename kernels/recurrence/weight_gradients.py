@@ -18,7 +18,7 @@ from kernels.simd import advance, lanes_of, load, load_first, pointer, store, st
 
 @jit(inner=True)
 def _bias_vectors(first, last, steps, stride, a, sums, adds):
-    """Vectors [first, last) of sums [vectors, lanes] (+)= the sums over steps of a [vectors, stride], in a fixed order."""
+    """Vectors [first, last) of sums [vectors, lanes] (+)= the sums over steps of a [vectors, stride], in one order."""
     lanes = lanes_of(a)
     for vector in range(first, last):
         column = advance(a, vector * stride)

@@ -238,6 +238,51 @@ def test_threads_change_no_bit(cell: str, bidirectional: bool, monkeypatch: pyte
 # ----- gradients ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("lengths", [None, [40, 3, 0, 17, 40, 29, 1, 12, 33]])
+@pytest.mark.parametrize(
+    "cell, bidirectional, extra",
+    [
+        ("rnn", False, {"nonlinearity": "relu"}),
+        ("gru", True, {}),
+        ("gru", False, {"reset_after": False}),
+        ("lstm", True, {}),
+        ("lstm", True, {"proj_size": 7}),
+    ],
+)
+def test_groups_of_steps(
+    cell: str, bidirectional: bool, extra: dict[str, Any], lengths: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """Backward in several groups of steps has the gradients of one, and the same bits on any number of threads."""
+    size = extra.get("proj_size", 0)
+    x, directions = inputs(40, 9, 5, "float64"), 1 + bidirectional
+    params = random_params(cell, 5, 19, directions=directions, projection=size, dtype="float64")
+    states = states_for(cell, directions, 9, 19, "float64")
+    if size:
+        states = (states[0][..., :size], states[1])
+    layer, run = OPS[f"{cell}_layer"], gradients_cpu.run_steps
+    found = []
+    for group_bytes, threads, groups in ((1 << 30, 1, 1), (1, 1, 3), (1, 2, 3), (1, 3, 3)):
+        # At least RUN_TAPS rows, 14 steps of 9 rows.
+        monkeypatch.setattr(gradients_cpu, "GROUP_BYTES", group_bytes)
+        for module in (numba_cpu, gradients_cpu):
+            monkeypatch.setattr(module, "threads_for", lambda work, grain, threads=threads: threads)
+        calls: list[tuple[int, int]] = []
+
+        def counted(parts: int, threads: int, begin: int, end: int, *rest: Any, calls: Any = calls) -> None:
+            calls.append((begin, end))
+            run(parts, threads, begin, end, *rest)
+
+        monkeypatch.setattr(gradients_cpu, "run_steps", counted)
+        layer.plans.clear()
+        found.append(with_gradients(cell, x, params, states, bidirectional=bidirectional, lengths=lengths, **extra))
+        assert len(calls) == groups and calls[0][0] == 0 and calls[-1][1] == 40
+    layer.plans.clear()
+    for one, several in zip(found[0], found[1], strict=True):
+        np.testing.assert_allclose(several, one, rtol=1e-12, atol=1e-12)
+    same(found[1], found[2])
+    same(found[1], found[3])
+
+
 @pytest.mark.parametrize("which", ["output", "h_n", "c_n"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_each_result_alone_can_be_differentiated(cell: str, which: str):
