@@ -27,6 +27,7 @@ from kernels.attention.products import (
     clear,
     has_no_number,
     multiply,
+    multiply_asking,
     multiply_into,
     row_table,
     scale_all,
@@ -89,8 +90,14 @@ def _load_queries(s, t, given, at, room, count, query, grad, grad_row, output, o
 
 
 @jit(inner=True)
-def _make_tile(s, t, given, at, room, tile, start, key, value, by_distance, whole, careful):
-    """Weights and gradients of the scores of the panel that begins at lane `start`; False if nothing is seen."""
+def _make_tile(
+    s, t, given, at, room, tile, start, key, value, by_distance, whole, careful, asks_keys, asks_queries, next_query,
+    next_grad, grad_row,
+):  # fmt: skip
+    """Weights and gradients of the scores of the panel that begins at lane `start`; False if nothing is seen.
+
+    asks_keys, asks_queries: whether to ask for keys and values, and for the next queries and gradients of the output.
+    """
     width = TILE_VECTORS * lanes_of(key)
     scores, products = advance(room.scores, start * s.padded_block), advance(room.products, start * s.padded_block)
     last, last_key = tile.position + tile.queries - 1, tile.key + tile.keys - 1
@@ -109,7 +116,11 @@ def _make_tile(s, t, given, at, room, tile, start, key, value, by_distance, whol
     if tile.keys < s.block:
         places, value_places = at.last_keys, at.last_values
     turned = advance(room.query_turned, start * s.padded_width)
-    multiply(tile.keys, key, places, at.columns, s.width, turned, scores, np.int64(0))
+    # Memory that is far costs more than computing: these values and the next keys come while the scores are made.
+    multiply_asking(
+        tile.keys, key, places, at.columns, s.width, turned, scores, asks_keys, value, s.value_row, s.value_width,
+        advance(key, tile.keys * s.key_row), s.key_row,
+    )  # fmt: skip
     edge = tile.key < last - t.left or last_key > tile.position + t.right
     if has_extra or edge or t.adjusts:
         skewed = advance(room.skewed, start * s.skewed)
@@ -117,7 +128,10 @@ def _make_tile(s, t, given, at, room, tile, start, key, value, by_distance, whol
     if careful:
         mark_seen(scores, tile.keys * width, advance(room.seen, start * s.padded_block))
     turned = advance(room.grad_turned, start * s.padded_value_width)
-    multiply(tile.keys, value, value_places, at.value_columns, s.value_width, turned, products, np.int64(0))
+    multiply_asking(
+        tile.keys, value, value_places, at.value_columns, s.value_width, turned, products, asks_queries, next_query,
+        s.query_row, s.width, next_grad, grad_row,
+    )  # fmt: skip
     if t.threshold:
         index = ((tile.batch * s.heads + tile.head) * s.queries + tile.query) * s.keys + tile.key
         drop_factors(t, given, index, s.keys, tile.queries, tile.keys, room.rows, s.padded_block, room.extra)
@@ -252,6 +266,8 @@ def _backward_parts(
                 )  # fmt: skip
                 clear(room.sums_turned, most * s.padded_width)
                 clear(room.grad_skewed, most * s.skewed if wants_table else 0)
+                next_query, next_grad = advance(query_here, count * s.query_row), advance(grad_here, count * more[5])
+                begins = True
                 while k < stop:
                     keys = min(s.block, stop - k)
                     if keys < s.block:
@@ -263,8 +279,9 @@ def _backward_parts(
                         inside = min(width, count - lane)
                         tile = Tile(batch, head, start + lane, inside, position + lane, k, keys)
                         if not _make_tile(
-                            s, t, given, at, room, tile, lane, keys_here, values_here, by_distance, whole, careful_here
-                        ):
+                            s, t, given, at, room, tile, lane, keys_here, values_here, by_distance, whole, careful_here,
+                            block == 0 and lane == 0, begins and lane == 0, next_query, next_grad, more[5],
+                        ):  # fmt: skip
                             clear(advance(room.seen, lane * s.padded_block), keys * width if careful_here else 0)
                             continue
                         some = True
@@ -294,6 +311,7 @@ def _backward_parts(
                             careful_here, keys, room.products, at, count, room.query_rows, most, s.width, into, room
                         )
                     k += keys
+                    begins = False
                 for lane in range(0, count, width):
                     place = (head_index * s.queries + start + lane) * s.width
                     into = pointer(grad_table, kv_index * (2 * t.clip + 1) * across * width if wants_table else 0)
