@@ -27,6 +27,7 @@ from kernels.attention.products import (
     clear,
     has_no_number,
     multiply,
+    multiply_asking,
     multiply_into,
     row_table,
     scale_all,
@@ -59,7 +60,7 @@ class Tile(NamedTuple):
 
 
 @jit(inner=True)
-def _load_queries(s, t, given, at, room, count, query, grad, grad_row, output, output_row, whole):
+def _load_queries(s, t, table, at, room, count, query, grad, grad_row, output, output_row, whole):
     """Bring up to P panels of queries and of the output's gradients into the room; the log-sum-exps are there.
 
     delta must hold minus the gradients of the log-sum-exp, to which rowsum(dO * O) is added unless `whole`: see
@@ -75,7 +76,7 @@ def _load_queries(s, t, given, at, room, count, query, grad, grad_row, output, o
         load_panel(advance(query, start * s.query_row), s.query_row, inside, s.width, t.sign, turned)
         if t.relative == SHAW:
             multiply_shaw(
-                s, t, given, turned, at.table, at.columns, room.table_scores, advance(room.skewed, start * s.skewed)
+                s, t, table, turned, at.table, at.columns, room.table_scores, advance(room.skewed, start * s.skewed)
             )
         turned = advance(room.grad_turned, start * s.padded_value_width)
         load_panel(advance(grad, start * grad_row), grad_row, inside, s.value_width, 1.0, turned)
@@ -89,27 +90,29 @@ def _load_queries(s, t, given, at, room, count, query, grad, grad_row, output, o
 
 
 @jit(inner=True)
-def _make_tile(s, t, given, at, room, tile, start, key, value, by_distance, whole, careful):
-    """Weights and gradients of the scores of the panel that begins at lane `start`; False if nothing is seen."""
+def _make_tile(
+    s, t, seed, at, room, tile, start, key, value, by_distance, whole, careful, asks_keys, asks_queries, next_query,
+    next_grad, grad_row,
+):  # fmt: skip
+    """Weights and gradients of the scores of the panel that begins at lane `start`, of which some pair is seen.
+
+    What bias and mask add is in room.extra. asks_keys, asks_queries: whether to ask for keys and values, and for the
+    next queries and gradients of the output.
+    """
+    # No arrays come in here: each of them would be counted as used for every tile.
     width = TILE_VECTORS * lanes_of(key)
     scores, products = advance(room.scores, start * s.padded_block), advance(room.products, start * s.padded_block)
     last, last_key = tile.position + tile.queries - 1, tile.key + tile.keys - 1
     has_extra = t.has_mask or t.has_bias
-    sees = tile.key <= last + t.right and last_key >= tile.position - t.left
-    if sees and has_extra:
-        sees = fill_extra(
-            t, given, tile.batch, tile.head, tile.query, tile.queries, tile.key, tile.keys, room.rows, s.padded_block,
-            room.extra,
-        )  # fmt: skip
-    if not sees:
-        clear(scores, tile.keys * width)
-        clear(products, tile.keys * width)
-        return False
     places, value_places = at.keys, at.values
     if tile.keys < s.block:
         places, value_places = at.last_keys, at.last_values
     turned = advance(room.query_turned, start * s.padded_width)
-    multiply(tile.keys, key, places, at.columns, s.width, turned, scores, np.int64(0))
+    # Memory that is far costs more than computing: these values and the next keys come while the scores are made.
+    multiply_asking(
+        tile.keys, key, places, at.columns, s.width, turned, scores, asks_keys, value, s.value_row, s.value_width,
+        advance(key, tile.keys * s.key_row), s.key_row,
+    )  # fmt: skip
     edge = tile.key < last - t.left or last_key > tile.position + t.right
     if has_extra or edge or t.adjusts:
         skewed = advance(room.skewed, start * s.skewed)
@@ -117,13 +120,15 @@ def _make_tile(s, t, given, at, room, tile, start, key, value, by_distance, whol
     if careful:
         mark_seen(scores, tile.keys * width, advance(room.seen, start * s.padded_block))
     turned = advance(room.grad_turned, start * s.padded_value_width)
-    multiply(tile.keys, value, value_places, at.value_columns, s.value_width, turned, products, np.int64(0))
+    multiply_asking(
+        tile.keys, value, value_places, at.value_columns, s.value_width, turned, products, asks_queries, next_query,
+        s.query_row, s.width, next_grad, grad_row,
+    )  # fmt: skip
     if t.threshold:
         index = ((tile.batch * s.heads + tile.head) * s.queries + tile.query) * s.keys + tile.key
-        drop_factors(t, given, index, s.keys, tile.queries, tile.keys, room.rows, s.padded_block, room.extra)
+        drop_factors(t, seed, index, s.keys, tile.queries, tile.keys, room.rows, s.padded_block, room.extra)
     shift, delta = advance(room.shift, start), advance(room.delta, start)
     weights_and_gradients(t, scores, products, tile.keys, shift, delta, whole, t.threshold != 0, room.extra)
-    return True
 
 
 @jit(inner=True)
@@ -140,7 +145,7 @@ def _add_products(careful, rows, a, at, taps, b, panel_rows, columns, out, room)
 
 
 @jit(inner=True)
-def _finish_panel(s, t, given, at, room, start, queries, wants_query, wants_table, grad_table, grad_query):
+def _finish_panel(s, t, table, at, room, start, queries, wants_query, wants_table, grad_table, grad_query):
     """Shaw's share of the gradients of a panel, and the queries' gradients to their place."""
     width = TILE_VECTORS * lanes_of(grad_query)
     sums = advance(room.sums_turned, start * s.padded_width)
@@ -155,7 +160,6 @@ def _finish_panel(s, t, given, at, room, start, queries, wants_query, wants_tabl
                 across * width, room.spare,
             )  # fmt: skip
         if wants_query:
-            table = pointer(given.table)
             multiply(s.width, table, at.columns, at.table, rows, room.table_scores, sums, np.int64(1))
     if wants_query:
         scale_all(sums, s.width * width, t.scale)
@@ -179,6 +183,7 @@ def _backward_parts(
     """
     s, t = read_sizes(numbers), read_terms(numbers, factors)
     given = Given(mask, bias, counts, distances, table, seed)
+    has_extra = t.has_mask or t.has_bias
     wants_query, wants_key, wants_value = wanted[0], wanted[1], wanted[2]
     wants_bias, wants_relative = wanted[3], wanted[4]
     wants_table = wants_relative and t.relative == SHAW
@@ -248,10 +253,12 @@ def _backward_parts(
                 stop = min(keys_there, position + count + t.right)
                 whole = stop - k <= s.block
                 _load_queries(
-                    s, t, given, at, room, count, query_here, grad_here, more[5], output_here, more[2], whole
+                    s, t, pointer(table), at, room, count, query_here, grad_here, more[5], output_here, more[2], whole
                 )  # fmt: skip
                 clear(room.sums_turned, most * s.padded_width)
                 clear(room.grad_skewed, most * s.skewed if wants_table else 0)
+                next_query, next_grad = advance(query_here, count * s.query_row), advance(grad_here, count * more[5])
+                begins = True
                 while k < stop:
                     keys = min(s.block, stop - k)
                     if keys < s.block:
@@ -262,13 +269,24 @@ def _backward_parts(
                     for lane in range(0, count, width):
                         inside = min(width, count - lane)
                         tile = Tile(batch, head, start + lane, inside, position + lane, k, keys)
-                        if not _make_tile(
-                            s, t, given, at, room, tile, lane, keys_here, values_here, by_distance, whole, careful_here
-                        ):
+                        sees = k <= tile.position + inside - 1 + t.right and k + keys - 1 >= tile.position - t.left
+                        if sees and has_extra:
+                            sees = fill_extra(
+                                t, given, batch, head, start + lane, inside, k, keys, room.rows, s.padded_block,
+                                room.extra,
+                            )  # fmt: skip
+                        gradients = advance(room.products, lane * s.padded_block)
+                        if not sees:
+                            clear(advance(room.scores, lane * s.padded_block), keys * width)
+                            clear(gradients, keys * width)
                             clear(advance(room.seen, lane * s.padded_block), keys * width if careful_here else 0)
                             continue
+                        _make_tile(
+                            s, t, seed[0], at, room, tile, lane, keys_here, values_here, by_distance, whole,
+                            careful_here, block == 0 and lane == 0, begins and lane == 0, next_query, next_grad,
+                            more[5],
+                        )  # fmt: skip
                         some = True
-                        gradients = advance(room.products, lane * s.padded_block)
                         if wants_bias:
                             add_bias_gradient(
                                 t, gradients, batch, head, start + lane, inside, k, keys, room.rows, s.padded_block,
@@ -294,11 +312,12 @@ def _backward_parts(
                             careful_here, keys, room.products, at, count, room.query_rows, most, s.width, into, room
                         )
                     k += keys
+                    begins = False
                 for lane in range(0, count, width):
                     place = (head_index * s.queries + start + lane) * s.width
                     into = pointer(grad_table, kv_index * (2 * t.clip + 1) * across * width if wants_table else 0)
                     _finish_panel(
-                        s, t, given, at, room, lane, min(width, count - lane), wants_query, wants_table, into,
+                        s, t, pointer(table), at, room, lane, min(width, count - lane), wants_query, wants_table, into,
                         pointer(grad_query, place if wants_query else 0),
                     )  # fmt: skip
             if wants_key and s.width % width:

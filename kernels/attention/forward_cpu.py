@@ -46,9 +46,9 @@ def balanced(i, count):
 
 
 @jit(inner=True)
-def multiply_shaw(s, t, given, query_panel, table_rows, columns, spare, skewed):
+def multiply_shaw(s, t, table, query_panel, table_rows, columns, spare, skewed):
     """Each query's product with Shaw's table, skewed: see `skew_rows`. spare: elements [padded clip, panel]."""
-    multiply(2 * t.clip + 1, pointer(given.table), table_rows, columns, s.width, query_panel, spare, np.int64(0))
+    multiply(2 * t.clip + 1, table, table_rows, columns, s.width, query_panel, spare, np.int64(0))
     skew_rows(spare, t.clip, skewed)
 
 
@@ -211,12 +211,12 @@ def _forward_parts(
             next_query = advance(here, width * s.query_row)
             load_panel(here, s.query_row, count, s.width, t.sign, query_panel)
             if t.relative == SHAW:
-                multiply_shaw(s, t, given, query_panel, table_rows, columns, table_scores, skewed)
-            by_distance = pointer(given.by_distance, head * t.span + t.zero if t.relative == DISTANCE else 0)
+                multiply_shaw(s, t, pointer(table), query_panel, table_rows, columns, table_scores, skewed)
+            by_distance = pointer(distances, head * t.span + t.zero if t.relative == DISTANCE else 0)
             for j in range(0, width, lanes):
                 store(reference, j, full(reference, -math.inf))
                 store(sum_of, j, zeros_like(reference))
-            keys_there = given.counts[batch]
+            keys_there = counts[batch]
             position = start + (keys_there - s.queries if t.from_end else 0)
             k = max(0, position - t.left)
             stop = min(keys_there, position + count + t.right)
@@ -249,7 +249,7 @@ def _forward_parts(
                 changed = _weigh_tile(tile, keys, t.unit, reference, sum_of, scale)
                 if t.threshold:
                     pair = ((batch * s.heads + head) * s.queries + start) * s.keys + k
-                    drop_factors(t, given, pair, s.keys, count, keys, rows, s.padded_block, extra)
+                    drop_factors(t, seed[0], pair, s.keys, count, keys, rows, s.padded_block, extra)
                     _multiply_tiles(tile, keys * width, extra)
                 if changed and begun:
                     _scale_columns(sums, s.value_width, scale)

@@ -80,6 +80,10 @@ def multiply(rows, a, row_offsets, tap_offsets, taps, b, out, accumulate):
 def ask_for_rows(source, stride, rows, columns):
     """Ask for rows of memory to come into the cache; anything may lie behind the addresses."""
     line = max(CACHE_LINE // VECTOR_BYTES, 1) * lanes_of(source)
+    if stride == columns:
+        for i in range(0, rows * columns, line):
+            prefetch(source, i)
+        return
     for r in range(rows):
         for c in range(0, columns, line):
             prefetch(source, r * stride + c)
@@ -112,6 +116,21 @@ def multiply_scores(
         else:
             _few_rows(key, row, tap_offsets, width, query_panel, target, panel, np.int64(0))
             r += FEW_ROWS
+
+
+@jit(inner=True)
+def multiply_asking(rows, a, row_offsets, tap_offsets, taps, b, out, asks, one, one_row, one_width, other, other_row):
+    """`multiply` without accumulation; with `asks` it asks for as many rows of two more matrices meanwhile.
+
+    one: rows of `one_width`; other: rows of `taps`.
+    """
+    width = TILE_VECTORS * lanes_of(b)
+    for r in range(0, rows, TILE_ROWS):
+        if asks:
+            ask_for_rows(advance(one, r * one_row), one_row, TILE_ROWS, one_width)
+            ask_for_rows(advance(other, r * other_row), other_row, TILE_ROWS, taps)
+        count, into = min(TILE_ROWS, rows - r), advance(out, r * width)
+        multiply(count, a, advance(row_offsets, r), tap_offsets, taps, b, into, np.int64(0))
 
 
 @jit(inner=True)

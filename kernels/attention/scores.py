@@ -98,7 +98,7 @@ def fill_extra(t, given, batch, head, query, queries, key, keys, rows, stride, e
 
 
 @jit(inner=True)
-def drop_factors(t, given, start, keys_all, queries, keys, rows, stride, factors):
+def drop_factors(t, seed, start, keys_all, queries, keys, rows, stride, factors):
     """factors[k, q] = dropout's factor of a pair; 0 past the queries.
 
     start: index of the tile's first pair among all scores; keys_all: keys in a row of them. rows: scratch elements
@@ -107,7 +107,7 @@ def drop_factors(t, given, start, keys_all, queries, keys, rows, stride, factors
     lanes = lanes_of(factors)
     width = TILE_VECTORS * lanes
     for q in range(queries):
-        keep_factors(start + q * keys_all, keys, t.threshold, given.seed[0], 0, t.kept, advance(rows, q * stride))
+        keep_factors(start + q * keys_all, keys, t.threshold, seed, 0, t.kept, advance(rows, q * stride))
     if queries < width:
         for i in range(0, keys * width, lanes):
             store(factors, i, zeros_like(factors))
