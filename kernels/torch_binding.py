@@ -336,7 +336,7 @@ def bind(op: Op, problem: Problem, backend: str | None) -> _Bound:
     where = next(getattr(problem, n).device for n in op.inputs if getattr(problem, n) is not None)
     place = where.split(":")[0]
     choice = dispatch.choice(op, backend)
-    chosen = dispatch.resolve(op, problem, choice, "torch", place)
+    chosen = dispatch.resolve(op, problem, choice, "torch", place, eager=False)
     assert chosen.implementation is not None
     backward = dispatch.backward_of(op, problem, chosen, "torch", place)
     return _Bound(op, problem, chosen.backend, chosen.implementation, backward)
