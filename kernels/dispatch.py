@@ -137,8 +137,13 @@ def place_of(op: Op, specs: tuple[ArraySpec | None, ...], kind: str, device: Any
 # ----- choosing ----------------------------------------------------------------------------------------------------
 
 
-def candidate(op: Op, problem: Problem, backend: Backend, kind: str, place: str, *, automatic: bool) -> Candidate:
-    """One backend looked at: its implementation, or every reason why it cannot run the problem."""
+def candidate(
+    op: Op, problem: Problem, backend: Backend, kind: str, place: str, *, automatic: bool, eager: bool = True
+) -> Candidate:
+    """One backend looked at: its implementation, or every reason why it cannot run the problem.
+
+    automatic: nobody named it, so that reasons of speed count too. eager: the call is not inside a compiled graph.
+    """
     reasons: list[str] = []
     if place not in backend.devices:
         reasons.append(f"it runs on {' and '.join(backend.devices)}, this call is on {place}")
@@ -151,7 +156,7 @@ def candidate(op: Op, problem: Problem, backend: Backend, kind: str, place: str,
     reasons += implementation.why_not(problem)
     if automatic and backend.name == "torch" and kind == "numpy":
         reasons.append("it is taken for NumPy arrays only by name")
-    if automatic and kind == "torch" and place == "cpu":
+    if automatic and eager and kind == "torch" and place == "cpu":
         faster = _torch_is_faster(op, problem, implementation)
         if faster is not None:
             reasons.append(faster)
@@ -178,8 +183,11 @@ def candidates(op: Op, problem: Problem, kind: str, place: str, *, automatic: bo
     return tuple(candidate(op, problem, b, kind, place, automatic=automatic) for b in BACKENDS.values())
 
 
-def resolve(op: Op, problem: Problem, wanted: str, kind: str, place: str) -> Candidate:
+def resolve(op: Op, problem: Problem, wanted: str, kind: str, place: str, *, eager: bool = True) -> Candidate:
     """The candidate that runs: the named one, or the first without a reason against it.
+
+    Inside a compiled graph (not `eager`) no call is left to torch for its speed: there an op of ours is one node that
+    the compiler calls, whatever runs in it.
 
     Raises:
         BackendError: there is none; lists the inputs and every reason.
@@ -195,7 +203,7 @@ def resolve(op: Op, problem: Problem, wanted: str, kind: str, place: str) -> Can
     for backend in BACKENDS.values():
         if place not in backend.devices:
             continue
-        found = candidate(op, problem, backend, kind, place, automatic=True)
+        found = candidate(op, problem, backend, kind, place, automatic=True, eager=eager)
         if not found.reasons:
             return found
         refused.append(f"{backend.name}: {'; '.join(found.reasons)}")

@@ -166,14 +166,27 @@ def runner(
         return run_on_numpy
     direct = forward.direct(problem) if problem.returned == 1 and not problem.empty else None
     if direct is not None and not problem.checks_values:
-        own = direct
-        return lambda inputs: own(*inputs)
+        return _without_autocast(direct, next(s.device for s in map(problem.__getattribute__, op.inputs) if s))
     bound = _Bound(op, problem, backend, forward, backward)
     if problem.trains and not backend.differentiates:
         return lambda inputs: _apply(bound, *inputs)
     if problem.returned == 1:
         return bound.first
     return lambda inputs: problem.public(bound.forward(inputs))
+
+
+def _without_autocast(function: Callable[..., Any], device: str) -> Callable[[tuple[Any, ...]], Any]:
+    """Call torch's own function on a tuple of inputs, in their dtype whatever torch.autocast would make of it."""
+    place = device.split(":")[0]
+    is_autocast_enabled = torch.is_autocast_enabled
+
+    def run(inputs: tuple[Any, ...]) -> Any:
+        if is_autocast_enabled(place):
+            with torch.autocast(place, enabled=False):
+                return function(*inputs)
+        return function(*inputs)
+
+    return run
 
 
 def on_numpy(
@@ -336,7 +349,7 @@ def bind(op: Op, problem: Problem, backend: str | None) -> _Bound:
     where = next(getattr(problem, n).device for n in op.inputs if getattr(problem, n) is not None)
     place = where.split(":")[0]
     choice = dispatch.choice(op, backend)
-    chosen = dispatch.resolve(op, problem, choice, "torch", place)
+    chosen = dispatch.resolve(op, problem, choice, "torch", place, eager=False)
     assert chosen.implementation is not None
     backward = dispatch.backward_of(op, problem, chosen, "torch", place)
     return _Bound(op, problem, chosen.backend, chosen.implementation, backward)

@@ -68,7 +68,7 @@ class Model(Recorded, Trainable):
 
     def summary(self, *inputs: torch.Tensor, print_fn: Callable[[str], object] = print) -> None:
         """Prints for each layer its output shape, its parameters, the floating-point operations for one sample, and the
-        kernels that will run, which are not run for it.
+        kernels that will run for it (for larger batches they may be others), which are not run here.
 
         inputs: of one sample, (1, ...) (default: zeros, where the model knows its input). print_fn: what prints.
 

@@ -43,7 +43,8 @@ def summary_text(model: torch.nn.Module, name: str, shapes: dict[str, Shape], in
     return (
         f"Model: {name}\n{format_table(HEADER, rows)}\n"
         f"Parameters: {count:,}, of which {trainable:,} trainable\n"
-        f"FLOPs of a forward pass of one sample {of}: {total:,}, a multiply-add counted as two"
+        f"FLOPs of a forward pass of one sample {of}: {total:,}, a multiply-add counted as two\n"
+        "Kernels are those of that pass; larger batches may run on others"
     )
 
 

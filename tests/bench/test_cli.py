@@ -13,10 +13,10 @@ TINY = ["--tag", "ci", "--seconds", "0.01"]
 
 
 def test_a_real_run(tmp_path: Path, capsys):
-    arguments = ["relu", "--case", "matrix", *TINY, "--pass", "forward", "training", "--provider", "ours", "torch"]
+    arguments = ["rms_norm", "--case", "eps", *TINY, "--pass", "forward", "training", "--provider", "ours", "torch"]
     assert cli.main([*arguments, "--output", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "relu: matrix [forward, 1 thread, float32]" in out and "geometric means" in out
+    assert "rms_norm: eps [forward, 1 thread, float32]" in out and "geometric means" in out
     run = records.load(tmp_path / "result.json")
     assert {(m.provider, m.passes, m.status) for m in run.measurements} == {
         (provider, passes, "timed") for provider in ("ours", "torch") for passes in ("forward", "training")
@@ -25,7 +25,7 @@ def test_a_real_run(tmp_path: Path, capsys):
         assert m.seconds is not None and m.eager_ratio is not None and m.rounds >= 5 and m.limit_share is not None
         assert m.memory_kind == ("asked" if m.provider == "ours" else "resident")
     forward = next(m for m in run.measurements if (m.provider, m.passes) == ("ours", "forward"))
-    assert forward.memory == 7 * 33 * 4  # the result
+    assert forward.memory == 12 * 19 * 4  # the result
     assert run.machine["versions"]["numpy"] and run.limits[0].flops > 0
     assert (tmp_path / "report.html").exists()
 
