@@ -225,9 +225,7 @@ class _Registered:
             _library.impl(f"{op.name}_backward", self._backward, device)
         torch.library.register_fake(self.name, self._forward_fake, lib=_library)
         torch.library.register_fake(f"{self.name}_backward", self._backward_fake, lib=_library)
-        torch.library.register_autograd(
-            self.name, self._autograd, setup_context=self._setup_context, lib=_library
-        )
+        torch.library.register_autograd(self.name, self._autograd, setup_context=self._setup_context, lib=_library)
         torch.library.register_autograd(f"{self.name}_backward", self._no_second_derivative, lib=_library)
         self.call = getattr(getattr(torch.ops, NAMESPACE), op.name)
         self.call_backward = getattr(getattr(torch.ops, NAMESPACE), f"{op.name}_backward")

@@ -10,18 +10,10 @@ import numpy as np
 
 from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.conv2d import geometry
-from kernels.conv2d.gather import (
-    BLOCK,
-    CHUNK,
-    COLLECTED_BLOCK,
-    FEW_ROWS,
-    Meetings,
-    Pass,
-    Source,
-    gather_parts,
-    pack_parts,
-)
+from kernels.conv2d.gather import BLOCK, CHUNK, FEW_PIXELS, PLAIN_BLOCK, gather_parts, pack_parts
 from kernels.conv2d.geometry import Gather
+from kernels.conv2d.moves import Source
+from kernels.conv2d.pixels import FEW_ROWS, Meetings, Pass
 from kernels.runtime.numba_cpu import scratch, threads_for
 from kernels.simd import TILE_ROWS, VECTOR_BYTES
 
@@ -98,28 +90,24 @@ class _Tables:
     margin: tuple[int, int, int, int]
     padded: geometry.Layout
     pads: bool
-    collects: bool
     block: int
     slots: int
     list_size: int
+    panel_inputs: int  # channels that are packed together where that is done right before their use
     products: int  # see `direct_products`
 
 
 @lru_cache(1024)
 def _tables(plan: Gather, images: int, group_inputs: int, kernel: tuple[int, int], width: int, last: bool) -> _Tables:
     plane = sum(grid.size[0] * grid.size[1] for grid in plan.grids)
-    one_to_one = len(plan.grids) == 1 and plan.grids[0].shifts == ((0, 0),) and plan.grids[0].step == (1, 1)
-    # One tap, every source pixel an output pixel, planes apart: a tile would touch a page for each channel.
-    collects = one_to_one and plan.grids[0].size == plan.source and not last
-    block = COLLECTED_BLOCK if collects else BLOCK
-    rows, columns = geometry.sides(plan, images, block, TILE_ROWS, FEW_ROWS)
+    rows, columns = geometry.sides(plan, images, BLOCK, TILE_ROWS, FEW_ROWS)
+    block = BLOCK if len(rows.taps) * len(columns.taps) > 1 else PLAIN_BLOCK
     (top, bottom), (left, right) = (
         (max(0, -side.reach[0]), max(0, side.reach[1] - size + 1))
         for side, size in zip((rows, columns), plan.source, strict=True)
     )
     height, breadth = plan.source
     padded = geometry.layout(plan.channels, height + top + bottom, breadth + left + right, last)
-    channel_step = block if collects else padded.channel
     classes, source_taps, weight_taps = [], [], []
     start = 0
     for row_taps, row_shifts in zip(rows.taps, rows.shifts, strict=True):
@@ -131,7 +119,7 @@ def _tables(plan: Gather, images: int, group_inputs: int, kernel: tuple[int, int
             channels = np.arange(chunk, dtype=np.int64)[:, None]
             places = [a * padded.row + b * padded.column for a in row_shifts for b in column_shifts]
             index = [r * kernel[1] + s for r in row_taps for s in column_taps]
-            source_taps.append((channels * channel_step + np.asarray(places, np.int64)).reshape(-1))
+            source_taps.append((channels * padded.channel + np.asarray(places, np.int64)).reshape(-1))
             weight_taps.append(((channels * (kernel[0] * kernel[1]) + np.asarray(index, np.int64)) * width).reshape(-1))
             classes.append((taps, chunk, start))
             start += chunk * taps
@@ -148,15 +136,16 @@ def _tables(plan: Gather, images: int, group_inputs: int, kernel: tuple[int, int
     # A block of pixels touches this many images, and the next block begins in the last of them.
     slots = min(images, (block - 2) // plane + 2) if pads else 0
     list_size = block + len(classes) * TILE_ROWS
+    panel_inputs = min(chunk for _, chunk, _ in classes)
     return _Tables(
         meetings,
         (top, bottom, left, right),
         padded,
         pads,
-        collects,
         block,
         slots,
         list_size,
+        panel_inputs,
         direct_products(plan, images),
     )
 
@@ -195,14 +184,20 @@ def run_pass(
     blocks = groups * -(-group_outputs // width)
     kernel_taps = kernel[0] * kernel[1]
     t = _tables(plan, images, group_inputs, kernel, width, channels_last)
-    panels = pack_weight(weight, weight_steps, groups, group_outputs, group_inputs, kernel_taps)
     rows, columns = y.shape[2:]
     pixels = images * rows * columns
     threads = threads_for(t.products * group_inputs * groups * group_outputs, GRAIN)
     # Few pixels and many channels: the parts share the pixels and divide the channels.
     divides_pixels = pixels >= threads * 8 * TILE_ROWS or blocks < threads
     pixel_parts, block_parts = (threads, 1) if divides_pixels else (1, threads)
-    room = plan.channels * t.block if t.collects else t.slots * t.padded.image
+    # Few pixels use a weight once or twice: then it is packed on the way. Which way the sums take depends on this, so
+    # it must not depend on the threads.
+    panel_inputs = t.panel_inputs if pixels <= FEW_PIXELS else 0
+    if panel_inputs:
+        panels = scratch(threads * panel_inputs * kernel_taps * width, weight.dtype)
+    else:
+        panels = pack_weight(weight, weight_steps, groups, group_outputs, group_inputs, kernel_taps)
+    room = t.slots * t.padded.image
     classes = t.meetings.classes.shape[0]
     p = Pass(
         images,
@@ -211,7 +206,6 @@ def run_pass(
         t.padded.image,
         t.padded.channel,
         t.slots,
-        int(t.collects),
         plan.output.image,
         plan.output.channel,
         groups,
@@ -223,6 +217,8 @@ def run_pass(
         ACTIVATION_CODES[activation],
         pixel_parts,
         block_parts,
+        panel_inputs,
+        *weight_steps,
     )
     gather_parts(
         threads,
@@ -232,6 +228,7 @@ def run_pass(
         t.meetings,
         flat(x),
         scratch(threads * room, x.dtype),
+        weight.reshape(-1),
         panels,
         bias,
         flat(y),

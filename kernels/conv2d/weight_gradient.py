@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.conv2d.gather import CHUNK, pad_image
+from kernels.conv2d.gather import CHUNK
 from kernels.conv2d.geometry import Gather
 from kernels.conv2d.image_pass import GRAIN, flat, source_of, tile_width
+from kernels.conv2d.moves import pad_image
 from kernels.runtime.numba_cpu import empty, jit, scratch, threaded, threads_for
 from kernels.simd import (
     TILE_ROWS,

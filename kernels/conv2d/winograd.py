@@ -28,9 +28,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.activation.vectors import ACTIVATION_CODES
-from kernels.conv2d.gather import CHUNK, apply_activation, write_sums
+from kernels.conv2d.gather import CHUNK
 from kernels.conv2d.geometry import Gather, Table
 from kernels.conv2d.image_pass import GRAIN, MOVE_GRAIN, direct_products, pack_weight
+from kernels.conv2d.moves import apply_activation, write_sums
 from kernels.conv2d.winograd_transforms import output_row, transform_filters, transform_row
 from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for
 from kernels.simd import (

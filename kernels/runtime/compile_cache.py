@@ -537,9 +537,7 @@ def jit(function: Function) -> Function: ...
 
 
 @overload
-def jit(
-    *, inline: str = "never", forceinline: bool = False, inner: bool = False
-) -> Callable[[Function], Function]: ...
+def jit(*, inline: str = "never", forceinline: bool = False, inner: bool = False) -> Callable[[Function], Function]: ...
 
 
 def jit(function: Any = None, *, inline: str = "never", forceinline: bool = False, inner: bool = False) -> Any:
