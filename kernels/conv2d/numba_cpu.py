@@ -1,9 +1,10 @@
 """conv2d and conv_transpose2d on the CPU: which kernel runs, and on what memory.
 
-Five kernels share the work: the gather kernel (`gather.py`, `weight_gradient.py`) for everything with channels to sum,
+Six kernels share the work: the gather kernel (`gather.py`, `weight_gradient.py`) for everything with channels to sum,
 `winograd.py` for 3x3 filters of stride 1 over many channels, `few_channels.py` where the outputs are too few to fill
-the gather kernel's vectors, or the products too few to pay for its transposes, and two for depthwise convolutions,
-`depthwise_planes.py` for (N, C, H, W) and `depthwise_pixels.py` for channels-last.
+the gather kernel's vectors, or the products too few to pay for its transposes, and for depthwise convolutions
+`depthwise_planes.py` on (N, C, H, W), `depthwise_three.py` for 3x3 filters of stride 1 on it, which also takes 3x3
+filters on a single channel, and `depthwise_pixels.py` on channels-last.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from kernels.activation.functions import FROM_OUTPUT
 from kernels.activation.numba_cpu import grad_preactivation
-from kernels.conv2d import depthwise_pixels, depthwise_planes, few_channels, geometry, winograd
+from kernels.conv2d import depthwise_pixels, depthwise_planes, depthwise_three, few_channels, geometry, winograd
 from kernels.conv2d.image_pass import run_pass
 from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
 from kernels.conv2d.weight_gradient import bias_gradient, weight_gradient
@@ -45,7 +46,7 @@ def family(p: Problem) -> str:
 def _dense_kernel(
     plan: geometry.Gather, images: int, groups: int, inputs: int, outputs: int, dtype: Any, channels_last: bool
 ) -> str:
-    """Which kernel runs a pass of a dense convolution: "winograd", "few channels" or "gather".
+    """Which kernel runs a pass of a dense convolution: "winograd", "one plane", "few channels" or "gather".
 
     Args:
         plan: the geometry.
@@ -57,6 +58,8 @@ def _dense_kernel(
     """
     if winograd.serves(plan, images, groups, outputs // groups, dtype, channels_last):
         return "winograd"
+    if depthwise_three.serves(plan, inputs // groups, channels_last):
+        return "one plane"
     few = few_channels.serves(plan, inputs // groups, outputs // groups, channels_last)
     return "few channels" if few else "gather"
 
@@ -143,7 +146,10 @@ def image_pass(
     elif planes:
         multiplier = outputs // p.groups
         fan, share = (multiplier, 1) if transposed else (1, multiplier)
-        depthwise_planes.correlate_planes(plan, x, weight, fan, share, shift, y, before, activation)
+        if depthwise_three.serves(plan, fan, False):
+            depthwise_three.run_planes(plan, share, weight, x, shift, y, before, activation)
+        else:
+            depthwise_planes.correlate_planes(plan, x, weight, fan, share, shift, y, before, activation)
         y, before = dense(y, last), dense(before, last)
     else:
         group_outputs = outputs // p.groups
@@ -158,7 +164,9 @@ def image_pass(
             return y, before
         # Also what Winograd's sums lost: where one is not finite, direct sums say which others are.
         sizes = (images, p.groups, group_targets)
-        if kernel == "few channels":
+        if kernel == "one plane":
+            depthwise_three.run_planes(plan, group_targets, weight, x, shift, y, before, activation)
+        elif kernel == "few channels":
             few_channels.run_rows(plan, *sizes, weight, weight_steps, x, shift, y, before, activation)
         else:
             run_pass(plan, *sizes, p.kernel, weight, weight_steps, x, shift, y, before, activation, last)

@@ -29,7 +29,7 @@ import numpy as np
 
 from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.conv2d.gather import CHUNK
-from kernels.conv2d.geometry import Gather, Table
+from kernels.conv2d.geometry import Gather, filter_order
 from kernels.conv2d.image_pass import GRAIN, MOVE_GRAIN, direct_products, pack_weight
 from kernels.conv2d.moves import apply_activation, write_sums
 from kernels.conv2d.winograd_transforms import output_row, transform_filters, transform_row
@@ -75,20 +75,6 @@ class Tiles(NamedTuple):
     activation: int
     block_parts: int  # the work falls into parts of the rows x block_parts parts of the output channels
     row_parts: int
-
-
-def filter_order(plan: Gather) -> Table | None:
-    """The places in a filter (r * 3 + s) in the order of the source's rows and columns, or None if it is not 3x3."""
-    if len(plan.grids) != 1:
-        return None
-    grid = plan.grids[0]
-    if grid.step != (1, 1) or len(grid.taps) != 9:
-        return None
-    order = sorted(range(9), key=lambda t: grid.shifts[t])
-    top, left = grid.shifts[order[0]]
-    if [grid.shifts[t] for t in order] != [(top + i, left + j) for i in range(3) for j in range(3)]:
-        return None
-    return plan.tap_index[0][order]
 
 
 def serves(plan: Gather, images: int, groups: int, outputs: int, dtype: np.dtype[Any], channels_last: bool) -> bool:

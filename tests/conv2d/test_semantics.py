@@ -297,11 +297,13 @@ SPLIT_MODULES = ("image_pass", "few_channels", "winograd", "weight_gradient")
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 5])
 def test_any_split_gives_the_same_bits(monkeypatch, parts):
-    """Pixels or channels divided among parts, with all three kernels, forward and backward."""
+    """Pixels or channels divided among parts, with every kernel, forward and backward."""
     cases = (
         ((3, 20, 13, 12), (70, 20, 3, 3), {"padding": 1}),
         ((1, 130, 3, 3), (200, 130, 3, 3), {"padding": 1}),  # few pixels: the parts divide the channels
         ((2, 9, 8, 7), (9, 1, 3, 3), {"groups": 9, "padding": 1}),
+        ((2, 9, 8, 7), (9, 1, 3, 3), {"groups": 9, "padding": 1, "stride": 2}),
+        ((3, 1, 9, 20), (5, 1, 3, 3), {}),  # many filters on one plane
         ((20, 2, 8, 7), (3, 2, 3, 3), {}),
         ((2, 3, 70, 41), (14, 3, 3, 3), {"padding": 1}),  # few channels, several blocks an image
         ((2, 66, 20, 21), (70, 66, 3, 3), {"padding": 1}),  # Winograd, the parts divide rows
@@ -317,6 +319,7 @@ def test_any_split_gives_the_same_bits(monkeypatch, parts):
             "weight_gradient",
             "depthwise_planes",
             "depthwise_pixels",
+            "depthwise_three",
         ):
             target = f"kernels.conv2d.{module}.threads_for"
             monkeypatch.setattr(__import__("sys").modules[target.rpartition(".")[0]], "threads_for", lambda *_: count)
