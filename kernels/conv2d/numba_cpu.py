@@ -3,8 +3,8 @@
 Six kernels share the work: the gather kernel (`gather.py`, `weight_gradient.py`) for everything with channels to sum,
 `winograd.py` for 3x3 filters of stride 1 over many channels, `few_channels.py` where the outputs are too few to fill
 the gather kernel's vectors, or the products too few to pay for its transposes, and for depthwise convolutions
-`depthwise_planes.py` on (N, C, H, W), `depthwise_three.py` for 3x3 filters of stride 1 on it, which also takes 3x3
-filters on a single channel, and `depthwise_pixels.py` on channels-last.
+`depthwise_planes.py` on (N, C, H, W), `one_plane.py` there for 3x3 filters of stride 1, also for many of them on a
+single channel, and `depthwise_pixels.py` on channels-last.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from kernels.activation.functions import FROM_OUTPUT
 from kernels.activation.numba_cpu import grad_preactivation
-from kernels.conv2d import depthwise_pixels, depthwise_planes, depthwise_three, few_channels, geometry, winograd
+from kernels.conv2d import depthwise_pixels, depthwise_planes, few_channels, geometry, one_plane, winograd
 from kernels.conv2d.image_pass import run_pass
 from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
 from kernels.conv2d.weight_gradient import bias_gradient, weight_gradient
@@ -58,7 +58,7 @@ def _dense_kernel(
     """
     if winograd.serves(plan, images, groups, outputs // groups, dtype, channels_last):
         return "winograd"
-    if depthwise_three.serves(plan, inputs // groups, channels_last):
+    if one_plane.serves(plan, inputs // groups, channels_last):
         return "one plane"
     few = few_channels.serves(plan, inputs // groups, outputs // groups, channels_last)
     return "few channels" if few else "gather"
@@ -66,14 +66,20 @@ def _dense_kernel(
 
 def kernel_name(p: Problem, transposed: bool) -> str:
     """Which kernel runs the pass from the image, or the one to it: one of `_dense_kernel`, or the family."""
-    if is_depthwise(p):
-        return family(p)
     image, other = p.x.shape, p.output_shape
     if isinstance(p, ConvTranspose2dProblem):
         image, other = other, image
     source, target = (other, image) if transposed else (image, other)
-    plan = _geometry(p, transposed, source, target, p.channels_last)
-    return _dense_kernel(plan, source[0], p.groups, source[1], target[1], np.dtype(p.x.dtype), p.channels_last)
+    name = family(p)
+    plan = _geometry(p, transposed, source, target, p.channels_last and name != "depthwise planes")
+    if name == "dense":
+        return _dense_kernel(plan, source[0], p.groups, source[1], target[1], np.dtype(p.x.dtype), p.channels_last)
+    return "one plane" if name == "depthwise planes" and one_plane.serves(plan, _fan(p, transposed), False) else name
+
+
+def _fan(p: Problem, transposed: bool) -> int:
+    """Source planes that an output plane of a depthwise pass sums."""
+    return p.weight.shape[0] // p.groups if transposed else 1
 
 
 def dense(x: Array, channels_last: bool) -> Array:
@@ -144,10 +150,10 @@ def image_pass(
     if name == "depthwise pixels":
         depthwise_pixels.correlate_pixels(p, x, weight, shift, y, before, transposed, activation)
     elif planes:
-        multiplier = outputs // p.groups
-        fan, share = (multiplier, 1) if transposed else (1, multiplier)
-        if depthwise_three.serves(plan, fan, False):
-            depthwise_three.run_planes(plan, share, weight, x, shift, y, before, activation)
+        fan = _fan(p, transposed)
+        share = 1 if transposed else outputs // p.groups
+        if one_plane.serves(plan, fan, False):
+            one_plane.run_planes(plan, share, weight, x, shift, y, before, activation)
         else:
             depthwise_planes.correlate_planes(plan, x, weight, fan, share, shift, y, before, activation)
         y, before = dense(y, last), dense(before, last)
@@ -165,7 +171,7 @@ def image_pass(
         # Also what Winograd's sums lost: where one is not finite, direct sums say which others are.
         sizes = (images, p.groups, group_targets)
         if kernel == "one plane":
-            depthwise_three.run_planes(plan, group_targets, weight, x, shift, y, before, activation)
+            one_plane.run_planes(plan, group_targets, weight, x, shift, y, before, activation)
         elif kernel == "few channels":
             few_channels.run_rows(plan, *sizes, weight, weight_steps, x, shift, y, before, activation)
         else:
