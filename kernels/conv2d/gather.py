@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from kernels.conv2d.moves import add_bias, apply_activation, clear, write_sums
-from kernels.conv2d.pixels import FEW_ROWS, sort_pixels
+from kernels.conv2d.moves import Source, add_bias, apply_activation, clear, write_sums
+from kernels.conv2d.pixels import FEW_ROWS, Meetings, Pass, sort_pixels
 from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     TILE_ROWS,
@@ -143,16 +143,19 @@ def pack_panel(w, out_step, in_step, outputs, inputs, taps, panel):
 
 
 @jit
-def _gather_parts(first, last, p, s, m, x, slots, w, panels, bias, y, before, sums, lists, starts):
+def _gather_parts(first, last, settings, sizes, tables, x, slots, w, panels, bias, y, before, sums, lists):
     """Parts [first, last) of a pass.
 
-    p, s, m: Pass, Source and Meetings. x: the source's elements. slots: scratch elements [parts, p.slots, padded
-    image], or [1]. w: the weight's elements. panels: elements [groups *
-    blocks, group_inputs, kernel_taps, tile width], zero past a group's channels, or, with p.panel_inputs, scratch
-    elements [parts, panel_inputs, kernel_taps, tile width]. bias: elements [groups * group_outputs]. y: the output's
-    elements. before: as y for the sums before the activation, or of size 0. sums: scratch elements [parts, block + 1,
-    tile width]. lists, starts: scratch int64 [parts, 3, list_size], [parts, 2, classes + 1].
+    settings, sizes, tables: Pass, Source and Meetings as plain tuples, which Numba unpacks four times as fast. x: the
+    source's elements. slots: scratch elements [parts, p.slots, padded image]. w: the weight's elements. panels:
+    elements [groups * blocks, group_inputs, kernel_taps, tile width], zero past a group's channels, or, with
+    p.panel_inputs, scratch elements [parts, panel_inputs, kernel_taps, tile width]. bias: elements [groups *
+    group_outputs]. y: the output's elements. before: as y for the sums before the activation, or of size 0. sums:
+    scratch elements [parts, block + 1, tile width]. lists: scratch int64 [parts, 3 * list_size + 2 * (classes + 1)].
     """
+    p = Pass(*settings)
+    s = Source(*sizes)
+    m = Meetings(*tables)
     lanes = lanes_of(x)
     width = 2 * lanes
     group_blocks = (p.group_outputs + width - 1) // width
@@ -170,8 +173,8 @@ def _gather_parts(first, last, p, s, m, x, slots, w, panels, bias, y, before, su
         first_block = blocks * block_part // p.block_parts
         last_block = blocks * (block_part + 1) // p.block_parts
         totals = pointer(sums, part * (p.block + 1) * width)
-        sorted_lists = pointer(lists, part * 3 * p.list_size)
-        bounds = pointer(starts, part * 2 * (classes + 1))
+        sorted_lists = pointer(lists, part * (3 * p.list_size + 2 * (classes + 1)))
+        bounds = advance(sorted_lists, 3 * p.list_size)
         source = pointer(x)
         if p.slots:
             source = pointer(slots, part * p.slots * p.padded_image)
