@@ -13,8 +13,8 @@ import numpy as np
 
 from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.conv2d.few_channels import write_rows
-from kernels.conv2d.gather import copy_run
 from kernels.conv2d.geometry import Gather, Grid
+from kernels.conv2d.moves import copy_run
 from kernels.runtime.numba_cpu import empty, jit, scratch, threaded, threads_for, zeros
 from kernels.simd import (
     VECTOR_BYTES,

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.activation.vectors import ACTIVATION_CODES, activate
-from kernels.conv2d.gather import CHUNK, clear, copy_run
+from kernels.conv2d.gather import CHUNK
 from kernels.conv2d.geometry import Gather, Table
+from kernels.conv2d.moves import clear, copy_run
 from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for
 from kernels.simd import (
     TILE_ROWS,

@@ -169,6 +169,22 @@ def gather(
 
 
 @lru_cache(1024)
+def filter_order(plan: Gather) -> Table | None:
+    """The places in a 3x3 filter (r * 3 + s) in the order of the source's rows and columns; None where a pass is none
+    of 3x3 neighbouring taps and stride 1."""
+    if len(plan.grids) != 1:
+        return None
+    grid = plan.grids[0]
+    if grid.step != (1, 1) or len(grid.taps) != 9:
+        return None
+    order = sorted(range(9), key=lambda t: grid.shifts[t])
+    top, left = grid.shifts[order[0]]
+    if [grid.shifts[t] for t in order] != [(top + i, left + j) for i in range(3) for j in range(3)]:
+        return None
+    return plan.tap_index[0][order]
+
+
+@lru_cache(1024)
 def forward_gather(
     channels: int,
     source: tuple[int, int],

@@ -10,18 +10,10 @@ import numpy as np
 
 from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.conv2d import geometry
-from kernels.conv2d.gather import (
-    BLOCK,
-    CHUNK,
-    COLLECTED_BLOCK,
-    FEW_ROWS,
-    Meetings,
-    Pass,
-    Source,
-    gather_parts,
-    pack_parts,
-)
+from kernels.conv2d.gather import BLOCK, CHUNK, FEW_PIXELS, LINE, PLAIN_BLOCK, gather_parts, pack_parts
 from kernels.conv2d.geometry import Gather
+from kernels.conv2d.moves import Source
+from kernels.conv2d.pixels import FEW_ROWS, Pass
 from kernels.runtime.numba_cpu import scratch, threads_for
 from kernels.simd import TILE_ROWS, VECTOR_BYTES
 
@@ -91,35 +83,68 @@ def direct_products(plan: Gather, images: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Tables:
-    """What a geometry, a batch size and a lane count determine of a pass."""
+class _Prepared:
+    """What everything but the numbers determines of a pass.
 
-    meetings: Meetings
-    margin: tuple[int, int, int, int]
-    padded: geometry.Layout
-    pads: bool
-    collects: bool
-    block: int
-    slots: int
-    list_size: int
-    products: int  # see `direct_products`
+    Attributes:
+        settings: the Pass as a tuple, but for how the work is split, by the number of threads.
+        sizes, tables: the Source and the Meetings as tuples.
+        work: multiply-adds.
+        pixels: of the output.
+        blocks: of output channels.
+        room: elements of a part's padded images.
+        panel: elements of the weights that a part packs on the way; 0: all are packed before.
+        totals: elements of a part's sums.
+        lists: int64 of a part's lists of pixels and classes.
+    """
+
+    settings: dict[int, tuple[int, ...]]
+    plain: Pass
+    sizes: tuple[int, ...]
+    tables: tuple[Array, ...]
+    work: int
+    pixels: int
+    blocks: int
+    room: int
+    panel: int
+    totals: int
+    lists: int
+
+    def split(self, threads: int) -> tuple[int, ...]:
+        """The settings for so many threads."""
+        known = self.settings.get(threads)
+        if known is None:
+            # Few pixels and many channels: the parts share the pixels and divide the channels.
+            divides_pixels = self.pixels >= threads * 8 * TILE_ROWS or self.blocks < threads
+            pixel_parts, block_parts = (threads, 1) if divides_pixels else (1, threads)
+            known = self.settings[threads] = tuple(
+                self.plain._replace(pixel_parts=pixel_parts, block_parts=block_parts)
+            )
+        return known
 
 
 @lru_cache(1024)
-def _tables(plan: Gather, images: int, group_inputs: int, kernel: tuple[int, int], width: int, last: bool) -> _Tables:
+def _prepare(
+    plan: Gather,
+    images: int,
+    groups: int,
+    group_outputs: int,
+    kernel: tuple[int, int],
+    weight_steps: tuple[int, int, int],
+    width: int,
+    activation: str | None,
+    last: bool,
+) -> _Prepared:
+    group_inputs = plan.channels // groups
     plane = sum(grid.size[0] * grid.size[1] for grid in plan.grids)
-    one_to_one = len(plan.grids) == 1 and plan.grids[0].shifts == ((0, 0),) and plan.grids[0].step == (1, 1)
-    # One tap, every source pixel an output pixel, planes apart: a tile would touch a page for each channel.
-    collects = one_to_one and plan.grids[0].size == plan.source and not last
-    block = COLLECTED_BLOCK if collects else BLOCK
-    rows, columns = geometry.sides(plan, images, block, TILE_ROWS, FEW_ROWS)
+    rows, columns = geometry.sides(plan, images, BLOCK, TILE_ROWS, FEW_ROWS)
+    block = BLOCK if len(rows.taps) * len(columns.taps) > 1 else PLAIN_BLOCK
     (top, bottom), (left, right) = (
         (max(0, -side.reach[0]), max(0, side.reach[1] - size + 1))
         for side, size in zip((rows, columns), plan.source, strict=True)
     )
     height, breadth = plan.source
     padded = geometry.layout(plan.channels, height + top + bottom, breadth + left + right, last)
-    channel_step = block if collects else padded.channel
     classes, source_taps, weight_taps = [], [], []
     start = 0
     for row_taps, row_shifts in zip(rows.taps, rows.shifts, strict=True):
@@ -131,11 +156,11 @@ def _tables(plan: Gather, images: int, group_inputs: int, kernel: tuple[int, int
             channels = np.arange(chunk, dtype=np.int64)[:, None]
             places = [a * padded.row + b * padded.column for a in row_shifts for b in column_shifts]
             index = [r * kernel[1] + s for r in row_taps for s in column_taps]
-            source_taps.append((channels * channel_step + np.asarray(places, np.int64)).reshape(-1))
+            source_taps.append((channels * padded.channel + np.asarray(places, np.int64)).reshape(-1))
             weight_taps.append(((channels * (kernel[0] * kernel[1]) + np.asarray(index, np.int64)) * width).reshape(-1))
             classes.append((taps, chunk, start))
             start += chunk * taps
-    meetings = Meetings(
+    tables = (
         np.asarray(rows.kinds, np.int64) * len(columns.taps),
         (np.asarray(rows.places, np.int64) + top) * padded.row,
         np.asarray(columns.kinds, np.int64),
@@ -144,20 +169,46 @@ def _tables(plan: Gather, images: int, group_inputs: int, kernel: tuple[int, int
         np.concatenate(source_taps),
         np.concatenate(weight_taps),
     )
-    pads = any((top, bottom, left, right))
     # A block of pixels touches this many images, and the next block begins in the last of them.
-    slots = min(images, (block - 2) // plane + 2) if pads else 0
+    slots = min(images, (block - 2) // plane + 2) if any((top, bottom, left, right)) else 0
     list_size = block + len(classes) * TILE_ROWS
-    return _Tables(
-        meetings,
-        (top, bottom, left, right),
-        padded,
-        pads,
-        collects,
-        block,
+    pixels = images * plane
+    # Few pixels use a weight once or twice: then it is packed on the way, a chunk of channels at a time. Which way the
+    # sums take depends on this, so it must not depend on the threads.
+    panel_inputs = min(chunk for _, chunk, _ in classes) if pixels <= FEW_PIXELS else 0
+    p = Pass(
+        images,
+        len(rows.kinds),
+        len(columns.kinds),
+        padded.image,
+        padded.channel,
         slots,
+        plan.output.image,
+        plan.output.channel,
+        groups,
+        group_inputs,
+        group_outputs,
+        kernel[0] * kernel[1],
+        block,
         list_size,
-        direct_products(plan, images),
+        ACTIVATION_CODES[activation],
+        1,
+        1,
+        panel_inputs,
+        *weight_steps,
+    )
+    return _Prepared(
+        {},
+        p,
+        tuple(_source(plan, (top, bottom, left, right), padded, last)),
+        tables,
+        direct_products(plan, images) * group_inputs * groups * group_outputs,
+        pixels,
+        groups * -(-group_outputs // width),
+        slots * padded.image,
+        panel_inputs * kernel[0] * kernel[1] * width,
+        (block + 1) * width,
+        3 * list_size + 2 * (len(classes) + 1),
     )
 
 
@@ -190,53 +241,32 @@ def run_pass(
         activation: applied to the sums.
         channels_last: the layout.
     """
-    width = tile_width(x.dtype)
-    group_inputs = plan.channels // groups
-    blocks = groups * -(-group_outputs // width)
-    kernel_taps = kernel[0] * kernel[1]
-    t = _tables(plan, images, group_inputs, kernel, width, channels_last)
-    panels = pack_weight(weight, weight_steps, groups, group_outputs, group_inputs, kernel_taps)
-    rows, columns = y.shape[2:]
-    pixels = images * rows * columns
-    threads = threads_for(t.products * group_inputs * groups * group_outputs, GRAIN)
-    # Few pixels and many channels: the parts share the pixels and divide the channels.
-    divides_pixels = pixels >= threads * 8 * TILE_ROWS or blocks < threads
-    pixel_parts, block_parts = (threads, 1) if divides_pixels else (1, threads)
-    room = plan.channels * t.block if t.collects else t.slots * t.padded.image
-    classes = t.meetings.classes.shape[0]
-    p = Pass(
-        images,
-        rows,
-        columns,
-        t.padded.image,
-        t.padded.channel,
-        t.slots,
-        int(t.collects),
-        plan.output.image,
-        plan.output.channel,
-        groups,
-        group_inputs,
-        group_outputs,
-        kernel_taps,
-        t.block,
-        t.list_size,
-        ACTIVATION_CODES[activation],
-        pixel_parts,
-        block_parts,
+    t = _prepare(
+        plan, images, groups, group_outputs, kernel, weight_steps, tile_width(x.dtype), activation, channels_last
     )
+    threads = threads_for(t.work, GRAIN)
+    # One allocation for everything: whole cache lines, the next one begins where the last ends.
+    room, panel, totals = (-(-size // LINE) * LINE for size in (t.room, t.panel, t.totals))
+    floats = scratch(threads * (room + panel + totals), x.dtype)
+    if t.panel:
+        panels = floats[threads * (room + totals) :]
+    else:
+        panels = pack_weight(
+            weight, weight_steps, groups, group_outputs, plan.channels // groups, kernel[0] * kernel[1]
+        )
     gather_parts(
         threads,
         threads,
-        p,
-        _source(plan, t.margin, t.padded, channels_last),
-        t.meetings,
+        t.split(threads),
+        t.sizes,
+        t.tables,
         flat(x),
-        scratch(threads * room, x.dtype),
+        floats,
+        weight.reshape(-1),
         panels,
         bias,
         flat(y),
         flat(before) if before.size else before.reshape(-1),
-        scratch(threads * (t.block + 1) * width, x.dtype),
-        scratch(threads * 3 * t.list_size, np.int64),
-        scratch(threads * 2 * (classes + 1), np.int64),
+        floats[threads * room :],
+        scratch(threads * t.lists, np.int64),
     )

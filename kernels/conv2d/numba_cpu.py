@@ -1,21 +1,22 @@
 """conv2d and conv_transpose2d on the CPU: which kernel runs, and on what memory.
 
-Five kernels share the work: the gather kernel (`gather.py`, `weight_gradient.py`) for everything with channels to sum,
+Six kernels share the work: the gather kernel (`gather.py`, `weight_gradient.py`) for everything with channels to sum,
 `winograd.py` for 3x3 filters of stride 1 over many channels, `few_channels.py` where the outputs are too few to fill
-the gather kernel's vectors, or the products too few to pay for its transposes, and two for depthwise convolutions,
-`depthwise_planes.py` for (N, C, H, W) and `depthwise_pixels.py` for channels-last.
+the gather kernel's vectors, or the products too few to pay for its transposes, and for depthwise convolutions
+`depthwise_planes.py` on (N, C, H, W), `one_plane.py` there for 3x3 filters of stride 1, also for many of them on a
+single channel, and `depthwise_pixels.py` on channels-last.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from kernels.activation.functions import FROM_OUTPUT
 from kernels.activation.numba_cpu import grad_preactivation
-from kernels.conv2d import depthwise_pixels, depthwise_planes, few_channels, geometry, winograd
+from kernels.conv2d import depthwise_pixels, depthwise_planes, few_channels, geometry, one_plane, winograd
 from kernels.conv2d.image_pass import run_pass
 from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
 from kernels.conv2d.weight_gradient import bias_gradient, weight_gradient
@@ -41,36 +42,72 @@ def family(p: Problem) -> str:
     return "depthwise planes"
 
 
-@lru_cache(4096)
-def _dense_kernel(
-    plan: geometry.Gather, images: int, groups: int, inputs: int, outputs: int, dtype: Any, channels_last: bool
-) -> str:
-    """Which kernel runs a pass of a dense convolution: "winograd", "few channels" or "gather".
+@dataclass(frozen=True)
+class _Facts:
+    """What every run of a pass needs and is slow to derive.
 
-    Args:
+    Attributes:
+        kernel: which kernel runs it: "gather", "winograd", "few channels", "one plane", or the family.
         plan: the geometry.
-        images: N.
-        groups: of both sides.
-        inputs, outputs: channels of the source and of the target, all groups.
-        dtype: of the arrays.
-        channels_last: their layout.
+        channels_last: the layout that the kernel works in.
+        group_targets: output channels of a group.
+        fan: source planes that an output plane sums, of a depthwise pass.
+        share: output planes that read one source plane, where each reads one.
+        taps: (kh, kw).
+        weight_steps: distances in the weight between output channels, summed channels and groups.
     """
-    if winograd.serves(plan, images, groups, outputs // groups, dtype, channels_last):
-        return "winograd"
-    few = few_channels.serves(plan, inputs // groups, outputs // groups, channels_last)
-    return "few channels" if few else "gather"
+
+    kernel: str
+    plan: geometry.Gather
+    channels_last: bool
+    group_targets: int
+    fan: int
+    share: int
+    taps: tuple[int, int]
+    weight_steps: tuple[int, int, int]
 
 
-def kernel_name(p: Problem, transposed: bool) -> str:
-    """Which kernel runs the pass from the image, or the one to it: one of `_dense_kernel`, or the family."""
-    if is_depthwise(p):
-        return family(p)
+def _facts(p: Problem, transposed: bool) -> _Facts:
+    """Facts of the pass from the image, or of the one to it; kept on the problem, which lives as long as its plan."""
+    place = "_numba_transposed" if transposed else "_numba_forward"
+    known: _Facts | None = p.__dict__.get(place)
+    if known is None:
+        known = p.__dict__[place] = _find_facts(p, transposed)
+    return known
+
+
+def _find_facts(p: Problem, transposed: bool) -> _Facts:
     image, other = p.x.shape, p.output_shape
     if isinstance(p, ConvTranspose2dProblem):
         image, other = other, image
     source, target = (other, image) if transposed else (image, other)
-    plan = _geometry(p, transposed, source, target, p.channels_last)
-    return _dense_kernel(plan, source[0], p.groups, source[1], target[1], np.dtype(p.x.dtype), p.channels_last)
+    kernel = family(p)
+    last = p.channels_last and kernel != "depthwise planes"
+    plan = _geometry(p, transposed, source, target, last)
+    outputs, inputs, height, width = p.weight.shape
+    taps, group_outputs = height * width, outputs // p.groups
+    fan, share = (group_outputs, 1) if transposed else (1, group_outputs)
+    group_targets = inputs if transposed else group_outputs
+    if kernel == "dense":
+        group_inputs = source[1] // p.groups
+        share = group_targets
+        if winograd.serves(plan, source[0], p.groups, group_targets, np.dtype(p.x.dtype), last):
+            kernel = "winograd"
+        elif one_plane.serves(plan, group_inputs, last):
+            kernel = "one plane"
+        else:
+            few = few_channels.serves(plan, group_inputs, group_targets, last)
+            kernel = "few channels" if few else "gather"
+    elif kernel == "depthwise planes" and one_plane.serves(plan, fan, False):
+        kernel = "one plane"
+    steps = (taps, inputs * taps) if transposed else (inputs * taps, taps)
+    weight_steps = (*steps, group_outputs * inputs * taps)
+    return _Facts(kernel, plan, last, group_targets, fan, share, (height, width), weight_steps)
+
+
+def kernel_name(p: Problem, transposed: bool) -> str:
+    """Which kernel runs the pass from the image, or the one to it; see `_Facts`."""
+    return _facts(p, transposed).kernel
 
 
 def dense(x: Array, channels_last: bool) -> Array:
@@ -128,40 +165,30 @@ def image_pass(
         activation: applied to the sums.
         keep_sums: whether the sums are wanted; else their array has size 0.
     """
-    name = family(p)
-    last = p.channels_last
-    planes = name == "depthwise planes"
-    x, weight = dense(x, last and not planes), contiguous(weight)
+    f = _facts(p, transposed)
+    last = f.channels_last
+    x, weight = dense(x, last), contiguous(weight)
     shift = zeros(target[1], x.dtype) if bias is None else contiguous(bias)
-    y = fresh(target, x.dtype, last and not planes)
-    before = fresh(target, x.dtype, last and not planes) if keep_sums else empty((0, 0, 0, 0), x.dtype)
-    plan = _geometry(p, transposed, x.shape, target, last and not planes)
-    outputs, inputs, height, width = weight.shape
-    taps = height * width
-    if name == "depthwise pixels":
+    y = fresh(target, x.dtype, last)
+    before = fresh(target, x.dtype, last) if keep_sums else empty((0, 0, 0, 0), x.dtype)
+    if f.kernel == "winograd" and winograd.run_winograd(
+        f.plan, x.shape[0], target[1], weight, f.weight_steps, x, shift, y, before, activation
+    ):
+        return y, before
+    # Also what Winograd's sums lost: where one is not finite, direct sums say which others are.
+    sizes = (x.shape[0], p.groups, f.group_targets)
+    if f.kernel in ("gather", "winograd"):
+        run_pass(f.plan, *sizes, f.taps, weight, f.weight_steps, x, shift, y, before, activation, last)
+    elif f.kernel == "few channels":
+        few_channels.run_rows(f.plan, *sizes, weight, f.weight_steps, x, shift, y, before, activation)
+    elif f.kernel == "one plane":
+        one_plane.run_planes(f.plan, f.share, weight, x, shift, y, before, activation)
+    elif f.kernel == "depthwise pixels":
         depthwise_pixels.correlate_pixels(p, x, weight, shift, y, before, transposed, activation)
-    elif planes:
-        multiplier = outputs // p.groups
-        fan, share = (multiplier, 1) if transposed else (1, multiplier)
-        depthwise_planes.correlate_planes(plan, x, weight, fan, share, shift, y, before, activation)
-        y, before = dense(y, last), dense(before, last)
     else:
-        group_outputs = outputs // p.groups
-        steps = (taps, inputs * taps) if transposed else (inputs * taps, taps)
-        group_targets = inputs if transposed else group_outputs
-        weight_steps = (*steps, group_outputs * inputs * taps)
-        images = x.shape[0]
-        kernel = _dense_kernel(plan, images, p.groups, x.shape[1], target[1], x.dtype, last)
-        if kernel == "winograd" and winograd.run_winograd(
-            plan, images, target[1], weight, weight_steps, x, shift, y, before, activation
-        ):
-            return y, before
-        # Also what Winograd's sums lost: where one is not finite, direct sums say which others are.
-        sizes = (images, p.groups, group_targets)
-        if kernel == "few channels":
-            few_channels.run_rows(plan, *sizes, weight, weight_steps, x, shift, y, before, activation)
-        else:
-            run_pass(plan, *sizes, p.kernel, weight, weight_steps, x, shift, y, before, activation, last)
+        depthwise_planes.correlate_planes(f.plan, x, weight, f.fan, f.share, shift, y, before, activation)
+    if last != p.channels_last:
+        y, before = dense(y, p.channels_last), dense(before, p.channels_last)
     return y, before
 
 

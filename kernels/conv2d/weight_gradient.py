@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.conv2d.gather import CHUNK, pad_image
+from kernels.conv2d.gather import CHUNK
 from kernels.conv2d.geometry import Gather
 from kernels.conv2d.image_pass import GRAIN, flat, source_of, tile_width
+from kernels.conv2d.moves import pad_image
 from kernels.runtime.numba_cpu import empty, jit, scratch, threaded, threads_for
 from kernels.simd import (
     TILE_ROWS,
@@ -38,6 +39,10 @@ Array = np.ndarray[Any, Any]
 FEW_TILES = 16
 #: Segments that the images are then split into; fixed, so that the result does not depend on the threads.
 SEGMENTS = 8
+#: Bytes of the sums that are in use at a time, half of L2.
+_RUN_BYTES = 1 << 19
+#: Tiles below which packing dy again for each run would cost too much.
+_LEAST_RUN = 16
 
 
 class Sums(NamedTuple):
@@ -47,6 +52,7 @@ class Sums(NamedTuple):
     pixels: int  # of dy, an image
     together: int  # images whose pixels are one sum, so that tiny images make long ones
     segments: int
+    run_tiles: int  # tiles whose sums are in use at a time
     padded_image: int
     padded_channel: int
     groups: int
@@ -79,13 +85,24 @@ def _pack_panel(dy, g, image, images, channel, valid, panel):
 
 
 @jit
-def _sum_parts(first, last, parts, g, s, x, slots, taps, pixels, dy, panels, sums):
-    """Parts [first, last) of all tiles.
+def _write_taps(sums, g, group, block, tap, taps, dw):
+    """dw[group, output, tap] of a block of outputs and taps [tap, tap + taps); sums: elements [taps, tile width]."""
+    width = 2 * lanes_of(sums)
+    group_taps = g.group_inputs * g.kernel_taps
+    valid = min(width, g.group_outputs - block * width)
+    start = (group * g.group_outputs + block * width) * group_taps + tap
+    transpose(sums, width, min(taps, group_taps - tap), valid, pointer(dw, start), group_taps)
+
+
+@jit
+def _sum_parts(first, last, parts, g, s, x, slots, taps, pixels, dy, panels, sums, dw):
+    """Parts [first, last) of all tiles: dw, or, with several segments, their sums.
 
     g, s: Sums and Source. x: elements of the images. slots: scratch elements [parts, together, padded image], or [1].
     taps: int64 [groups, tiles * TILE_ROWS], where in a padded image a tap finds pixel 0 (a group's last tap repeated).
     pixels: int64 [together * pixels], places of pixels relative to pixel 0. dy: elements. panels: scratch elements
-    [parts, together * pixels, tile width]. sums: elements [segments, groups, tiles, blocks, TILE_ROWS, tile width].
+    [parts, together * pixels, tile width]. sums: elements [segments, groups, blocks, tiles, TILE_ROWS, tile width], or,
+    with one segment, scratch elements [parts, blocks, run_tiles, TILE_ROWS, tile width].
     """
     lanes = lanes_of(x)
     width = 2 * lanes
@@ -93,6 +110,7 @@ def _sum_parts(first, last, parts, g, s, x, slots, taps, pixels, dy, panels, sum
     group_taps = g.group_inputs * g.kernel_taps
     tiles = (group_taps + TILE_ROWS - 1) // TILE_ROWS
     total = g.segments * g.groups * tiles
+    size = TILE_ROWS * width
     for part in range(first, last):
         begin = total * part // parts
         end = total * (part + 1) // parts
@@ -101,11 +119,17 @@ def _sum_parts(first, last, parts, g, s, x, slots, taps, pixels, dy, panels, sum
         if g.pads:
             source = pointer(slots, part * g.together * g.padded_image)
         while begin < end:
-            # The tiles of this part that belong to one segment and group.
+            # Tiles of this part that belong to one segment and group, and whose sums stay in L2 for all images.
             segment = begin // (g.groups * tiles)
             group = begin // tiles - segment * g.groups
             tile = begin - (segment * g.groups + group) * tiles
-            tile_end = min(tiles, tile + end - begin)
+            tile_end = min(tiles, tile + end - begin, tile + g.run_tiles)
+            if g.segments == 1:
+                found = pointer(sums, part * blocks * g.run_tiles * size)
+                pitch = g.run_tiles * size
+            else:
+                found = pointer(sums, ((segment * g.groups + group) * blocks * tiles + tile) * size)
+                pitch = tiles * size
             low = tile * TILE_ROWS // g.kernel_taps + group * g.group_inputs
             high = (min(tile_end * TILE_ROWS, group_taps) - 1) // g.kernel_taps + 1 + group * g.group_inputs
             image = g.images * segment // g.segments
@@ -113,6 +137,7 @@ def _sum_parts(first, last, parts, g, s, x, slots, taps, pixels, dy, panels, sum
             fresh = 0  # whether to add to what is there
             while image < image_end:
                 count = min(g.together, image_end - image)
+                writes = g.segments == 1 and image + count == image_end
                 base = source
                 if g.pads:
                     for n in range(count):
@@ -127,7 +152,6 @@ def _sum_parts(first, last, parts, g, s, x, slots, taps, pixels, dy, panels, sum
                     for start in range(0, count * g.pixels, CHUNK):
                         length = min(CHUNK, count * g.pixels - start)
                         for t in range(tile, tile_end):
-                            index = ((segment * g.groups + group) * tiles + t) * blocks + block
                             multiply_tile(
                                 TILE_ROWS,
                                 2,
@@ -136,11 +160,14 @@ def _sum_parts(first, last, parts, g, s, x, slots, taps, pixels, dy, panels, sum
                                 pointer(pixels, start),
                                 length,
                                 advance(panel, start * width),
-                                pointer(sums, index * TILE_ROWS * width),
+                                advance(found, block * pitch + (t - tile) * size),
                                 width,
                                 lanes,
                                 fresh + start,
                             )
+                    if writes:
+                        done = advance(found, block * pitch)
+                        _write_taps(done, g, group, block, tile * TILE_ROWS, (tile_end - tile) * TILE_ROWS, dw)
                 fresh = 1
                 image += count
             begin += tile_end - tile
@@ -150,34 +177,24 @@ _sum_tiles = threaded(_sum_parts)
 
 
 @jit
-def _write_blocks(first, last, g, sums, turned, dw):
-    """Blocks [first, last) of dw[group, output, channel, tap] from the tiles' sums, segments added in order.
-
-    turned: scratch elements [groups * blocks, tiles * TILE_ROWS, tile width].
-    """
+def _add_parts(first, last, g, sums, dw):
+    """Groups and blocks [first, last) of dw from the sums of several segments, which are added in order in place."""
     lanes = lanes_of(sums)
     width = 2 * lanes
     blocks = (g.group_outputs + width - 1) // width
-    group_taps = g.group_inputs * g.kernel_taps
-    tiles = (group_taps + TILE_ROWS - 1) // TILE_ROWS
-    size = TILE_ROWS * width
-    for index in range(first, last):
-        group = index // blocks
-        block = index - group * blocks
-        scratch = pointer(turned, index * tiles * size)
-        for t in range(tiles):
-            for i in range(0, size, lanes):
-                total = load(pointer(sums, ((group * tiles + t) * blocks + block) * size), i)
-                for segment in range(1, g.segments):
-                    place = (((segment * g.groups + group) * tiles + t) * blocks + block) * size
-                    total = total + load(pointer(sums, place), i)
-                store(scratch, t * size + i, total)
-        valid = min(width, g.group_outputs - block * width)
-        start = (group * g.group_outputs + block * width) * group_taps
-        transpose(scratch, width, group_taps, valid, pointer(dw, start), group_taps)
+    taps = (g.group_inputs * g.kernel_taps + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
+    step = g.groups * blocks * taps * width
+    for unit in range(first, last):
+        found = pointer(sums, unit * taps * width)
+        for i in range(0, taps * width, lanes):
+            total = load(found, i)
+            for segment in range(1, g.segments):
+                total = total + load(found, segment * step + i)
+            store(found, i, total)
+        _write_taps(found, g, unit // blocks, unit % blocks, 0, taps, dw)
 
 
-_write_weight = threaded(_write_blocks)
+_add_segments = threaded(_add_parts)
 
 
 def weight_gradient(
@@ -204,6 +221,8 @@ def weight_gradient(
     blocks = -(-(outputs // groups) // width)
     together = max(1, min(images, -(-CHUNK // pixels)))
     segments = min(SEGMENTS, -(-images // together)) if groups * tiles < FEW_TILES else 1
+    tile_size = TILE_ROWS * width
+    run_tiles = min(tiles, max(_LEAST_RUN, _RUN_BYTES // (blocks * tile_size * x.itemsize)))
     # A table of taps for each group, filled up to whole tiles with its last tap.
     spread = np.minimum(np.arange(tiles * TILE_ROWS), group_taps - 1)
     starts = np.arange(groups)[:, None] * group_inputs * plan.padded.channel
@@ -217,6 +236,7 @@ def weight_gradient(
         pixels,
         together,
         segments,
+        run_tiles,
         plan.padded.image,
         plan.padded.channel,
         groups,
@@ -229,7 +249,8 @@ def weight_gradient(
     )
     threads = threads_for(images * pixels * group_taps * outputs, GRAIN)
     parts = min(threads, segments * groups * tiles)
-    sums = scratch(segments * groups * tiles * blocks * TILE_ROWS * width, x.dtype)
+    dw = empty(weight_shape, x.dtype)
+    sums = scratch((parts * run_tiles if segments == 1 else segments * groups * tiles) * blocks * tile_size, x.dtype)
     _sum_tiles(
         parts,
         parts,
@@ -243,11 +264,10 @@ def weight_gradient(
         flat(dy),
         scratch(parts * together * pixels * width, x.dtype),
         sums,
+        dw.reshape(-1),
     )
-    dw = empty(weight_shape, x.dtype)
-    _write_weight(
-        groups * blocks, threads, g, sums, scratch(groups * blocks * tiles * TILE_ROWS * width, x.dtype), dw.reshape(-1)
-    )
+    if segments > 1:
+        _add_segments(groups * blocks, threads, g, sums, dw.reshape(-1))
     return dw
 
 

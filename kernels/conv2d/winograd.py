@@ -22,15 +22,17 @@ done again by the gather kernel.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kernels.activation.vectors import ACTIVATION_CODES
-from kernels.conv2d.gather import CHUNK, apply_activation, write_sums
-from kernels.conv2d.geometry import Gather, Table
+from kernels.conv2d.gather import CHUNK
+from kernels.conv2d.geometry import Gather, Table, filter_order
 from kernels.conv2d.image_pass import GRAIN, MOVE_GRAIN, direct_products, pack_weight
+from kernels.conv2d.moves import apply_activation, write_sums
 from kernels.conv2d.winograd_transforms import output_row, transform_filters, transform_row
 from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for
 from kernels.simd import (
@@ -74,20 +76,6 @@ class Tiles(NamedTuple):
     activation: int
     block_parts: int  # the work falls into parts of the rows x block_parts parts of the output channels
     row_parts: int
-
-
-def filter_order(plan: Gather) -> Table | None:
-    """The places in a filter (r * 3 + s) in the order of the source's rows and columns, or None if it is not 3x3."""
-    if len(plan.grids) != 1:
-        return None
-    grid = plan.grids[0]
-    if grid.step != (1, 1) or len(grid.taps) != 9:
-        return None
-    order = sorted(range(9), key=lambda t: grid.shifts[t])
-    top, left = grid.shifts[order[0]]
-    if [grid.shifts[t] for t in order] != [(top + i, left + j) for i in range(3) for j in range(3)]:
-        return None
-    return plan.tap_index[0][order]
 
 
 def serves(plan: Gather, images: int, groups: int, outputs: int, dtype: np.dtype[Any], channels_last: bool) -> bool:
@@ -141,16 +129,79 @@ def _plan(plan: Gather, images: int, outputs: int, threads: int) -> tuple[int, i
     return best[1], best[2], best[3]
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What everything but the numbers determines of a pass: its Tiles as a tuple, parts, and sizes of scratch.
+
+    source, products, pixels, tables: elements for each part; filters: for all.
+    """
+
+    settings: tuple[int, ...]
+    order: Table
+    parts: int
+    blocks: int
+    filter_step: int
+    filters: int
+    source: int
+    products: int
+    pixels: int
+    tables: int
+
+
+@lru_cache(1024)
+def _prepare(plan: Gather, images: int, outputs: int, threads: int, lanes: int, activation: str | None) -> _Prepared:
+    order = filter_order(plan)
+    assert order is not None
+    grid = plan.grids[0]
+    inputs = plan.channels
+    width = 2 * lanes
+    blocks = -(-outputs // width)
+    tile_columns = -(-grid.size[1] // 2)
+    block_rows, row_parts, block_parts = _plan(plan, images, outputs, threads)
+    tiles = block_rows * tile_columns
+    # Room for what a vector and a tile have past the end; odd numbers of lines, so that what is read together spreads
+    # over the sets of L1.
+    pitch = (tiles // lanes + 2) * lanes
+    step = (inputs * pitch // lanes | 1) * lanes
+    filter_step = inputs * width + lanes
+    room = tiles + TILE_ROWS | 1
+    first_row, first_column = min(grid.shifts)
+    p = Tiles(
+        images,
+        inputs,
+        outputs,
+        *plan.source,
+        first_row,
+        first_column,
+        -(-grid.size[0] // 2),
+        tile_columns,
+        *grid.size,
+        block_rows,
+        pitch,
+        step,
+        filter_step,
+        room,
+        ACTIVATION_CODES[activation],
+        block_parts,
+        row_parts,
+    )
+    parts = row_parts * block_parts
+    sizes = (blocks * 16 * filter_step, 16 * step, 16 * room * width, 4 * room * width, pitch + inputs)
+    return _Prepared(tuple(p), order, parts, blocks, filter_step, *sizes)
+
+
 @jit
-def _winograd_parts(first, last, p, x, filters, bias, source, products, pixels, tables, y, before, failed):
+def _winograd_parts(first, last, settings, x, filters, bias, source, products, pixels, tables, y, before, failed):
     """Parts [first, last) of a pass.
 
-    p: Tiles. x: elements [N, C, H, W]. filters: elements [blocks, 16, filter_step]. bias: elements [outputs].
+    settings: Tiles as a plain tuple. x: elements [N, C, H, W]. filters: elements [blocks, 16, filter_step]. bias:
+    elements [outputs].
     source: scratch elements [parts, 16, step], a step holding [inputs, pitch]. products: scratch elements [parts, 16,
     room, tile width]. pixels: scratch elements [parts, 4 * room, tile width]. tables: scratch int64 [parts, pitch +
     inputs]. y: the output's elements. before: as y, for the sums before the activation, or of size 0. failed: int64
     [parts], set to whether a sum is not finite.
     """
+    p = Tiles(*settings)
     lanes = lanes_of(x)
     width = 2 * lanes
     blocks = (p.outputs + width - 1) // width
@@ -242,61 +293,29 @@ def run_winograd(
     Returns:
         Whether every sum is finite. If not, `y` and `before` are not what a direct sum would be.
     """
-    order = filter_order(plan)
-    assert order is not None
-    grid = plan.grids[0]
-    inputs = plan.channels
     lanes = VECTOR_BYTES // x.itemsize
-    width = 2 * lanes
-    blocks = -(-outputs // width)
-    tile_columns = -(-grid.size[1] // 2)
-    threads = threads_for(images * grid.size[0] * grid.size[1] * inputs * outputs * 4, GRAIN)
-    block_rows, row_parts, block_parts = _plan(plan, images, outputs, threads)
-    tiles = block_rows * tile_columns
-    parts = row_parts * block_parts
-    # Room for what a vector and a tile have past the end; odd numbers of lines, so that what is read together spreads
-    # over the sets of L1.
-    pitch = (tiles // lanes + 2) * lanes
-    step = (inputs * pitch // lanes | 1) * lanes
-    filter_step = inputs * width + lanes
-    room = tiles + TILE_ROWS | 1
-    panels = pack_weight(weight, weight_steps, 1, outputs, inputs, 9)
-    filters = scratch(blocks * 16 * filter_step, x.dtype)
-    transform_filters(
-        blocks * inputs, threads_for(panels.size, MOVE_GRAIN), inputs, filter_step, order, panels, filters
-    )
-    first_row, first_column = min(grid.shifts)
-    p = Tiles(
-        images,
-        inputs,
-        outputs,
-        *plan.source,
-        first_row,
-        first_column,
-        -(-grid.size[0] // 2),
-        tile_columns,
-        *grid.size,
-        block_rows,
-        pitch,
-        step,
-        filter_step,
-        room,
-        ACTIVATION_CODES[activation],
-        block_parts,
-        row_parts,
-    )
-    failed = scratch(parts, np.int64)
+    work = images * plan.grids[0].size[0] * plan.grids[0].size[1] * plan.channels * outputs * 4
+    t = _prepare(plan, images, outputs, threads_for(work, GRAIN), lanes, activation)
+    panels = pack_weight(weight, weight_steps, 1, outputs, plan.channels, 9)
+    floats = scratch(t.filters + t.parts * (t.source + t.products + t.pixels), x.dtype)
+    makers = threads_for(panels.size, MOVE_GRAIN)
+    transform_filters(t.blocks * plan.channels, makers, plan.channels, t.filter_step, t.order, panels, floats)
+    # For each part two tables, and whether it failed.
+    numbers = scratch(t.parts * (t.tables + 1), np.int64)
+    failed = numbers[t.parts * t.tables :]
+    source = floats[t.filters :]
+    products = source[t.parts * t.source :]
     _run_parts(
-        parts,
-        parts,
-        p,
+        t.parts,
+        t.parts,
+        t.settings,
         x.reshape(-1),
-        filters,
+        floats,
         bias,
-        scratch(parts * 16 * step, x.dtype),
-        scratch(parts * 16 * room * width, x.dtype),
-        scratch(parts * 4 * room * width, x.dtype),
-        scratch(parts * (pitch + inputs), np.int64),
+        source,
+        products,
+        products[t.parts * t.products :],
+        numbers,
         y.reshape(-1),
         before.reshape(-1),
         failed,

@@ -23,9 +23,7 @@ class LinearProblem(Problem):
     activation: str | None
 
     @classmethod
-    def check(
-        cls, x: ArraySpec, weight: ArraySpec, bias: ArraySpec | None, activation: Any
-    ) -> LinearProblem:
+    def check(cls, x: ArraySpec, weight: ArraySpec, bias: ArraySpec | None, activation: Any) -> LinearProblem:
         """See :func:`linear` for the rules."""
         op = "linear"
         if x.ndim == 0:

@@ -196,7 +196,8 @@ def test_channels_last_has_the_same_values():
     ("x", "weight", "arguments", "name"),
     [
         ((1, 4, 5, 5), (6, 4, 3, 3), {}, "gather"),
-        ((1, 1, 5, 5), (6, 1, 3, 3), {}, "few channels"),  # few products
+        ((1, 1, 5, 5), (6, 1, 3, 2), {}, "few channels"),  # few products
+        ((1, 1, 5, 5), (6, 1, 3, 3), {}, "one plane"),
         ((1, 3, 9, 9), (6, 3, 3, 3), {}, "few channels"),
         ((1, 3, 9, 9), (6, 3, 3, 3), {"stride": 2}, "gather"),
         ((1, 40, 9, 9), (3, 40, 3, 3), {}, "few channels"),  # few outputs
@@ -210,8 +211,10 @@ def test_channels_last_has_the_same_values():
         ((1, 128, 14, 14), (128, 64, 3, 3), {"padding": 1, "groups": 2}, "gather"),
         ((1, 512, 4, 4), (512, 512, 3, 3), {"padding": 1}, "gather"),  # too few pixels for so many filters
         ((60, 64, 2, 2), (64, 64, 3, 3), {"padding": 1}, "gather"),  # too much beside the edge
-        ((1, 4, 5, 5), (4, 1, 3, 3), {"groups": 4}, "depthwise planes"),
-        ((1, 4, 5, 5), (8, 1, 3, 3), {"groups": 4}, "depthwise planes"),
+        ((1, 4, 5, 5), (4, 1, 3, 3), {"groups": 4}, "one plane"),
+        ((1, 4, 5, 5), (8, 1, 3, 3), {"groups": 4}, "one plane"),
+        ((1, 4, 5, 5), (4, 1, 3, 3), {"groups": 4, "stride": 2}, "depthwise planes"),
+        ((1, 4, 5, 5), (4, 1, 3, 3), {"groups": 4, "padding": 2, "dilation": 2}, "depthwise planes"),
     ],
 )
 def test_choice_of_kernel(x, weight, arguments, name):
@@ -225,7 +228,8 @@ def test_choice_of_kernel(x, weight, arguments, name):
         ((1, 1, 9, 9), (32, 1, 3, 3), {}, "few channels"),
         ((1, 4, 9, 9), (32, 4, 3, 3), {}, "gather"),
         ((1, 64, 16, 16), (70, 64, 3, 3), {}, "winograd"),
-        ((1, 4, 9, 9), (4, 1, 3, 3), {"groups": 4}, "depthwise planes"),
+        ((1, 4, 9, 9), (4, 1, 3, 3), {"groups": 4}, "one plane"),
+        ((1, 4, 9, 9), (8, 1, 3, 3), {"groups": 4}, "depthwise planes"),
     ],
 )
 def test_choice_of_kernel_of_the_transposed_pass(x, weight, arguments, name):
@@ -234,7 +238,7 @@ def test_choice_of_kernel_of_the_transposed_pass(x, weight, arguments, name):
 
 def test_choice_of_kernel_channels_last(capsys):
     x = np.ones((1, 5, 5, 4), np.float32).transpose(0, 3, 1, 2)
-    for outputs, name in ((4, "depthwise pixels"), (8, "depthwise planes")):
+    for outputs, name in ((4, "depthwise pixels"), (8, "one plane")):
         found = kernels.explain("conv2d", x, np.ones((outputs, 1, 3, 3), np.float32), groups=4)
         assert numba_cpu.kernel_name(found.problem, False) == name
         assert f"{name} kernel" in capsys.readouterr().out
@@ -297,11 +301,13 @@ SPLIT_MODULES = ("image_pass", "few_channels", "winograd", "weight_gradient")
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 5])
 def test_any_split_gives_the_same_bits(monkeypatch, parts):
-    """Pixels or channels divided among parts, with all three kernels, forward and backward."""
+    """Pixels or channels divided among parts, with every kernel, forward and backward."""
     cases = (
         ((3, 20, 13, 12), (70, 20, 3, 3), {"padding": 1}),
         ((1, 130, 3, 3), (200, 130, 3, 3), {"padding": 1}),  # few pixels: the parts divide the channels
         ((2, 9, 8, 7), (9, 1, 3, 3), {"groups": 9, "padding": 1}),
+        ((2, 9, 8, 7), (9, 1, 3, 3), {"groups": 9, "padding": 1, "stride": 2}),
+        ((3, 1, 9, 20), (5, 1, 3, 3), {}),  # many filters on one plane
         ((20, 2, 8, 7), (3, 2, 3, 3), {}),
         ((2, 3, 70, 41), (14, 3, 3, 3), {"padding": 1}),  # few channels, several blocks an image
         ((2, 66, 20, 21), (70, 66, 3, 3), {"padding": 1}),  # Winograd, the parts divide rows
@@ -317,6 +323,7 @@ def test_any_split_gives_the_same_bits(monkeypatch, parts):
             "weight_gradient",
             "depthwise_planes",
             "depthwise_pixels",
+            "one_plane",
         ):
             target = f"kernels.conv2d.{module}.threads_for"
             monkeypatch.setattr(__import__("sys").modules[target.rpartition(".")[0]], "threads_for", lambda *_: count)
