@@ -26,8 +26,10 @@ class MultiHeadAttention(Layer):
 
     Call: layer(query, value=None, key=None, ...) with query (N, T, D), value (N, S, Dv) (default the query:
     self-attention) and key (N, S, Dk) (default the value); output (N, T, output features). Further arguments:
-    attention_mask: bool (N, T, S) or (T, S), True where the query sees the key. use_causal_mask: query i sees keys up
-    to i. lengths (N,): how many keys of a row are real. A query that sees no key has the output of zeros.
+    attention_mask: bool (or integers, 0 for False) (N, T, S) or (T, S), True where the query sees the key. query_mask
+    (N, T), value_mask and key_mask (N, S): the same, False for a query that sees nothing, or for what no query sees.
+    use_causal_mask: query i sees keys up to i. lengths (N,): how many keys of a row are real. A query that sees no key
+    has the output of zeros.
     return_attention_scores: (output, weights (N, heads, T, S)), the weights before dropout; they are computed apart and
     take T x S numbers, which attention itself never does. keys_values: what project(value, key) gave, in place of the
     two: keys of the past for generation; with use_causal_mask the last query then stands at the last key.
@@ -72,12 +74,9 @@ class MultiHeadAttention(Layer):
         relative: str | None = None,
         max_distance: int | None = None,
         relative_bidirectional: bool = True,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        super().__init__(input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(**options)
         value_dim = key_dim if value_dim is None else value_dim
         for argument, size in (("num_heads", num_heads), ("key_dim", key_dim), ("value_dim", value_dim)):
             if not isinstance(size, int) or size < 1:
@@ -165,16 +164,16 @@ class MultiHeadAttention(Layer):
 
     # Calls.
 
-    def forward(
-        self, x: torch.Tensor, value: torch.Tensor | None = None, key: torch.Tensor | None = None, **options: Any
+    def forward(  # type: ignore[override]
+        self, query: torch.Tensor, value: torch.Tensor | None = None, key: torch.Tensor | None = None, **options: Any
     ) -> Any:
-        value = x if value is None else value
+        value = query if value is None else value
         key = value if key is None else key
-        if not self.built and all(isinstance(one, torch.Tensor) and one.dim() == 3 for one in (x, key, value)):
-            self.build_for(tuple(x.shape), tuple(key.shape), tuple(value.shape))
-            self.built_input_shape = (None, *x.shape[1:])
+        if not self.built and all(isinstance(one, torch.Tensor) and one.dim() == 3 for one in (query, key, value)):
+            self.build_for(tuple(query.shape), tuple(key.shape), tuple(value.shape))
+            self.built_input_shape = (None, *query.shape[1:])
             self.built = True
-        return super().forward(x, value, key, **options)
+        return super().forward(query, value, key, **options)
 
     def call(  # type: ignore[override]
         self,
@@ -182,6 +181,9 @@ class MultiHeadAttention(Layer):
         value: torch.Tensor,
         key: torch.Tensor,
         *,
+        query_mask: torch.Tensor | None = None,
+        value_mask: torch.Tensor | None = None,
+        key_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         use_causal_mask: bool = False,
         return_attention_scores: bool = False,
@@ -195,7 +197,7 @@ class MultiHeadAttention(Layer):
         else:
             heads = (self._project_query(query), *self.project(value, key))
         q, k, v = heads
-        mask = self._checked_mask(attention_mask, q, k)
+        mask = self._mask(q, k, attention_mask, query_mask, value_mask, key_mask)
         causal = None if not use_causal_mask else "top_left" if keys_values is None else "bottom_right"
         y = self.run(
             "attention",
@@ -253,17 +255,36 @@ class MultiHeadAttention(Layer):
         """(N, T, heads * size) -> a view (N, heads, T, size)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def _checked_mask(self, mask: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor | None:
-        if mask is None:
-            return None
-        shape = (q.shape[0], q.shape[2], k.shape[2])
-        if mask.dtype != torch.bool:
-            raise TypeError(f"{self.name}: attention_mask must be bool, True where the query sees, got {mask.dtype}")
-        if tuple(mask.shape) not in (shape, shape[1:], (1, *shape[1:])):
-            raise ValueError(
-                f"{self.name}: attention_mask must have shape {shape} or {shape[1:]}, got {tuple(mask.shape)}"
-            )
-        return mask[:, None] if mask.dim() == 3 else mask
+    def _mask(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        attention: torch.Tensor | None,
+        query: torch.Tensor | None,
+        value: torch.Tensor | None,
+        key: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """All masks in one, that broadcasts to (N, heads, T, S); None where there is none."""
+        rows, queries, keys = q.shape[0], q.shape[2], k.shape[2]
+        whole = None
+        if attention is not None:
+            shape = (rows, queries, keys)
+            whole = self._checked_mask("attention_mask", attention, shape, shape[1:], (1, *shape[1:]))
+            whole = whole[:, None] if whole.dim() == 3 else whole
+        for name, mask, steps in (("query_mask", query, queries), ("value_mask", value, keys), ("key_mask", key, keys)):
+            if mask is not None:
+                mask = self._checked_mask(name, mask, (rows, steps))
+                mask = mask[:, None, :, None] if name == "query_mask" else mask[:, None, None, :]
+                whole = mask if whole is None else whole & mask
+        return whole
+
+    def _checked_mask(self, argument: str, mask: torch.Tensor, *shapes: tuple[int, ...]) -> torch.Tensor:
+        if mask.is_floating_point():
+            raise TypeError(f"{self.name}: {argument} must be bool, True where the query sees, got {mask.dtype}")
+        if tuple(mask.shape) not in shapes:
+            allowed = " or ".join(str(shape) for shape in shapes[:2])
+            raise ValueError(f"{self.name}: {argument} must have shape {allowed}, got {tuple(mask.shape)}")
+        return mask.bool()
 
     def _relative_term(self) -> Any:
         if self.relative == "shaw":

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from nnlib import ops
+from nnlib.calling import Called
 from nnlib.configuration import Recorded
 from nnlib.initializers import Fans, Initializer, initializer
 
@@ -18,12 +19,13 @@ from nnlib.initializers import Fans, Initializer, initializer
 Shape = tuple[int | None, ...]
 
 
-class Layer(Recorded, torch.nn.Module):
+class Layer(Recorded, Called):
     """The base of all layers.
 
     A subclass writes `call`, and where it has them `build` (its parameters), `compute_output_shape` and
     `expected_input`. Parameters are made by `build`, on first use or when `input_shape` is known. A layer may be made
-    of others: those are its attributes, and share its backend.
+    of others: those are its attributes, and share its backend. Calls take NumPy arrays too, and training=True or False
+    for one call (see nnlib.calling.Called).
 
     input_shape: sizes of one sample, without the batch; given, a Sequential builds the layer at once.
     device: where the parameters are made (default: torch's default device); `.to()` moves them later.
@@ -136,7 +138,7 @@ class Layer(Recorded, torch.nn.Module):
         Raises ValueError if x's shape does not fit the layer, TypeError if it must be floating point and is not.
         """
         if not isinstance(x, torch.Tensor):
-            raise TypeError(f"{self.name}: input must be a tensor, got {type(x).__name__}")
+            raise TypeError(f"{self.name}: input must be a tensor or a NumPy array, got {type(x).__name__}")
         shape = tuple(x.shape)
         if not self.built or shape[1:] != self._fitting_shape or torch.compiler.is_compiling():
             self.build_once(shape)
@@ -155,6 +157,8 @@ class Layer(Recorded, torch.nn.Module):
             return
         self.compute_output_shape(input_shape)  # raises if a window does not fit
         self.build(input_shape)
+        for part in self.children():
+            part.train(self.training)  # what build made is in the layer's mode
         self.built_input_shape = (None, *input_shape[1:])
         self.built = True
 

@@ -44,13 +44,9 @@ class BatchNormalization(Layer):
         scale: bool = True,
         beta_initializer: str | Initializer = "zeros",
         gamma_initializer: str | Initializer = "ones",
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        super().__init__(input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(**options)
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum: a number in [0, 1] is expected, got {momentum}")
         if not epsilon > 0:

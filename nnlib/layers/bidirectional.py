@@ -43,12 +43,9 @@ class Bidirectional(Layer):
         merge_mode: str | None = "concat",
         *,
         backward_layer: Recurrent | None = None,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        super().__init__(input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(**options)
         for argument, given in (("layer", layer), ("backward_layer", backward_layer)):
             if not isinstance(given, Recurrent) and (given is not None or argument == "layer"):
                 raise TypeError(f"{argument}: a SimpleRNN, LSTM or GRU is expected, got {given!r}")
@@ -92,10 +89,14 @@ class Bidirectional(Layer):
         self.forward_layer.build_once(input_shape)
         self.backward_layer.build_once(input_shape)
 
-    def reset_states(self) -> None:
+    def reset_state(self) -> None:
         """Forgets the states that a stateful layer keeps."""
-        self.forward_layer.reset_states()
-        self.backward_layer.reset_states()
+        self.forward_layer.reset_state()
+        self.backward_layer.reset_state()
+
+    def reset_states(self) -> None:
+        """reset_state, by its name in Keras 2."""
+        self.reset_state()
 
     def call(
         self,

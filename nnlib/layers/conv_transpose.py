@@ -43,13 +43,9 @@ class Conv2DTranspose(ImageLayer):
         use_bias: bool = True,
         kernel_initializer: str | Initializer = "glorot_uniform",
         bias_initializer: str | Initializer = "zeros",
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        super().__init__(data_format=data_format, input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(data_format=data_format, **options)
         if filters < 1:
             raise ValueError(f"filters: a positive integer is expected, got {filters}")
         self.filters = filters

@@ -46,13 +46,9 @@ class Conv2D(ImageLayer):
         use_bias: bool = True,
         kernel_initializer: str | Initializer = "glorot_uniform",
         bias_initializer: str | Initializer = "zeros",
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        super().__init__(data_format=data_format, input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(data_format=data_format, **options)
         if groups < 1:
             raise ValueError(f"groups: a positive integer is expected, got {groups}")
         if filters < 1 or filters % groups:
@@ -144,15 +140,11 @@ class DepthwiseConv2D(Conv2D):
         use_bias: bool = True,
         depthwise_initializer: str | Initializer = "glorot_uniform",
         bias_initializer: str | Initializer = "zeros",
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__(
             1, kernel_size, strides, padding, data_format, dilation_rate, 1, activation, use_bias,
-            depthwise_initializer, bias_initializer, input_shape=input_shape, device=device, backend=backend, name=name,
+            depthwise_initializer, bias_initializer, **options,
         )  # fmt: skip
         if depth_multiplier < 1:
             raise ValueError(f"depth_multiplier: a positive integer is expected, got {depth_multiplier}")
@@ -209,13 +201,9 @@ class SeparableConv2D(ImageLayer):
         depthwise_initializer: str | Initializer = "glorot_uniform",
         pointwise_initializer: str | Initializer = "glorot_uniform",
         bias_initializer: str | Initializer = "zeros",
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        super().__init__(data_format=data_format, input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(data_format=data_format, **options)
         self.depthwise = DepthwiseConv2D(
             kernel_size, strides, padding, depth_multiplier, data_format, dilation_rate, None, False,
             depthwise_initializer, name=self.name,

@@ -40,13 +40,9 @@ class Dense(Layer):
         use_bias: bool = True,
         kernel_initializer: str | Initializer = "glorot_uniform",
         bias_initializer: str | Initializer = "zeros",
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        super().__init__(input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(**options)
         if units < 1:
             raise ValueError(f"units: a positive integer is expected, got {units}")
         self.units = units

@@ -43,15 +43,11 @@ class Embedding(Layer):
         mask_zero: bool = False,
         weights: Any = None,
         input_length: int | None = None,
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         if input_shape is None and input_length is not None:
             input_shape = (input_length,)
-        super().__init__(input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(**options)
         for argument, size in (("input_dim", input_dim), ("output_dim", output_dim), ("input_length", input_length)):
             if (size is not None or argument != "input_length") and (not isinstance(size, int) or size < 1):
                 raise ValueError(f"{argument}: a positive integer is expected, got {size}")

@@ -104,15 +104,11 @@ class LayerNormalization(_Normalization):
         scale: bool = True,
         beta_initializer: str | Initializer = "zeros",
         gamma_initializer: str | Initializer = "ones",
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__(
             axis, epsilon, center, scale, beta_initializer, gamma_initializer,
-            input_shape=input_shape, device=device, backend=backend, name=name,
+            **options,
         )  # fmt: skip
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
@@ -135,15 +131,11 @@ class RMSNormalization(_Normalization):
         self,
         axis: int | Sequence[int] = -1,
         epsilon: float = 1e-6,
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__(
             axis, epsilon, False, True, "zeros", "ones",
-            input_shape=input_shape, device=device, backend=backend, name=name,
+            **options,
         )  # fmt: skip
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:

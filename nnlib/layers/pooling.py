@@ -27,13 +27,9 @@ class _WindowPooling2D(ImageLayer):
         strides: int | Sequence[int] | None = None,
         padding: str = "valid",
         data_format: str | None = None,
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        super().__init__(data_format=data_format, input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(data_format=data_format, **options)
         self.pool_size = pair("pool_size", pool_size)
         self.strides = self.pool_size if strides is None else pair("strides", strides)
         look_up("padding", padding, PADDINGS)
@@ -112,13 +108,9 @@ class _GlobalPooling2D(ImageLayer):
         self,
         data_format: str | None = None,
         keepdims: bool = False,
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        super().__init__(data_format=data_format, input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(data_format=data_format, **options)
         self.keepdims = keepdims
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

@@ -19,7 +19,7 @@ _SHARED = """
     training runs step by step.
     return_sequences: the output of every step in place of the last. return_state: (output, *states) in place of the
     output. go_backwards: from the last step to the first, which is then the order of the output.
-    stateful: a batch starts from the states that the batch before it ended with (detached), see reset_states.
+    stateful: a batch starts from the states that the batch before it ended with (detached), see reset_state.
     unroll: accepted and without effect: there is no loop to unroll.
     zero_output_for_mask: with return_sequences, padded steps are 0; else they repeat the row's last output.
     input_shape, device, backend, name: see Layer.
@@ -61,15 +61,12 @@ class SimpleRNN(Recurrent):
         unroll: bool = False,
         *,
         zero_output_for_mask: bool = False,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__(
             units, activation, None, use_bias, kernel_initializer, recurrent_initializer, bias_initializer, dropout,
             recurrent_dropout, return_sequences, return_state, go_backwards, stateful, unroll, zero_output_for_mask,
-            input_shape=input_shape, device=device, backend=backend, name=name,
+            **options,
         )  # fmt: skip
 
     def op_options(self) -> dict[str, Any]:
@@ -109,15 +106,12 @@ class LSTM(Recurrent):
         unroll: bool = False,
         *,
         zero_output_for_mask: bool = False,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__(
             units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
             bias_initializer, dropout, recurrent_dropout, return_sequences, return_state, go_backwards, stateful,
-            unroll, zero_output_for_mask, input_shape=input_shape, device=device, backend=backend, name=name,
+            unroll, zero_output_for_mask, **options,
         )  # fmt: skip
         self.unit_forget_bias = unit_forget_bias
 
@@ -159,15 +153,12 @@ class GRU(Recurrent):
         reset_after: bool = True,
         *,
         zero_output_for_mask: bool = False,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__(
             units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
             bias_initializer, dropout, recurrent_dropout, return_sequences, return_state, go_backwards, stateful,
-            unroll, zero_output_for_mask, input_shape=input_shape, device=device, backend=backend, name=name,
+            unroll, zero_output_for_mask, **options,
         )  # fmt: skip
         self.reset_after = reset_after
 

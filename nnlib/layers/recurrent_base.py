@@ -151,7 +151,7 @@ class Recurrent(Layer):
             if kept is not None and kept[0].shape[0] != rows:
                 raise ValueError(
                     f"{self.name}: a stateful layer needs the batch size of the call before ({kept[0].shape[0]}), "
-                    f"got {rows}; reset_states() starts anew"
+                    f"got {rows}; reset_state() starts anew"
                 )
             return None if kept is None else tuple(state.to(x) for state in kept)
         states = (given,) if isinstance(given, torch.Tensor) else tuple(given)
@@ -168,9 +168,13 @@ class Recurrent(Layer):
         if self.stateful:
             self._states = tuple(state.detach() for state in states)
 
-    def reset_states(self) -> None:
+    def reset_state(self) -> None:
         """Forgets the states that a stateful layer keeps: the next batch starts from zeros."""
         self._states = None
+
+    def reset_states(self) -> None:
+        """reset_state, by its name in Keras 2."""
+        self.reset_state()
 
     # Running.
 

@@ -85,12 +85,9 @@ class TransformerBlock(Layer):
         max_distance: int | None = None,
         causal: bool = False,
         cross_attention: bool = False,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        super().__init__(input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(**options)
         for argument, size in (("d_model", d_model), ("num_heads", num_heads), ("dff", dff)):
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{argument}: a positive integer is expected, got {size}")

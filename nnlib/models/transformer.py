@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from nnlib import ops
 from nnlib.activations import ActivationFunction
+from nnlib.calling import in_mode
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.core import Dense, Dropout
 from nnlib.layers.embedding import Embedding, PositionalEncoding
@@ -280,7 +282,7 @@ class EncoderDecoder(_Transformer):
     @torch.no_grad()
     def generate(
         self,
-        source: torch.Tensor,
+        source: np.ndarray[Any, Any] | torch.Tensor,
         start_token: int,
         max_length: int,
         end_token: int | None = None,
@@ -298,6 +300,7 @@ class EncoderDecoder(_Transformer):
         Returns (N, L) int64, L at most max_length, without the start token. Raises ValueError for an argument out of
         its range.
         """
+        source = self._with_tensors(source)
         self._check_tokens("source", source)
         _check_sizes(max_length=max_length)
         for argument, token in (("start_token", start_token), ("end_token", end_token)):
@@ -305,12 +308,8 @@ class EncoderDecoder(_Transformer):
                 raise ValueError(f"{argument}: a token below {self.target_vocab_size} is expected, got {token}")
         if not temperature >= 0:
             raise ValueError(f"temperature: a number of at least 0 is expected, got {temperature}")
-        was_training = self.training
-        self.eval()
-        try:
+        with in_mode(self, training=False):
             return self._write(source, start_token, max_length, end_token, temperature, use_cache)
-        finally:
-            self.train(was_training)
 
     def _write(
         self,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnlib import ops
+from nnlib.calling import in_mode
 from nnlib.training.data import Batch, InputTensors, check_lengths, class_weights, first_of, to_inputs, to_tensor
 from nnlib.training.setup import Setup, Trackers
 
@@ -163,17 +164,6 @@ class Steps:
         """Within the block the model is in evaluation mode and no gradients are kept."""
         with in_mode(self.model, training=False), torch.no_grad():
             yield
-
-
-@contextmanager
-def in_mode(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
-    """Within the block the model trains or evaluates; afterwards it is in the mode that it was in."""
-    before = model.training
-    model.train(training)
-    try:
-        yield
-    finally:
-        model.train(before)
 
 
 def raise_not_finite(loss: float, where: str) -> None:
