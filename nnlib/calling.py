@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+
+from nnlib import activity
 
 
 class Called(torch.nn.Module):
@@ -37,9 +39,10 @@ class Called(torch.nn.Module):
             options = {key: self._with_tensors(value) for key, value in options.items()}
         if self._hands_mode_on:
             options["training"] = self.training if training is None else bool(training)
-        if training is None:
+        if training is None and not activity.Use.ever:
             return super().__call__(*inputs, **options)
-        with in_mode(self, training=bool(training)):
+        mode = nullcontext() if training is None else in_mode(self, training=bool(training))
+        with mode, activity.outermost_call(self):
             return super().__call__(*inputs, **options)
 
     def _with_tensors(self, value: Any) -> Any:

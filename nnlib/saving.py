@@ -18,7 +18,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from nnlib import layers, models
+from nnlib import constraints, initializers, layers, models, regularizers
 from nnlib.configuration import Recorded, count, describe, encode, make
 from nnlib.tensor_file import read_file, write_file
 from nnlib.training.kept import describe_setup, restore_setup, take_tensors
@@ -92,8 +92,11 @@ def load_model(
 
 
 def model_classes() -> dict[str, type]:
-    """All that a model's description may name: the layers and models of nnlib, their bases left out."""
-    found = {}
+    """All that a model's description may name: the layers and models of nnlib, their bases left out, and what layers
+    are made with."""
+    tables = (initializers.INITIALIZERS, constraints.CONSTRAINTS)
+    found: dict[str, type] = {kind.__name__: kind for table in tables for kind in table.values()}
+    found |= {type(one()).__name__: type(one()) for one in regularizers.REGULARIZERS.values()}
     for module in (layers, models):
         for name in module.__all__:
             value = getattr(module, name)

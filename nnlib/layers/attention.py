@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
 import kernels
-from nnlib.initializers import Initializer, initializer
+from nnlib.initializers import InitializerChoice, fill
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.core import Dense
+from nnlib.layers.options import AttentionOptions
 from nnlib.layers.padding import real_steps
+from nnlib.layers.rules import features_last
 from nnlib.names import look_up
 
 #: Kinds of relative position, and from which distance on each tells none apart, by default.
@@ -19,6 +22,11 @@ RELATIVE = {"shaw": 16, "t5": 128, "alibi": 0}
 T5_BUCKETS = 32
 
 Heads = tuple[torch.Tensor, torch.Tensor]
+
+
+def _with_heads(weight: torch.Tensor) -> torch.Tensor:
+    """(rows, D) -> (D, 1, rows): Keras' kernels of projections have three axes."""
+    return features_last(weight)[:, None]
 
 
 class MultiHeadAttention(Layer):
@@ -41,7 +49,8 @@ class MultiHeadAttention(Layer):
     num_heads: heads; key_dim: size of each for queries and keys; value_dim: for values (default key_dim).
     dropout: share of the attention weights that is zeroed in training. use_bias: of all four projections.
     output_shape: features of the output (default the query's).
-    kernel_initializer, bias_initializer: as in Keras; input_shape, device, backend, name: see Layer.
+    kernel_initializer, bias_initializer: see nnlib.initializers; kernel_regularizer, bias_regularizer, each of all four
+    projections, and the other options: see Layer.
     relative: a term of the distance between query and key in the scores, trained with the layer: "shaw" (a vector for
     each distance up to max_distance, default 16), "t5" (a number for each head and bucket, those of T5, max_distance
     128; relative_bidirectional=False where keys ahead are hidden) or "alibi" (fixed slopes); see kernels.attention.
@@ -52,7 +61,10 @@ class MultiHeadAttention(Layer):
 
     takes_lengths = True
     keeps_lengths = True
+    regularized = ("kernel", "bias")
 
+    kernel_regularizer: Any
+    bias_regularizer: Any
     in_proj_weight: torch.Tensor | None
     q_proj_weight: torch.Tensor | None
     k_proj_weight: torch.Tensor | None
@@ -68,19 +80,21 @@ class MultiHeadAttention(Layer):
         dropout: float = 0.0,
         use_bias: bool = True,
         output_shape: int | Sequence[int] | None = None,
-        kernel_initializer: str | Initializer = "glorot_uniform",
-        bias_initializer: str | Initializer = "zeros",
         *,
+        kernel_initializer: InitializerChoice = "glorot_uniform",
+        bias_initializer: InitializerChoice = "zeros",
         relative: str | None = None,
         max_distance: int | None = None,
         relative_bidirectional: bool = True,
-        **options: Unpack[LayerOptions],
+        **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__(**options)
         value_dim = key_dim if value_dim is None else value_dim
         for argument, size in (("num_heads", num_heads), ("key_dim", key_dim), ("value_dim", value_dim)):
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{argument}: a positive integer is expected, got {size}")
+        if self.activity_regularizer is not None:
+            raise ValueError("activity_regularizer: None is expected, since Keras' is one of each projection inside")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: a number in [0, 1) is expected, got {dropout}")
         sizes = (output_shape,) if isinstance(output_shape, int) else output_shape
@@ -127,17 +141,19 @@ class MultiHeadAttention(Layer):
 
         def fill_packed(weight: torch.Tensor) -> None:
             for part in weight.split(rows):  # three matrices, each with fans of its own
-                initializer(f"{self.name}: kernel_initializer", self.kernel_initializer)(part)
+                fill(f"{self.name}: kernel_initializer", self.kernel_initializer, part, features_last)
 
         names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
         if len(set(known)) == 1:
-            self.add_weight("in_proj_weight", (sum(rows), known[0]), fill_packed, "kernel_initializer")
+            shape = (sum(rows), known[0])
+            self.add_weight("in_proj_weight", shape, fill_packed, "kernel_initializer", rule_view=_with_heads)
             for name in names:
                 self.register_parameter(name, None)
         else:
             self.register_parameter("in_proj_weight", None)
             for name, row, size in zip(names, rows, known):
-                self.add_weight(name, (row, size), self.kernel_initializer, "kernel_initializer")
+                shape = (row, size)
+                self.add_weight(name, shape, self.kernel_initializer, "kernel_initializer", rule_view=_with_heads)
         if self.use_bias:
             self.add_weight("in_proj_bias", (sum(rows),), self.bias_initializer, "bias_initializer")
         else:
@@ -145,6 +161,7 @@ class MultiHeadAttention(Layer):
         self.out_proj = Dense(
             out, None, self.use_bias, self.kernel_initializer, self.bias_initializer,
             device=self.device, backend=self.backend, name=self.name,
+            kernel_regularizer=self.kernel_regularizer, bias_regularizer=self.bias_regularizer,
         )  # fmt: skip
         self.out_proj.build_once((None, None, rows[2]))
         self._build_relative()

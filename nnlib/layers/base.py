@@ -6,14 +6,15 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from nnlib import ops
+from nnlib import activity, ops, regularizers
 from nnlib.calling import Called
 from nnlib.configuration import Recorded
-from nnlib.initializers import Fans, Initializer, initializer
+from nnlib.initializers import InitializerChoice, fill
+from nnlib.layers.rules import View, WeightRule, features_last, look_up_rule, losses_of
 
 # Sizes of a tensor, the batch first; None is a size that is not fixed, as in Keras.
 Shape = tuple[int | None, ...]
@@ -28,6 +29,9 @@ class Layer(Recorded, Called):
     for one call (see nnlib.calling.Called).
 
     input_shape: sizes of one sample, without the batch; given, a Sequential builds the layer at once.
+    activity_regularizer: a penalty on the output (see nnlib.regularizers), over the number of its rows.
+    Layers with weights also take kernel_regularizer, bias_regularizer, kernel_constraint, bias_constraint and the like,
+    where Keras has them and by its names: see nnlib.regularizers and nnlib.constraints.
     device: where the parameters are made (default: torch's default device); `.to()` moves them later.
     backend: the kernels' backend for this layer (default None: the model's, or else kernels' own choice).
     name: unique within a model (default: the class' name in lower case, with a number where it is needed).
@@ -45,20 +49,36 @@ class Layer(Recorded, Called):
     takes_lengths = False
     #: True where a step of the output belongs to the same step of the input, so that lengths stay what they are.
     keeps_lengths = False
+    #: For which weights there is a NAME_regularizer, and for which a NAME_constraint, besides NAME_initializer.
+    regularized: ClassVar[tuple[str, ...]] = ()
+    constrained: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
         *,
         input_shape: Sequence[int | None] | None = None,
+        activity_regularizer: regularizers.RegularizerChoice = None,
         device: torch.device | str | None = None,
         backend: str | None = None,
         name: str | None = None,
+        **rules: Any,
     ) -> None:
         super().__init__()
         if name is not None and not re.fullmatch(r"\w+", name):
             raise ValueError(f"name: letters, digits and underscores are expected, got {name!r}")
         self.name = name or self.default_name()
         self.has_own_name = name is not None
+        self.activity_regularizer = regularizers.get(activity_regularizer, "activity_regularizer")
+        activity.Use.ever = activity.Use.ever or self.activity_regularizer is not None
+        for kind, parts in (("regularizer", self.regularized), ("constraint", self.constrained)):
+            for part in parts:
+                setattr(self, f"{part}_{kind}", None)
+        for option, value in rules.items():
+            setattr(
+                self, option, look_up_rule(type(self).__name__, option, value, self.regularized, self.constrained)
+            )
+        #: By the names of the parameters.
+        self.weight_rules: dict[str, WeightRule] = {}
         self.device = device
         self._backend = backend
         self.built = False
@@ -145,7 +165,16 @@ class Layer(Recorded, Called):
             self._fitting_shape = shape[1:]
         if self.needs_floating_input and not x.is_floating_point():
             raise TypeError(f"{self.name}: input must be floating point, got {x.dtype}; images: x / 255.0")
-        return self.call(x, *more, **options)
+        output = self.call(x, *more, **options)
+        if self.activity_regularizer is not None:
+            activity.note(self, self.activity_regularizer, output)
+        return output
+
+    @property
+    def losses(self) -> list[torch.Tensor]:
+        """What the regularizers of the layer, and of those inside, come to: scalar tensors, those of outputs in the
+        last call first."""
+        return losses_of(self)
 
     def build_once(self, input_shape: Shape) -> None:
         """Builds the layer for inputs of this shape, batch first; a layer that is built stays as it is.
@@ -163,17 +192,29 @@ class Layer(Recorded, Called):
         self.built = True
 
     def add_weight(
-        self, name: str, shape: Sequence[int], choice: str | Initializer, argument: str, fans: Fans | None = None
+        self,
+        name: str,
+        shape: Sequence[int],
+        choice: InitializerChoice,
+        argument: str,
+        view: View = features_last,
+        rule_view: View | None = None,
     ) -> None:
-        """Registers a parameter `name` of torch's default dtype, filled by the initializer called `choice`.
+        """Registers a parameter `name` of torch's default dtype, filled by the initializer `choice`.
 
-        fans: (fan_in, fan_out) as Keras counts them, where the shape in torch's layout does not tell.
+        argument: of the layer, such as "kernel_initializer"; the layer's kernel_regularizer and kernel_constraint then
+        hold for the parameter. view: the parameter -> a view in Keras' layout (default: of torch's (out, in, *window)),
+        which initializers and rules see. rule_view: another for the rules.
         """
-        fill = initializer(f"{self.name}: {argument}", choice, fans)
         weight = torch.empty(tuple(shape), device=self.device)
-        with torch.no_grad():
-            fill(weight)
+        fill(f"{self.name}: {argument}", choice, weight, view)
         self.register_parameter(name, torch.nn.Parameter(weight))
+        part = argument.removesuffix("_initializer")
+        rule = WeightRule(
+            rule_view or view, getattr(self, f"{part}_regularizer", None), getattr(self, f"{part}_constraint", None)
+        )
+        if rule.regularizer is not None or rule.constraint is not None:
+            self.weight_rules[name] = rule
 
     def run(self, op: str, *arguments: Any, **options: Any) -> Any:
         """Calls kernels.<op> with this layer's backend."""

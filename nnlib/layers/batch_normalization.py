@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from typing_extensions import Unpack
 
-from nnlib.initializers import Initializer
+from nnlib.initializers import InitializerChoice, fill
 from nnlib.layers.base import Layer, Shape
+from nnlib.layers.options import NormOptions
 from nnlib.layers.padding import real_steps
+from nnlib.layers.rules import unchanged
 
 
 class BatchNormalization(Layer):
@@ -21,7 +24,9 @@ class BatchNormalization(Layer):
 
     axis: the channels' (default the last). momentum: share of the old moving statistics that stays.
     epsilon: is added to the variance. center: whether there is a bias; scale: whether there is a weight.
-    beta_initializer, gamma_initializer: as in Keras; input_shape, device, backend, name: see Layer.
+    beta_initializer, gamma_initializer, moving_mean_initializer, moving_variance_initializer: see nnlib.initializers;
+    beta_regularizer, gamma_regularizer, beta_constraint, gamma_constraint, and the other options: see Layer.
+    synchronized: False; over several processes, torch.nn.SyncBatchNorm in a model of torch's does what True would.
     lengths (N,), for input (N, T, C): padded steps count for nothing, and are 0 in the output.
 
     Raises ValueError if an argument is out of its range, or an input does not fit.
@@ -29,6 +34,7 @@ class BatchNormalization(Layer):
 
     takes_lengths = True
     keeps_lengths = True
+    regularized = constrained = ("beta", "gamma")
 
     weight: torch.Tensor | None
     bias: torch.Tensor | None
@@ -42,15 +48,21 @@ class BatchNormalization(Layer):
         epsilon: float = 0.001,
         center: bool = True,
         scale: bool = True,
-        beta_initializer: str | Initializer = "zeros",
-        gamma_initializer: str | Initializer = "ones",
-        **options: Unpack[LayerOptions],
+        beta_initializer: InitializerChoice = "zeros",
+        gamma_initializer: InitializerChoice = "ones",
+        moving_mean_initializer: InitializerChoice = "zeros",
+        moving_variance_initializer: InitializerChoice = "ones",
+        *,
+        synchronized: bool = False,
+        **options: Unpack[NormOptions],
     ) -> None:
         super().__init__(**options)
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum: a number in [0, 1] is expected, got {momentum}")
         if not epsilon > 0:
             raise ValueError(f"epsilon: a positive number is expected, got {epsilon}")
+        if synchronized:
+            raise ValueError(f"synchronized: False is expected, statistics are of one process, got {synchronized}")
         self.axis = axis
         self.momentum = momentum
         self.epsilon = epsilon
@@ -58,6 +70,8 @@ class BatchNormalization(Layer):
         self.scale = scale
         self.beta_initializer = beta_initializer
         self.gamma_initializer = gamma_initializer
+        self.moving_mean_initializer = moving_mean_initializer
+        self.moving_variance_initializer = moving_variance_initializer
         self.channels: int | None = None
 
     def _channel_axis(self, shape: Sequence[int | None]) -> int:
@@ -84,8 +98,13 @@ class BatchNormalization(Layer):
                 self.add_weight(name, (channels,), choice, argument)
             else:
                 self.register_parameter(name, None)
-        self.register_buffer("running_mean", torch.zeros(channels, device=self.device))
-        self.register_buffer("running_var", torch.ones(channels, device=self.device))
+        for name, choice, argument in (
+            ("running_mean", self.moving_mean_initializer, "moving_mean_initializer"),
+            ("running_var", self.moving_variance_initializer, "moving_variance_initializer"),
+        ):
+            statistic = torch.empty(channels, device=self.device)
+            fill(f"{self.name}: {argument}", choice, statistic, unchanged)
+            self.register_buffer(name, statistic)
         self.channels = channels
 
     def call(self, x: torch.Tensor, *, lengths: torch.Tensor | None = None) -> torch.Tensor:

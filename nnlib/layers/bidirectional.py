@@ -6,8 +6,11 @@ import copy
 from collections.abc import Callable, Sequence
 
 import torch
+from typing_extensions import Unpack
 
+from nnlib import activity
 from nnlib.layers.base import Layer, Shape
+from nnlib.layers.options import LayerOptions
 from nnlib.layers.padding import resolve_lengths, reversed_rows
 from nnlib.layers.recurrent_base import Recurrent, States
 from nnlib.names import look_up
@@ -67,7 +70,7 @@ class Bidirectional(Layer):
             self.given_input_shape = layer.given_input_shape
         self.forward_layer = layer
         self.backward_layer = backward_layer
-        self.adopt(backend, device)
+        self.adopt(self.backend, self.device)
 
     @property
     def return_sequences(self) -> bool:
@@ -114,6 +117,9 @@ class Bidirectional(Layer):
         y, reverse, ends, side_by_side = self._run(x, states, lengths)
         for layer, end in zip(both, ends):
             layer.keep_states(end)
+        for layer, output, end in zip(both, (y, reverse), ends):
+            if layer.activity_regularizer is not None:  # which its own call would see to
+                activity.note(layer, layer.activity_regularizer, (output, *end) if layer.return_state else output)
         merged: tuple[torch.Tensor, ...]
         if self.merge_mode is None:
             merged = y, reverse

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.images import PADDINGS, ImageLayer, pair, window_output_size
+from nnlib.layers.options import LayerOptions
 from nnlib.layers.padding import real_steps
 from nnlib.names import look_up
 

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from nnlib.initializers import Initializer, initializer
+from nnlib.initializers import InitializerChoice, fill
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.padding import last_repeated, moved_to_end, real_steps, resolve_lengths, reversed_rows
+from nnlib.layers.rules import features_last
 
 States = tuple[torch.Tensor, ...]
 
@@ -18,6 +19,7 @@ class Recurrent(Layer):
     """The base of SimpleRNN, LSTM and GRU, whose docstrings say what the arguments are."""
 
     takes_lengths = True
+    regularized = constrained = ("kernel", "recurrent", "bias")
 
     #: The op in kernels that runs a whole sequence.
     op: ClassVar[str]
@@ -37,17 +39,20 @@ class Recurrent(Layer):
         activation: str,
         recurrent_activation: str | None,
         use_bias: bool,
-        kernel_initializer: str | Initializer,
-        recurrent_initializer: str | Initializer,
-        bias_initializer: str | Initializer,
-        dropout: float,
-        recurrent_dropout: float,
-        return_sequences: bool,
-        return_state: bool,
-        go_backwards: bool,
-        stateful: bool,
-        unroll: bool,
-        zero_output_for_mask: bool,
+        kernel_initializer: InitializerChoice,
+        recurrent_initializer: InitializerChoice,
+        bias_initializer: InitializerChoice,
+        *,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        zero_output_for_mask: bool = False,
+        implementation: int = 2,
+        use_cudnn: bool | str = "auto",
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -94,7 +99,7 @@ class Recurrent(Layer):
 
     def fill_bias(self, bias: torch.Tensor) -> None:
         """Fills a bias at the start."""
-        initializer(f"{self.name}: bias_initializer", self.bias_initializer)(bias)
+        fill(f"{self.name}: bias_initializer", self.bias_initializer, bias, features_last)
 
     def masked_step(self, x: torch.Tensor, states: Sequence[torch.Tensor], mask: torch.Tensor) -> States:
         """The states after a step on x (N, features) in which the product with h is of h * mask."""

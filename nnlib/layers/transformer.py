@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
+from typing_extensions import Unpack
 
 from nnlib.activations import ActivationFunction
 from nnlib.layers.attention import Heads, MultiHeadAttention
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.core import Dense, Dropout
 from nnlib.layers.normalization import LayerNormalization
+from nnlib.layers.options import LayerOptions
 
 
 class KeyValueCache:
@@ -110,7 +112,7 @@ class TransformerBlock(Layer):
         self.dense2 = Dense(d_model)
         self.norm2 = LayerNormalization(epsilon=epsilon)
         self.dropout = Dropout(dropout)
-        self.adopt(backend, device)
+        self.adopt(self.backend, self.device)
 
     def expected_input(self) -> tuple[int | str, ...]:
         return ("N", "T", self.d_model)

@@ -11,6 +11,7 @@ import torch
 from nnlib.calling import Called
 from nnlib.configuration import Recorded
 from nnlib.layers.base import Layer, Shape
+from nnlib.layers.rules import losses_of
 from nnlib.models.summary import summary_text
 from nnlib.tensor_file import read_tensors, write_file
 from nnlib.training.trainable import Trainable
@@ -86,6 +87,12 @@ class Model(Recorded, Called, Trainable):
         """
         inputs = inputs or self.example_inputs()
         print_fn(summary_text(self, self.name, self.output_shapes(), inputs))
+
+    @property
+    def losses(self) -> list[torch.Tensor]:
+        """What the regularizers of all layers come to, which fit adds to the loss: scalar tensors, those of outputs in
+        the last call first."""
+        return losses_of(self)
 
     # Where and with what it computes.
 

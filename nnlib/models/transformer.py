@@ -300,8 +300,8 @@ class EncoderDecoder(_Transformer):
         Returns (N, L) int64, L at most max_length, without the start token. Raises ValueError for an argument out of
         its range.
         """
-        source = self._with_tensors(source)
-        self._check_tokens("source", source)
+        tokens: torch.Tensor = self._with_tensors(source)
+        self._check_tokens("source", tokens)
         _check_sizes(max_length=max_length)
         for argument, token in (("start_token", start_token), ("end_token", end_token)):
             if token is not None and not 0 <= token < self.target_vocab_size:
@@ -309,7 +309,7 @@ class EncoderDecoder(_Transformer):
         if not temperature >= 0:
             raise ValueError(f"temperature: a number of at least 0 is expected, got {temperature}")
         with in_mode(self, training=False):
-            return self._write(source, start_token, max_length, end_token, temperature, use_cache)
+            return self._write(tokens, start_token, max_length, end_token, temperature, use_cache)
 
     def _write(
         self,

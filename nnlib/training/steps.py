@@ -11,6 +11,7 @@ import torch
 
 from nnlib import ops
 from nnlib.calling import in_mode
+from nnlib.layers.rules import apply_constraints, losses_of
 from nnlib.training.data import Batch, InputTensors, check_lengths, class_weights, first_of, to_inputs, to_tensor
 from nnlib.training.setup import Setup, Trackers
 
@@ -105,6 +106,8 @@ class Steps:
             from_logits=skips_softmax or setup.loss.from_logits,
             backend=model.backend,
         )
+        for penalty in losses_of(model):
+            loss = loss + penalty.to(loss.dtype)
         if loss.dim():
             raise ValueError(f"loss: a number is expected of {setup.loss.name}, got shape {tuple(loss.shape)}")
         with torch.no_grad():
@@ -155,6 +158,7 @@ class Steps:
         else:
             setup.scaler.step(optimizer)
             setup.scaler.update()
+        apply_constraints(self.model)
         setup.batches_held = 0
 
     # The model's mode.
