@@ -31,10 +31,12 @@ from nnlib import (
     regularizers,
 )
 from nnlib.convert import from_keras, from_torch, to_keras, to_torch
+from nnlib.layers import Input
 from nnlib.random import set_seed
 from nnlib.saving import load_model as load
 
 __all__ = [
+    "Input",
     "callbacks",
     "constraints",
     "datasets",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,10 +39,15 @@ class Called(torch.nn.Module):
             options = {key: self._with_tensors(value) for key, value in options.items()}
         if self._hands_mode_on:
             options["training"] = self.training if training is None else bool(training)
-        if training is None and not activity.Use.ever:
+        if activity.Use.ever and not torch.compiler.is_compiling():
+            with activity.outermost_call(self):
+                return self._call_in_mode(training, inputs, options)
+        return self._call_in_mode(training, inputs, options)
+
+    def _call_in_mode(self, training: bool | None, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if training is None:
             return super().__call__(*inputs, **options)
-        mode = nullcontext() if training is None else in_mode(self, training=bool(training))
-        with mode, activity.outermost_call(self):
+        with in_mode(self, training=bool(training)):
             return super().__call__(*inputs, **options)
 
     def _with_tensors(self, value: Any) -> Any:

@@ -158,7 +158,8 @@ class Layer(Recorded, Called):
         Raises ValueError if x's shape does not fit the layer, TypeError if it must be floating point and is not.
         """
         if not isinstance(x, torch.Tensor):
-            raise TypeError(f"{self.name}: input must be a tensor or a NumPy array, got {type(x).__name__}")
+            got = type(x).__name__ + getattr(x, "no_value", "")
+            raise TypeError(f"{self.name}: input must be a tensor or a NumPy array, got {got}")
         shape = tuple(x.shape)
         if not self.built or shape[1:] != self._fitting_shape or torch.compiler.is_compiling():
             self.build_once(shape)
@@ -167,6 +168,8 @@ class Layer(Recorded, Called):
             raise TypeError(f"{self.name}: input must be floating point, got {x.dtype}; images: x / 255.0")
         output = self.call(x, *more, **options)
         if self.activity_regularizer is not None:
+            if torch.compiler.is_compiling():
+                raise RuntimeError(f"{self.name}: activity_regularizer does not work under torch.compile")
             activity.note(self, self.activity_regularizer, output)
         return output
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from typing_extensions import Unpack
 
-from nnlib.layers.base import Layer, Shape
+from nnlib.layers.base import Shape
 from nnlib.layers.images import PADDINGS, ImageLayer, pair, window_output_size
 from nnlib.layers.options import LayerOptions
-from nnlib.layers.padding import real_steps
 from nnlib.names import look_up
 
 
@@ -134,32 +132,3 @@ class GlobalMaxPooling2D(_GlobalPooling2D):
     __doc__ = f"The largest value of each channel, keras.layers.GlobalMaxPooling2D.\n\n{_GlobalPooling2D.__doc__}"
 
     op = "adaptive_max_pool2d"
-
-
-class GlobalAveragePooling1D(Layer):
-    """The mean over the steps of each row, keras.layers.GlobalAveragePooling1D with channels last.
-
-    Input (N, T, C), floating point; output (N, C), or (N, 1, C) with keepdims=True. lengths (N,): only the real steps
-    of a row count; a row without any gives 0.
-    """
-
-    takes_lengths = True
-
-    def __init__(self, keepdims: bool = False, **options: Any) -> None:
-        super().__init__(**options)
-        self.keepdims = keepdims
-
-    def expected_input(self) -> tuple[int | str, ...]:
-        return ("N", "T", "C")
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        batch, _, channels = input_shape
-        return (batch, 1, channels) if self.keepdims else (batch, channels)
-
-    def call(self, x: torch.Tensor, *, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        if lengths is None:
-            pooled = self.run("adaptive_avg_pool2d", x.transpose(1, 2)[:, :, :, None], 1).flatten(1)
-        else:
-            hidden = ~real_steps(lengths, x.shape[1])[:, :, None]
-            pooled = x.masked_fill(hidden, 0).sum(1) / lengths.clamp(min=1)[:, None]
-        return pooled[:, None] if self.keepdims else pooled

@@ -66,6 +66,14 @@ def look_up_rule(
     return _KINDS[kind](value, option)
 
 
+def rule_names(kind: Any) -> list[str]:
+    """The options of a class of layers that are regularizers and constraints."""
+    return [
+        *(f"{part}_regularizer" for part in (*kind.regularized, "activity")),
+        *(f"{part}_constraint" for part in kind.constrained),
+    ]
+
+
 def _rules(module: torch.nn.Module) -> Iterator[tuple[torch.Tensor, WeightRule]]:
     for layer in module.modules():
         for name, rule in getattr(layer, "weight_rules", {}).items():

@@ -16,7 +16,7 @@ from nnlib.layers.core import Dense, Dropout
 from nnlib.layers.embedding import Embedding, PositionalEncoding
 from nnlib.layers.normalization import LayerNormalization
 from nnlib.layers.padding import lengths_of_mask
-from nnlib.layers.pooling import GlobalAveragePooling1D
+from nnlib.layers.pooling_1d import GlobalAveragePooling1D
 from nnlib.layers.transformer import KeyValueCache, TransformerBlock
 from nnlib.models.model import Model
 from nnlib.names import look_up
