@@ -24,6 +24,9 @@ Axes = int | Sequence[int]
 class Constraint(Recorded):
     """The base of constraints. A subclass writes `__call__`: from a weight to the nearest one that is allowed."""
 
+    def __init__(self) -> None:
+        pass  # no arguments
+
     def __call__(self, w: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(w)")
 

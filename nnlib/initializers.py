@@ -32,6 +32,9 @@ _CUT_DEVIATION = 0.87962566103423978
 class Initializer(Recorded):
     """The base of initializers. A subclass writes `fill`. Called with a shape it gives a new tensor, as in Keras."""
 
+    def __init__(self) -> None:
+        pass  # no arguments
+
     def fill(self, kernel: torch.Tensor) -> None:
         """Writes the initial values into a weight that is seen in Keras' layout."""
         raise NotImplementedError(f"{type(self).__name__} must define fill(kernel)")
@@ -265,23 +268,23 @@ IdentityInitializer = Identity
 InitializerChoice = str | Initializer | Callable[[torch.Tensor], object]
 
 INITIALIZERS: dict[str, type[Initializer]] = {
-    "constant": Constant,
-    "zeros": Zeros,
-    "ones": Ones,
-    "identity": Identity,
-    "random_normal": RandomNormal,
-    "normal": RandomNormal,
-    "random_uniform": RandomUniform,
-    "uniform": RandomUniform,
-    "truncated_normal": TruncatedNormal,
-    "variance_scaling": VarianceScaling,
     "glorot_uniform": GlorotUniform,
     "glorot_normal": GlorotNormal,
     "he_uniform": HeUniform,
     "he_normal": HeNormal,
     "lecun_uniform": LecunUniform,
     "lecun_normal": LecunNormal,
+    "variance_scaling": VarianceScaling,
     "orthogonal": Orthogonal,
+    "random_uniform": RandomUniform,
+    "uniform": RandomUniform,
+    "random_normal": RandomNormal,
+    "normal": RandomNormal,
+    "truncated_normal": TruncatedNormal,
+    "zeros": Zeros,
+    "ones": Ones,
+    "constant": Constant,
+    "identity": Identity,
 }
 # Other spellings, which no message lists.
 _ALIASES = {kind.__name__.lower(): name for name, kind in reversed(INITIALIZERS.items())}
@@ -297,8 +300,8 @@ def get(choice: InitializerChoice | type[Initializer], argument: str = "initiali
         return look_up(argument, _ALIASES.get(choice.lower(), choice), INITIALIZERS)()
     if isinstance(choice, type) and issubclass(choice, Initializer):
         return choice()
-    if not callable(choice):
-        raise TypeError(f"{argument}: a name, an initializer or a function is expected, got {choice!r}")
+    if not callable(choice) or (hasattr(choice, "get_config") and not isinstance(choice, Initializer)):  # Keras' own
+        raise TypeError(f"{argument}: a name, one of nnlib.initializers or a function is expected, got {choice!r}")
     return choice
 
 

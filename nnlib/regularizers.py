@@ -26,6 +26,9 @@ class Regularizer(Recorded):
     #: True where the order of the weight's axes does not matter.
     takes_any_layout = False
 
+    def __init__(self) -> None:
+        pass  # no arguments
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(x)")
 

@@ -251,7 +251,10 @@ def _empty_to_keras(layer: Layer) -> Any:
     for name in rule_names(type(layer)):
         if getattr(layer, name) is not None:
             arguments[name] = _rule_to_keras(layer, name, getattr(layer, name))
-    return getattr(keras.layers, type(layer).__name__)(**arguments, name=layer.name)
+    made = getattr(keras.layers, type(layer).__name__)(**arguments, name=layer.name)
+    # Keras' SimpleRNN (3.15) takes the argument and forgets it.
+    made.activity_regularizer = arguments.get("activity_regularizer")
+    return made
 
 
 def _own_argument(layer: Layer, name: str) -> Any:
