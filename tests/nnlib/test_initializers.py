@@ -65,7 +65,12 @@ def test_variance_scaling_has_its_variance(mode, distribution):
 # A layer, the input it is built for, and the argument of its first weight.
 LAYERS = [
     (lambda **o: layers.Dense(64, **o), lambda **o: keras.layers.Dense(64, **o), (None, 96), "kernel_initializer"),
-    (lambda **o: layers.Conv2D(32, 3, **o), lambda **o: keras.layers.Conv2D(32, 3, **o), (None, 9, 9, 16), "kernel_initializer"),
+    (
+        lambda **o: layers.Conv2D(32, 3, **o),
+        lambda **o: keras.layers.Conv2D(32, 3, **o),
+        (None, 9, 9, 16),
+        "kernel_initializer",
+    ),
     (
         lambda **o: layers.Conv2D(32, 3, groups=4, **o),
         lambda **o: keras.layers.Conv2D(32, 3, groups=4, **o),
@@ -84,9 +89,14 @@ LAYERS = [
         (None, 9, 9, 64),
         "depthwise_initializer",
     ),
-    (lambda **o: layers.Embedding(300, 20, **o), lambda **o: keras.layers.Embedding(300, 20, **o), (None, 5), "embeddings_initializer"),
+    (
+        lambda **o: layers.Embedding(300, 20, **o),
+        lambda **o: keras.layers.Embedding(300, 20, **o),
+        (None, 5),
+        "embeddings_initializer",
+    ),
     (lambda **o: layers.LSTM(20, **o), lambda **o: keras.layers.LSTM(20, **o), (None, 5, 30), "kernel_initializer"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", ["he_uniform", "lecun_normal", "glorot_uniform"])
@@ -209,13 +219,29 @@ def test_functions_fill_in_place():
     "call, kind, text",
     [
         (lambda: initializers.get("he_norml"), ValueError, "initializer: known names are .*did you mean 'he_normal'"),
-        (lambda: initializers.get(3), TypeError, "initializer: a name, one of nnlib.initializers or a function is expected, got 3"),
+        (
+            lambda: initializers.get(3),
+            TypeError,
+            "initializer: a name, one of nnlib.initializers or a function is expected",
+        ),
         (lambda: initializers.HeNormal(seed=1.5), TypeError, "seed: an integer or None is expected, got 1.5"),
-        (lambda: initializers.RandomNormal(stddev=-1), ValueError, "stddev: a number of at least 0 is expected, got -1"),
+        (
+            lambda: initializers.RandomNormal(stddev=-1),
+            ValueError,
+            "stddev: a number of at least 0 is expected, got -1",
+        ),
         (lambda: initializers.RandomUniform(1, 0), ValueError, r"maxval: at least minval \(1\) is expected, got 0"),
         (lambda: initializers.VarianceScaling(0), ValueError, "scale: a number above 0 is expected, got 0"),
-        (lambda: initializers.VarianceScaling(mode="fan"), ValueError, "mode: known names are fan_in, fan_out, fan_avg"),
-        (lambda: initializers.VarianceScaling(distribution="n"), ValueError, "distribution: known names are truncated_"),
+        (
+            lambda: initializers.VarianceScaling(mode="fan"),
+            ValueError,
+            "mode: known names are fan_in, fan_out, fan_avg",
+        ),
+        (
+            lambda: initializers.VarianceScaling(distribution="n"),
+            ValueError,
+            "distribution: known names are truncated_",
+        ),
         (lambda: initializers.Constant("a"), TypeError, "value: a number or an array is expected, got 'a'"),
         (
             lambda: _built(layers.Dense(6, kernel_initializer=initializers.Constant(np.ones((6, 5))))),
@@ -233,7 +259,7 @@ def test_functions_fill_in_place():
             r"conv2d: kernel_initializer: identity: a weight of two axes is expected, got shape \(3, 3, 2, 2\)",
         ),
     ],
-)  # fmt: skip
+)
 def test_errors(call, kind, text):
     with message(kind, text):
         call()
