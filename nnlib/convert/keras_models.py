@@ -41,6 +41,7 @@ _ARGUMENTS: dict[type[Layer], tuple[str, ...]] = {
     layers.GlobalMaxPooling2D: ("data_format", "keepdims"),
     layers.LSTM: (*_RECURRENT, "recurrent_activation"),
     layers.LayerNormalization: ("axis", "epsilon", "center", "scale"),
+    layers.Masking: ("mask_value",),
     layers.MaxPooling1D: _POOLING,
     layers.MaxPooling2D: _POOLING,
     layers.MultiHeadAttention: ("num_heads", "key_dim", "value_dim", "dropout", "use_bias"),

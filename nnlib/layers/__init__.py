@@ -11,6 +11,7 @@ from nnlib.layers.core import Activation, Dense, Dropout, Flatten, Reshape
 from nnlib.layers.embedding import Embedding, PositionalEncoding
 from nnlib.layers.input_layer import Input, InputLayer
 from nnlib.layers.local_response import LocalResponseNormalization
+from nnlib.layers.masking import Masking
 from nnlib.layers.normalization import LayerNormalization, RMSNormalization
 from nnlib.layers.pooling import (
     AveragePooling2D,
@@ -48,6 +49,7 @@ __all__ = [
     "Layer",
     "LayerNormalization",
     "LocalResponseNormalization",
+    "Masking",
     "MaxPooling1D",
     "MaxPooling2D",
     "MultiHeadAttention",

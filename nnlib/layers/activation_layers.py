@@ -36,8 +36,8 @@ class ReLU(Activation):
     """max(x, 0), keras.layers.ReLU.
 
     Input of any shape, floating point; output the same shape. max_value: what larger values are cut to (default None:
-    they stay). threshold: values from here on stay, those below become negative_slope * (x - threshold). With max_value
-    0 or more, and the other two not below 0; ValueError otherwise.
+    they stay). threshold: larger values stay, the others become negative_slope * (x - threshold). None of the three may
+    be below 0; ValueError otherwise.
     """
 
     def __init__(
@@ -58,5 +58,5 @@ class ReLU(Activation):
             self.activation = ActivationChoice(self._cut)
 
     def _cut(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch.where(x >= self.threshold, x, self.negative_slope * (x - self.threshold))
+        y = torch.where(x > self.threshold, x, self.negative_slope * (x - self.threshold))
         return y if self.max_value is None else y.clamp(max=self.max_value)

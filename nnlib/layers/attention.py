@@ -9,6 +9,7 @@ import torch
 from typing_extensions import Unpack
 
 import kernels
+from nnlib.checks import positive_integer
 from nnlib.initializers import InitializerChoice, fill
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.core import Dense
@@ -89,17 +90,14 @@ class MultiHeadAttention(Layer):
         **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__(**options)
-        value_dim = key_dim if value_dim is None else value_dim
-        for argument, size in (("num_heads", num_heads), ("key_dim", key_dim), ("value_dim", value_dim)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{argument}: a positive integer is expected, got {size}")
+        num_heads, key_dim = positive_integer("num_heads", num_heads), positive_integer("key_dim", key_dim)
+        value_dim = key_dim if value_dim is None else positive_integer("value_dim", value_dim)
         if self.activity_regularizer is not None:
             raise ValueError("activity_regularizer: None is expected, since Keras' is one of each projection inside")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: a number in [0, 1) is expected, got {dropout}")
-        sizes = (output_shape,) if isinstance(output_shape, int) else output_shape
-        if sizes is not None and (len(sizes) != 1 or sizes[0] < 1):
-            raise ValueError(f"output_shape: a positive integer is expected, got {output_shape}")
+        if isinstance(output_shape, (list, tuple)) and len(output_shape) == 1:
+            (output_shape,) = output_shape
         distance = 0 if relative is None else look_up("relative", relative, RELATIVE)
         if max_distance is not None and max_distance < 1:
             raise ValueError(f"max_distance: a positive integer is expected, got {max_distance}")
@@ -108,7 +106,7 @@ class MultiHeadAttention(Layer):
         self.value_dim = value_dim
         self.dropout = dropout
         self.use_bias = use_bias
-        self.output_features = None if sizes is None else sizes[0]
+        self.output_features = None if output_shape is None else positive_integer("output_shape", output_shape)
         self.kernel_initializer = kernel_initializer
         self.bias_initializer = bias_initializer
         self.relative = None if relative is None else relative.lower()
@@ -122,8 +120,12 @@ class MultiHeadAttention(Layer):
     def expected_input(self) -> tuple[int | str, ...]:
         return ("N", "T", "D" if self.features is None else self.features[0])
 
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """The output's shape for queries of this shape."""
+    def compute_output_shape(
+        self, input_shape: Shape, value_shape: Shape | None = None, key_shape: Shape | None = None
+    ) -> Shape:
+        """The output's shape for queries of this shape. Raises ValueError if values and keys differ in their number."""
+        if value_shape is not None and key_shape is not None and value_shape[:-1] != key_shape[:-1]:
+            raise ValueError(f"{self.name}: value and key must have as many steps, got {value_shape} and {key_shape}")
         return (*input_shape[:-1], self.output_features or input_shape[-1])
 
     def build(self, input_shape: Shape) -> None:

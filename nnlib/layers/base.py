@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, ClassVar
 
 import torch
@@ -52,6 +53,8 @@ class Layer(Recorded, Called):
     #: For which weights there is a NAME_regularizer, and for which a NAME_constraint, besides NAME_initializer.
     regularized: ClassVar[tuple[str, ...]] = ()
     constrained: ClassVar[tuple[str, ...]] = ()
+    #: What `build()` without a shape builds for, where the parameters do not depend on it.
+    shape_to_build: ClassVar[Shape | None] = None
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class Layer(Recorded, Called):
         self.device = device
         self._backend = backend
         self.built = False
+        self._is_building = False
         self.given_input_shape: Shape | None = None if input_shape is None else (None, *input_shape)
         self.built_input_shape: Shape | None = None
         # The last input shape that was looked at, without the batch: most calls bring it again.
@@ -118,8 +122,16 @@ class Layer(Recorded, Called):
         name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", cls.__name__.lstrip("_"))
         return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "build" in vars(cls):
+            cls.build = _only_once(cls.build)  # type: ignore[method-assign, assignment]
+
     def build(self, input_shape: Shape) -> None:
-        """Makes the parameters for inputs of this shape, batch first. A layer without parameters has nothing to do."""
+        """Makes the parameters for inputs of this shape, batch first. A layer without parameters has nothing to do.
+
+        A subclass writes it; whoever calls it builds the layer, once: it is then build_once.
+        """
 
     def call(self, x: torch.Tensor) -> Any:
         """The layer's output for x. A subclass may take more arguments, which `forward` hands on."""
@@ -188,7 +200,11 @@ class Layer(Recorded, Called):
         if self.built:
             return
         self.compute_output_shape(input_shape)  # raises if a window does not fit
-        self.build(input_shape)
+        self._is_building = True
+        try:
+            self.build(input_shape)
+        finally:
+            self._is_building = False
         for part in self.children():
             part.train(self.training)  # what build made is in the layer's mode
         self.built_input_shape = (None, *input_shape[1:])
@@ -247,3 +263,19 @@ class Layer(Recorded, Called):
 
     def extra_repr(self) -> str:
         return f"name={self.name!r}" + (f", backend={self.backend!r}" if self.backend else "")
+
+
+def _only_once(build: Callable[[Any, Shape], None]) -> Callable[[Any, Shape], None]:
+    """A subclass' build, which build_once calls, and everybody else calls build_once by."""
+
+    @wraps(build)
+    def build_or_build_once(self: Any, input_shape: Shape | None = None) -> None:
+        shape = input_shape or self.given_input_shape or self.shape_to_build
+        if shape is None:
+            raise ValueError(f"{self.name}: build needs an input_shape, batch first, got None")
+        if self._is_building:
+            build(self, shape)
+        else:
+            self.build_once(tuple(shape))
+
+    return build_or_build_once

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from nnlib.initializers import InitializerChoice, fill
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.options import NormOptions
-from nnlib.layers.padding import real_steps
+from nnlib.layers.padding import checked_mask, real_steps
 from nnlib.layers.rules import unchanged
 
 
@@ -27,7 +27,8 @@ class BatchNormalization(Layer):
     beta_initializer, gamma_initializer, moving_mean_initializer, moving_variance_initializer: see nnlib.initializers;
     beta_regularizer, gamma_regularizer, beta_constraint, gamma_constraint, and the other options: see Layer.
     synchronized: False; over several processes, torch.nn.SyncBatchNorm in a model of torch's does what True would.
-    lengths (N,), for input (N, T, C): padded steps count for nothing, and are 0 in the output.
+    lengths (N,), or mask (N, T), bool or integers, for input (N, T, C): padded steps count for nothing, and are 0 in
+    the output.
 
     Raises ValueError if an argument is out of its range, or an input does not fit.
     """
@@ -107,15 +108,23 @@ class BatchNormalization(Layer):
             self.register_buffer(name, statistic)
         self.channels = channels
 
-    def call(self, x: torch.Tensor, *, lengths: torch.Tensor | None = None) -> torch.Tensor:
+    def call(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, *, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
         axis = self._channel_axis(tuple(x.shape))
+        if mask is not None:
+            if lengths is not None:
+                raise ValueError(f"{self.name}: lengths or mask must be given, got both")
+            return self._normalize_real(x, axis, checked_mask(self.name, mask, tuple(x.shape[:2])))
         if lengths is None and axis == x.dim() - 1 != 3:
             return self._normalize(x.reshape(-1, x.shape[-1])).reshape(x.shape)
         if lengths is None:
             return self._normalize(x.movedim(axis, 1)).movedim(1, axis)  # of images torch has a channels-last kernel
+        return self._normalize_real(x, axis, real_steps(lengths, x.shape[1]))
+
+    def _normalize_real(self, x: torch.Tensor, axis: int, real: torch.Tensor) -> torch.Tensor:
         if x.dim() != 3 or axis != 2:
             raise ValueError(f"{self.name}: lengths need an input (N, T, C), got {tuple(x.shape)} with axis {axis}")
-        real = real_steps(lengths, x.shape[1])
         output = torch.zeros_like(x)
         output[real] = self._normalize(x[real])
         return output

@@ -30,7 +30,8 @@ class Bidirectional(Layer):
     (N, 2 units) or (N, T, 2 units), see merge_mode; the way back gives its output where the step is, so that without
     return_sequences it is that of the first step. Padded steps are 0 (the layer's zero_output_for_mask is always on).
 
-    layer: a SimpleRNN, LSTM or GRU that is not built yet and goes forward; it becomes `forward_layer`.
+    layer: a SimpleRNN, LSTM or GRU that goes forward; it becomes `forward_layer`, or where it is built already, another
+    one made with the same arguments, whose weights are its own.
     merge_mode: "concat" (side by side), "sum", "mul", "ave", or None for a pair of outputs.
     backward_layer: the layer of the way back (default: one like `layer`), with go_backwards=True.
     input_shape, device, backend, name: see Layer.
@@ -52,8 +53,11 @@ class Bidirectional(Layer):
         for argument, given in (("layer", layer), ("backward_layer", backward_layer)):
             if not isinstance(given, Recurrent) and (given is not None or argument == "layer"):
                 raise TypeError(f"{argument}: a SimpleRNN, LSTM or GRU is expected, got {given!r}")
-        if layer.go_backwards or layer.built:
-            raise ValueError("layer: it must go forward and not be built yet")
+        if layer.go_backwards:
+            raise ValueError("layer: it must go forward")
+        if layer.built:  # as in Keras: another like it, with weights of its own
+            arguments, named = layer.constructor_arguments
+            layer = type(layer)(*arguments, **named)
         if merge_mode is not None:
             look_up("merge_mode", merge_mode, _MERGES)
         self.merge_mode = merge_mode

@@ -57,7 +57,7 @@ class Conv2D(ImageLayer):
         super().__init__(data_format=data_format, **options)
         if groups < 1:
             raise ValueError(f"groups: a positive integer is expected, got {groups}")
-        if filters < 1 or filters % groups:
+        if not isinstance(filters, int) or filters < 1 or filters % groups:
             raise ValueError(f"filters: a positive multiple of groups ({groups}) is expected, got {filters}")
         self.filters = filters
         self.kernel_size = pair("kernel_size", kernel_size)

@@ -10,6 +10,7 @@ import torch
 from typing_extensions import Unpack
 
 from nnlib.activations import ActivationChoice, ActivationFunction
+from nnlib.checks import positive_integer
 from nnlib.initializers import InitializerChoice
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.images import DATA_FORMATS
@@ -47,9 +48,7 @@ class Dense(Layer):
         **options: Unpack[KernelOptions],
     ) -> None:
         super().__init__(**options)
-        if units < 1:
-            raise ValueError(f"units: a positive integer is expected, got {units}")
-        self.units = units
+        self.units = positive_integer("units", units)
         self.activation = ActivationChoice(activation)
         self.ends_in_softmax = self.activation.is_softmax and self.activity_regularizer is None
         self.use_bias = use_bias

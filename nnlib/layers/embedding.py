@@ -9,6 +9,7 @@ import torch
 from typing_extensions import Unpack
 
 import kernels
+from nnlib.checks import positive_integer
 from nnlib.initializers import InitializerChoice
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.options import EmbeddingOptions
@@ -36,6 +37,7 @@ class Embedding(Layer):
     needs_floating_input = False
     not_kept = (*Layer.not_kept, "weights")  # a saved model has them anyway
     regularized = constrained = ("embeddings",)
+    shape_to_build = (None, None)
 
     weight: torch.Tensor
 
@@ -52,11 +54,10 @@ class Embedding(Layer):
         if options.get("input_shape") is None and input_length is not None:
             options["input_shape"] = (input_length,)
         super().__init__(**options)
-        for argument, size in (("input_dim", input_dim), ("output_dim", output_dim), ("input_length", input_length)):
-            if (size is not None or argument != "input_length") and (not isinstance(size, int) or size < 1):
-                raise ValueError(f"{argument}: a positive integer is expected, got {size}")
-        self.input_dim = input_dim
-        self.output_dim = output_dim
+        self.input_dim = input_dim = positive_integer("input_dim", input_dim)
+        self.output_dim = output_dim = positive_integer("output_dim", output_dim)
+        if input_length is not None:
+            input_length = positive_integer("input_length", input_length)
         self.embeddings_initializer = embeddings_initializer
         self.mask_zero = mask_zero
         self.input_length = input_length

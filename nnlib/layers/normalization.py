@@ -33,6 +33,8 @@ class _Normalization(Layer):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        if not all(isinstance(one, int) for one in (axis if isinstance(axis, (list, tuple)) else (axis,))):
+            raise TypeError(f"axis: an integer or several are expected, got {axis!r}")
         if not epsilon > 0:
             raise ValueError(f"epsilon: a positive number is expected, got {epsilon}")
         self.axis = axis

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.images import DATA_FORMATS
 from nnlib.layers.options import LayerOptions
-from nnlib.layers.padding import real_steps
+from nnlib.layers.padding import checked_mask, real_steps
 from nnlib.layers.pooling import AveragePooling2D, MaxPooling2D
 from nnlib.names import look_up
 
@@ -124,14 +124,14 @@ class GlobalAveragePooling1D(_GlobalPooling1D):
 
     {_GlobalPooling1D.__doc__.strip() if _GlobalPooling1D.__doc__ else ""}
 
-    lengths (N,): only the first steps of a row count, or mask (N, T), bool: those that are True; a row without any
-    gives 0."""
+    lengths (N,): only the first steps of a row count, or mask (N, T), bool or integers: those that are True; a row
+    without any gives 0."""
 
     op = "adaptive_avg_pool2d"
     takes_lengths = True
 
     def call(
-        self, x: torch.Tensor, *, lengths: torch.Tensor | None = None, mask: torch.Tensor | None = None
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, *, lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
         rows = self._rows(x)
         if lengths is not None:
@@ -140,9 +140,7 @@ class GlobalAveragePooling1D(_GlobalPooling1D):
             mask = real_steps(lengths, rows.shape[2])
         if mask is None:
             return super().call(x)
-        if tuple(mask.shape) != (rows.shape[0], rows.shape[2]) or mask.dtype != torch.bool:
-            wanted = (rows.shape[0], rows.shape[2])
-            raise ValueError(f"{self.name}: mask must be bool of shape {wanted}, got {mask.dtype} {tuple(mask.shape)}")
+        mask = checked_mask(self.name, mask, (rows.shape[0], rows.shape[2]))
         sums = rows.masked_fill(~mask[:, None], 0).sum(2)
         return self._laid_out(sums / mask.sum(1).clamp(min=1)[:, None])
 

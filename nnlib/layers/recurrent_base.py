@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from nnlib.checks import positive_integer
 from nnlib.initializers import InitializerChoice, fill
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.padding import last_repeated, moved_to_end, real_steps, resolve_lengths, reversed_rows
@@ -56,8 +57,6 @@ class Recurrent(Layer):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if not isinstance(units, int) or units < 1:
-            raise ValueError(f"units: a positive integer is expected, got {units}")
         if activation not in self.activations:
             known = " or ".join(repr(name) for name in self.activations)
             raise ValueError(f"{self.name}: activation: the kernels compute {known}, got {activation!r}")
@@ -68,7 +67,7 @@ class Recurrent(Layer):
         for argument, rate in (("dropout", dropout), ("recurrent_dropout", recurrent_dropout)):
             if not 0 <= rate < 1:
                 raise ValueError(f"{argument}: a number in [0, 1) is expected, got {rate}")
-        self.units = units
+        self.units = positive_integer("units", units)
         self.activation = activation
         self.recurrent_activation = recurrent_activation
         self.use_bias = use_bias

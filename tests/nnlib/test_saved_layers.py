@@ -41,6 +41,7 @@ def sequence_layers():
             layers.Embedding(20, 6, mask_zero=True, input_length=5),
             layers.PositionalEncoding(),
             layers.SimpleRNN(6, return_sequences=True),
+            layers.Masking(),
             layers.MaxPooling1D(2, 1, "same"),
             layers.AveragePooling1D(2, 1, "same"),
             layers.Bidirectional(layers.GRU(3, return_sequences=True, reset_after=False), "sum"),

@@ -208,6 +208,7 @@ LAYERS = {
     "LSTM": lambda: layers.LSTM(3, return_sequences=True, use_bias=False, input_shape=SEQUENCE),
     "LayerNormalization": lambda: layers.LayerNormalization(epsilon=0.1, input_shape=SEQUENCE),
     "LocalResponseNormalization": lambda: layers.LocalResponseNormalization(3, k=1.0, input_shape=IMAGE),
+    "Masking": lambda: layers.Masking(0.5, input_shape=SEQUENCE),
     "MaxPooling1D": lambda: layers.MaxPooling1D(2, data_format="channels_first", input_shape=SEQUENCE),
     "MaxPooling2D": lambda: layers.MaxPooling2D(3, strides=2, input_shape=IMAGE),
     "MultiHeadAttention": lambda: layers.MultiHeadAttention(
