@@ -60,7 +60,7 @@ def to_torch(model: Sequential | Layer) -> nn.Module:
     A Sequential's module takes what the model takes: where layers on images are channels_last, modules that permute
     stand between, and a recurrent layer is a module of this file that gives its output alone. A single layer on images
     becomes a module that takes (N, C, H, W), a single recurrent layer a nn.LSTM, nn.GRU or nn.RNN with batch_first.
-    Training mode is kept.
+    Training mode is kept; regularizers and constraints, which torch's modules do not have, are not.
 
     Raises TypeError for a layer that has no counterpart in torch; ValueError naming the layer for an option that has
     none, or for a model that is not built.
