@@ -18,22 +18,38 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("nnlib needs PyTorch: pip install nnlib-kernels[torch]") from error
 
-from nnlib import callbacks, datasets, layers, losses, metrics, models, optimizers
+from nnlib import (
+    callbacks,
+    constraints,
+    datasets,
+    initializers,
+    layers,
+    losses,
+    metrics,
+    models,
+    optimizers,
+    regularizers,
+)
 from nnlib.convert import from_keras, from_torch, to_keras, to_torch
+from nnlib.layers import Input
 from nnlib.random import set_seed
 from nnlib.saving import load_model as load
 
 __all__ = [
+    "Input",
     "callbacks",
+    "constraints",
     "datasets",
     "from_keras",
     "from_torch",
+    "initializers",
     "layers",
     "load",
     "losses",
     "metrics",
     "models",
     "optimizers",
+    "regularizers",
     "set_seed",
     "to_keras",
     "to_torch",

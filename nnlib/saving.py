@@ -18,12 +18,21 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from nnlib import layers, models
+from nnlib import constraints, initializers, layers, models, regularizers
 from nnlib.configuration import Recorded, count, describe, encode, make
 from nnlib.tensor_file import read_file, write_file
 from nnlib.training.kept import describe_setup, restore_setup, take_tensors
 
 _FORMAT = 1
+#: What layers are made with.
+PARTS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        *initializers.INITIALIZERS.values(),
+        *(type(one()) for one in regularizers.REGULARIZERS.values()),
+        *constraints.CONSTRAINTS.values(),
+    )
+}
 # Tables that layers compute and no file holds (of positions, for one), in bytes, all together.
 _LARGEST_TABLES = 2**30
 # Many times the layers of any network yet; building takes time that grows faster than their number.
@@ -92,14 +101,14 @@ def load_model(
 
 
 def model_classes() -> dict[str, type]:
-    """All that a model's description may name: the layers and models of nnlib, their bases left out."""
+    """All that a model's description may name: the layers and models of nnlib, their bases left out, and PARTS."""
     found = {}
     for module in (layers, models):
         for name in module.__all__:
             value = getattr(module, name)
             if isinstance(value, type) and issubclass(value, Recorded) and value not in (layers.Layer, models.Model):
                 found[name] = value
-    return found
+    return found | PARTS
 
 
 def _build(document: Mapping[str, Any]) -> models.Model:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from nnlib import layers
+from nnlib import constraints, layers, regularizers
 from nnlib.convert.keras_weights import keras_weights, set_keras_weights
 from nnlib.layers.base import Layer
+from nnlib.layers.rules import rule_names
 from nnlib.models.sequential import Sequential
 
 _IMAGE = ("kernel_size", "strides", "padding", "data_format")
@@ -22,6 +24,7 @@ _POOLING = ("pool_size", "strides", "padding", "data_format")
 #: What makes a layer: arguments that have the same name and meaning in Keras' config, here and as our attributes.
 _ARGUMENTS: dict[type[Layer], tuple[str, ...]] = {
     layers.Activation: ("activation",),
+    layers.AveragePooling1D: _POOLING,
     layers.AveragePooling2D: _POOLING,
     layers.BatchNormalization: ("axis", "momentum", "epsilon", "center", "scale"),
     layers.Conv2D: ("filters", *_IMAGE, "dilation_rate", "groups", "activation", "use_bias"),
@@ -32,17 +35,22 @@ _ARGUMENTS: dict[type[Layer], tuple[str, ...]] = {
     layers.Embedding: ("input_dim", "output_dim", "mask_zero"),
     layers.Flatten: ("data_format",),
     layers.GRU: (*_RECURRENT, "recurrent_activation", "reset_after"),
-    layers.GlobalAveragePooling1D: ("keepdims",),
+    layers.GlobalAveragePooling1D: ("data_format", "keepdims"),
     layers.GlobalAveragePooling2D: ("data_format", "keepdims"),
+    layers.GlobalMaxPooling1D: ("data_format", "keepdims"),
     layers.GlobalMaxPooling2D: ("data_format", "keepdims"),
     layers.LSTM: (*_RECURRENT, "recurrent_activation"),
     layers.LayerNormalization: ("axis", "epsilon", "center", "scale"),
+    layers.Masking: ("mask_value",),
+    layers.MaxPooling1D: _POOLING,
     layers.MaxPooling2D: _POOLING,
     layers.MultiHeadAttention: ("num_heads", "key_dim", "value_dim", "dropout", "use_bias"),
+    layers.ReLU: ("max_value", "negative_slope", "threshold"),
     layers.RMSNormalization: ("axis", "epsilon"),
     layers.Reshape: ("target_shape",),
     layers.SeparableConv2D: ("filters", *_IMAGE, "depth_multiplier", "dilation_rate", "activation", "use_bias"),
     layers.SimpleRNN: _RECURRENT,
+    layers.Softmax: ("axis",),
     layers.ZeroPadding2D: ("padding", "data_format"),
 }
 _BY_NAME = {kind.__name__: kind for kind in _ARGUMENTS}
@@ -61,8 +69,8 @@ _ALLOWED: dict[str, Any] = {"attention_axes": (1,)}
 def from_keras(model: Any) -> Any:
     """A built Keras 3 Sequential or layer as one of this library, with copies of its weights.
 
-    Keras' names of layers are kept; the layers compute what Keras' do, in the same data_format. Initialisers and seeds
-    are not carried over.
+    Keras' names of layers are kept; the layers compute what Keras' do, in the same data_format, and have the same
+    regularizers and constraints. Initialisers and seeds are not carried over.
 
     Raises TypeError for a kind of model or layer that has no counterpart; ValueError naming the layer for one that is
     not built, or an argument that cannot be carried over.
@@ -93,8 +101,8 @@ def from_keras(model: Any) -> Any:
 def to_keras(model: Sequential | Layer) -> Any:
     """A built Sequential or layer as Keras 3's, with copies of its weights: the reverse of `from_keras`.
 
-    Raises TypeError for a layer that Keras does not have; ValueError for a model that is not built, or an activation
-    that is a function.
+    Raises TypeError for a layer that Keras does not have; ValueError for a model that is not built, or an activation,
+    regularizer or constraint that is a function.
     """
     keras = _import_keras()
     if isinstance(model, Sequential):
@@ -148,11 +156,34 @@ def _empty_from_keras(keras_layer: Any) -> Layer:
     if ours is None:
         known = ", ".join([*_BY_NAME, *_SPECIAL])
         raise TypeError(f"{keras_layer.name}: layers that convert are {known}; got a {kind}")
-    _check_the_rest(keras_layer, config, _ARGUMENTS[ours])
+    rules = [name for name in rule_names(ours) if config.get(name) is not None]
+    _check_the_rest(keras_layer, config, (*_ARGUMENTS[ours], *rules))
     arguments = {key: _plain(keras_layer, key, config[key]) for key in _ARGUMENTS[ours] if key in config}
     if kind == "MultiHeadAttention" and config.get("output_shape") is not None:
         arguments["output_shape"] = config["output_shape"]
+    arguments |= {rule: _rule_from_keras(keras_layer, rule, config[rule]) for rule in rules}
     return ours(**arguments, name=name)
+
+
+def _rule_from_keras(keras_layer: Any, argument: str, value: Any) -> Any:
+    """A regularizer or constraint of ours from one in a Keras config."""
+    kind, room = (value.get("class_name"), _room(argument)) if isinstance(value, dict) else (value, None)
+    ours = getattr(room, str(kind), None)
+    if not isinstance(ours, type):
+        raise ValueError(f"{keras_layer.name}: {argument} does not convert, got {kind!r}")
+    return ours(**value["config"])
+
+
+def _rule_to_keras(layer: Layer, argument: str, value: Any) -> Any:
+    room = _room(argument)
+    if getattr(room, type(value).__name__, None) is not type(value):
+        raise ValueError(f"{layer.name}: {argument} does not convert, got {value!r}")
+    theirs = getattr(_import_keras(), room.__name__.rpartition(".")[2])
+    return getattr(theirs, type(value).__name__)(**value.get_config())
+
+
+def _room(argument: str) -> ModuleType:
+    return constraints if argument.endswith("_constraint") else regularizers
 
 
 def _plain(keras_layer: Any, key: str, value: Any) -> Any:
@@ -177,22 +208,8 @@ def _bidirectional(keras_layer: Any, config: dict[str, Any], name: str) -> Layer
     return layers.Bidirectional(forward, config["merge_mode"], backward_layer=backward, name=name)
 
 
-def _relu(keras_layer: Any, config: dict[str, Any], name: str) -> Layer:
-    if config.get("max_value") is not None or config.get("negative_slope") or config.get("threshold"):
-        raise ValueError(f"{keras_layer.name}: only the plain ReLU converts, got {config}")
-    return layers.Activation("relu", name=name)
-
-
-def _softmax(keras_layer: Any, config: dict[str, Any], name: str) -> Layer:
-    if config.get("axis", -1) != -1:
-        raise ValueError(f"{keras_layer.name}: axis must be -1, got {config['axis']}")
-    return layers.Activation("softmax", name=name)
-
-
 _SPECIAL: dict[str, Callable[[Any, dict[str, Any], str], Layer]] = {
     "Bidirectional": _bidirectional,
-    "ReLU": _relu,
-    "Softmax": _softmax,
 }
 
 
@@ -232,7 +249,13 @@ def _empty_to_keras(layer: Layer) -> Any:
         if layer.relative is not None:
             raise ValueError(f"{layer.name}: relative does not convert, got {layer.relative!r}")
         arguments["output_shape"] = layer.output_features
-    return getattr(keras.layers, type(layer).__name__)(**arguments, name=layer.name)
+    for name in rule_names(type(layer)):
+        if getattr(layer, name) is not None:
+            arguments[name] = _rule_to_keras(layer, name, getattr(layer, name))
+    made = getattr(keras.layers, type(layer).__name__)(**arguments, name=layer.name)
+    # Keras' SimpleRNN (3.15) takes the argument and forgets it.
+    made.activity_regularizer = arguments.get("activity_regularizer")
+    return made
 
 
 def _own_argument(layer: Layer, name: str) -> Any:

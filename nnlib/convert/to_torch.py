@@ -60,7 +60,7 @@ def to_torch(model: Sequential | Layer) -> nn.Module:
     A Sequential's module takes what the model takes: where layers on images are channels_last, modules that permute
     stand between, and a recurrent layer is a module of this file that gives its output alone. A single layer on images
     becomes a module that takes (N, C, H, W), a single recurrent layer a nn.LSTM, nn.GRU or nn.RNN with batch_first.
-    Training mode is kept.
+    Training mode is kept; regularizers and constraints, which torch's modules do not have, are not.
 
     Raises TypeError for a layer that has no counterpart in torch; ValueError naming the layer for an option that has
     none, or for a model that is not built.
@@ -144,6 +144,20 @@ def _activation(layer: Layer, choice: ActivationChoice, channels: int = -1) -> l
     if choice.name in ("softmax", "log_softmax") and channels != -1:
         return [(nn.Softmax if choice.is_softmax else nn.LogSoftmax)(channels)]
     return [_ACTIVATIONS[choice.name]()]
+
+
+def _relu(layer: Any) -> list[nn.Module]:
+    if layer.threshold or layer.max_value not in (None, 6) or (layer.negative_slope and layer.max_value is not None):
+        raise _refuse(layer, "max_value", layer.max_value, "torch has ReLU, ReLU6 and LeakyReLU, all with threshold 0")
+    if layer.negative_slope:
+        return [nn.LeakyReLU(layer.negative_slope)]
+    return [nn.ReLU() if layer.max_value is None else nn.ReLU6()]
+
+
+def _step_mean(layer: Any) -> list[nn.Module]:
+    if not layer.channels_last:
+        raise _refuse(layer, "data_format", layer.data_format, "it converts with channels_last")
+    return [StepMean(layer.keepdims)]
 
 
 # ----- one layer each ----------------------------------------------------------------------------------------------
@@ -356,7 +370,7 @@ _CONVERTERS: dict[type, Callable[[Any], list[nn.Module]]] = {
     layers.Embedding: _embedding,
     layers.Flatten: _flatten,
     layers.GRU: _recurrent,
-    layers.GlobalAveragePooling1D: lambda layer: [StepMean(layer.keepdims)],
+    layers.GlobalAveragePooling1D: _step_mean,
     layers.GlobalAveragePooling2D: _global_pooling(nn.AdaptiveAvgPool2d),
     layers.GlobalMaxPooling2D: _global_pooling(nn.AdaptiveMaxPool2d),
     layers.LSTM: _recurrent,
@@ -364,11 +378,16 @@ _CONVERTERS: dict[type, Callable[[Any], list[nn.Module]]] = {
     layers.MaxPooling2D: _max_pooling,
     layers.MultiHeadAttention: _attention,
     layers.RMSNormalization: _rms_normalization,
+    layers.ReLU: _relu,
     layers.Reshape: _reshape,
     layers.SeparableConv2D: _separable,
     layers.SimpleRNN: _recurrent,
+    layers.Softmax: lambda layer: [nn.Softmax(layer.axis)],
     layers.TransformerBlock: _transformer_block,
     layers.ZeroPadding2D: _zero_padding,
 }
 #: Layers whose shape does not matter, so that they need no input to convert.
-_NEVER_BUILT = (layers.Activation, layers.Dropout, layers.ZeroPadding2D, layers.GlobalAveragePooling1D, *_GLOBAL)
+_NEVER_BUILT = (
+    layers.Activation, layers.Dropout, layers.ReLU, layers.Softmax, layers.ZeroPadding2D,
+    layers.GlobalAveragePooling1D, *_GLOBAL,
+)  # fmt: skip

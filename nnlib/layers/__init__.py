@@ -1,5 +1,6 @@
 """Layers by Keras' names, each a torch.nn.Module on our kernels."""
 
+from nnlib.layers.activation_layers import ReLU, Softmax
 from nnlib.layers.attention import MultiHeadAttention
 from nnlib.layers.base import Layer
 from nnlib.layers.batch_normalization import BatchNormalization
@@ -8,21 +9,24 @@ from nnlib.layers.conv_transpose import Conv2DTranspose
 from nnlib.layers.convolution import Conv2D, DepthwiseConv2D, SeparableConv2D
 from nnlib.layers.core import Activation, Dense, Dropout, Flatten, Reshape
 from nnlib.layers.embedding import Embedding, PositionalEncoding
+from nnlib.layers.input_layer import Input, InputLayer
 from nnlib.layers.local_response import LocalResponseNormalization
+from nnlib.layers.masking import Masking
 from nnlib.layers.normalization import LayerNormalization, RMSNormalization
 from nnlib.layers.pooling import (
     AveragePooling2D,
-    GlobalAveragePooling1D,
     GlobalAveragePooling2D,
     GlobalMaxPooling2D,
     MaxPooling2D,
 )
+from nnlib.layers.pooling_1d import AveragePooling1D, GlobalAveragePooling1D, GlobalMaxPooling1D, MaxPooling1D
 from nnlib.layers.recurrent import GRU, LSTM, SimpleRNN
 from nnlib.layers.transformer import KeyValueCache, TransformerBlock
 from nnlib.layers.zero_padding import ZeroPadding2D
 
 __all__ = [
     "Activation",
+    "AveragePooling1D",
     "AveragePooling2D",
     "BatchNormalization",
     "Bidirectional",
@@ -36,19 +40,26 @@ __all__ = [
     "GRU",
     "GlobalAveragePooling1D",
     "GlobalAveragePooling2D",
+    "GlobalMaxPooling1D",
     "GlobalMaxPooling2D",
+    "Input",
+    "InputLayer",
     "KeyValueCache",
     "LSTM",
     "Layer",
     "LayerNormalization",
     "LocalResponseNormalization",
+    "Masking",
+    "MaxPooling1D",
     "MaxPooling2D",
     "MultiHeadAttention",
     "PositionalEncoding",
     "RMSNormalization",
+    "ReLU",
     "Reshape",
     "SeparableConv2D",
     "SimpleRNN",
+    "Softmax",
     "TransformerBlock",
     "ZeroPadding2D",
 ]

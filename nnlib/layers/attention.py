@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
 import kernels
-from nnlib.initializers import Initializer, initializer
+from nnlib.checks import positive_integer
+from nnlib.initializers import InitializerChoice, fill
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.core import Dense
+from nnlib.layers.options import AttentionOptions
 from nnlib.layers.padding import real_steps
+from nnlib.layers.rules import features_last
 from nnlib.names import look_up
 
 #: Kinds of relative position, and from which distance on each tells none apart, by default.
@@ -21,13 +25,20 @@ T5_BUCKETS = 32
 Heads = tuple[torch.Tensor, torch.Tensor]
 
 
+def _with_heads(weight: torch.Tensor) -> torch.Tensor:
+    """(rows, D) -> (D, 1, rows): Keras' kernels of projections have three axes."""
+    return features_last(weight)[:, None]
+
+
 class MultiHeadAttention(Layer):
     """Attention in several heads (Vaswani et al., 2017), keras.layers.MultiHeadAttention.
 
     Call: layer(query, value=None, key=None, ...) with query (N, T, D), value (N, S, Dv) (default the query:
     self-attention) and key (N, S, Dk) (default the value); output (N, T, output features). Further arguments:
-    attention_mask: bool (N, T, S) or (T, S), True where the query sees the key. use_causal_mask: query i sees keys up
-    to i. lengths (N,): how many keys of a row are real. A query that sees no key has the output of zeros.
+    attention_mask: bool (or integers, 0 for False) (N, T, S) or (T, S), True where the query sees the key. query_mask
+    (N, T), value_mask and key_mask (N, S): the same, False for a query that sees nothing, or for what no query sees.
+    use_causal_mask: query i sees keys up to i. lengths (N,): how many keys of a row are real. A query that sees no key
+    has the output of zeros.
     return_attention_scores: (output, weights (N, heads, T, S)), the weights before dropout; they are computed apart and
     take T x S numbers, which attention itself never does. keys_values: what project(value, key) gave, in place of the
     two: keys of the past for generation; with use_causal_mask the last query then stands at the last key.
@@ -39,7 +50,8 @@ class MultiHeadAttention(Layer):
     num_heads: heads; key_dim: size of each for queries and keys; value_dim: for values (default key_dim).
     dropout: share of the attention weights that is zeroed in training. use_bias: of all four projections.
     output_shape: features of the output (default the query's).
-    kernel_initializer, bias_initializer: as in Keras; input_shape, device, backend, name: see Layer.
+    kernel_initializer, bias_initializer: see nnlib.initializers; kernel_regularizer, bias_regularizer, each of all four
+    projections, and the other options: see Layer.
     relative: a term of the distance between query and key in the scores, trained with the layer: "shaw" (a vector for
     each distance up to max_distance, default 16), "t5" (a number for each head and bucket, those of T5, max_distance
     128; relative_bidirectional=False where keys ahead are hidden) or "alibi" (fixed slopes); see kernels.attention.
@@ -50,7 +62,10 @@ class MultiHeadAttention(Layer):
 
     takes_lengths = True
     keeps_lengths = True
+    regularized = ("kernel", "bias")
 
+    kernel_regularizer: Any
+    bias_regularizer: Any
     in_proj_weight: torch.Tensor | None
     q_proj_weight: torch.Tensor | None
     k_proj_weight: torch.Tensor | None
@@ -66,27 +81,23 @@ class MultiHeadAttention(Layer):
         dropout: float = 0.0,
         use_bias: bool = True,
         output_shape: int | Sequence[int] | None = None,
-        kernel_initializer: str | Initializer = "glorot_uniform",
-        bias_initializer: str | Initializer = "zeros",
         *,
+        kernel_initializer: InitializerChoice = "glorot_uniform",
+        bias_initializer: InitializerChoice = "zeros",
         relative: str | None = None,
         max_distance: int | None = None,
         relative_bidirectional: bool = True,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[AttentionOptions],
     ) -> None:
-        super().__init__(input_shape=input_shape, device=device, backend=backend, name=name)
-        value_dim = key_dim if value_dim is None else value_dim
-        for argument, size in (("num_heads", num_heads), ("key_dim", key_dim), ("value_dim", value_dim)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{argument}: a positive integer is expected, got {size}")
+        super().__init__(**options)
+        num_heads, key_dim = positive_integer("num_heads", num_heads), positive_integer("key_dim", key_dim)
+        value_dim = key_dim if value_dim is None else positive_integer("value_dim", value_dim)
+        if self.activity_regularizer is not None:
+            raise ValueError("activity_regularizer: None is expected, since Keras' is one of each projection inside")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: a number in [0, 1) is expected, got {dropout}")
-        sizes = (output_shape,) if isinstance(output_shape, int) else output_shape
-        if sizes is not None and (len(sizes) != 1 or sizes[0] < 1):
-            raise ValueError(f"output_shape: a positive integer is expected, got {output_shape}")
+        if isinstance(output_shape, (list, tuple)) and len(output_shape) == 1:
+            (output_shape,) = output_shape
         distance = 0 if relative is None else look_up("relative", relative, RELATIVE)
         if max_distance is not None and max_distance < 1:
             raise ValueError(f"max_distance: a positive integer is expected, got {max_distance}")
@@ -95,7 +106,7 @@ class MultiHeadAttention(Layer):
         self.value_dim = value_dim
         self.dropout = dropout
         self.use_bias = use_bias
-        self.output_features = None if sizes is None else sizes[0]
+        self.output_features = None if output_shape is None else positive_integer("output_shape", output_shape)
         self.kernel_initializer = kernel_initializer
         self.bias_initializer = bias_initializer
         self.relative = None if relative is None else relative.lower()
@@ -109,8 +120,12 @@ class MultiHeadAttention(Layer):
     def expected_input(self) -> tuple[int | str, ...]:
         return ("N", "T", "D" if self.features is None else self.features[0])
 
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """The output's shape for queries of this shape."""
+    def compute_output_shape(
+        self, input_shape: Shape, value_shape: Shape | None = None, key_shape: Shape | None = None
+    ) -> Shape:
+        """The output's shape for queries of this shape. Raises ValueError if values and keys differ in their number."""
+        if value_shape is not None and key_shape is not None and value_shape[:-1] != key_shape[:-1]:
+            raise ValueError(f"{self.name}: value and key must have as many steps, got {value_shape} and {key_shape}")
         return (*input_shape[:-1], self.output_features or input_shape[-1])
 
     def build(self, input_shape: Shape) -> None:
@@ -128,17 +143,19 @@ class MultiHeadAttention(Layer):
 
         def fill_packed(weight: torch.Tensor) -> None:
             for part in weight.split(rows):  # three matrices, each with fans of its own
-                initializer(f"{self.name}: kernel_initializer", self.kernel_initializer)(part)
+                fill(f"{self.name}: kernel_initializer", self.kernel_initializer, part, features_last)
 
         names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
         if len(set(known)) == 1:
-            self.add_weight("in_proj_weight", (sum(rows), known[0]), fill_packed, "kernel_initializer")
+            shape = (sum(rows), known[0])
+            self.add_weight("in_proj_weight", shape, fill_packed, "kernel_initializer", rule_view=_with_heads)
             for name in names:
                 self.register_parameter(name, None)
         else:
             self.register_parameter("in_proj_weight", None)
             for name, row, size in zip(names, rows, known):
-                self.add_weight(name, (row, size), self.kernel_initializer, "kernel_initializer")
+                shape = (row, size)
+                self.add_weight(name, shape, self.kernel_initializer, "kernel_initializer", rule_view=_with_heads)
         if self.use_bias:
             self.add_weight("in_proj_bias", (sum(rows),), self.bias_initializer, "bias_initializer")
         else:
@@ -146,6 +163,7 @@ class MultiHeadAttention(Layer):
         self.out_proj = Dense(
             out, None, self.use_bias, self.kernel_initializer, self.bias_initializer,
             device=self.device, backend=self.backend, name=self.name,
+            kernel_regularizer=self.kernel_regularizer, bias_regularizer=self.bias_regularizer,
         )  # fmt: skip
         self.out_proj.build_once((None, None, rows[2]))
         self._build_relative()
@@ -165,16 +183,16 @@ class MultiHeadAttention(Layer):
 
     # Calls.
 
-    def forward(
-        self, x: torch.Tensor, value: torch.Tensor | None = None, key: torch.Tensor | None = None, **options: Any
+    def forward(  # type: ignore[override]
+        self, query: torch.Tensor, value: torch.Tensor | None = None, key: torch.Tensor | None = None, **options: Any
     ) -> Any:
-        value = x if value is None else value
+        value = query if value is None else value
         key = value if key is None else key
-        if not self.built and all(isinstance(one, torch.Tensor) and one.dim() == 3 for one in (x, key, value)):
-            self.build_for(tuple(x.shape), tuple(key.shape), tuple(value.shape))
-            self.built_input_shape = (None, *x.shape[1:])
+        if not self.built and all(isinstance(one, torch.Tensor) and one.dim() == 3 for one in (query, key, value)):
+            self.build_for(tuple(query.shape), tuple(key.shape), tuple(value.shape))
+            self.built_input_shape = (None, *query.shape[1:])
             self.built = True
-        return super().forward(x, value, key, **options)
+        return super().forward(query, value, key, **options)
 
     def call(  # type: ignore[override]
         self,
@@ -182,6 +200,9 @@ class MultiHeadAttention(Layer):
         value: torch.Tensor,
         key: torch.Tensor,
         *,
+        query_mask: torch.Tensor | None = None,
+        value_mask: torch.Tensor | None = None,
+        key_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         use_causal_mask: bool = False,
         return_attention_scores: bool = False,
@@ -195,7 +216,7 @@ class MultiHeadAttention(Layer):
         else:
             heads = (self._project_query(query), *self.project(value, key))
         q, k, v = heads
-        mask = self._checked_mask(attention_mask, q, k)
+        mask = self._mask(q, k, attention_mask, query_mask, value_mask, key_mask)
         causal = None if not use_causal_mask else "top_left" if keys_values is None else "bottom_right"
         y = self.run(
             "attention",
@@ -253,17 +274,36 @@ class MultiHeadAttention(Layer):
         """(N, T, heads * size) -> a view (N, heads, T, size)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def _checked_mask(self, mask: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor | None:
-        if mask is None:
-            return None
-        shape = (q.shape[0], q.shape[2], k.shape[2])
-        if mask.dtype != torch.bool:
-            raise TypeError(f"{self.name}: attention_mask must be bool, True where the query sees, got {mask.dtype}")
-        if tuple(mask.shape) not in (shape, shape[1:], (1, *shape[1:])):
-            raise ValueError(
-                f"{self.name}: attention_mask must have shape {shape} or {shape[1:]}, got {tuple(mask.shape)}"
-            )
-        return mask[:, None] if mask.dim() == 3 else mask
+    def _mask(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        attention: torch.Tensor | None,
+        query: torch.Tensor | None,
+        value: torch.Tensor | None,
+        key: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """All masks in one, that broadcasts to (N, heads, T, S); None where there is none."""
+        rows, queries, keys = q.shape[0], q.shape[2], k.shape[2]
+        whole = None
+        if attention is not None:
+            shape = (rows, queries, keys)
+            whole = self._checked_mask("attention_mask", attention, shape, shape[1:], (1, *shape[1:]))
+            whole = whole[:, None] if whole.dim() == 3 else whole
+        for name, mask, steps in (("query_mask", query, queries), ("value_mask", value, keys), ("key_mask", key, keys)):
+            if mask is not None:
+                mask = self._checked_mask(name, mask, (rows, steps))
+                mask = mask[:, None, :, None] if name == "query_mask" else mask[:, None, None, :]
+                whole = mask if whole is None else whole & mask
+        return whole
+
+    def _checked_mask(self, argument: str, mask: torch.Tensor, *shapes: tuple[int, ...]) -> torch.Tensor:
+        if mask.is_floating_point():
+            raise TypeError(f"{self.name}: {argument} must be bool, True where the query sees, got {mask.dtype}")
+        if tuple(mask.shape) not in shapes:
+            allowed = " or ".join(str(shape) for shape in shapes[:2])
+            raise ValueError(f"{self.name}: {argument} must have shape {allowed}, got {tuple(mask.shape)}")
+        return mask.bool()
 
     def _relative_term(self) -> Any:
         if self.relative == "shaw":

@@ -5,27 +5,34 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ClassVar
 
 import torch
 
-from nnlib import ops
+from nnlib import activity, ops, regularizers
+from nnlib.calling import Called
 from nnlib.configuration import Recorded
-from nnlib.initializers import Fans, Initializer, initializer
+from nnlib.initializers import InitializerChoice, fill
+from nnlib.layers.rules import View, WeightRule, features_last, look_up_rule, losses_of
 
 # Sizes of a tensor, the batch first; None is a size that is not fixed, as in Keras.
 Shape = tuple[int | None, ...]
 
 
-class Layer(Recorded, torch.nn.Module):
+class Layer(Recorded, Called):
     """The base of all layers.
 
     A subclass writes `call`, and where it has them `build` (its parameters), `compute_output_shape` and
     `expected_input`. Parameters are made by `build`, on first use or when `input_shape` is known. A layer may be made
-    of others: those are its attributes, and share its backend.
+    of others: those are its attributes, and share its backend. Calls take NumPy arrays too, and training=True or False
+    for one call (see nnlib.calling.Called).
 
     input_shape: sizes of one sample, without the batch; given, a Sequential builds the layer at once.
+    activity_regularizer: a penalty on the output (see nnlib.regularizers), over the number of its rows.
+    Layers with weights also take kernel_regularizer, bias_regularizer, kernel_constraint, bias_constraint and the like,
+    where Keras has them and by its names: see nnlib.regularizers and nnlib.constraints.
     device: where the parameters are made (default: torch's default device); `.to()` moves them later.
     backend: the kernels' backend for this layer (default None: the model's, or else kernels' own choice).
     name: unique within a model (default: the class' name in lower case, with a number where it is needed).
@@ -43,23 +50,42 @@ class Layer(Recorded, torch.nn.Module):
     takes_lengths = False
     #: True where a step of the output belongs to the same step of the input, so that lengths stay what they are.
     keeps_lengths = False
+    #: For which weights there is a NAME_regularizer, and for which a NAME_constraint, besides NAME_initializer.
+    regularized: ClassVar[tuple[str, ...]] = ()
+    constrained: ClassVar[tuple[str, ...]] = ()
+    #: What `build()` without a shape builds for, where the parameters do not depend on it.
+    shape_to_build: ClassVar[Shape | None] = None
 
     def __init__(
         self,
         *,
         input_shape: Sequence[int | None] | None = None,
+        activity_regularizer: regularizers.RegularizerChoice = None,
         device: torch.device | str | None = None,
         backend: str | None = None,
         name: str | None = None,
+        **rules: Any,
     ) -> None:
         super().__init__()
         if name is not None and not re.fullmatch(r"\w+", name):
             raise ValueError(f"name: letters, digits and underscores are expected, got {name!r}")
         self.name = name or self.default_name()
         self.has_own_name = name is not None
+        self.activity_regularizer = regularizers.get(activity_regularizer, "activity_regularizer")
+        activity.Use.ever = activity.Use.ever or self.activity_regularizer is not None
+        for kind, parts in (("regularizer", self.regularized), ("constraint", self.constrained)):
+            for part in parts:
+                setattr(self, f"{part}_{kind}", None)
+        for option, value in rules.items():
+            setattr(
+                self, option, look_up_rule(type(self).__name__, option, value, self.regularized, self.constrained)
+            )
+        #: By the names of the parameters.
+        self.weight_rules: dict[str, WeightRule] = {}
         self.device = device
         self._backend = backend
         self.built = False
+        self._is_building = False
         self.given_input_shape: Shape | None = None if input_shape is None else (None, *input_shape)
         self.built_input_shape: Shape | None = None
         # The last input shape that was looked at, without the batch: most calls bring it again.
@@ -96,8 +122,16 @@ class Layer(Recorded, torch.nn.Module):
         name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", cls.__name__.lstrip("_"))
         return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "build" in vars(cls):
+            cls.build = _only_once(cls.build)  # type: ignore[method-assign, assignment]
+
     def build(self, input_shape: Shape) -> None:
-        """Makes the parameters for inputs of this shape, batch first. A layer without parameters has nothing to do."""
+        """Makes the parameters for inputs of this shape, batch first. A layer without parameters has nothing to do.
+
+        A subclass writes it; whoever calls it builds the layer, once: it is then build_once.
+        """
 
     def call(self, x: torch.Tensor) -> Any:
         """The layer's output for x. A subclass may take more arguments, which `forward` hands on."""
@@ -136,14 +170,26 @@ class Layer(Recorded, torch.nn.Module):
         Raises ValueError if x's shape does not fit the layer, TypeError if it must be floating point and is not.
         """
         if not isinstance(x, torch.Tensor):
-            raise TypeError(f"{self.name}: input must be a tensor, got {type(x).__name__}")
+            got = type(x).__name__ + getattr(x, "no_value", "")
+            raise TypeError(f"{self.name}: input must be a tensor or a NumPy array, got {got}")
         shape = tuple(x.shape)
         if not self.built or shape[1:] != self._fitting_shape or torch.compiler.is_compiling():
             self.build_once(shape)
             self._fitting_shape = shape[1:]
         if self.needs_floating_input and not x.is_floating_point():
             raise TypeError(f"{self.name}: input must be floating point, got {x.dtype}; images: x / 255.0")
-        return self.call(x, *more, **options)
+        output = self.call(x, *more, **options)
+        if self.activity_regularizer is not None:
+            if torch.compiler.is_compiling():
+                raise RuntimeError(f"{self.name}: activity_regularizer does not work under torch.compile")
+            activity.note(self, self.activity_regularizer, output)
+        return output
+
+    @property
+    def losses(self) -> list[torch.Tensor]:
+        """What the regularizers of the layer, and of those inside, come to: scalar tensors, those of outputs in the
+        last call first."""
+        return losses_of(self)
 
     def build_once(self, input_shape: Shape) -> None:
         """Builds the layer for inputs of this shape, batch first; a layer that is built stays as it is.
@@ -154,22 +200,40 @@ class Layer(Recorded, torch.nn.Module):
         if self.built:
             return
         self.compute_output_shape(input_shape)  # raises if a window does not fit
-        self.build(input_shape)
+        self._is_building = True
+        try:
+            self.build(input_shape)
+        finally:
+            self._is_building = False
+        for part in self.children():
+            part.train(self.training)  # what build made is in the layer's mode
         self.built_input_shape = (None, *input_shape[1:])
         self.built = True
 
     def add_weight(
-        self, name: str, shape: Sequence[int], choice: str | Initializer, argument: str, fans: Fans | None = None
+        self,
+        name: str,
+        shape: Sequence[int],
+        choice: InitializerChoice,
+        argument: str,
+        view: View = features_last,
+        rule_view: View | None = None,
     ) -> None:
-        """Registers a parameter `name` of torch's default dtype, filled by the initializer called `choice`.
+        """Registers a parameter `name` of torch's default dtype, filled by the initializer `choice`.
 
-        fans: (fan_in, fan_out) as Keras counts them, where the shape in torch's layout does not tell.
+        argument: of the layer, such as "kernel_initializer"; the layer's kernel_regularizer and kernel_constraint then
+        hold for the parameter. view: the parameter -> a view in Keras' layout (default: of torch's (out, in, *window)),
+        which initializers and rules see. rule_view: another for the rules.
         """
-        fill = initializer(f"{self.name}: {argument}", choice, fans)
         weight = torch.empty(tuple(shape), device=self.device)
-        with torch.no_grad():
-            fill(weight)
+        fill(f"{self.name}: {argument}", choice, weight, view)
         self.register_parameter(name, torch.nn.Parameter(weight))
+        part = argument.removesuffix("_initializer")
+        rule = WeightRule(
+            rule_view or view, getattr(self, f"{part}_regularizer", None), getattr(self, f"{part}_constraint", None)
+        )
+        if rule.regularizer is not None or rule.constraint is not None:
+            self.weight_rules[name] = rule
 
     def run(self, op: str, *arguments: Any, **options: Any) -> Any:
         """Calls kernels.<op> with this layer's backend."""
@@ -199,3 +263,19 @@ class Layer(Recorded, torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f"name={self.name!r}" + (f", backend={self.backend!r}" if self.backend else "")
+
+
+def _only_once(build: Callable[[Any, Shape], None]) -> Callable[[Any, Shape], None]:
+    """A subclass' build, which build_once calls, and everybody else calls build_once by."""
+
+    @wraps(build)
+    def build_or_build_once(self: Any, input_shape: Shape | None = None) -> None:
+        shape = input_shape or self.given_input_shape or self.shape_to_build
+        if shape is None:
+            raise ValueError(f"{self.name}: build needs an input_shape, batch first, got None")
+        if self._is_building:
+            build(self, shape)
+        else:
+            self.build_once(tuple(shape))
+
+    return build_or_build_once

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from typing_extensions import Unpack
 
-from nnlib.initializers import Initializer
+from nnlib.initializers import InitializerChoice, fill
 from nnlib.layers.base import Layer, Shape
-from nnlib.layers.padding import real_steps
+from nnlib.layers.options import NormOptions
+from nnlib.layers.padding import checked_mask, real_steps
+from nnlib.layers.rules import unchanged
 
 
 class BatchNormalization(Layer):
@@ -21,14 +24,18 @@ class BatchNormalization(Layer):
 
     axis: the channels' (default the last). momentum: share of the old moving statistics that stays.
     epsilon: is added to the variance. center: whether there is a bias; scale: whether there is a weight.
-    beta_initializer, gamma_initializer: as in Keras; input_shape, device, backend, name: see Layer.
-    lengths (N,), for input (N, T, C): padded steps count for nothing, and are 0 in the output.
+    beta_initializer, gamma_initializer, moving_mean_initializer, moving_variance_initializer: see nnlib.initializers;
+    beta_regularizer, gamma_regularizer, beta_constraint, gamma_constraint, and the other options: see Layer.
+    synchronized: False; over several processes, torch.nn.SyncBatchNorm in a model of torch's does what True would.
+    lengths (N,), or mask (N, T), bool or integers, for input (N, T, C): padded steps count for nothing, and are 0 in
+    the output.
 
     Raises ValueError if an argument is out of its range, or an input does not fit.
     """
 
     takes_lengths = True
     keeps_lengths = True
+    regularized = constrained = ("beta", "gamma")
 
     weight: torch.Tensor | None
     bias: torch.Tensor | None
@@ -42,19 +49,21 @@ class BatchNormalization(Layer):
         epsilon: float = 0.001,
         center: bool = True,
         scale: bool = True,
-        beta_initializer: str | Initializer = "zeros",
-        gamma_initializer: str | Initializer = "ones",
+        beta_initializer: InitializerChoice = "zeros",
+        gamma_initializer: InitializerChoice = "ones",
+        moving_mean_initializer: InitializerChoice = "zeros",
+        moving_variance_initializer: InitializerChoice = "ones",
         *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        synchronized: bool = False,
+        **options: Unpack[NormOptions],
     ) -> None:
-        super().__init__(input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(**options)
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum: a number in [0, 1] is expected, got {momentum}")
         if not epsilon > 0:
             raise ValueError(f"epsilon: a positive number is expected, got {epsilon}")
+        if synchronized:
+            raise ValueError(f"synchronized: False is expected, statistics are of one process, got {synchronized}")
         self.axis = axis
         self.momentum = momentum
         self.epsilon = epsilon
@@ -62,6 +71,8 @@ class BatchNormalization(Layer):
         self.scale = scale
         self.beta_initializer = beta_initializer
         self.gamma_initializer = gamma_initializer
+        self.moving_mean_initializer = moving_mean_initializer
+        self.moving_variance_initializer = moving_variance_initializer
         self.channels: int | None = None
 
     def _channel_axis(self, shape: Sequence[int | None]) -> int:
@@ -88,19 +99,32 @@ class BatchNormalization(Layer):
                 self.add_weight(name, (channels,), choice, argument)
             else:
                 self.register_parameter(name, None)
-        self.register_buffer("running_mean", torch.zeros(channels, device=self.device))
-        self.register_buffer("running_var", torch.ones(channels, device=self.device))
+        for name, choice, argument in (
+            ("running_mean", self.moving_mean_initializer, "moving_mean_initializer"),
+            ("running_var", self.moving_variance_initializer, "moving_variance_initializer"),
+        ):
+            statistic = torch.empty(channels, device=self.device)
+            fill(f"{self.name}: {argument}", choice, statistic, unchanged)
+            self.register_buffer(name, statistic)
         self.channels = channels
 
-    def call(self, x: torch.Tensor, *, lengths: torch.Tensor | None = None) -> torch.Tensor:
+    def call(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, *, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
         axis = self._channel_axis(tuple(x.shape))
+        if mask is not None:
+            if lengths is not None:
+                raise ValueError(f"{self.name}: lengths or mask must be given, got both")
+            return self._normalize_real(x, axis, checked_mask(self.name, mask, tuple(x.shape[:2])))
         if lengths is None and axis == x.dim() - 1 != 3:
             return self._normalize(x.reshape(-1, x.shape[-1])).reshape(x.shape)
         if lengths is None:
             return self._normalize(x.movedim(axis, 1)).movedim(1, axis)  # of images torch has a channels-last kernel
+        return self._normalize_real(x, axis, real_steps(lengths, x.shape[1]))
+
+    def _normalize_real(self, x: torch.Tensor, axis: int, real: torch.Tensor) -> torch.Tensor:
         if x.dim() != 3 or axis != 2:
             raise ValueError(f"{self.name}: lengths need an input (N, T, C), got {tuple(x.shape)} with axis {axis}")
-        real = real_steps(lengths, x.shape[1])
         output = torch.zeros_like(x)
         output[real] = self._normalize(x[real])
         return output

@@ -6,8 +6,11 @@ import copy
 from collections.abc import Callable, Sequence
 
 import torch
+from typing_extensions import Unpack
 
+from nnlib import activity
 from nnlib.layers.base import Layer, Shape
+from nnlib.layers.options import LayerOptions
 from nnlib.layers.padding import resolve_lengths, reversed_rows
 from nnlib.layers.recurrent_base import Recurrent, States
 from nnlib.names import look_up
@@ -27,7 +30,8 @@ class Bidirectional(Layer):
     (N, 2 units) or (N, T, 2 units), see merge_mode; the way back gives its output where the step is, so that without
     return_sequences it is that of the first step. Padded steps are 0 (the layer's zero_output_for_mask is always on).
 
-    layer: a SimpleRNN, LSTM or GRU that is not built yet and goes forward; it becomes `forward_layer`.
+    layer: a SimpleRNN, LSTM or GRU that goes forward; it becomes `forward_layer`, or where it is built already, another
+    one made with the same arguments, whose weights are its own.
     merge_mode: "concat" (side by side), "sum", "mul", "ave", or None for a pair of outputs.
     backward_layer: the layer of the way back (default: one like `layer`), with go_backwards=True.
     input_shape, device, backend, name: see Layer.
@@ -43,17 +47,17 @@ class Bidirectional(Layer):
         merge_mode: str | None = "concat",
         *,
         backward_layer: Recurrent | None = None,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        super().__init__(input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(**options)
         for argument, given in (("layer", layer), ("backward_layer", backward_layer)):
             if not isinstance(given, Recurrent) and (given is not None or argument == "layer"):
                 raise TypeError(f"{argument}: a SimpleRNN, LSTM or GRU is expected, got {given!r}")
-        if layer.go_backwards or layer.built:
-            raise ValueError("layer: it must go forward and not be built yet")
+        if layer.go_backwards:
+            raise ValueError("layer: it must go forward")
+        if layer.built:  # as in Keras: another like it, with weights of its own
+            arguments, named = layer.constructor_arguments
+            layer = type(layer)(*arguments, **named)
         if merge_mode is not None:
             look_up("merge_mode", merge_mode, _MERGES)
         self.merge_mode = merge_mode
@@ -70,7 +74,7 @@ class Bidirectional(Layer):
             self.given_input_shape = layer.given_input_shape
         self.forward_layer = layer
         self.backward_layer = backward_layer
-        self.adopt(backend, device)
+        self.adopt(self.backend, self.device)
 
     @property
     def return_sequences(self) -> bool:
@@ -92,10 +96,14 @@ class Bidirectional(Layer):
         self.forward_layer.build_once(input_shape)
         self.backward_layer.build_once(input_shape)
 
-    def reset_states(self) -> None:
+    def reset_state(self) -> None:
         """Forgets the states that a stateful layer keeps."""
-        self.forward_layer.reset_states()
-        self.backward_layer.reset_states()
+        self.forward_layer.reset_state()
+        self.backward_layer.reset_state()
+
+    def reset_states(self) -> None:
+        """reset_state, by its name in Keras 2."""
+        self.reset_state()
 
     def call(
         self,
@@ -113,6 +121,9 @@ class Bidirectional(Layer):
         y, reverse, ends, side_by_side = self._run(x, states, lengths)
         for layer, end in zip(both, ends):
             layer.keep_states(end)
+        for layer, output, end in zip(both, (y, reverse), ends):
+            if layer.activity_regularizer is not None:  # which its own call would see to
+                activity.note(layer, layer.activity_regularizer, (output, *end) if layer.return_state else output)
         merged: tuple[torch.Tensor, ...]
         if self.merge_mode is None:
             merged = y, reverse

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from typing_extensions import Unpack
 
 from nnlib.activations import ActivationChoice, ActivationFunction
-from nnlib.initializers import Initializer
+from nnlib.initializers import InitializerChoice
 from nnlib.layers.base import Shape
 from nnlib.layers.images import PADDINGS, ImageLayer, pair
+from nnlib.layers.options import KernelOptions
 from nnlib.names import look_up
 
 
@@ -27,6 +29,8 @@ class Conv2DTranspose(ImageLayer):
     Raises ValueError if an argument is out of its range, or an input does not fit.
     """
 
+    regularized = constrained = ("kernel", "bias")
+
     weight: torch.Tensor
     bias: torch.Tensor | None
 
@@ -41,15 +45,11 @@ class Conv2DTranspose(ImageLayer):
         dilation_rate: int | Sequence[int] = (1, 1),
         activation: str | ActivationFunction | None = None,
         use_bias: bool = True,
-        kernel_initializer: str | Initializer = "glorot_uniform",
-        bias_initializer: str | Initializer = "zeros",
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        kernel_initializer: InitializerChoice = "glorot_uniform",
+        bias_initializer: InitializerChoice = "zeros",
+        **options: Unpack[KernelOptions],
     ) -> None:
-        super().__init__(data_format=data_format, input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(data_format=data_format, **options)
         if filters < 1:
             raise ValueError(f"filters: a positive integer is expected, got {filters}")
         self.filters = filters

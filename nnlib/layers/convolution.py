@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
 from nnlib.activations import ActivationChoice, ActivationFunction
-from nnlib.initializers import Initializer
+from nnlib.initializers import InitializerChoice
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.core import absorb_activation
 from nnlib.layers.images import PADDINGS, ImageLayer, pair, window_output_size
+from nnlib.layers.options import DepthwiseOptions, KernelOptions, SeparableOptions
+from nnlib.layers.rules import DepthwiseView
 from nnlib.names import look_up
 
 
@@ -25,10 +28,13 @@ class Conv2D(ImageLayer):
     padding: "valid" (none) or "same" (output ceil(size / stride); an odd row goes below and right, as in Keras).
     groups: input channels are split into so many groups, each with its own filters.
     activation: see nnlib.activations. relu, gelu, silu, tanh and sigmoid run inside the kernel.
-    use_bias, kernel_initializer, bias_initializer: as in Keras; input_shape, device, backend, name: see Layer.
+    use_bias: whether there is one. kernel_initializer, bias_initializer: see nnlib.initializers; kernel_regularizer,
+    bias_regularizer, kernel_constraint, bias_constraint, and the other options: see Layer.
 
     Raises ValueError if an argument is out of its range, or an input does not fit.
     """
+
+    regularized = constrained = ("kernel", "bias")
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -44,18 +50,14 @@ class Conv2D(ImageLayer):
         groups: int = 1,
         activation: str | ActivationFunction | None = None,
         use_bias: bool = True,
-        kernel_initializer: str | Initializer = "glorot_uniform",
-        bias_initializer: str | Initializer = "zeros",
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        kernel_initializer: InitializerChoice = "glorot_uniform",
+        bias_initializer: InitializerChoice = "zeros",
+        **options: Unpack[KernelOptions],
     ) -> None:
-        super().__init__(data_format=data_format, input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(data_format=data_format, **options)
         if groups < 1:
             raise ValueError(f"groups: a positive integer is expected, got {groups}")
-        if filters < 1 or filters % groups:
+        if not isinstance(filters, int) or filters < 1 or filters % groups:
             raise ValueError(f"filters: a positive multiple of groups ({groups}) is expected, got {filters}")
         self.filters = filters
         self.kernel_size = pair("kernel_size", kernel_size)
@@ -127,10 +129,13 @@ class DepthwiseConv2D(Conv2D):
     channel side by side. The parameters are in torch's layout: weight (C * depth_multiplier, 1, kernel height, kernel
     width), bias (C * depth_multiplier,).
 
-    depth_multiplier: filters for each channel. depthwise_initializer: as in Keras; all others: see Conv2D.
+    depth_multiplier: filters for each channel. depthwise_initializer, depthwise_regularizer, depthwise_constraint: of
+    the kernel; all others: see Conv2D.
 
     Raises ValueError if an argument is out of its range, or an input does not fit.
     """
+
+    regularized = constrained = ("depthwise", "bias")
 
     def __init__(
         self,
@@ -142,17 +147,13 @@ class DepthwiseConv2D(Conv2D):
         dilation_rate: int | Sequence[int] = (1, 1),
         activation: str | ActivationFunction | None = None,
         use_bias: bool = True,
-        depthwise_initializer: str | Initializer = "glorot_uniform",
-        bias_initializer: str | Initializer = "zeros",
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        depthwise_initializer: InitializerChoice = "glorot_uniform",
+        bias_initializer: InitializerChoice = "zeros",
+        **options: Unpack[DepthwiseOptions],
     ) -> None:
-        super().__init__(
+        super().__init__(  # type: ignore[misc]
             1, kernel_size, strides, padding, data_format, dilation_rate, 1, activation, use_bias,
-            depthwise_initializer, bias_initializer, input_shape=input_shape, device=device, backend=backend, name=name,
+            depthwise_initializer, bias_initializer, **options,
         )  # fmt: skip
         if depth_multiplier < 1:
             raise ValueError(f"depth_multiplier: a positive integer is expected, got {depth_multiplier}")
@@ -168,17 +169,8 @@ class DepthwiseConv2D(Conv2D):
             raise ValueError(f"{self.name}: input channels must be known, got {input_shape}")
         self.groups = channels
         self.filters = channels * self.depth_multiplier
-        window = self.kernel_size[0] * self.kernel_size[1]
-        self.add_weight(
-            "weight",
-            (self.filters, 1, *self.kernel_size),
-            self.depthwise_initializer,
-            "depthwise_initializer",
-            fans=(
-                window * channels,
-                window * self.depth_multiplier,
-            ),  # of Keras' kernel (height, width, in, multiplier)
-        )
+        shape, view = (self.filters, 1, *self.kernel_size), DepthwiseView(self.depth_multiplier)
+        self.add_weight("weight", shape, self.depthwise_initializer, "depthwise_initializer", view)
         if self.use_bias:
             self.add_weight("bias", (self.filters,), self.bias_initializer, "bias_initializer")
         else:
@@ -192,8 +184,18 @@ class SeparableConv2D(ImageLayer):
     Input (N, H, W, C) (see data_format), floating point; output (N, H', W', filters). The two are the attributes
     `depthwise` and `pointwise`, whose parameters they are.
 
-    Arguments: see DepthwiseConv2D and Conv2D. Raises ValueError if one is out of its range, or an input does not fit.
+    Arguments: see DepthwiseConv2D and Conv2D; pointwise_initializer, pointwise_regularizer and pointwise_constraint are
+    of the 1x1 kernel. Raises ValueError if one is out of its range, or an input does not fit.
     """
+
+    regularized = constrained = ("depthwise", "pointwise", "bias")
+
+    depthwise_regularizer: Any
+    pointwise_regularizer: Any
+    bias_regularizer: Any
+    depthwise_constraint: Any
+    pointwise_constraint: Any
+    bias_constraint: Any
 
     def __init__(
         self,
@@ -206,25 +208,23 @@ class SeparableConv2D(ImageLayer):
         depth_multiplier: int = 1,
         activation: str | ActivationFunction | None = None,
         use_bias: bool = True,
-        depthwise_initializer: str | Initializer = "glorot_uniform",
-        pointwise_initializer: str | Initializer = "glorot_uniform",
-        bias_initializer: str | Initializer = "zeros",
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        depthwise_initializer: InitializerChoice = "glorot_uniform",
+        pointwise_initializer: InitializerChoice = "glorot_uniform",
+        bias_initializer: InitializerChoice = "zeros",
+        **options: Unpack[SeparableOptions],
     ) -> None:
-        super().__init__(data_format=data_format, input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(data_format=data_format, **options)
         self.depthwise = DepthwiseConv2D(
             kernel_size, strides, padding, depth_multiplier, data_format, dilation_rate, None, False,
-            depthwise_initializer, name=self.name,
+            depthwise_initializer, name=self.name, depthwise_regularizer=self.depthwise_regularizer,
+            depthwise_constraint=self.depthwise_constraint,
         )  # fmt: skip
         self.pointwise = Conv2D(
             filters, 1, 1, "valid", data_format, 1, 1, activation, use_bias, pointwise_initializer, bias_initializer,
-            name=self.name,
+            name=self.name, kernel_regularizer=self.pointwise_regularizer, bias_regularizer=self.bias_regularizer,
+            kernel_constraint=self.pointwise_constraint, bias_constraint=self.bias_constraint,
         )  # fmt: skip
-        self.adopt(backend, device)
+        self.adopt(self.backend, self.device)
 
     def expected_input(self) -> tuple[int | str, ...]:
         return self.depthwise.expected_input()

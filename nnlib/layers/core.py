@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
 from nnlib.activations import ActivationChoice, ActivationFunction
-from nnlib.initializers import Initializer
+from nnlib.checks import positive_integer
+from nnlib.initializers import InitializerChoice
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.images import DATA_FORMATS
+from nnlib.layers.options import KernelOptions
 from nnlib.names import look_up
 
 
@@ -22,13 +25,15 @@ class Dense(Layer):
     (units, features), bias (units,).
 
     units: output features. activation: see nnlib.activations; relu, gelu, silu, tanh and sigmoid run inside the
-    kernel. use_bias, kernel_initializer, bias_initializer: as in Keras; input_shape, device, backend, name: see
-    Layer. With a softmax, layer(x, apply_softmax=False) gives the logits.
+    kernel. use_bias: whether there is one. kernel_initializer, bias_initializer: see nnlib.initializers;
+    kernel_regularizer, bias_regularizer, kernel_constraint, bias_constraint, and the other options: see Layer. With a
+    softmax, layer(x, apply_softmax=False) gives the logits.
 
     Raises ValueError if an argument is out of its range, or an input does not fit.
     """
 
     keeps_lengths = True
+    regularized = constrained = ("kernel", "bias")
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -38,20 +43,14 @@ class Dense(Layer):
         units: int,
         activation: str | ActivationFunction | None = None,
         use_bias: bool = True,
-        kernel_initializer: str | Initializer = "glorot_uniform",
-        bias_initializer: str | Initializer = "zeros",
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        kernel_initializer: InitializerChoice = "glorot_uniform",
+        bias_initializer: InitializerChoice = "zeros",
+        **options: Unpack[KernelOptions],
     ) -> None:
-        super().__init__(input_shape=input_shape, device=device, backend=backend, name=name)
-        if units < 1:
-            raise ValueError(f"units: a positive integer is expected, got {units}")
-        self.units = units
+        super().__init__(**options)
+        self.units = positive_integer("units", units)
         self.activation = ActivationChoice(activation)
-        self.ends_in_softmax = self.activation.is_softmax
+        self.ends_in_softmax = self.activation.is_softmax and self.activity_regularizer is None
         self.use_bias = use_bias
         self.kernel_initializer = kernel_initializer
         self.bias_initializer = bias_initializer
@@ -176,7 +175,7 @@ class Activation(Layer):
     def __init__(self, activation: str | ActivationFunction | None, **options: Any) -> None:
         super().__init__(**options)
         self.activation = ActivationChoice(activation)
-        self.ends_in_softmax = self.activation.is_softmax
+        self.ends_in_softmax = self.activation.is_softmax and self.activity_regularizer is None
 
     def call(self, x: torch.Tensor, *, apply_softmax: bool = True) -> torch.Tensor:
         if self.ends_in_softmax and not apply_softmax:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
 import kernels
-from nnlib.initializers import Initializer
+from nnlib.checks import positive_integer
+from nnlib.initializers import InitializerChoice
 from nnlib.layers.base import Layer, Shape
+from nnlib.layers.options import EmbeddingOptions
 from nnlib.layers.padding import lengths_of_mask
+from nnlib.layers.rules import unchanged
 
 
 class Embedding(Layer):
@@ -20,8 +23,9 @@ class Embedding(Layer):
     Input (...), int64 or int32, from 0 to input_dim - 1; output (..., output_dim). The parameter: weight (input_dim,
     output_dim), as in torch.nn.Embedding.
 
-    embeddings_initializer: as in Keras. mask_zero: token 0 is padding, at the end of each row (N, T) alone; a
-    Sequential then tells the layers behind how long each row is.
+    embeddings_initializer: see nnlib.initializers; embeddings_regularizer, embeddings_constraint: see Layer.
+    mask_zero: token 0 is padding, at the end of each row (N, T) alone; a Sequential then tells the layers behind how
+    long each row is.
     weights: an array (input_dim, output_dim), or a list of one, to start from (default None: embeddings_initializer).
     input_length: T, where it is fixed: the model is then built at once, and other lengths are refused.
     input_shape, device, backend, name: see Layer.
@@ -32,6 +36,8 @@ class Embedding(Layer):
 
     needs_floating_input = False
     not_kept = (*Layer.not_kept, "weights")  # a saved model has them anyway
+    regularized = constrained = ("embeddings",)
+    shape_to_build = (None, None)
 
     weight: torch.Tensor
 
@@ -39,24 +45,19 @@ class Embedding(Layer):
         self,
         input_dim: int,
         output_dim: int,
-        embeddings_initializer: str | Initializer = "uniform",
+        embeddings_initializer: InitializerChoice = "uniform",
         mask_zero: bool = False,
         weights: Any = None,
         input_length: int | None = None,
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[EmbeddingOptions],
     ) -> None:
-        if input_shape is None and input_length is not None:
-            input_shape = (input_length,)
-        super().__init__(input_shape=input_shape, device=device, backend=backend, name=name)
-        for argument, size in (("input_dim", input_dim), ("output_dim", output_dim), ("input_length", input_length)):
-            if (size is not None or argument != "input_length") and (not isinstance(size, int) or size < 1):
-                raise ValueError(f"{argument}: a positive integer is expected, got {size}")
-        self.input_dim = input_dim
-        self.output_dim = output_dim
+        if options.get("input_shape") is None and input_length is not None:
+            options["input_shape"] = (input_length,)
+        super().__init__(**options)
+        self.input_dim = input_dim = positive_integer("input_dim", input_dim)
+        self.output_dim = output_dim = positive_integer("output_dim", output_dim)
+        if input_length is not None:
+            input_length = positive_integer("input_length", input_length)
         self.embeddings_initializer = embeddings_initializer
         self.mask_zero = mask_zero
         self.input_length = input_length
@@ -81,7 +82,7 @@ class Embedding(Layer):
 
     def build(self, input_shape: Shape) -> None:
         choice = self.embeddings_initializer if self._start is None else self._copy_start
-        self.add_weight("weight", (self.input_dim, self.output_dim), choice, "embeddings_initializer")
+        self.add_weight("weight", (self.input_dim, self.output_dim), choice, "embeddings_initializer", unchanged)
 
     def _copy_start(self, weight: torch.Tensor) -> None:
         assert self._start is not None

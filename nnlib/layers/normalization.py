@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
-from nnlib.initializers import Initializer
+from nnlib.initializers import InitializerChoice
 from nnlib.layers.base import Layer, Shape
+from nnlib.layers.options import LayerOptions, NormOptions
+from nnlib.layers.rules import unchanged
 
 
 class _Normalization(Layer):
@@ -25,11 +28,13 @@ class _Normalization(Layer):
         epsilon: float,
         center: bool,
         scale: bool,
-        beta_initializer: str | Initializer,
-        gamma_initializer: str | Initializer,
+        beta_initializer: InitializerChoice,
+        gamma_initializer: InitializerChoice,
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        if not all(isinstance(one, int) for one in (axis if isinstance(axis, (list, tuple)) else (axis,))):
+            raise TypeError(f"axis: an integer or several are expected, got {axis!r}")
         if not epsilon > 0:
             raise ValueError(f"epsilon: a positive number is expected, got {epsilon}")
         self.axis = axis
@@ -66,7 +71,7 @@ class _Normalization(Layer):
             ("bias", self.center, self.beta_initializer, "beta_initializer"),
         ):
             if wanted:
-                self.add_weight(name, known, choice, argument)
+                self.add_weight(name, known, choice, argument, unchanged)
             else:
                 self.register_parameter(name, None)
         self.normalized_shape = known
@@ -91,10 +96,13 @@ class LayerNormalization(_Normalization):
 
     axis: the normalized axes, one or several (default the last). epsilon: is added to the variance.
     center: whether there is a bias; scale: whether there is a weight.
-    beta_initializer, gamma_initializer: as in Keras; input_shape, device, backend, name: see Layer.
+    beta_initializer, gamma_initializer: see nnlib.initializers; beta_regularizer, gamma_regularizer, beta_constraint,
+    gamma_constraint, and the other options: see Layer.
 
     Raises ValueError if an argument is out of its range, or an input does not fit.
     """
+
+    regularized = constrained = ("beta", "gamma")
 
     def __init__(
         self,
@@ -102,17 +110,13 @@ class LayerNormalization(_Normalization):
         epsilon: float = 0.001,
         center: bool = True,
         scale: bool = True,
-        beta_initializer: str | Initializer = "zeros",
-        gamma_initializer: str | Initializer = "ones",
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        beta_initializer: InitializerChoice = "zeros",
+        gamma_initializer: InitializerChoice = "ones",
+        **options: Unpack[NormOptions],
     ) -> None:
         super().__init__(
             axis, epsilon, center, scale, beta_initializer, gamma_initializer,
-            input_shape=input_shape, device=device, backend=backend, name=name,
+            **options,
         )  # fmt: skip
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
@@ -135,15 +139,11 @@ class RMSNormalization(_Normalization):
         self,
         axis: int | Sequence[int] = -1,
         epsilon: float = 1e-6,
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__(
             axis, epsilon, False, True, "zeros", "ones",
-            input_shape=input_shape, device=device, backend=backend, name=name,
+            **options,
         )  # fmt: skip
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:

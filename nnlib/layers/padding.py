@@ -41,6 +41,15 @@ def resolve_lengths(
     return lengths_of_mask(caller, mask)
 
 
+def checked_mask(caller: str, mask: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """The mask as bool, from bool or integers. Raises TypeError for floating point, ValueError for another shape."""
+    if mask.is_floating_point():
+        raise TypeError(f"{caller}: mask must be bool, True for real steps, got {mask.dtype}")
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(f"{caller}: mask must have shape {tuple(shape)}, got {tuple(mask.shape)}")
+    return mask.bool()
+
+
 def real_steps(lengths: torch.Tensor, steps: int) -> torch.Tensor:
     """The mask (N, T) of the lengths: True where a step is real."""
     return torch.arange(steps, device=lengths.device) < lengths[:, None]

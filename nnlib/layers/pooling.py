@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
-from nnlib.layers.base import Layer, Shape
+from nnlib.layers.base import Shape
 from nnlib.layers.images import PADDINGS, ImageLayer, pair, window_output_size
-from nnlib.layers.padding import real_steps
+from nnlib.layers.options import LayerOptions
 from nnlib.names import look_up
 
 
@@ -27,13 +27,9 @@ class _WindowPooling2D(ImageLayer):
         strides: int | Sequence[int] | None = None,
         padding: str = "valid",
         data_format: str | None = None,
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        super().__init__(data_format=data_format, input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(data_format=data_format, **options)
         self.pool_size = pair("pool_size", pool_size)
         self.strides = self.pool_size if strides is None else pair("strides", strides)
         look_up("padding", padding, PADDINGS)
@@ -112,13 +108,9 @@ class _GlobalPooling2D(ImageLayer):
         self,
         data_format: str | None = None,
         keepdims: bool = False,
-        *,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        super().__init__(data_format=data_format, input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(data_format=data_format, **options)
         self.keepdims = keepdims
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -140,32 +132,3 @@ class GlobalMaxPooling2D(_GlobalPooling2D):
     __doc__ = f"The largest value of each channel, keras.layers.GlobalMaxPooling2D.\n\n{_GlobalPooling2D.__doc__}"
 
     op = "adaptive_max_pool2d"
-
-
-class GlobalAveragePooling1D(Layer):
-    """The mean over the steps of each row, keras.layers.GlobalAveragePooling1D with channels last.
-
-    Input (N, T, C), floating point; output (N, C), or (N, 1, C) with keepdims=True. lengths (N,): only the real steps
-    of a row count; a row without any gives 0.
-    """
-
-    takes_lengths = True
-
-    def __init__(self, keepdims: bool = False, **options: Any) -> None:
-        super().__init__(**options)
-        self.keepdims = keepdims
-
-    def expected_input(self) -> tuple[int | str, ...]:
-        return ("N", "T", "C")
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        batch, _, channels = input_shape
-        return (batch, 1, channels) if self.keepdims else (batch, channels)
-
-    def call(self, x: torch.Tensor, *, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        if lengths is None:
-            pooled = self.run("adaptive_avg_pool2d", x.transpose(1, 2)[:, :, :, None], 1).flatten(1)
-        else:
-            hidden = ~real_steps(lengths, x.shape[1])[:, :, None]
-            pooled = x.masked_fill(hidden, 0).sum(1) / lengths.clamp(min=1)[:, None]
-        return pooled[:, None] if self.keepdims else pooled

@@ -6,23 +6,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
-from nnlib.initializers import Initializer, initializer
+from nnlib.constraints import NonNeg
+from nnlib.initializers import Constant, Identity, InitializerChoice, get
+from nnlib.layers.base import Shape
+from nnlib.layers.options import RecurrentOptions
 from nnlib.layers.recurrent_base import Recurrent
 
 _SHARED = """
     units: size of the state and of the output.
-    use_bias, kernel_initializer, recurrent_initializer, bias_initializer: as in Keras.
+    use_bias: whether there is one. kernel_initializer, recurrent_initializer, bias_initializer: see nnlib.initializers;
+    kernel_regularizer, recurrent_regularizer, bias_regularizer, kernel_constraint, recurrent_constraint,
+    bias_constraint: see Layer. All that follow are named, and off by default.
     dropout: share of the input's features, recurrent_dropout: share of the state's units, that is zeroed in training
     for the products alone: one draw a row and call, the same at all of its steps and for all gates (Gal and Ghahramani,
     2016, with tied weights; Keras draws one for each gate where it uses recurrent_dropout). With recurrent_dropout
     training runs step by step.
     return_sequences: the output of every step in place of the last. return_state: (output, *states) in place of the
     output. go_backwards: from the last step to the first, which is then the order of the output.
-    stateful: a batch starts from the states that the batch before it ended with (detached), see reset_states.
-    unroll: accepted and without effect: there is no loop to unroll.
+    stateful: a batch starts from the states that the batch before it ended with (detached), see reset_state.
+    unroll, implementation, use_cudnn: accepted and without effect: they choose between Keras' ways to compute the same,
+    where this library has `backend`.
     zero_output_for_mask: with return_sequences, padded steps are 0; else they repeat the row's last output.
-    input_shape, device, backend, name: see Layer.
+    The other options: see Layer.
 
     Call: layer(x, initial_state=None, lengths=None, mask=None). initial_state: as many tensors (N, units) as the layer
     has states, or one alone. lengths (N,) int64: how many steps of each row are real, or mask (N, T), bool, True for
@@ -49,27 +56,13 @@ class SimpleRNN(Recurrent):
         units: int,
         activation: str = "tanh",
         use_bias: bool = True,
-        kernel_initializer: str | Initializer = "glorot_uniform",
-        recurrent_initializer: str | Initializer = "orthogonal",
-        bias_initializer: str | Initializer = "zeros",
-        dropout: float = 0.0,
-        recurrent_dropout: float = 0.0,
-        return_sequences: bool = False,
-        return_state: bool = False,
-        go_backwards: bool = False,
-        stateful: bool = False,
-        unroll: bool = False,
-        *,
-        zero_output_for_mask: bool = False,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        kernel_initializer: InitializerChoice = "glorot_uniform",
+        recurrent_initializer: InitializerChoice = "orthogonal",
+        bias_initializer: InitializerChoice = "zeros",
+        **options: Unpack[RecurrentOptions],
     ) -> None:
         super().__init__(
-            units, activation, None, use_bias, kernel_initializer, recurrent_initializer, bias_initializer, dropout,
-            recurrent_dropout, return_sequences, return_state, go_backwards, stateful, unroll, zero_output_for_mask,
-            input_shape=input_shape, device=device, backend=backend, name=name,
+            units, activation, None, use_bias, kernel_initializer, recurrent_initializer, bias_initializer, **options
         )  # fmt: skip
 
     def op_options(self) -> dict[str, Any]:
@@ -96,33 +89,20 @@ class LSTM(Recurrent):
         activation: str = "tanh",
         recurrent_activation: str = "sigmoid",
         use_bias: bool = True,
-        kernel_initializer: str | Initializer = "glorot_uniform",
-        recurrent_initializer: str | Initializer = "orthogonal",
-        bias_initializer: str | Initializer = "zeros",
+        kernel_initializer: InitializerChoice = "glorot_uniform",
+        recurrent_initializer: InitializerChoice = "orthogonal",
+        bias_initializer: InitializerChoice = "zeros",
         unit_forget_bias: bool = True,
-        dropout: float = 0.0,
-        recurrent_dropout: float = 0.0,
-        return_sequences: bool = False,
-        return_state: bool = False,
-        go_backwards: bool = False,
-        stateful: bool = False,
-        unroll: bool = False,
-        *,
-        zero_output_for_mask: bool = False,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[RecurrentOptions],
     ) -> None:
         super().__init__(
             units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
-            bias_initializer, dropout, recurrent_dropout, return_sequences, return_state, go_backwards, stateful,
-            unroll, zero_output_for_mask, input_shape=input_shape, device=device, backend=backend, name=name,
+            bias_initializer, **options,
         )  # fmt: skip
         self.unit_forget_bias = unit_forget_bias
 
     def fill_bias(self, bias: torch.Tensor) -> None:
-        initializer(f"{self.name}: bias_initializer", self.bias_initializer)(bias)
+        super().fill_bias(bias)
         if self.unit_forget_bias:
             bias[self.units : 2 * self.units] = 1.0
 
@@ -146,30 +126,32 @@ class GRU(Recurrent):
         activation: str = "tanh",
         recurrent_activation: str = "sigmoid",
         use_bias: bool = True,
-        kernel_initializer: str | Initializer = "glorot_uniform",
-        recurrent_initializer: str | Initializer = "orthogonal",
-        bias_initializer: str | Initializer = "zeros",
-        dropout: float = 0.0,
-        recurrent_dropout: float = 0.0,
-        return_sequences: bool = False,
-        return_state: bool = False,
-        go_backwards: bool = False,
-        stateful: bool = False,
-        unroll: bool = False,
-        reset_after: bool = True,
+        kernel_initializer: InitializerChoice = "glorot_uniform",
+        recurrent_initializer: InitializerChoice = "orthogonal",
+        bias_initializer: InitializerChoice = "zeros",
         *,
-        zero_output_for_mask: bool = False,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        reset_after: bool = True,
+        **options: Unpack[RecurrentOptions],
     ) -> None:
         super().__init__(
             units, activation, recurrent_activation, use_bias, kernel_initializer, recurrent_initializer,
-            bias_initializer, dropout, recurrent_dropout, return_sequences, return_state, go_backwards, stateful,
-            unroll, zero_output_for_mask, input_shape=input_shape, device=device, backend=backend, name=name,
+            bias_initializer, **options,
         )  # fmt: skip
         self.reset_after = reset_after
+        if self.has_second_bias and not isinstance(self.bias_constraint, (NonNeg, type(None))):
+            raise ValueError(
+                "bias_constraint: with reset_after=True, None or NonNeg is expected, since Keras' other ones take both "
+                f"biases together, got {self.bias_constraint!r}"
+            )
+
+    @torch.no_grad()
+    def build(self, input_shape: Shape) -> None:
+        super().build(input_shape)
+        # What is placed and not drawn goes where Keras has it, whose gates are z, r, n.
+        for weight, choice in ((self.weight_ih, self.kernel_initializer), (self.weight_hh, self.recurrent_initializer)):
+            if isinstance(get(choice), (Constant, Identity)):
+                update, reset, new = weight.clone().chunk(3)
+                weight.copy_(torch.cat([reset, update, new]))
 
     @property
     def has_second_bias(self) -> bool:

@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from nnlib.initializers import Initializer, initializer
+from nnlib.checks import positive_integer
+from nnlib.initializers import InitializerChoice, fill
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.padding import last_repeated, moved_to_end, real_steps, resolve_lengths, reversed_rows
+from nnlib.layers.rules import features_last
 
 States = tuple[torch.Tensor, ...]
 
@@ -18,6 +20,7 @@ class Recurrent(Layer):
     """The base of SimpleRNN, LSTM and GRU, whose docstrings say what the arguments are."""
 
     takes_lengths = True
+    regularized = constrained = ("kernel", "recurrent", "bias")
 
     #: The op in kernels that runs a whole sequence.
     op: ClassVar[str]
@@ -37,22 +40,23 @@ class Recurrent(Layer):
         activation: str,
         recurrent_activation: str | None,
         use_bias: bool,
-        kernel_initializer: str | Initializer,
-        recurrent_initializer: str | Initializer,
-        bias_initializer: str | Initializer,
-        dropout: float,
-        recurrent_dropout: float,
-        return_sequences: bool,
-        return_state: bool,
-        go_backwards: bool,
-        stateful: bool,
-        unroll: bool,
-        zero_output_for_mask: bool,
+        kernel_initializer: InitializerChoice,
+        recurrent_initializer: InitializerChoice,
+        bias_initializer: InitializerChoice,
+        *,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        zero_output_for_mask: bool = False,
+        implementation: int = 2,
+        use_cudnn: bool | str = "auto",
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if not isinstance(units, int) or units < 1:
-            raise ValueError(f"units: a positive integer is expected, got {units}")
         if activation not in self.activations:
             known = " or ".join(repr(name) for name in self.activations)
             raise ValueError(f"{self.name}: activation: the kernels compute {known}, got {activation!r}")
@@ -63,7 +67,7 @@ class Recurrent(Layer):
         for argument, rate in (("dropout", dropout), ("recurrent_dropout", recurrent_dropout)):
             if not 0 <= rate < 1:
                 raise ValueError(f"{argument}: a number in [0, 1) is expected, got {rate}")
-        self.units = units
+        self.units = positive_integer("units", units)
         self.activation = activation
         self.recurrent_activation = recurrent_activation
         self.use_bias = use_bias
@@ -94,7 +98,7 @@ class Recurrent(Layer):
 
     def fill_bias(self, bias: torch.Tensor) -> None:
         """Fills a bias at the start."""
-        initializer(f"{self.name}: bias_initializer", self.bias_initializer)(bias)
+        fill(f"{self.name}: bias_initializer", self.bias_initializer, bias, features_last)
 
     def masked_step(self, x: torch.Tensor, states: Sequence[torch.Tensor], mask: torch.Tensor) -> States:
         """The states after a step on x (N, features) in which the product with h is of h * mask."""
@@ -151,7 +155,7 @@ class Recurrent(Layer):
             if kept is not None and kept[0].shape[0] != rows:
                 raise ValueError(
                     f"{self.name}: a stateful layer needs the batch size of the call before ({kept[0].shape[0]}), "
-                    f"got {rows}; reset_states() starts anew"
+                    f"got {rows}; reset_state() starts anew"
                 )
             return None if kept is None else tuple(state.to(x) for state in kept)
         states = (given,) if isinstance(given, torch.Tensor) else tuple(given)
@@ -168,9 +172,13 @@ class Recurrent(Layer):
         if self.stateful:
             self._states = tuple(state.detach() for state in states)
 
-    def reset_states(self) -> None:
+    def reset_state(self) -> None:
         """Forgets the states that a stateful layer keeps: the next batch starts from zeros."""
         self._states = None
+
+    def reset_states(self) -> None:
+        """reset_state, by its name in Keras 2."""
+        self.reset_state()
 
     # Running.
 

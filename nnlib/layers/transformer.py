@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
+from typing_extensions import Unpack
 
 from nnlib.activations import ActivationFunction
 from nnlib.layers.attention import Heads, MultiHeadAttention
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.core import Dense, Dropout
 from nnlib.layers.normalization import LayerNormalization
+from nnlib.layers.options import LayerOptions
 
 
 class KeyValueCache:
@@ -85,12 +87,9 @@ class TransformerBlock(Layer):
         max_distance: int | None = None,
         causal: bool = False,
         cross_attention: bool = False,
-        input_shape: Sequence[int | None] | None = None,
-        device: torch.device | str | None = None,
-        backend: str | None = None,
-        name: str | None = None,
+        **options: Unpack[LayerOptions],
     ) -> None:
-        super().__init__(input_shape=input_shape, device=device, backend=backend, name=name)
+        super().__init__(**options)
         for argument, size in (("d_model", d_model), ("num_heads", num_heads), ("dff", dff)):
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{argument}: a positive integer is expected, got {size}")
@@ -113,7 +112,7 @@ class TransformerBlock(Layer):
         self.dense2 = Dense(d_model)
         self.norm2 = LayerNormalization(epsilon=epsilon)
         self.dropout = Dropout(dropout)
-        self.adopt(backend, device)
+        self.adopt(self.backend, self.device)
 
     def expected_input(self) -> tuple[int | str, ...]:
         return ("N", "T", self.d_model)

@@ -29,5 +29,7 @@ def fusion(layers: Sequence[Layer], position: int) -> tuple[int, dict[str, Any]]
 
 
 def _is_watched(layer: Layer) -> bool:
-    """Whether somebody waits for calls of the layer: hooks must be called, so that it cannot vanish in another one."""
+    """Whether somebody waits for calls of the layer, or for its output: it then cannot vanish in another one."""
+    if layer.activity_regularizer is not None:
+        return True
     return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)

@@ -8,16 +8,19 @@ from typing import Any
 
 import torch
 
+from nnlib.calling import Called
 from nnlib.configuration import Recorded
 from nnlib.layers.base import Layer, Shape
+from nnlib.layers.rules import losses_of
 from nnlib.models.summary import summary_text
 from nnlib.tensor_file import read_tensors, write_file
 from nnlib.training.trainable import Trainable
 
 
-class Model(Recorded, Trainable):
-    """The base of models. A subclass writes `forward`, and where it can tell them before `compute_output_shape` and
-    `build`.
+class Model(Recorded, Called, Trainable):
+    """The base of models. A subclass writes `forward`, or `call` as in Keras, and where it can tell them before
+    `compute_output_shape` and `build`. Calls take NumPy arrays too, and training=True or False for one call (see
+    nnlib.calling.Called).
 
     device: where parameters are made (default: torch's default device). backend: the kernels' backend for all layers
     that name none (default None: kernels' own choice). name: default the class' name in lower case.
@@ -39,6 +42,14 @@ class Model(Recorded, Trainable):
         self.metadata: dict[str, Any] = {}
 
     # What a subclass is asked for.
+
+    def call(self, *inputs: Any, **options: Any) -> Any:
+        """The model's output, where a subclass writes no `forward`."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(x), or call(x)")
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """The model's output: that of `call`."""
+        return self.call(*inputs, **options)
 
     def build(self, input_shape: Shape) -> None:
         """Makes all parameters for inputs of this shape, batch first. By default they exist from the start."""
@@ -76,6 +87,12 @@ class Model(Recorded, Trainable):
         """
         inputs = inputs or self.example_inputs()
         print_fn(summary_text(self, self.name, self.output_shapes(), inputs))
+
+    @property
+    def losses(self) -> list[torch.Tensor]:
+        """What the regularizers of all layers come to, which fit adds to the loss: scalar tensors, those of outputs in
+        the last call first."""
+        return losses_of(self)
 
     # Where and with what it computes.
 

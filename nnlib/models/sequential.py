@@ -10,6 +10,7 @@ import torch
 from nnlib.configuration import describe
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.embedding import Embedding
+from nnlib.layers.input_layer import InputLayer
 from nnlib.models.fusion import fusion
 from nnlib.models.model import Model
 
@@ -17,9 +18,10 @@ from nnlib.models.model import Model
 class Sequential(Model):
     """Layers one after the other, keras.Sequential.
 
-    layers: the layers to start with (default none); `add` adds more. device, backend, name: see Model; a layer's own
-    device and backend win. With input_shape on the first layer each layer is built when it is added, otherwise all
-    are built from the first input. The parameters are called LAYER.weight and LAYER.bias in state_dict().
+    layers: the layers to start with (default none), of which the first may be an Input; `add` adds more. device,
+    backend, name: see Model; a layer's own device and backend win. With an Input, or input_shape on the first layer,
+    each layer is built when it is added, otherwise all are built from the first input. The parameters are called
+    LAYER.weight and LAYER.bias in state_dict().
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Sequential(Model):
     ) -> None:
         super().__init__(device=device, backend=backend, name=name)
         self._names: list[str] = []
+        self._inputs: list[InputLayer] = []  # one at most; it is no layer of the model
         for layer in layers:
             self.add(layer)
 
@@ -48,6 +51,8 @@ class Sequential(Model):
     @property
     def input_shape(self) -> Shape | None:
         """The shape of inputs, batch first, None while it is not known."""
+        if self._inputs:
+            return self._inputs[0].shape
         if not self._names:
             return None
         first = self.layers[0]
@@ -58,13 +63,18 @@ class Sequential(Model):
         return bool(self._names) and self.layers[-1].ends_in_softmax
 
     def add(self, layer: Layer) -> None:
-        """Appends a layer, and builds it if the model's input shape is known.
+        """Appends a layer, and builds it if the model's input shape is known. An InputLayer can only be the first.
 
         Raises TypeError if it is no layer; ValueError if its name is taken, or the previous output does not fit it.
         """
+        if isinstance(layer, InputLayer):
+            if self._names or self._inputs:
+                raise ValueError(f"layer: an Input must be the first of a model, got it behind {self._last_name()}")
+            self._inputs.append(layer)
+            return
         name = self._name_for(layer)
         previous = None
-        if self._names and self.input_shape is not None:
+        if self.input_shape is not None:
             previous = self.compute_output_shape(self.input_shape)
         shape = previous or layer.given_input_shape
         if shape is not None:
@@ -81,7 +91,7 @@ class Sequential(Model):
         shape, before = self.input_shape, list(self._names)
         self._modules[name] = layer
         self._names.insert(index, name)
-        shape = self.layers[0].given_input_shape or shape
+        shape = shape if self._inputs else self.layers[0].given_input_shape or shape
         try:
             if shape is not None:
                 self.build(shape)
@@ -119,10 +129,14 @@ class Sequential(Model):
             shape = layer.compute_output_shape(shape)
         return shape
 
+    def _last_name(self) -> str:
+        return self._names[-1] if self._names else "another"
+
     def get_config(self, classes: Mapping[str, type] | None = None) -> dict[str, Any]:
         """The layers that it has now, whoever added them, and its name, as Recorded.get_config."""
-        described = [describe(layer, classes) for layer in self.layers]
-        for layer, entry in zip(self.layers, described, strict=True):
+        layers = [*self._inputs, *self.layers]
+        described = [describe(layer, classes) for layer in layers]
+        for layer, entry in zip(layers, described, strict=True):
             entry["config"]["name"] = layer.name
         return {"layers": described, "name": self.name}
 
@@ -136,6 +150,8 @@ class Sequential(Model):
             raise ValueError("layers: the model must have a layer: model.add(...)")
         if not apply_softmax and not self.ends_in_softmax:
             raise ValueError(f"apply_softmax=False: the last layer must be a softmax, got {layers[-1].name}")
+        for first in self._inputs:
+            x = first(x)
         lengths: torch.Tensor | None = None
         position = 0
         while position < len(layers):
@@ -155,7 +171,8 @@ class Sequential(Model):
     def example_inputs(self) -> tuple[torch.Tensor, ...]:
         if not self.built or self.input_shape is None:
             raise RuntimeError("summary: the model must be built: give the first layer input_shape=, or call build")
-        tokens = isinstance(self.layers[0], Embedding)
+        given = self._inputs[0].dtype if self._inputs else None
+        tokens = isinstance(self.layers[0], Embedding) if given is None else not given.is_floating_point
         shape = (1, *(size or 1 for size in self.input_shape[1:]))
         return (torch.zeros(shape, dtype=torch.int64 if tokens else self.dtype, device=self.device),)
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from nnlib import ops
+from nnlib.calling import in_mode
 from nnlib.layers.base import Layer, Shape
 
 HEADER = ("Layer (type)", "Output shape", "Parameters", "FLOPs", "Kernels")
@@ -21,13 +22,8 @@ def summary_text(model: torch.nn.Module, name: str, shapes: dict[str, Shape], in
     ops.rehearsing), so that nothing is computed, or compiled.
     """
     layers = dict(outermost_layers(model))
-    was_training = model.training
-    model.eval()
-    try:
-        with _named_by_path(model) as paths, ops.rehearsing() as uses, torch.enable_grad():
-            model(*inputs)
-    finally:
-        model.train(was_training)
+    with in_mode(model, training=False), _named_by_path(model) as paths, ops.rehearsing() as uses, torch.enable_grad():
+        model(*inputs)
     rows, total = [], 0
     for path, layer in layers.items():
         own = [use for use in uses if use.caller in paths[path]]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from nnlib import ops
 from nnlib.activations import ActivationFunction
+from nnlib.calling import in_mode
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.core import Dense, Dropout
 from nnlib.layers.embedding import Embedding, PositionalEncoding
 from nnlib.layers.normalization import LayerNormalization
 from nnlib.layers.padding import lengths_of_mask
-from nnlib.layers.pooling import GlobalAveragePooling1D
+from nnlib.layers.pooling_1d import GlobalAveragePooling1D
 from nnlib.layers.transformer import KeyValueCache, TransformerBlock
 from nnlib.models.model import Model
 from nnlib.names import look_up
@@ -280,7 +282,7 @@ class EncoderDecoder(_Transformer):
     @torch.no_grad()
     def generate(
         self,
-        source: torch.Tensor,
+        source: np.ndarray[Any, Any] | torch.Tensor,
         start_token: int,
         max_length: int,
         end_token: int | None = None,
@@ -298,19 +300,16 @@ class EncoderDecoder(_Transformer):
         Returns (N, L) int64, L at most max_length, without the start token. Raises ValueError for an argument out of
         its range.
         """
-        self._check_tokens("source", source)
+        tokens: torch.Tensor = self._with_tensors(source)
+        self._check_tokens("source", tokens)
         _check_sizes(max_length=max_length)
         for argument, token in (("start_token", start_token), ("end_token", end_token)):
             if token is not None and not 0 <= token < self.target_vocab_size:
                 raise ValueError(f"{argument}: a token below {self.target_vocab_size} is expected, got {token}")
         if not temperature >= 0:
             raise ValueError(f"temperature: a number of at least 0 is expected, got {temperature}")
-        was_training = self.training
-        self.eval()
-        try:
-            return self._write(source, start_token, max_length, end_token, temperature, use_cache)
-        finally:
-            self.train(was_training)
+        with in_mode(self, training=False):
+            return self._write(tokens, start_token, max_length, end_token, temperature, use_cache)
 
     def _write(
         self,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from nnlib import random
+from nnlib.calling import tensor_of
 
 Array = np.ndarray | torch.Tensor
 # One array, or several for a model with several inputs.
@@ -49,12 +50,10 @@ def to_tensor(argument: str, values: Any, *, dtype: torch.dtype | None = None) -
     """A tensor of `values`, without a copy where it can be.
 
     dtype: what floating-point values are converted to (x / 255.0 is float64 in NumPy, a model float32); others
-    keep their own. Raises TypeError if it is no array, ValueError if it has no rows.
+    keep their own. Raises TypeError if it is no array of numbers, ValueError if it has no rows.
     """
     if isinstance(values, np.ndarray):
-        # torch has no negative strides, and warns on arrays that cannot be written to.
-        ready = np.ascontiguousarray(values)
-        tensor = torch.from_numpy(ready if ready.flags.writeable else ready.copy())
+        tensor = tensor_of(argument, values)
     elif isinstance(values, torch.Tensor):
         tensor = values
     else:

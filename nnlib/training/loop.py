@@ -11,11 +11,12 @@ from nnlib import random
 from nnlib.callbacks.backup import BackupAndRestore
 from nnlib.callbacks.base import Callback, CallbackList
 from nnlib.callbacks.control import TerminateOnNaN
+from nnlib.calling import in_mode
 from nnlib.training.data import Stream
 from nnlib.training.history import History
 from nnlib.training.progress import EpochProgress
 from nnlib.training.setup import Trackers
-from nnlib.training.steps import Steps, in_mode, raise_not_finite
+from nnlib.training.steps import Steps, raise_not_finite
 
 
 class FitLoop:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnlib import ops
+from nnlib.calling import in_mode
+from nnlib.layers.rules import apply_constraints, losses_of
 from nnlib.training.data import Batch, InputTensors, check_lengths, class_weights, first_of, to_inputs, to_tensor
 from nnlib.training.setup import Setup, Trackers
 
@@ -104,6 +106,8 @@ class Steps:
             from_logits=skips_softmax or setup.loss.from_logits,
             backend=model.backend,
         )
+        for penalty in losses_of(model):
+            loss = loss + penalty.to(loss.dtype)
         if loss.dim():
             raise ValueError(f"loss: a number is expected of {setup.loss.name}, got shape {tuple(loss.shape)}")
         with torch.no_grad():
@@ -154,6 +158,7 @@ class Steps:
         else:
             setup.scaler.step(optimizer)
             setup.scaler.update()
+        apply_constraints(self.model)
         setup.batches_held = 0
 
     # The model's mode.
@@ -163,17 +168,6 @@ class Steps:
         """Within the block the model is in evaluation mode and no gradients are kept."""
         with in_mode(self.model, training=False), torch.no_grad():
             yield
-
-
-@contextmanager
-def in_mode(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
-    """Within the block the model trains or evaluates; afterwards it is in the mode that it was in."""
-    before = model.training
-    model.train(training)
-    try:
-        yield
-    finally:
-        model.train(before)
 
 
 def raise_not_finite(loss: float, where: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from nnlib.callbacks.base import Callback, CallbackList
+from nnlib.calling import in_mode
 from nnlib.losses import Loss, LossFunction
 from nnlib.metrics import Metric, MetricFunction
 from nnlib.optimizers import Optimizer, OptimizerFactory
@@ -29,7 +30,7 @@ from nnlib.training.history import History
 from nnlib.training.loop import FitLoop, evaluate
 from nnlib.training.progress import EpochProgress, check_verbose
 from nnlib.training.setup import Setup, Trackers, make_setup
-from nnlib.training.steps import Steps, in_mode
+from nnlib.training.steps import Steps
 
 if TYPE_CHECKING:
     from nnlib.models.model import Model

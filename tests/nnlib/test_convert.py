@@ -385,7 +385,7 @@ def test_one_training_step_is_keras():
             r"conv1d\w*: layers that convert are Activation, .*; got a Conv1D",
         ),
         (
-            lambda: nnlib.from_keras(keras.layers.Dense(2, kernel_regularizer="l2")),
+            lambda: nnlib.from_keras(keras.layers.Dense(2, kernel_regularizer=torch.sum)),
             ValueError,
             r"dense\w*: kernel_regularizer does not convert, got .*",
         ),

@@ -137,8 +137,8 @@ def test_unknown_activation():
         (
             lambda: models.Sequential([layers.Dense(2, kernel_initializer="glorot", input_shape=(3,))]),
             "dense: kernel_initializer: known names are glorot_uniform, glorot_normal, he_uniform, he_normal, "
-            "lecun_uniform, lecun_normal, orthogonal, uniform, normal, zeros, ones; got 'glorot' "
-            "(did you mean 'glorot_normal'?)",
+            "lecun_uniform, lecun_normal, variance_scaling, orthogonal, random_uniform, uniform, random_normal, "
+            "normal, truncated_normal, zeros, ones, constant, identity; got 'glorot' (did you mean 'glorot_normal'?)",
         ),
         (lambda: layers.Dense(2, name="a.b"), "name: letters, digits and underscores are expected, got 'a.b'"),
     ],

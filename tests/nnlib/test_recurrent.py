@@ -276,7 +276,7 @@ def test_errors():
         layers.Bidirectional(layers.LSTM(3), "add")
     with message(ValueError, "backward_layer: it must have return_sequences=True as layer has, got False$"):
         layers.Bidirectional(layers.LSTM(3, return_sequences=True), backward_layer=layers.LSTM(3, go_backwards=True))
-    with message(TypeError, "lstm: input must be a tensor, got tuple$"):
+    with message(TypeError, "lstm: input must be a tensor or a NumPy array, got tuple$"):
         layer((torch.zeros(2, 5, 4),))
 
 

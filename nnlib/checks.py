@@ -1,0 +1,17 @@
+"""Checks of arguments that many classes share."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+
+def positive_integer(argument: str, value: Any) -> int:
+    """`value`, of Python's or NumPy's integers, as an int. Raises ValueError naming the argument for anything else."""
+    try:
+        size = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        size = 0
+    if size < 1:
+        raise ValueError(f"{argument}: a positive integer is expected, got {value!r}")
+    return size
