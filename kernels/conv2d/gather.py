@@ -271,7 +271,7 @@ def _sort_pixels(p, m, begin, count, x, s, source, ready, lists, starts):
 
 
 @jit
-def _sum_class(
+def sum_class(
     p, taps, begin, end, inputs, chunk_inputs, source_taps, weight_taps, weights, lists, totals, channel_step
 ):
     """Totals of one class of a block's pixels, entries [begin, end) of the lists, over all channels of a group."""
@@ -351,7 +351,7 @@ def _gather_parts(first, last, p, s, m, x, slots, panels, bias, y, before, sums,
                 inputs = advance(source, group * p.group_inputs * channel_step)
                 weights = pointer(panels, block * p.group_inputs * p.kernel_taps * width)
                 for k in range(classes):
-                    _sum_class(
+                    sum_class(
                         p, m.classes[k, 0], peek(bounds, k), peek(bounds, k + 1), inputs, m.classes[k, 1],
                         pointer(m.source_taps, m.classes[k, 2]), pointer(m.weight_taps, m.classes[k, 2]),
                         weights, sorted_lists, totals, channel_step,

@@ -47,10 +47,13 @@ def flat(array: Array) -> Array:
 
 def source_of(plan: Gather, channels_last: bool) -> Source:
     """Sizes and distances of the plan's source image, with all of its margin."""
-    return _source(plan, plan.margin, plan.padded, channels_last)
+    return source_within(plan, plan.margin, plan.padded, channels_last)
 
 
-def _source(plan: Gather, margin: tuple[int, int, int, int], padded: geometry.Layout, channels_last: bool) -> Source:
+def source_within(
+    plan: Gather, margin: tuple[int, int, int, int], padded: geometry.Layout, channels_last: bool
+) -> Source:
+    """Sizes and distances of the plan's source image, with so much of its margin."""
     top, bottom, left, _ = margin
     height, width = plan.source
     return Source(
@@ -91,7 +94,7 @@ def direct_products(plan: Gather, images: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Tables:
+class Tables:
     """What a geometry, a batch size and a lane count determine of a pass."""
 
     meetings: Meetings
@@ -106,12 +109,22 @@ class _Tables:
 
 
 @lru_cache(1024)
-def _tables(plan: Gather, images: int, group_inputs: int, kernel: tuple[int, int], width: int, last: bool) -> _Tables:
+def tables(
+    plan: Gather,
+    images: int,
+    group_inputs: int,
+    kernel: tuple[int, int],
+    width: int,
+    last: bool,
+    block: int | None = None,
+) -> Tables:
+    """The tables of a pass, arguments as of `run_pass`; blocks are of `block` pixels, which are then not collected."""
     plane = sum(grid.size[0] * grid.size[1] for grid in plan.grids)
     one_to_one = len(plan.grids) == 1 and plan.grids[0].shifts == ((0, 0),) and plan.grids[0].step == (1, 1)
     # One tap, every source pixel an output pixel, planes apart: a tile would touch a page for each channel.
-    collects = one_to_one and plan.grids[0].size == plan.source and not last
-    block = COLLECTED_BLOCK if collects else BLOCK
+    collects = block is None and one_to_one and plan.grids[0].size == plan.source and not last
+    if block is None:
+        block = COLLECTED_BLOCK if collects else BLOCK
     rows, columns = geometry.sides(plan, images, block, TILE_ROWS, FEW_ROWS)
     (top, bottom), (left, right) = (
         (max(0, -side.reach[0]), max(0, side.reach[1] - size + 1))
@@ -148,7 +161,7 @@ def _tables(plan: Gather, images: int, group_inputs: int, kernel: tuple[int, int
     # A block of pixels touches this many images, and the next block begins in the last of them.
     slots = min(images, (block - 2) // plane + 2) if pads else 0
     list_size = block + len(classes) * TILE_ROWS
-    return _Tables(
+    return Tables(
         meetings,
         (top, bottom, left, right),
         padded,
@@ -194,7 +207,7 @@ def run_pass(
     group_inputs = plan.channels // groups
     blocks = groups * -(-group_outputs // width)
     kernel_taps = kernel[0] * kernel[1]
-    t = _tables(plan, images, group_inputs, kernel, width, channels_last)
+    t = tables(plan, images, group_inputs, kernel, width, channels_last)
     panels = pack_weight(weight, weight_steps, groups, group_outputs, group_inputs, kernel_taps)
     rows, columns = y.shape[2:]
     pixels = images * rows * columns
@@ -228,7 +241,7 @@ def run_pass(
         threads,
         threads,
         p,
-        _source(plan, t.margin, t.padded, channels_last),
+        source_within(plan, t.margin, t.padded, channels_last),
         t.meetings,
         flat(x),
         scratch(threads * room, x.dtype),

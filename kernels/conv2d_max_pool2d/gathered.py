@@ -1,0 +1,299 @@
+"""The gather kernel of conv2d (`kernels.conv2d.gather`), whose sums are pooled while they are in cache."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kernels.activation.vectors import ACTIVATION_CODES
+from kernels.conv2d.gather import FEW_ROWS, Meetings, Source, add_bias, apply_activation, copy_run, pad_image, sum_class, write_sums
+from kernels.conv2d.geometry import Gather
+from kernels.conv2d.image_pass import GRAIN, flat, pack_weight, source_within, tables, tile_width
+from kernels.conv2d_max_pool2d.bands import Bands, Windows, plan_bands
+from kernels.conv2d_max_pool2d.windows_cpu import pool_values, pool_winners
+from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for
+from kernels.simd import TILE_ROWS, advance, lanes_of, peek, pointer, poke
+
+Array = np.ndarray[Any, Any]
+
+#: Pixels of a band: their sums for one tile of channels stay in L2 beside the source.
+BAND = 144 * TILE_ROWS
+
+
+class Pass(NamedTuple):
+    """Sizes and distances of a pass; all in elements and pixels."""
+
+    padded_image: int
+    padded_channel: int
+    slots: int  # padded images that a part keeps at once; 0: the source is read where it lies
+    out_image: int
+    out_channel: int
+    outputs: int  # output channels of all groups
+    group_inputs: int  # source channels of a group
+    group_outputs: int  # output channels of a group
+    kernel_taps: int  # taps of a whole filter
+    block: int  # pixels of the maps that a band computes at most
+    room: int  # pixels of the sums in scratch
+    carried: int  # pixels that are carried over from band to band
+    pooled: int  # windows of a band at most
+    list_size: int
+    activation: int
+    keeps_winners: int
+    keeps_sums: int
+    block_parts: int  # the work falls into the bands' parts * block_parts parts
+
+
+@jit
+def _sort_band(p, m, columns, images, top, bottom, width, lists, starts):
+    """Lists of a band's pixels by class, places relative to its first image; as `gather._sort_pixels`."""
+    classes = m.classes.shape[0]
+    for k in range(classes + 1):
+        poke(starts, k, 0)
+    for i in range(top, bottom):
+        for j in range(columns):
+            kind = m.row_class[i] + m.column_class[j]
+            poke(starts, kind, peek(starts, kind) + images)
+    following = advance(starts, classes + 1)
+    position = 0
+    for k in range(classes):
+        size = peek(starts, k)
+        poke(starts, k, position)
+        poke(following, k, position)
+        rest = size % TILE_ROWS
+        end = position + size - rest + (0 if rest == 0 else FEW_ROWS if rest <= FEW_ROWS else TILE_ROWS)
+        for at in range(position + size, end):
+            poke(lists, p.list_size + at, p.block * width)  # totals that nobody reads
+        position = end
+    poke(starts, classes, position)
+    q = 0
+    for n in range(images):
+        for i in range(top, bottom):
+            for j in range(columns):
+                kind = m.row_class[i] + m.column_class[j]
+                at = peek(following, kind)
+                poke(following, kind, at + 1)
+                poke(lists, at, n * p.padded_image + m.row_place[i] + m.column_place[j])
+                poke(lists, p.list_size + at, q * width)
+                q += 1
+    for k in range(classes):
+        for at in range(peek(following, k), peek(starts, k + 1)):
+            poke(lists, at, peek(lists, peek(following, k) - 1))  # rows past the end repeat the last one
+
+
+@jit
+def pool_band(p, w, band, totals, width, valid, channel, bias, pooled, kept, y, winners, before):
+    """Pool a band's sums of the channels from `channel` on, and write what comes of it."""
+    image, images, begin, end, base = band[0], band[1], band[4], band[5], band[6]
+    if end <= begin:
+        return
+    count = (end - begin) * w.columns
+    shift = pointer(bias, channel)
+    for n in range(images):
+        sums = advance(totals, n * w.map_rows * w.map_columns * width)
+        out = advance(pooled, n * count * width)
+        if p.keeps_winners:
+            place = ((image + n) * w.rows + begin) * w.columns * p.outputs + channel
+            known = advance(kept, n * count * width if p.keeps_sums else 0)
+            pool_winners(
+                sums, w, base, begin, end, width, shift, valid, p.activation, out, pointer(winners, place), p.outputs,
+                known, p.keeps_sums,
+            )  # fmt: skip
+        else:
+            pool_values(sums, w, base, begin, end, width, shift, valid, p.activation, out)
+    first = (image * w.rows + begin) * w.columns
+    plane = w.rows * w.columns
+    target = pointer(y, channel * p.out_channel)
+    write_sums(pooled, images * count, width, valid, first, plane, target, p.out_image, p.out_channel)
+    if p.keeps_sums:
+        target = pointer(before, channel * p.out_channel)
+        write_sums(kept, images * count, width, valid, first, plane, target, p.out_image, p.out_channel)
+
+
+@jit
+def finish_sums(p, sums, count, width, valid, bias):
+    """Bias and activation where they cannot follow the maximum, and no winners are wanted."""
+    if p.activation > 1 and not p.keeps_winners:
+        add_bias(sums, count, width, valid, bias)
+        apply_activation(sums, count * width, p.activation)
+
+
+@jit
+def _gather_parts(
+    first, last, p, s, m, w, bands, part_starts, x, slots, panels, bias, none, y, winners, before, sums, pooled, kept,
+    carries, lists, starts,
+):  # fmt: skip
+    """Parts [first, last) of a pass.
+
+    p, s, m, w: Pass, Source, Meetings and Windows. bands, part_starts: see bands.py. x: the source's elements. slots:
+    scratch elements [parts, p.slots, padded image], or [1]. panels: elements [blocks, group_inputs, kernel_taps, tile
+    width]. bias, none: elements [outputs], none: zeros where the bias is added before the windows, else the bias. y,
+    before: the output's elements, and as these the winners' sums. winners: bytes, channels-last. sums: scratch elements
+    [parts, room + 1, tile width]; pooled, kept: [parts, p.pooled, tile width]; carries: [parts, blocks, p.carried, tile
+    width]. lists, starts: scratch int64 [parts, 2, list_size], [parts, 2, classes + 1].
+    """
+    lanes = lanes_of(x)
+    width = 2 * lanes
+    group_blocks = (p.group_outputs + width - 1) // width
+    blocks = p.outputs // p.group_outputs * group_blocks
+    classes = m.classes.shape[0]
+    columns = w.map_columns
+    for part in range(first, last):
+        band_part = part // p.block_parts
+        block_part = part - band_part * p.block_parts
+        first_block = blocks * block_part // p.block_parts
+        last_block = blocks * (block_part + 1) // p.block_parts
+        totals = pointer(sums, part * (p.room + 1) * width)
+        out = pointer(pooled, part * p.pooled * width)
+        known = pointer(kept, part * p.pooled * width if p.keeps_sums else 0)
+        band_lists = pointer(lists, part * 2 * p.list_size)
+        bounds = pointer(starts, part * 2 * (classes + 1))
+        padded = pointer(slots, part * p.slots * p.padded_image)
+        listed_images = listed_top = listed_bottom = -1
+        ready = -1  # the image that alone is in the slots
+        for index in range(part_starts[band_part], part_starts[band_part + 1]):
+            band = bands[index]
+            image, images, top, bottom, base, keep = band[0], band[1], band[2], band[3], band[6], band[7]
+            if images != listed_images or top != listed_top or bottom != listed_bottom:
+                _sort_band(p, m, columns, images, top, bottom, width, band_lists, bounds)
+                listed_images, listed_top, listed_bottom = images, top, bottom
+            source = pointer(x, image * s.given_image)
+            if p.slots:
+                source = padded
+                if images > 1 or image != ready:
+                    for n in range(images):
+                        target = advance(padded, n * p.padded_image)
+                        pad_image(pointer(x, (image + n) * s.given_image), s, 0, s.channels, target)
+                    ready = image if images == 1 else -1
+            old = (top - base) * columns
+            fresh = advance(totals, old * width)
+            count = images * (bottom - top) * columns
+            for block in range(first_block, last_block):
+                group = block // group_blocks
+                channel = (block - group * group_blocks) * width
+                inputs = advance(source, group * p.group_inputs * p.padded_channel)
+                weights = pointer(panels, block * p.group_inputs * p.kernel_taps * width)
+                carry = pointer(carries, (part * blocks + block) * p.carried * width)
+                copy_run(carry, totals, old * width)
+                for k in range(classes):
+                    sum_class(
+                        p, m.classes[k, 0], peek(bounds, k), peek(bounds, k + 1), inputs, m.classes[k, 1],
+                        pointer(m.source_taps, m.classes[k, 2]), pointer(m.weight_taps, m.classes[k, 2]),
+                        weights, band_lists, fresh, p.padded_channel,
+                    )  # fmt: skip
+                valid = min(width, p.group_outputs - channel)
+                channel += group * p.group_outputs
+                finish_sums(p, fresh, count, width, valid, pointer(bias, channel))
+                copy_run(advance(totals, (keep - base) * columns * width), carry, (bottom - keep) * columns * width)
+                pool_band(p, w, band, totals, width, valid, channel, none, out, known, y, winners, before)
+
+
+_run_parts = threaded(_gather_parts)
+
+
+class Results(NamedTuple):
+    """Where a pass writes: dense arrays (N, C_out, PH, PW) in the layout of the plan, the winners always
+    channels-last. Those that are not wanted have size 0."""
+
+    output: Array
+    winners: Array
+    sums: Array
+
+
+def run_gathered(
+    plan: Gather,
+    w: Windows,
+    images: int,
+    groups: int,
+    kernel: tuple[int, int],
+    weight: Array,
+    x: Array,
+    bias: Array,
+    results: Results,
+    activation: str | None,
+    channels_last: bool,
+) -> None:
+    """Fill `results` from dense `x`.
+
+    Args:
+        plan: the geometry of the part of the convolution that the windows see.
+        w: the windows.
+        images: N.
+        groups: of both sides.
+        kernel: (kh, kw) of the weight.
+        weight: contiguous (C_out, C_in / G, kh, kw).
+        x: dense images in the layout of the plan.
+        bias: one value for each output channel.
+        results: where to write.
+        activation: between the sums and the windows.
+        channels_last: the layout.
+    """
+    width = tile_width(x.dtype)
+    outputs, group_inputs = weight.shape[0], weight.shape[1]
+    group_outputs = outputs // groups
+    kernel_taps = kernel[0] * kernel[1]
+    blocks = groups * -(-group_outputs // width)
+    panels = pack_weight(
+        weight, (group_inputs * kernel_taps, kernel_taps, weight.size // groups), groups, group_outputs, group_inputs,
+        kernel_taps,
+    )  # fmt: skip
+    pixels = images * w.map_rows * w.map_columns
+    threads = threads_for(pixels * group_inputs * kernel_taps * outputs, GRAIN)
+    # Few pixels and many channels: the parts share the pixels and divide the channels.
+    shares = blocks >= threads and pixels < threads * 8 * TILE_ROWS
+    band_parts, block_parts = (1, threads) if shares else (min(threads, images * w.rows), 1)
+    parts = band_parts * block_parts
+    bands: Bands = plan_bands(w, images, BAND, band_parts)
+    t = tables(plan, images, group_inputs, kernel, width, channels_last, bands.block)
+    classes = t.meetings.classes.shape[0]
+    slots = bands.images if t.pads else 0
+    code = ACTIVATION_CODES[activation]
+    keeps_winners, keeps_sums = results.winners.size > 0, results.sums.size > 0
+    n, channels, rows, columns = results.output.shape
+    p = Pass(
+        t.padded.image,
+        t.padded.channel,
+        slots,
+        channels * rows * columns,
+        1 if channels_last else rows * columns,
+        outputs,
+        group_inputs,
+        group_outputs,
+        kernel_taps,
+        bands.block,
+        bands.carried + bands.block,
+        bands.carried,
+        bands.outputs,
+        t.list_size,
+        code,
+        int(keeps_winners),
+        int(keeps_sums),
+        block_parts,
+    )
+    dtype = x.dtype
+    none = bias if code <= 1 or keeps_winners else np.zeros_like(bias)
+    pooled = scratch(parts * bands.outputs * width, dtype)
+    _run_parts(
+        parts,
+        parts,
+        p,
+        source_within(plan, t.margin, t.padded, channels_last),
+        t.meetings,
+        w,
+        bands.table,
+        bands.parts,
+        flat(x),
+        scratch(max(parts * slots * t.padded.image, 1), dtype),
+        panels,
+        bias,
+        none,
+        flat(results.output),
+        flat(results.winners) if keeps_winners else results.winners.reshape(-1),
+        flat(results.sums) if keeps_sums else results.sums.reshape(-1),
+        scratch(parts * (p.room + 1) * width, dtype),
+        pooled,
+        scratch(parts * bands.outputs * width, dtype) if keeps_sums else pooled,
+        scratch(max(parts * blocks * bands.carried * width, 1), dtype),
+        scratch(parts * 2 * t.list_size, np.int64),
+        scratch(parts * 2 * (classes + 1), np.int64),
+    )

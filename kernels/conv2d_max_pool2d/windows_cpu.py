@@ -1,0 +1,132 @@
+"""Windows over sums [pixel, channel] that lie in cache: vectors run over channels, so nothing is shuffled.
+
+`w` is a `Windows` of bands.py. `sums` holds the map's rows from `base` on, [rows, map columns, width], without bias.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.activation.vectors import activate
+from kernels.runtime.numba_cpu import jit
+from kernels.simd import (
+    advance,
+    is_nan,
+    lane_mask,
+    lanes_of,
+    load,
+    load_first,
+    maximum_nan,
+    select,
+    splat_integer,
+    splat_like,
+    store,
+    store_bytes_masked,
+)
+
+
+@jit(inline="always")
+def _at_least(v, floor):
+    """relu with a floor of 0, nothing with one of -inf; NaN and -0.0 pass."""
+    return select(v < floor, floor, v)
+
+
+@jit(inline="always")
+def _floor(like, code):
+    return splat_like(like, 0.0 if code == 1 else -np.inf)
+
+
+@jit
+def pool_values(sums, w, base, begin, end, width, bias, valid, code, pooled):
+    """pooled[i, j, :] = act(max of the window + bias) for the rows of windows [begin, end).
+
+    A rounded sum grows with what is added, and so does relu: they may follow the maximum. code: 0 (none) or 1 (relu);
+    `valid` channels of the `width` have a bias, and the others are not pooled.
+    """
+    lanes = lanes_of(sums)
+    floor = _floor(sums, code)
+    line = w.map_columns * width
+    for c in range(0, valid, lanes):
+        shift = load_first(bias, c, valid - c)
+        for i in range(begin, end):
+            first = i * w.down - w.above
+            top = max(first, 0)
+            bottom = min(first + w.height, w.map_rows)
+            row = advance(sums, (top - base) * line + c)
+            target = advance(pooled, (i - begin) * w.columns * width + c)
+            for j in range(w.columns):
+                left = j * w.along - w.left
+                right = min(left + w.width, w.map_columns)
+                left = max(left, 0)
+                p = advance(row, left * width)
+                if bottom - top == 2 and right - left == 2:
+                    a = maximum_nan(load(p, 0), load(p, width))
+                    b = maximum_nan(load(p, line), load(p, line + width))
+                    best = maximum_nan(a, b)
+                elif right - left == 3:
+                    best = maximum_nan(maximum_nan(load(p, 0), load(p, width)), load(p, 2 * width))
+                    for r in range(1, bottom - top):
+                        q = advance(p, r * line)
+                        a = maximum_nan(maximum_nan(load(q, 0), load(q, width)), load(q, 2 * width))
+                        best = maximum_nan(best, a)
+                else:
+                    best = load(p, 0)
+                    for r in range(bottom - top):
+                        for s in range(right - left):
+                            best = maximum_nan(load(p, r * line + s * width), best)
+                store(target, j * width, _at_least(best + shift, floor))
+
+
+@jit(inline="always")
+def _choose(v, tap, best, at):
+    """A value joins the search: it wins when it is larger or NaN."""
+    wins = (v > best) | is_nan(v)
+    return select(wins, v, best), select(wins, splat_integer(v, tap), at)
+
+
+@jit
+def pool_winners(sums, w, base, begin, end, width, bias, valid, code, pooled, winners, channels, kept, keeps):
+    """As `pool_values`, for any code, and which tap of its window each maximum is.
+
+    winners: bytes [rows of windows, columns, channels], from the first of these channels on. kept: as `pooled`, the
+    sums with bias of the winners, where `keeps` says that they are wanted.
+    """
+    lanes = lanes_of(sums)
+    floor = _floor(sums, code)
+    line = w.map_columns * width
+    for c in range(0, valid, lanes):
+        shift = load_first(bias, c, valid - c)
+        inside = lane_mask(sums, 0, valid - c)
+        for i in range(begin, end):
+            first = i * w.down - w.above
+            top = max(first, 0)
+            bottom = min(first + w.height, w.map_rows)
+            row = advance(sums, (top - base) * line + c)
+            place = (i - begin) * w.columns
+            for j in range(w.columns):
+                left = j * w.along - w.left
+                right = min(left + w.width, w.map_columns)
+                tap = (top - first) * w.width + max(-left, 0)
+                left = max(left, 0)
+                p = advance(row, left * width)
+                at = splat_integer(sums, tap)
+                if bottom - top == 2 and right - left == 2 and code <= 1:
+                    best = _at_least(load(p, 0) + shift, floor)
+                    best, at = _choose(_at_least(load(p, width) + shift, floor), tap + 1, best, at)
+                    best, at = _choose(_at_least(load(p, line) + shift, floor), tap + w.width, best, at)
+                    best, at = _choose(_at_least(load(p, line + width) + shift, floor), tap + w.width + 1, best, at)
+                else:
+                    best = splat_like(sums, -np.inf)
+                    known = best
+                    for r in range(bottom - top):
+                        for s in range(right - left):
+                            before = load(p, r * line + s * width) + shift
+                            v = _at_least(before, floor) if code <= 1 else activate(code, before)
+                            wins = (v > best) | is_nan(v)
+                            best = select(wins, v, best)
+                            known = select(wins, before, known)
+                            at = select(wins, splat_integer(sums, tap + r * w.width + s), at)
+                    if keeps:
+                        store(kept, (place + j) * width + c, known)
+                store(pooled, (place + j) * width + c, best)
+                store_bytes_masked(winners, (place + j) * channels + c, at, inside)
