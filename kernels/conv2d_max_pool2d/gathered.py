@@ -6,13 +6,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.activation.vectors import ACTIVATION_CODES
-from kernels.conv2d.gather import FEW_ROWS, Meetings, Source, add_bias, apply_activation, copy_run, pad_image, sum_class, write_sums
+from kernels.conv2d.gather import (
+    FEW_ROWS,
+    add_bias,
+    apply_activation,
+    copy_run,
+    pad_image,
+    sum_class,
+)
 from kernels.conv2d.geometry import Gather
 from kernels.conv2d.image_pass import GRAIN, flat, pack_weight, source_within, tables, tile_width
-from kernels.conv2d_max_pool2d.bands import Bands, Windows, plan_bands
-from kernels.conv2d_max_pool2d.windows_cpu import pool_values, pool_winners
-from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for
+from kernels.conv2d_max_pool2d.bands import Windows, plan_bands
+from kernels.conv2d_max_pool2d.windows_cpu import Results, elements, pool_band, target_of
+from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for, zeros
 from kernels.simd import TILE_ROWS, advance, lanes_of, peek, pointer, poke
 
 Array = np.ndarray[Any, Any]
@@ -21,15 +27,12 @@ Array = np.ndarray[Any, Any]
 BAND = 144 * TILE_ROWS
 
 
-class Pass(NamedTuple):
+class PooledPass(NamedTuple):
     """Sizes and distances of a pass; all in elements and pixels."""
 
     padded_image: int
     padded_channel: int
     slots: int  # padded images that a part keeps at once; 0: the source is read where it lies
-    out_image: int
-    out_channel: int
-    outputs: int  # output channels of all groups
     group_inputs: int  # source channels of a group
     group_outputs: int  # output channels of a group
     kernel_taps: int  # taps of a whole filter
@@ -38,9 +41,6 @@ class Pass(NamedTuple):
     carried: int  # pixels that are carried over from band to band
     pooled: int  # windows of a band at most
     list_size: int
-    activation: int
-    keeps_winners: int
-    keeps_sums: int
     block_parts: int  # the work falls into the bands' parts * block_parts parts
 
 
@@ -82,60 +82,23 @@ def _sort_band(p, m, columns, images, top, bottom, width, lists, starts):
 
 
 @jit
-def pool_band(p, w, band, totals, width, valid, channel, bias, pooled, kept, y, winners, before):
-    """Pool a band's sums of the channels from `channel` on, and write what comes of it."""
-    image, images, begin, end, base = band[0], band[1], band[4], band[5], band[6]
-    if end <= begin:
-        return
-    count = (end - begin) * w.columns
-    shift = pointer(bias, channel)
-    for n in range(images):
-        sums = advance(totals, n * w.map_rows * w.map_columns * width)
-        out = advance(pooled, n * count * width)
-        if p.keeps_winners:
-            place = ((image + n) * w.rows + begin) * w.columns * p.outputs + channel
-            known = advance(kept, n * count * width if p.keeps_sums else 0)
-            pool_winners(
-                sums, w, base, begin, end, width, shift, valid, p.activation, out, pointer(winners, place), p.outputs,
-                known, p.keeps_sums,
-            )  # fmt: skip
-        else:
-            pool_values(sums, w, base, begin, end, width, shift, valid, p.activation, out)
-    first = (image * w.rows + begin) * w.columns
-    plane = w.rows * w.columns
-    target = pointer(y, channel * p.out_channel)
-    write_sums(pooled, images * count, width, valid, first, plane, target, p.out_image, p.out_channel)
-    if p.keeps_sums:
-        target = pointer(before, channel * p.out_channel)
-        write_sums(kept, images * count, width, valid, first, plane, target, p.out_image, p.out_channel)
-
-
-@jit
-def finish_sums(p, sums, count, width, valid, bias):
-    """Bias and activation where they cannot follow the maximum, and no winners are wanted."""
-    if p.activation > 1 and not p.keeps_winners:
-        add_bias(sums, count, width, valid, bias)
-        apply_activation(sums, count * width, p.activation)
-
-
-@jit
 def _gather_parts(
-    first, last, p, s, m, w, bands, part_starts, x, slots, panels, bias, none, y, winners, before, sums, pooled, kept,
-    carries, lists, starts,
+    first, last, p, s, m, w, t, bands, part_starts, x, slots, panels, bias, late_bias, y, winners, before, sums, pooled,
+    kept, carries, lists, starts,
 ):  # fmt: skip
     """Parts [first, last) of a pass.
 
-    p, s, m, w: Pass, Source, Meetings and Windows. bands, part_starts: see bands.py. x: the source's elements. slots:
-    scratch elements [parts, p.slots, padded image], or [1]. panels: elements [blocks, group_inputs, kernel_taps, tile
-    width]. bias, none: elements [outputs], none: zeros where the bias is added before the windows, else the bias. y,
-    before: the output's elements, and as these the winners' sums. winners: bytes, channels-last. sums: scratch elements
-    [parts, room + 1, tile width]; pooled, kept: [parts, p.pooled, tile width]; carries: [parts, blocks, p.carried, tile
-    width]. lists, starts: scratch int64 [parts, 2, list_size], [parts, 2, classes + 1].
+    p, s, m, w, t: PooledPass, Source, Meetings, Windows and Target. bands, part_starts: see bands.py. x: the source's
+    elements. slots: scratch elements [parts, p.slots, padded image], or [1]. panels: elements [blocks, group_inputs,
+    kernel_taps, tile width]. bias, late_bias: elements [outputs]; late_bias is what the windows add, zeros where the
+    bias is added before. y, winners, before: see `pool_band`. sums: scratch elements [parts, room + 1, tile width];
+    pooled, kept: [parts, p.pooled, tile width]; carries: [parts, blocks, p.carried, tile width]. lists, starts: scratch
+    int64 [parts, 2, list_size], [parts, 2, classes + 1].
     """
     lanes = lanes_of(x)
     width = 2 * lanes
     group_blocks = (p.group_outputs + width - 1) // width
-    blocks = p.outputs // p.group_outputs * group_blocks
+    blocks = t.outputs // p.group_outputs * group_blocks
     classes = m.classes.shape[0]
     columns = w.map_columns
     for part in range(first, last):
@@ -145,7 +108,7 @@ def _gather_parts(
         last_block = blocks * (block_part + 1) // p.block_parts
         totals = pointer(sums, part * (p.room + 1) * width)
         out = pointer(pooled, part * p.pooled * width)
-        known = pointer(kept, part * p.pooled * width if p.keeps_sums else 0)
+        known = pointer(kept, part * p.pooled * width if t.keeps_sums else 0)
         band_lists = pointer(lists, part * 2 * p.list_size)
         bounds = pointer(starts, part * 2 * (classes + 1))
         padded = pointer(slots, part * p.slots * p.padded_image)
@@ -183,21 +146,14 @@ def _gather_parts(
                     )  # fmt: skip
                 valid = min(width, p.group_outputs - channel)
                 channel += group * p.group_outputs
-                finish_sums(p, fresh, count, width, valid, pointer(bias, channel))
+                if t.activates_sums:
+                    add_bias(fresh, count, width, valid, pointer(bias, channel))
+                    apply_activation(fresh, count * width, t.activation)
                 copy_run(advance(totals, (keep - base) * columns * width), carry, (bottom - keep) * columns * width)
-                pool_band(p, w, band, totals, width, valid, channel, none, out, known, y, winners, before)
+                pool_band(t, w, band, totals, width, valid, channel, late_bias, out, known, y, winners, before)
 
 
 _run_parts = threaded(_gather_parts)
-
-
-class Results(NamedTuple):
-    """Where a pass writes: dense arrays (N, C_out, PH, PW) in the layout of the plan, the winners always
-    channels-last. Those that are not wanted have size 0."""
-
-    output: Array
-    winners: Array
-    sums: Array
 
 
 def run_gathered(
@@ -243,20 +199,15 @@ def run_gathered(
     shares = blocks >= threads and pixels < threads * 8 * TILE_ROWS
     band_parts, block_parts = (1, threads) if shares else (min(threads, images * w.rows), 1)
     parts = band_parts * block_parts
-    bands: Bands = plan_bands(w, images, BAND, band_parts)
+    bands = plan_bands(w, images, BAND, band_parts)
     t = tables(plan, images, group_inputs, kernel, width, channels_last, bands.block)
     classes = t.meetings.classes.shape[0]
     slots = bands.images if t.pads else 0
-    code = ACTIVATION_CODES[activation]
-    keeps_winners, keeps_sums = results.winners.size > 0, results.sums.size > 0
-    n, channels, rows, columns = results.output.shape
-    p = Pass(
+    target = target_of(results, activation, channels_last)
+    p = PooledPass(
         t.padded.image,
         t.padded.channel,
         slots,
-        channels * rows * columns,
-        1 if channels_last else rows * columns,
-        outputs,
         group_inputs,
         group_outputs,
         kernel_taps,
@@ -265,13 +216,9 @@ def run_gathered(
         bands.carried,
         bands.outputs,
         t.list_size,
-        code,
-        int(keeps_winners),
-        int(keeps_sums),
         block_parts,
     )
     dtype = x.dtype
-    none = bias if code <= 1 or keeps_winners else np.zeros_like(bias)
     pooled = scratch(parts * bands.outputs * width, dtype)
     _run_parts(
         parts,
@@ -280,19 +227,18 @@ def run_gathered(
         source_within(plan, t.margin, t.padded, channels_last),
         t.meetings,
         w,
+        target,
         bands.table,
         bands.parts,
         flat(x),
         scratch(max(parts * slots * t.padded.image, 1), dtype),
         panels,
         bias,
-        none,
-        flat(results.output),
-        flat(results.winners) if keeps_winners else results.winners.reshape(-1),
-        flat(results.sums) if keeps_sums else results.sums.reshape(-1),
+        zeros(outputs, dtype) if target.activates_sums else bias,
+        *map(elements, results),
         scratch(parts * (p.room + 1) * width, dtype),
         pooled,
-        scratch(parts * bands.outputs * width, dtype) if keeps_sums else pooled,
+        scratch(parts * bands.outputs * width, dtype) if target.keeps_sums else pooled,
         scratch(max(parts * blocks * bands.carried * width, 1), dtype),
         scratch(parts * 2 * t.list_size, np.int64),
         scratch(parts * 2 * (classes + 1), np.int64),

@@ -11,9 +11,10 @@ from kernels.conv2d import numba_cpu as convolutions
 from kernels.conv2d.few_channels import FEW_OUTPUTS
 from kernels.conv2d.numba_cpu import dense, fresh
 from kernels.conv2d_max_pool2d.bands import windows_of
-from kernels.conv2d_max_pool2d.gathered import Results, run_gathered
+from kernels.conv2d_max_pool2d.gathered import run_gathered
 from kernels.conv2d_max_pool2d.op import BYTE_TAPS, CONV2D_MAX_POOL2D, Conv2dMaxPool2dProblem
 from kernels.conv2d_max_pool2d.reference import indices_of_taps, taps_of_indices
+from kernels.conv2d_max_pool2d.windows_cpu import Results
 from kernels.op import Implementation
 from kernels.pool2d import numba_cpu as poolings
 from kernels.runtime.numba_cpu import contiguous, empty, thread_count, zeros

@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
-from kernels.activation.vectors import activate
+from kernels.activation.vectors import ACTIVATION_CODES, activate
+from kernels.conv2d.gather import write_sums
+from kernels.conv2d.image_pass import flat
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
     advance,
@@ -17,12 +21,57 @@ from kernels.simd import (
     load,
     load_first,
     maximum_nan,
+    pointer,
     select,
     splat_integer,
     splat_like,
     store,
     store_bytes_masked,
 )
+
+Array = np.ndarray[Any, Any]
+
+
+class Results(NamedTuple):
+    """Where a pass writes: dense arrays (N, C_out, PH, PW) in the layout of its problem, the winners channels-last.
+    Those that are not wanted have size 0."""
+
+    output: Array
+    winners: Array
+    sums: Array
+
+
+class Target(NamedTuple):
+    """What comes of the windows and where it lies; every field an int, distances in elements."""
+
+    outputs: int  # channels
+    out_image: int
+    out_channel: int
+    activation: int  # its code
+    keeps_winners: int
+    keeps_sums: int
+    activates_sums: int  # bias and activation come before the windows, in place; else the windows add them
+
+
+def target_of(results: Results, activation: str | None, channels_last: bool) -> Target:
+    """The target for these results."""
+    _, channels, rows, columns = results.output.shape
+    code, keeps = ACTIVATION_CODES[activation], results.winners.size > 0
+    plane = rows * columns
+    return Target(
+        channels,
+        channels * plane,
+        1 if channels_last else plane,
+        code,
+        int(keeps),
+        int(results.sums.size > 0),
+        int(code > 1 and not keeps),
+    )
+
+
+def elements(array: Array) -> Array:
+    """The elements of a dense array in memory order, without a copy."""
+    return flat(array) if array.size else array.reshape(-1)
 
 
 @jit(inline="always")
@@ -40,7 +89,7 @@ def _floor(like, code):
 def pool_values(sums, w, base, begin, end, width, bias, valid, code, pooled):
     """pooled[i, j, :] = act(max of the window + bias) for the rows of windows [begin, end).
 
-    A rounded sum grows with what is added, and so does relu: they may follow the maximum. code: 0 (none) or 1 (relu);
+    A rounded sum grows with what is added, and so does relu: they may follow the maximum. code: 1 is relu, any other none;
     `valid` channels of the `width` have a bias, and the others are not pooled.
     """
     lanes = lanes_of(sums)
@@ -130,3 +179,41 @@ def pool_winners(sums, w, base, begin, end, width, bias, valid, code, pooled, wi
                         store(kept, (place + j) * width + c, known)
                 store(pooled, (place + j) * width + c, best)
                 store_bytes_masked(winners, (place + j) * channels + c, at, inside)
+
+
+@jit
+def pool_band(t, w, band, totals, width, valid, channel, bias, pooled, kept, y, winners, before):
+    """Pool a band's sums of the channels from `channel` on, and write what comes of it.
+
+    t, w: Target and Windows. band: a row of the table of bands.py. totals: the band's sums, [pixels, width] with
+    `valid` channels. bias: elements [outputs], added by the windows. pooled, kept: scratch elements [windows, width].
+    y, before: elements of the output, and as these of the winners' sums. winners: bytes, channels-last.
+    """
+    image, images, begin, end, base = band[0], band[1], band[4], band[5], band[6]
+    if end <= begin:
+        return
+    count = (end - begin) * w.columns
+    shift = pointer(bias, channel)
+    for n in range(images):
+        sums = advance(totals, n * w.map_rows * w.map_columns * width)
+        out = advance(pooled, n * count * width)
+        if t.keeps_winners:
+            place = ((image + n) * w.rows + begin) * w.columns * t.outputs + channel
+            known = advance(kept, n * count * width if t.keeps_sums else 0)
+            pool_winners(
+                sums, w, base, begin, end, width, shift, valid, t.activation, out, pointer(winners, place), t.outputs,
+                known, t.keeps_sums,
+            )  # fmt: skip
+        else:
+            pool_values(sums, w, base, begin, end, width, shift, valid, t.activation, out)
+    first = (image * w.rows + begin) * w.columns
+    write_pooled(t, w, first, images * count, width, valid, channel, pooled, y)
+    if t.keeps_sums:
+        write_pooled(t, w, first, images * count, width, valid, channel, kept, before)
+
+
+@jit
+def write_pooled(t, w, first, count, width, valid, channel, pooled, y):
+    """y at windows [first, first + count), counted through all images, from `channel` on = pooled [count, width]."""
+    target = pointer(y, channel * t.out_channel)
+    write_sums(pooled, count, width, valid, first, w.rows * w.columns, target, t.out_image, t.out_channel)
