@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from kernels.conv2d import geometry
+from kernels.conv2d import geometry, winograd
 from kernels.conv2d import numba_cpu as convolutions
 from kernels.conv2d.few_channels import FEW_OUTPUTS
 from kernels.conv2d.numba_cpu import dense, fresh
 from kernels.conv2d_max_pool2d.bands import windows_of
 from kernels.conv2d_max_pool2d.gathered import run_gathered
 from kernels.conv2d_max_pool2d.op import BYTE_TAPS, CONV2D_MAX_POOL2D, Conv2dMaxPool2dProblem
-from kernels.conv2d_max_pool2d.reference import indices_of_taps, taps_of_indices
+from kernels.conv2d_max_pool2d.reference import taps_of_indices
 from kernels.conv2d_max_pool2d.windows_cpu import Results
+from kernels.conv2d_max_pool2d.winograd import run_winograd
 from kernels.op import Implementation
 from kernels.pool2d import numba_cpu as poolings
 from kernels.runtime.numba_cpu import contiguous, empty, thread_count, zeros
@@ -23,12 +24,14 @@ Array = np.ndarray[Any, Any]
 
 
 def kernel_name(p: Conv2dMaxPool2dProblem) -> str:
-    """Which kernel runs a problem: "gather", or "" where conv2d and max_pool2d run one after the other."""
+    """Which kernel runs a problem: "gather", "winograd", or "" where conv2d and max_pool2d run one after the other."""
     if convolutions.is_depthwise(p.convolution) or p.weight.shape[0] // p.groups <= FEW_OUTPUTS:
         return ""  # too few channels to fill vectors of them
     if p.pool_kernel_size[0] * p.pool_kernel_size[1] > BYTE_TAPS:
         return ""
-    return "gather"
+    channels = p.seen[1]
+    last, dtype = p.convolution.channels_last, np.dtype(p.x.dtype)
+    return "winograd" if winograd.serves(_plan(p), p.x.shape[0], p.groups, channels, dtype, last) else "gather"
 
 
 def _plan(p: Conv2dMaxPool2dProblem) -> geometry.Gather:
@@ -66,7 +69,8 @@ def conv2d_max_pool2d(
     p: Conv2dMaxPool2dProblem, x: Array, weight: Array, bias: Array | None
 ) -> tuple[Array | None, ...]:
     """output, winners, sums of the winners."""
-    if not kernel_name(p):
+    name = kernel_name(p)
+    if not name:
         return _one_after_the_other(p, x, weight, bias)
     last = p.convolution.channels_last
     x, weight = dense(x, last), contiguous(weight)
@@ -79,9 +83,11 @@ def conv2d_max_pool2d(
     )
     w = windows_of(p)
     plan = _plan(p)
-    run_gathered(
-        plan, w, shape[0], p.groups, p.convolution.kernel, weight, x, shift, results, p.activation, last
-    )
+    direct = name == "gather" or not run_winograd(plan, w, shape[0], weight, x, shift, results, p.activation)
+    if direct:  # also what Winograd's sums lost: where one is not finite, direct sums say which others are
+        run_gathered(
+            plan, w, shape[0], p.groups, p.convolution.kernel, weight, x, shift, results, p.activation, last
+        )
     return results.output, results.winners if p.trains else None, results.sums if p.keeps_sums else None
 
 

@@ -147,7 +147,7 @@ def conv2d_max_pool2d(
     device: Any = None,
     backend: str | None = None,
 ) -> Any:
-    """`conv2d`, its activation and `max_pool2d` in one pass: the convolution's own result is never in memory as a whole.
+    """`conv2d`, its activation and `max_pool2d` in one pass: what is between them is never in memory as a whole.
 
     The same as ``max_pool2d(conv2d(x, ...), pool_kernel_size, pool_stride, pool_padding, ceil_mode=pool_ceil_mode)``,
     in every detail: padding of the windows never wins, NaN always does, and of equal values the first in row-major

@@ -75,13 +75,14 @@ def elements(array: Array) -> Array:
 
 
 @jit(inline="always")
-def _at_least(v, floor):
+def at_least(v, floor):
     """relu with a floor of 0, nothing with one of -inf; NaN and -0.0 pass."""
     return select(v < floor, floor, v)
 
 
 @jit(inline="always")
-def _floor(like, code):
+def floor_of(like, code):
+    """What `at_least` takes for an activation's code: 1 is relu, any other none."""
     return splat_like(like, 0.0 if code == 1 else -np.inf)
 
 
@@ -89,11 +90,11 @@ def _floor(like, code):
 def pool_values(sums, w, base, begin, end, width, bias, valid, code, pooled):
     """pooled[i, j, :] = act(max of the window + bias) for the rows of windows [begin, end).
 
-    A rounded sum grows with what is added, and so does relu: they may follow the maximum. code: 1 is relu, any other none;
-    `valid` channels of the `width` have a bias, and the others are not pooled.
+    A rounded sum grows with what is added, and so does relu: they may follow the maximum. code: 1 is relu, any other
+    none; `valid` channels of the `width` have a bias, and the others are not pooled.
     """
     lanes = lanes_of(sums)
-    floor = _floor(sums, code)
+    floor = floor_of(sums, code)
     line = w.map_columns * width
     for c in range(0, valid, lanes):
         shift = load_first(bias, c, valid - c)
@@ -123,11 +124,11 @@ def pool_values(sums, w, base, begin, end, width, bias, valid, code, pooled):
                     for r in range(bottom - top):
                         for s in range(right - left):
                             best = maximum_nan(load(p, r * line + s * width), best)
-                store(target, j * width, _at_least(best + shift, floor))
+                store(target, j * width, at_least(best + shift, floor))
 
 
 @jit(inline="always")
-def _choose(v, tap, best, at):
+def choose(v, tap, best, at):
     """A value joins the search: it wins when it is larger or NaN."""
     wins = (v > best) | is_nan(v)
     return select(wins, v, best), select(wins, splat_integer(v, tap), at)
@@ -141,7 +142,7 @@ def pool_winners(sums, w, base, begin, end, width, bias, valid, code, pooled, wi
     sums with bias of the winners, where `keeps` says that they are wanted.
     """
     lanes = lanes_of(sums)
-    floor = _floor(sums, code)
+    floor = floor_of(sums, code)
     line = w.map_columns * width
     for c in range(0, valid, lanes):
         shift = load_first(bias, c, valid - c)
@@ -160,17 +161,17 @@ def pool_winners(sums, w, base, begin, end, width, bias, valid, code, pooled, wi
                 p = advance(row, left * width)
                 at = splat_integer(sums, tap)
                 if bottom - top == 2 and right - left == 2 and code <= 1:
-                    best = _at_least(load(p, 0) + shift, floor)
-                    best, at = _choose(_at_least(load(p, width) + shift, floor), tap + 1, best, at)
-                    best, at = _choose(_at_least(load(p, line) + shift, floor), tap + w.width, best, at)
-                    best, at = _choose(_at_least(load(p, line + width) + shift, floor), tap + w.width + 1, best, at)
+                    best = at_least(load(p, 0) + shift, floor)
+                    best, at = choose(at_least(load(p, width) + shift, floor), tap + 1, best, at)
+                    best, at = choose(at_least(load(p, line) + shift, floor), tap + w.width, best, at)
+                    best, at = choose(at_least(load(p, line + width) + shift, floor), tap + w.width + 1, best, at)
                 else:
                     best = splat_like(sums, -np.inf)
                     known = best
                     for r in range(bottom - top):
                         for s in range(right - left):
                             before = load(p, r * line + s * width) + shift
-                            v = _at_least(before, floor) if code <= 1 else activate(code, before)
+                            v = at_least(before, floor) if code <= 1 else activate(code, before)
                             wins = (v > best) | is_nan(v)
                             best = select(wins, v, best)
                             known = select(wins, before, known)
