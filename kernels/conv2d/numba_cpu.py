@@ -69,7 +69,12 @@ def kernel_name(p: Problem, transposed: bool) -> str:
     if isinstance(p, ConvTranspose2dProblem):
         image, other = other, image
     source, target = (other, image) if transposed else (image, other)
-    plan = _geometry(p, transposed, source, target, p.channels_last)
+    return kernel_of(p, source, target, transposed)
+
+
+def kernel_of(p: Problem, source: tuple[int, ...], target: tuple[int, ...], transposed: bool) -> str:
+    """Which kernel runs the pass of a dense convolution from `source` to `target`: one of `_dense_kernel`."""
+    plan = geometry_of(p, transposed, source, target, p.channels_last)
     return _dense_kernel(plan, source[0], p.groups, source[1], target[1], np.dtype(p.x.dtype), p.channels_last)
 
 
@@ -88,9 +93,10 @@ def fresh(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> Array:
     return empty(shape, dtype)
 
 
-def _geometry(
+def geometry_of(
     p: Problem, transposed: bool, source: tuple[int, ...], target: tuple[int, ...], channels_last: bool
 ) -> geometry.Gather:
+    """The geometry of conv2d's pass from `source` to `target`, or of its transpose."""
     make = geometry.transposed_gather if transposed else geometry.forward_gather
     return make(
         source[1],
@@ -135,7 +141,7 @@ def image_pass(
     shift = zeros(target[1], x.dtype) if bias is None else contiguous(bias)
     y = fresh(target, x.dtype, last and not planes)
     before = fresh(target, x.dtype, last and not planes) if keep_sums else empty((0, 0, 0, 0), x.dtype)
-    plan = _geometry(p, transposed, x.shape, target, last and not planes)
+    plan = geometry_of(p, transposed, x.shape, target, last and not planes)
     outputs, inputs, height, width = weight.shape
     taps = height * width
     if name == "depthwise pixels":
@@ -165,17 +171,17 @@ def image_pass(
     return y, before
 
 
-def _weight_gradient(p: Problem, x: Array, dy: Array, shape: tuple[int, ...]) -> Array:
+def weight_gradient_of(p: Problem, x: Array, dy: Array, shape: tuple[int, ...]) -> Array:
     """dw of conv2d from its image and the gradient of its output, in the problem's layout."""
     name = family(p)
     last = p.channels_last
     if name == "depthwise pixels":
         dw = depthwise_pixels.filter_gradient(p, dense(x, last), dense(dy, last))
     elif name == "depthwise planes":
-        plan = _geometry(p, False, x.shape, dy.shape, False)
+        plan = geometry_of(p, False, x.shape, dy.shape, False)
         dw = depthwise_planes.filter_gradient(plan, dense(x, False), dense(dy, False), shape)
     else:
-        plan = _geometry(p, False, x.shape, dy.shape, last)
+        plan = geometry_of(p, False, x.shape, dy.shape, last)
         dw = weight_gradient(plan, dense(x, last), dense(dy, last), shape, p.groups, last)
     return dense(dw, last)
 
@@ -205,7 +211,7 @@ def conv2d_backward(
     wants_x, wants_weight, wants_bias = p.needs_grad
     return (
         image_pass(p, dy, weight, None, x.shape, True)[0] if wants_x else None,
-        _weight_gradient(p, x, dy, weight.shape) if wants_weight else None,
+        weight_gradient_of(p, x, dy, weight.shape) if wants_weight else None,
         bias_gradient(dy, p.channels_last) if wants_bias else None,
     )
 
@@ -225,7 +231,7 @@ def conv_transpose2d_backward(
     wants_x, wants_weight, wants_bias = p.needs_grad
     return (
         image_pass(p, dy, weight, None, x.shape, False)[0] if wants_x else None,
-        _weight_gradient(p, dy, x, weight.shape) if wants_weight else None,
+        weight_gradient_of(p, dy, x, weight.shape) if wants_weight else None,
         bias_gradient(dy, p.channels_last) if wants_bias else None,
     )
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from kernels.activation.functions import FROM_OUTPUT
+from kernels.activation.numba_cpu import grad_preactivation
 from kernels.conv2d import geometry, winograd
 from kernels.conv2d import numba_cpu as convolutions
 from kernels.conv2d.few_channels import FEW_OUTPUTS
+from kernels.conv2d.image_pass import run_pass
 from kernels.conv2d.numba_cpu import dense, fresh
+from kernels.conv2d.weight_gradient import weight_gradient
 from kernels.conv2d_max_pool2d.bands import windows_of
 from kernels.conv2d_max_pool2d.gathered import run_gathered
 from kernels.conv2d_max_pool2d.op import BYTE_TAPS, CONV2D_MAX_POOL2D, Conv2dMaxPool2dProblem
-from kernels.conv2d_max_pool2d.reference import taps_of_indices
+from kernels.conv2d_max_pool2d.reference import indices_of_taps, taps_of_indices
+from kernels.conv2d_max_pool2d.routing import route_gradient
 from kernels.conv2d_max_pool2d.windows_cpu import Results
 from kernels.conv2d_max_pool2d.winograd import run_winograd
 from kernels.op import Implementation
@@ -102,7 +109,83 @@ def conv2d_max_pool2d_backward(
     preactivation: Array | None = None,
 ) -> tuple[Array | None, ...]:
     """Gradients of x, weight, bias."""
-    raise NotImplementedError
+    known = None
+    if p.activation is not None:
+        known = output if p.activation in FROM_OUTPUT else preactivation
+        assert known is not None
+    if winners.dtype != np.uint8:
+        return _backward_of_both(p, grad_output, x, weight, winners, known)
+    c, last = p.convolution, p.convolution.channels_last
+    wants_x, wants_weight, wants_bias = p.needs_grad
+    # Channels-last the gradient is as the winners lie, and as the kernels' panels are; others want planes.
+    turns = _reads_planes(p)
+    grad, bias_gradient = route_gradient(
+        windows_of(p),
+        dense(grad_output, last),
+        None if known is None else dense(known, last),
+        dense(winners, True),
+        p.activation,
+        last,
+        not turns,
+    )
+    dx = dw = None
+    if turns:
+        dx = convolutions.image_pass(c, grad, weight, None, x.shape, True)[0] if wants_x else None
+        dw = convolutions.weight_gradient_of(c, x, grad, weight.shape) if wants_weight else None
+    else:
+        if wants_x:
+            dx = _image_gradient(p, grad, contiguous(weight))
+        if wants_weight:
+            x = dense(x, last)
+            dw = dense(weight_gradient(_plan(p), x, grad, weight.shape, p.groups, last, True), last)
+    return dx, dw, bias_gradient if wants_bias else None
+
+
+def _reads_planes(p: Conv2dMaxPool2dProblem) -> bool:
+    """Whether the passes of backward read planes of the gradient, in place of pixels: all but the gather kernel's."""
+    c = p.convolution
+    if c.channels_last:
+        return False
+    if convolutions.is_depthwise(c):
+        return True
+    return p.needs_grad[0] and convolutions.kernel_of(c, p.seen, p.x.shape, transposed=True) != "gather"
+
+
+@lru_cache(1024)
+def _into_planes(plan: geometry.Gather, channels: int, height: int, width: int) -> geometry.Gather:
+    """A plan between channels-last images, with its output in planes."""
+    return replace(plan, output=geometry.layout(channels, height, width, False))
+
+
+def _image_gradient(p: Conv2dMaxPool2dProblem, grad: Array, weight: Array) -> Array:
+    """The gradient of x from that of the convolution, channels-last, by the gather kernel."""
+    c = p.convolution
+    n, channels, height, width = p.x.shape
+    plan = convolutions.geometry_of(c, True, grad.shape, p.x.shape, True)
+    if not c.channels_last:
+        plan = _into_planes(plan, channels, height, width)
+    outputs, inputs, taps = weight.shape[0], weight.shape[1], c.kernel[0] * c.kernel[1]
+    steps = (taps, inputs * taps, outputs // p.groups * inputs * taps)
+    dx = fresh(p.x.shape, grad.dtype, c.channels_last)
+    nothing = empty((0, 0, 0, 0), grad.dtype)
+    shift = zeros(channels, grad.dtype)
+    run_pass(plan, n, p.groups, inputs, c.kernel, weight, steps, grad, shift, dx, nothing, None, True)
+    return dx
+
+
+def _backward_of_both(
+    p: Conv2dMaxPool2dProblem, grad_output: Array, x: Array, weight: Array, winners: Array, known: Array | None
+) -> tuple[Array | None, ...]:
+    """max_pool2d's backward and then conv2d's, for windows whose taps no byte can number."""
+    last = p.convolution.channels_last
+    grad = dense(grad_output, last)
+    if p.activation is not None:
+        assert known is not None
+        grad = grad_preactivation(p.activation, grad, dense(known, last))
+    (spread,) = poolings.max_backward(p.pooling, grad, indices_of_taps(p, winners))
+    assert spread is not None
+    plain = replace(p.convolution, activation=None)
+    return convolutions.conv2d_backward(plain, spread, x, weight)
 
 
 def describe(p: Conv2dMaxPool2dProblem) -> str:
@@ -113,4 +196,4 @@ def describe(p: Conv2dMaxPool2dProblem) -> str:
     return f"{name} kernel, pooled in cache, up to {thread_count()} threads"
 
 
-Implementation(CONV2D_MAX_POOL2D, "numba", conv2d_max_pool2d, None, describe=describe)
+Implementation(CONV2D_MAX_POOL2D, "numba", conv2d_max_pool2d, conv2d_max_pool2d_backward, describe=describe)
