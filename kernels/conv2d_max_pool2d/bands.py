@@ -91,7 +91,7 @@ def _of_image(
     last = min(w.map_rows, (end - 1) * w.down - w.above + w.height)
     count = -(-(last - top) // most_rows)
     step = -(-(last - top) // (count * multiple)) * multiple
-    found = []
+    found: list[tuple[int, ...]] = []
     base = top
     while top < last:
         bottom = min(last, top + step)

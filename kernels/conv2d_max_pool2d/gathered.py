@@ -200,8 +200,10 @@ def run_gathered(
     band_parts, block_parts = (1, threads) if shares else (min(threads, images * w.rows), 1)
     parts = band_parts * block_parts
     bands = plan_bands(w, images, BAND, band_parts)
-    t = tables(plan, images, group_inputs, kernel, width, channels_last, bands.block)
+    # By a size that does not depend on the threads: nor does a pixel's class then, and with it the order of its sum.
+    t = tables(plan, images, group_inputs, kernel, width, channels_last, BAND)
     classes = t.meetings.classes.shape[0]
+    list_size = bands.block + classes * TILE_ROWS
     slots = bands.images if t.pads else 0
     target = target_of(results, activation, channels_last)
     p = PooledPass(
@@ -215,7 +217,7 @@ def run_gathered(
         bands.carried + bands.block,
         bands.carried,
         bands.outputs,
-        t.list_size,
+        list_size,
         block_parts,
     )
     dtype = x.dtype
@@ -240,6 +242,6 @@ def run_gathered(
         pooled,
         scratch(parts * bands.outputs * width, dtype) if target.keeps_sums else pooled,
         scratch(max(parts * blocks * bands.carried * width, 1), dtype),
-        scratch(parts * 2 * t.list_size, np.int64),
+        scratch(parts * 2 * list_size, np.int64),
         scratch(parts * 2 * (classes + 1), np.int64),
     )

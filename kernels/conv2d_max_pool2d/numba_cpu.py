@@ -9,36 +9,37 @@ from typing import Any
 import numpy as np
 
 from kernels.activation.functions import FROM_OUTPUT
-from kernels.activation.numba_cpu import grad_preactivation
-from kernels.conv2d import geometry, winograd
+from kernels.conv2d import geometry
 from kernels.conv2d import numba_cpu as convolutions
 from kernels.conv2d.few_channels import FEW_OUTPUTS
 from kernels.conv2d.image_pass import run_pass
 from kernels.conv2d.numba_cpu import dense, fresh
 from kernels.conv2d.weight_gradient import weight_gradient
+from kernels.conv2d_max_pool2d import composed
 from kernels.conv2d_max_pool2d.bands import windows_of
 from kernels.conv2d_max_pool2d.gathered import run_gathered
 from kernels.conv2d_max_pool2d.op import BYTE_TAPS, CONV2D_MAX_POOL2D, Conv2dMaxPool2dProblem
-from kernels.conv2d_max_pool2d.reference import indices_of_taps, taps_of_indices
 from kernels.conv2d_max_pool2d.routing import route_gradient
 from kernels.conv2d_max_pool2d.windows_cpu import Results
 from kernels.conv2d_max_pool2d.winograd import run_winograd
 from kernels.op import Implementation
-from kernels.pool2d import numba_cpu as poolings
 from kernels.runtime.numba_cpu import contiguous, empty, thread_count, zeros
+from kernels.simd import VECTOR_BYTES
 
 Array = np.ndarray[Any, Any]
 
 
 def kernel_name(p: Conv2dMaxPool2dProblem) -> str:
     """Which kernel runs a problem: "gather", "winograd", or "" where conv2d and max_pool2d run one after the other."""
-    if convolutions.is_depthwise(p.convolution) or p.weight.shape[0] // p.groups <= FEW_OUTPUTS:
-        return ""  # too few channels to fill vectors of them
-    if p.pool_kernel_size[0] * p.pool_kernel_size[1] > BYTE_TAPS:
+    c = p.convolution
+    outputs = p.weight.shape[0] // p.groups
+    if convolutions.is_depthwise(c) or p.pool_kernel_size[0] * p.pool_kernel_size[1] > BYTE_TAPS:
         return ""
-    channels = p.seen[1]
-    last, dtype = p.convolution.channels_last, np.dtype(p.x.dtype)
-    return "winograd" if winograd.serves(_plan(p), p.x.shape[0], p.groups, channels, dtype, last) else "gather"
+    name = convolutions.kernel_of(c, p.x.shape, p.seen, transposed=False)
+    if name != "few channels":
+        return name
+    # Few products, and vectors of channels that stay half empty: conv2d's vectors of pixels do better.
+    return "gather" if outputs > FEW_OUTPUTS and outputs >= VECTOR_BYTES // p.x.itemsize else ""
 
 
 def _plan(p: Conv2dMaxPool2dProblem) -> geometry.Gather:
@@ -57,28 +58,13 @@ def _plan(p: Conv2dMaxPool2dProblem) -> geometry.Gather:
     )
 
 
-def _one_after_the_other(
-    p: Conv2dMaxPool2dProblem, x: Array, weight: Array, bias: Array | None
-) -> tuple[Array | None, ...]:
-    y, sums = convolutions.conv2d(p.convolution, x, weight, bias)
-    assert y is not None
-    output, indices = poolings.max_pool2d(p.pooling, y)
-    if indices is None:
-        return output, None, None
-    kept = None
-    if sums is not None:
-        flat = sums.reshape(*sums.shape[:2], -1)
-        kept = np.take_along_axis(flat, indices.reshape(*indices.shape[:2], -1), -1).reshape(indices.shape)
-    return p.lay_out((output, taps_of_indices(p, indices).astype(p.results()[1].dtype), kept), p.results())
-
-
 def conv2d_max_pool2d(
     p: Conv2dMaxPool2dProblem, x: Array, weight: Array, bias: Array | None
 ) -> tuple[Array | None, ...]:
     """output, winners, sums of the winners."""
     name = kernel_name(p)
     if not name:
-        return _one_after_the_other(p, x, weight, bias)
+        return composed.forward(p, x, weight, bias)
     last = p.convolution.channels_last
     x, weight = dense(x, last), contiguous(weight)
     shift = zeros(p.seen[1], x.dtype) if bias is None else contiguous(bias)
@@ -114,7 +100,7 @@ def conv2d_max_pool2d_backward(
         known = output if p.activation in FROM_OUTPUT else preactivation
         assert known is not None
     if winners.dtype != np.uint8:
-        return _backward_of_both(p, grad_output, x, weight, winners, known)
+        return composed.backward(p, grad_output, x, weight, winners, known)  # taps that no byte can number
     c, last = p.convolution, p.convolution.channels_last
     wants_x, wants_weight, wants_bias = p.needs_grad
     # Channels-last the gradient is as the winners lie, and as the kernels' panels are; others want planes.
@@ -171,21 +157,6 @@ def _image_gradient(p: Conv2dMaxPool2dProblem, grad: Array, weight: Array) -> Ar
     shift = zeros(channels, grad.dtype)
     run_pass(plan, n, p.groups, inputs, c.kernel, weight, steps, grad, shift, dx, nothing, None, True)
     return dx
-
-
-def _backward_of_both(
-    p: Conv2dMaxPool2dProblem, grad_output: Array, x: Array, weight: Array, winners: Array, known: Array | None
-) -> tuple[Array | None, ...]:
-    """max_pool2d's backward and then conv2d's, for windows whose taps no byte can number."""
-    last = p.convolution.channels_last
-    grad = dense(grad_output, last)
-    if p.activation is not None:
-        assert known is not None
-        grad = grad_preactivation(p.activation, grad, dense(known, last))
-    (spread,) = poolings.max_backward(p.pooling, grad, indices_of_taps(p, winners))
-    assert spread is not None
-    plain = replace(p.convolution, activation=None)
-    return convolutions.conv2d_backward(plain, spread, x, weight)
 
 
 def describe(p: Conv2dMaxPool2dProblem) -> str:

@@ -62,9 +62,17 @@ class Conv2dMaxPool2dProblem(Problem):
     @cached_property
     def convolution(self) -> Conv2dProblem:
         """The conv2d inside."""
-        inputs = (self.x, self.weight, self.bias)
-        attributes = (self.stride, self.padding, self.dilation, self.groups, self.activation)
-        return Conv2dProblem(*inputs, *attributes, needs_grad=self.needs_grad)
+        return Conv2dProblem(
+            self.x,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.activation,
+            needs_grad=self.needs_grad,
+        )
 
     @cached_property
     def pooling(self) -> MaxPool2dProblem:

@@ -42,7 +42,8 @@ def conv2d_max_pool2d(
     p: Conv2dMaxPool2dProblem, x: Array, weight: Array, bias: Array | None
 ) -> tuple[Array | None, ...]:
     """x (N, C_in, H, W), weight (C_out, C_in / G, kh, kw), bias (C_out,) -> output, winners, sums of the winners."""
-    sums = convolutions.correlate(x, weight, p, p.convolution.output_shape[2:])
+    # In order, so that places with equal inputs tie.
+    sums = convolutions.correlate(x, weight, p, p.convolution.output_shape[2:], in_order=True)
     if bias is not None:
         sums = sums + bias[:, None, None]
     output, indices = poolings.maxima(apply(p.activation, sums), poolings.max_grid(p.pooling))
