@@ -83,9 +83,7 @@ def _windows_done(w: Windows, bottom: int) -> int:
     return min(w.rows, max(0, (bottom + w.above - w.height) // w.down + 1))
 
 
-def _of_image(
-    w: Windows, image: int, begin: int, end: int, most_rows: int, multiple: int
-) -> list[tuple[int, ...]]:
+def _of_image(w: Windows, image: int, begin: int, end: int, most_rows: int, multiple: int) -> list[tuple[int, ...]]:
     """The bands of an image's rows of windows [begin, end)."""
     top = max(0, begin * w.down - w.above) // multiple * multiple
     last = min(w.map_rows, (end - 1) * w.down - w.above + w.height)

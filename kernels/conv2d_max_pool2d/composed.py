@@ -28,7 +28,7 @@ GRAIN = 20_000
 def _number_taps(first, last, w, columns, plane, channels, pixel_step, channel_step, indices, winners, sums, kept):
     """Images [first, last): winners [image, window, channel] = the taps of `indices`; kept = the sums there.
 
-    w: Windows. columns, plane: of the whole convolution. indices, kept: elements [N, PH, PW, C] or [N, C, PH, PW], their
+    w: Windows. columns, plane: of the whole convolution. indices, kept: elements [N, PH, PW, C] or [N, C, PH, PW], with
     steps from window to window and from channel to channel. sums: elements of the convolution in the same layout. kept
     and sums have size 0 if they are not wanted.
     """

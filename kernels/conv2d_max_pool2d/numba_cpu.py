@@ -78,9 +78,7 @@ def conv2d_max_pool2d(
     plan = _plan(p)
     direct = name == "gather" or not run_winograd(plan, w, shape[0], weight, x, shift, results, p.activation)
     if direct:  # also what Winograd's sums lost: where one is not finite, direct sums say which others are
-        run_gathered(
-            plan, w, shape[0], p.groups, p.convolution.kernel, weight, x, shift, results, p.activation, last
-        )
+        run_gathered(plan, w, shape[0], p.groups, p.convolution.kernel, weight, x, shift, results, p.activation, last)
     return results.output, results.winners if p.trains else None, results.sums if p.keeps_sums else None
 
 

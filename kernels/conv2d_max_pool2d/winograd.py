@@ -160,7 +160,7 @@ def _winograd_parts(
         block_part = part - band_part * p.block_parts
         transformed = pointer(source, part * 16 * p.step)
         product = pointer(products, part * 16 * p.room * width)
-        totals = pointer(sums, part * s.room * width)
+        totals = pointer(sums, 0 if s.tiles_are_windows else part * s.room * width)
         out = pointer(pooled, part * s.pooled * width)
         known = pointer(kept, part * s.pooled * width if t.keeps_sums else 0)
         row_table = pointer(tables, part * (p.pitch + p.inputs))
@@ -299,7 +299,7 @@ def run_winograd(
         scratch(parts * 16 * p.room * width, dtype),
         scratch(parts * (pitch + inputs), np.int64),
         *map(elements, results),
-        scratch(parts * s.room * width, dtype),
+        scratch(1 if s.tiles_are_windows else parts * s.room * width, dtype),
         pooled,
         scratch(parts * s.pooled * width, dtype) if target.keeps_sums else pooled,
         scratch(max(parts * blocks * s.carried * width, 1), dtype),
