@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kernels.conv2d.gather import (
     FEW_ROWS,
+    Source,
     add_bias,
     apply_activation,
     copy_run,
@@ -15,8 +17,8 @@ from kernels.conv2d.gather import (
     sum_class,
 )
 from kernels.conv2d.geometry import Gather
-from kernels.conv2d.image_pass import GRAIN, flat, pack_weight, source_within, tables, tile_width
-from kernels.conv2d_max_pool2d.bands import Windows, plan_bands
+from kernels.conv2d.image_pass import GRAIN, Tables, flat, pack_weight, source_within, tables, tile_width
+from kernels.conv2d_max_pool2d.bands import Bands, Windows, plan_bands
 from kernels.conv2d_max_pool2d.windows_cpu import Results, elements, pool_band, target_of
 from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for, zeros
 from kernels.simd import TILE_ROWS, advance, lanes_of, peek, pointer, poke
@@ -156,6 +158,40 @@ def _gather_parts(
 _run_parts = threaded(_gather_parts)
 
 
+@lru_cache(1024)
+def _prepare(
+    plan: Gather,
+    w: Windows,
+    images: int,
+    groups: int,
+    kernel: tuple[int, int],
+    outputs: int,
+    width: int,
+    channels_last: bool,
+    split: tuple[int, int],
+) -> tuple[PooledPass, Source, Bands, Tables]:
+    """What is known of a pass before its arrays; `split`: into so many parts of the bands and of the channels."""
+    group_inputs = plan.channels // groups
+    bands = plan_bands(w, images, BAND, split[0])
+    # By a size that does not depend on the threads: nor does a pixel's class then, and with it the order of its sum.
+    t = tables(plan, images, group_inputs, kernel, width, channels_last, BAND)
+    p = PooledPass(
+        t.padded.image,
+        t.padded.channel,
+        bands.images if t.pads else 0,
+        group_inputs,
+        outputs // groups,
+        kernel[0] * kernel[1],
+        bands.block,
+        bands.carried + bands.block,
+        bands.carried,
+        bands.outputs,
+        bands.block + t.meetings.classes.shape[0] * TILE_ROWS,
+        split[1],
+    )
+    return p, source_within(plan, t.margin, t.padded, channels_last), bands, t
+
+
 def run_gathered(
     plan: Gather,
     w: Windows,
@@ -186,62 +222,43 @@ def run_gathered(
     """
     width = tile_width(x.dtype)
     outputs, group_inputs = weight.shape[0], weight.shape[1]
-    group_outputs = outputs // groups
     kernel_taps = kernel[0] * kernel[1]
-    blocks = groups * -(-group_outputs // width)
+    blocks = groups * -(-outputs // groups // width)
     panels = pack_weight(
-        weight, (group_inputs * kernel_taps, kernel_taps, weight.size // groups), groups, group_outputs, group_inputs,
-        kernel_taps,
+        weight, (group_inputs * kernel_taps, kernel_taps, weight.size // groups), groups, outputs // groups,
+        group_inputs, kernel_taps,
     )  # fmt: skip
     pixels = images * w.map_rows * w.map_columns
     threads = threads_for(pixels * group_inputs * kernel_taps * outputs, GRAIN)
     # Few pixels and many channels: the parts share the pixels and divide the channels.
     shares = blocks >= threads and pixels < threads * 8 * TILE_ROWS
-    band_parts, block_parts = (1, threads) if shares else (min(threads, images * w.rows), 1)
-    parts = band_parts * block_parts
-    bands = plan_bands(w, images, BAND, band_parts)
-    # By a size that does not depend on the threads: nor does a pixel's class then, and with it the order of its sum.
-    t = tables(plan, images, group_inputs, kernel, width, channels_last, BAND)
+    split = (1, threads) if shares else (min(threads, images * w.rows), 1)
+    parts = split[0] * split[1]
+    p, source, bands, t = _prepare(plan, w, images, groups, kernel, outputs, width, channels_last, split)
     classes = t.meetings.classes.shape[0]
-    list_size = bands.block + classes * TILE_ROWS
-    slots = bands.images if t.pads else 0
     target = target_of(results, activation, channels_last)
-    p = PooledPass(
-        t.padded.image,
-        t.padded.channel,
-        slots,
-        group_inputs,
-        group_outputs,
-        kernel_taps,
-        bands.block,
-        bands.carried + bands.block,
-        bands.carried,
-        bands.outputs,
-        list_size,
-        block_parts,
-    )
     dtype = x.dtype
-    pooled = scratch(parts * bands.outputs * width, dtype)
+    pooled = scratch(parts * p.pooled * width, dtype)
     _run_parts(
         parts,
         parts,
         p,
-        source_within(plan, t.margin, t.padded, channels_last),
+        source,
         t.meetings,
         w,
         target,
         bands.table,
         bands.parts,
         flat(x),
-        scratch(max(parts * slots * t.padded.image, 1), dtype),
+        scratch(max(parts * p.slots * p.padded_image, 1), dtype),
         panels,
         bias,
         zeros(outputs, dtype) if target.activates_sums else bias,
         *map(elements, results),
         scratch(parts * (p.room + 1) * width, dtype),
         pooled,
-        scratch(parts * bands.outputs * width, dtype) if target.keeps_sums else pooled,
-        scratch(max(parts * blocks * bands.carried * width, 1), dtype),
-        scratch(parts * 2 * list_size, np.int64),
+        scratch(parts * p.pooled * width, dtype) if target.keeps_sums else pooled,
+        scratch(max(parts * blocks * p.carried * width, 1), dtype),
+        scratch(parts * 2 * p.list_size, np.int64),
         scratch(parts * 2 * (classes + 1), np.int64),
     )

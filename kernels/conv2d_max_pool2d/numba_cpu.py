@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from kernels.conv2d.image_pass import run_pass
 from kernels.conv2d.numba_cpu import dense, fresh
 from kernels.conv2d.weight_gradient import weight_gradient
 from kernels.conv2d_max_pool2d import composed
-from kernels.conv2d_max_pool2d.bands import windows_of
+from kernels.conv2d_max_pool2d.bands import Windows, windows_of
 from kernels.conv2d_max_pool2d.gathered import run_gathered
 from kernels.conv2d_max_pool2d.op import BYTE_TAPS, CONV2D_MAX_POOL2D, Conv2dMaxPool2dProblem
 from kernels.conv2d_max_pool2d.routing import route_gradient
@@ -58,28 +58,45 @@ def _plan(p: Conv2dMaxPool2dProblem) -> geometry.Gather:
     )
 
 
+class Way(NamedTuple):
+    """How a problem runs: see `kernel_name`, `_plan` and `windows_of`."""
+
+    kernel: str
+    plan: geometry.Gather
+    windows: Windows
+    shape: tuple[int, int, int, int]
+    channels_last: bool
+
+
+def way_of(p: Conv2dMaxPool2dProblem) -> Way:
+    """How `p` runs; kept in it, since working it out takes as long as a small call."""
+    found: Way | None = vars(p).get("_way")
+    if found is None:
+        found = Way(kernel_name(p), _plan(p), windows_of(p), p.output_shape, p.convolution.channels_last)
+        vars(p)["_way"] = found
+    return found
+
+
 def conv2d_max_pool2d(
     p: Conv2dMaxPool2dProblem, x: Array, weight: Array, bias: Array | None
 ) -> tuple[Array | None, ...]:
     """output, winners, sums of the winners."""
-    name = kernel_name(p)
+    name, plan, w, shape, last = way_of(p)
     if not name:
         return composed.forward(p, x, weight, bias)
-    last = p.convolution.channels_last
     x, weight = dense(x, last), contiguous(weight)
-    shift = zeros(p.seen[1], x.dtype) if bias is None else contiguous(bias)
-    shape = p.output_shape
+    shift = zeros(shape[1], x.dtype) if bias is None else contiguous(bias)
+    trains = p.trains
+    keeps_sums = trains and p.keeps_sums
     results = Results(
         fresh(shape, x.dtype, last),
-        fresh(shape, np.uint8, True) if p.trains else empty((0, 0, 0, 0), np.uint8),
-        fresh(shape, x.dtype, last) if p.keeps_sums else empty((0, 0, 0, 0), x.dtype),
+        fresh(shape, np.uint8, True) if trains else empty((0, 0, 0, 0), np.uint8),
+        fresh(shape, x.dtype, last) if keeps_sums else empty((0, 0, 0, 0), x.dtype),
     )
-    w = windows_of(p)
-    plan = _plan(p)
     direct = name == "gather" or not run_winograd(plan, w, shape[0], weight, x, shift, results, p.activation)
     if direct:  # also what Winograd's sums lost: where one is not finite, direct sums say which others are
         run_gathered(plan, w, shape[0], p.groups, p.convolution.kernel, weight, x, shift, results, p.activation, last)
-    return results.output, results.winners if p.trains else None, results.sums if p.keeps_sums else None
+    return results.output, results.winners if trains else None, results.sums if keeps_sums else None
 
 
 def conv2d_max_pool2d_backward(
@@ -101,10 +118,10 @@ def conv2d_max_pool2d_backward(
         return composed.backward(p, grad_output, x, weight, winners, known)  # taps that no byte can number
     c, last = p.convolution, p.convolution.channels_last
     wants_x, wants_weight, wants_bias = p.needs_grad
-    # Channels-last the gradient is as the winners lie, and as the kernels' panels are; others want planes.
-    turns = _reads_planes(p)
+    # Channels-last the gradient is as the winners lie, and as the kernels' panels are: it stays so where that serves.
+    turns = not last and _reads_planes(p)
     grad, bias_gradient = route_gradient(
-        windows_of(p),
+        way_of(p).windows,
         dense(grad_output, last),
         None if known is None else dense(known, last),
         dense(winners, True),
@@ -113,23 +130,19 @@ def conv2d_max_pool2d_backward(
         not turns,
     )
     dx = dw = None
-    if turns:
+    if last or turns:
         dx = convolutions.image_pass(c, grad, weight, None, x.shape, True)[0] if wants_x else None
         dw = convolutions.weight_gradient_of(c, x, grad, weight.shape) if wants_weight else None
     else:
-        if wants_x:
-            dx = _image_gradient(p, grad, contiguous(weight))
+        dx = _image_gradient(p, grad, contiguous(weight)) if wants_x else None
         if wants_weight:
-            x = dense(x, last)
-            dw = dense(weight_gradient(_plan(p), x, grad, weight.shape, p.groups, last, True), last)
+            dw = weight_gradient(way_of(p).plan, contiguous(x), grad, weight.shape, p.groups, False, True)
     return dx, dw, bias_gradient if wants_bias else None
 
 
 def _reads_planes(p: Conv2dMaxPool2dProblem) -> bool:
-    """Whether the passes of backward read planes of the gradient, in place of pixels: all but the gather kernel's."""
+    """Whether backward's passes into planes also read planes, and not pixels: all but the gather kernel's."""
     c = p.convolution
-    if c.channels_last:
-        return False
     if convolutions.is_depthwise(c):
         return True
     return p.needs_grad[0] and convolutions.kernel_of(c, p.seen, p.x.shape, transposed=True) != "gather"
@@ -142,15 +155,13 @@ def _into_planes(plan: geometry.Gather, channels: int, height: int, width: int) 
 
 
 def _image_gradient(p: Conv2dMaxPool2dProblem, grad: Array, weight: Array) -> Array:
-    """The gradient of x from that of the convolution, channels-last, by the gather kernel."""
+    """The gradient of x, in planes, from that of the convolution, channels-last, by the gather kernel."""
     c = p.convolution
     n, channels, height, width = p.x.shape
-    plan = convolutions.geometry_of(c, True, grad.shape, p.x.shape, True)
-    if not c.channels_last:
-        plan = _into_planes(plan, channels, height, width)
+    plan = _into_planes(convolutions.geometry_of(c, True, grad.shape, p.x.shape, True), channels, height, width)
     outputs, inputs, taps = weight.shape[0], weight.shape[1], c.kernel[0] * c.kernel[1]
     steps = (taps, inputs * taps, outputs // p.groups * inputs * taps)
-    dx = fresh(p.x.shape, grad.dtype, c.channels_last)
+    dx = empty(p.x.shape, grad.dtype)
     nothing = empty((0, 0, 0, 0), grad.dtype)
     shift = zeros(channels, grad.dtype)
     run_pass(plan, n, p.groups, inputs, c.kernel, weight, steps, grad, shift, dx, nothing, None, True)
