@@ -50,6 +50,23 @@ class PooledPass(NamedTuple):
 def _sort_band(p, m, columns, images, top, bottom, width, lists, starts):
     """Lists of a band's pixels by class, places relative to its first image; as `gather._sort_pixels`."""
     classes = m.classes.shape[0]
+    if classes == 1:  # what most are, and nothing to sort
+        q = 0
+        for n in range(images):
+            for i in range(top, bottom):
+                row = n * p.padded_image + m.row_place[i]
+                for j in range(columns):
+                    poke(lists, q, row + m.column_place[j])
+                    poke(lists, p.list_size + q, q * width)
+                    q += 1
+        rest = q % TILE_ROWS
+        end = q - rest + (0 if rest == 0 else FEW_ROWS if rest <= FEW_ROWS else TILE_ROWS)
+        for at in range(q, end):
+            poke(lists, at, peek(lists, q - 1))
+            poke(lists, p.list_size + at, p.block * width)
+        poke(starts, 0, 0)
+        poke(starts, 1, end)
+        return
     for k in range(classes + 1):
         poke(starts, k, 0)
     for i in range(top, bottom):
