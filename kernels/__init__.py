@@ -29,6 +29,7 @@ from kernels.attention.op import attention, scaled_dot_product_attention  # noqa
 from kernels.attention.relative import RelativeALiBi, RelativeShaw, RelativeT5, alibi_slopes  # noqa: E402
 from kernels.backends import BackendError  # noqa: E402
 from kernels.conv2d.op import conv2d, conv_transpose2d  # noqa: E402
+from kernels.conv2d_max_pool2d.op import conv2d_max_pool2d  # noqa: E402
 from kernels.dispatch import use_backend  # noqa: E402
 from kernels.dropout.op import dropout  # noqa: E402
 from kernels.embedding.op import embedding  # noqa: E402
@@ -62,6 +63,7 @@ __all__ = [
     "attention",
     "avg_pool2d",
     "conv2d",
+    "conv2d_max_pool2d",
     "conv_transpose2d",
     "cross_entropy",
     "dropout",

@@ -16,7 +16,7 @@ from nnlib.names import look_up
 
 # Matrix products in disguise: they gain most, and sum in float32 inside.
 _HALF = frozenset(
-    "conv2d conv_transpose2d linear attention scaled_dot_product_attention "
+    "conv2d conv2d_max_pool2d conv_transpose2d linear attention scaled_dot_product_attention "
     "lstm gru rnn lstm_layer gru_layer rnn_layer lstm_cell gru_cell rnn_cell".split()
 )
 # Those with exponentials, logarithms or variances.

@@ -307,8 +307,8 @@ def test_bad_shapes(op: str):
 
 
 def _torch_value(op: str, arguments: dict[str, Any]) -> np.ndarray:
-    rest = {"activation": None} if op in ("conv2d", "linear") else {}
-    if op == "conv2d":
+    rest = {"activation": None} if op in ("conv2d", "conv2d_max_pool2d", "linear") else {}
+    if op in ("conv2d", "conv2d_max_pool2d"):
         rest |= {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
     if "softmax" in op:
         rest["dim"] = -1
@@ -329,6 +329,7 @@ BAD_VALUES = [*BAD_NUMBERS, "x", "", b"same", (1, 2, 3), (), [], ((1,), 2), {}, 
 TAKEN: dict[tuple[str, str], list[Any]] = {
     # torch's spelling of "as kernel_size".
     **{(op, "stride"): [(), []] for op in ("max_pool2d", "avg_pool2d", "lp_pool2d")},
+    ("conv2d_max_pool2d", "pool_stride"): [(), []],
     ("softmax", "dim"): [-1],
     ("log_softmax", "dim"): [-1],
     ("cross_entropy", "ignore_index"): [-1, -(10**30)],

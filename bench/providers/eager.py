@@ -48,6 +48,14 @@ def _conv2d(workload: Workload) -> Function | None:
     return _activated(run, workload.arguments.get("activation"))
 
 
+def _conv2d_max_pool2d(workload: Workload) -> Function | None:
+    convolve = _conv2d(workload)
+    problem: Any = workload.problem
+    windows = (problem.pool_kernel_size, problem.pool_stride, problem.pool_padding)
+    assert convolve is not None
+    return lambda **arguments: F.max_pool2d(convolve(**arguments), *windows, ceil_mode=problem.pool_ceil_mode)
+
+
 def _attention(workload: Workload) -> Function | None:
     problem: Any = workload.problem
     beyond = ("window", "softcap", "relative", "lengths")
@@ -74,6 +82,7 @@ def _dropout(workload: Workload) -> Function | None:
 
 _SPELLED: dict[str, Callable[[Workload], Function | None]] = {
     "conv2d": _conv2d,
+    "conv2d_max_pool2d": _conv2d_max_pool2d,
     "attention": _attention,
     "dropout": _dropout,
     "rnn_layer": recurrent.torch_layer,

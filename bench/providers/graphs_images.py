@@ -39,6 +39,22 @@ def conv2d(graph: Graph) -> tuple[str, ...]:
     return (graph.activated(sums, problem.activation),)
 
 
+@graph_of("conv2d_max_pool2d")
+def conv2d_max_pool2d(graph: Graph) -> tuple[str, ...]:
+    """Conv, an activation and MaxPool."""
+    (convolved,) = conv2d(graph)
+    problem: Any = graph.workload.problem
+    pooled = graph.node(
+        "MaxPool",
+        convolved,
+        kernel_shape=list(problem.pool_kernel_size),
+        strides=list(problem.pool_stride),
+        pads=_pads(problem.pool_padding),
+        ceil_mode=int(problem.pool_ceil_mode),
+    )
+    return (pooled,)
+
+
 @graph_of("conv_transpose2d")
 def conv_transpose2d(graph: Graph) -> tuple[str, ...]:
     """ConvTranspose."""

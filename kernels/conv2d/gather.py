@@ -77,7 +77,7 @@ def _fetch(ahead, first, last):
 
 
 @jit
-def _sum_class(
+def sum_class(
     p, taps, begin, end, inputs, first, last, chunk_inputs, source_taps, weight_taps, weights, lists, totals,
     ahead,
 ):  # fmt: skip
@@ -200,7 +200,7 @@ def _gather_parts(first, last, settings, sizes, tables, x, slots, w, panels, bia
                         elif block + 1 < last_block:
                             ahead = _weights_at(p, w, block + 1, 0)
                     for k in range(classes):
-                        _sum_class(
+                        sum_class(
                             p, m.classes[k, 0], peek(bounds, k), peek(bounds, k + 1), inputs, c, c_end, m.classes[k, 1],
                             pointer(m.source_taps, m.classes[k, 2]), pointer(m.weight_taps, m.classes[k, 2]),
                             weights, sorted_lists, totals, ahead,

@@ -13,7 +13,7 @@ from kernels.conv2d import geometry
 from kernels.conv2d.gather import BLOCK, CHUNK, FEW_PIXELS, LINE, PLAIN_BLOCK, gather_parts, pack_parts
 from kernels.conv2d.geometry import Gather
 from kernels.conv2d.moves import Source
-from kernels.conv2d.pixels import FEW_ROWS, Pass
+from kernels.conv2d.pixels import FEW_ROWS, Meetings, Pass
 from kernels.runtime.numba_cpu import scratch, threads_for
 from kernels.simd import TILE_ROWS, VECTOR_BYTES
 
@@ -39,10 +39,13 @@ def flat(array: Array) -> Array:
 
 def source_of(plan: Gather, channels_last: bool) -> Source:
     """Sizes and distances of the plan's source image, with all of its margin."""
-    return _source(plan, plan.margin, plan.padded, channels_last)
+    return source_within(plan, plan.margin, plan.padded, channels_last)
 
 
-def _source(plan: Gather, margin: tuple[int, int, int, int], padded: geometry.Layout, channels_last: bool) -> Source:
+def source_within(
+    plan: Gather, margin: tuple[int, int, int, int], padded: geometry.Layout, channels_last: bool
+) -> Source:
+    """Sizes and distances of the plan's source image, with so much of its margin."""
     top, bottom, left, _ = margin
     height, width = plan.source
     return Source(
@@ -123,22 +126,21 @@ class _Prepared:
         return known
 
 
+@dataclass(frozen=True)
+class Tables:
+    """The taps of a pass: which pixels meet which, where they are, and the margin that they reach."""
+
+    meetings: Meetings
+    margin: tuple[int, int, int, int]
+    padded: geometry.Layout
+
+
 @lru_cache(1024)
-def _prepare(
-    plan: Gather,
-    images: int,
-    groups: int,
-    group_outputs: int,
-    kernel: tuple[int, int],
-    weight_steps: tuple[int, int, int],
-    width: int,
-    activation: str | None,
-    last: bool,
-) -> _Prepared:
-    group_inputs = plan.channels // groups
-    plane = sum(grid.size[0] * grid.size[1] for grid in plan.grids)
+def tables(
+    plan: Gather, images: int, group_inputs: int, kernel: tuple[int, int], width: int, last: bool
+) -> Tables:
+    """What a geometry, a batch size and a tile's width determine; arguments as of `run_pass`."""
     rows, columns = geometry.sides(plan, images, BLOCK, TILE_ROWS, FEW_ROWS)
-    block = BLOCK if len(rows.taps) * len(columns.taps) > 1 else PLAIN_BLOCK
     (top, bottom), (left, right) = (
         (max(0, -side.reach[0]), max(0, side.reach[1] - size + 1))
         for side, size in zip((rows, columns), plan.source, strict=True)
@@ -160,7 +162,7 @@ def _prepare(
             weight_taps.append(((channels * (kernel[0] * kernel[1]) + np.asarray(index, np.int64)) * width).reshape(-1))
             classes.append((taps, chunk, start))
             start += chunk * taps
-    tables = (
+    meetings = Meetings(
         np.asarray(rows.kinds, np.int64) * len(columns.taps),
         (np.asarray(rows.places, np.int64) + top) * padded.row,
         np.asarray(columns.kinds, np.int64),
@@ -169,17 +171,37 @@ def _prepare(
         np.concatenate(source_taps),
         np.concatenate(weight_taps),
     )
+    return Tables(meetings, (top, bottom, left, right), padded)
+
+
+@lru_cache(1024)
+def _prepare(
+    plan: Gather,
+    images: int,
+    groups: int,
+    group_outputs: int,
+    kernel: tuple[int, int],
+    weight_steps: tuple[int, int, int],
+    width: int,
+    activation: str | None,
+    last: bool,
+) -> _Prepared:
+    group_inputs = plan.channels // groups
+    plane = sum(grid.size[0] * grid.size[1] for grid in plan.grids)
+    t = tables(plan, images, group_inputs, kernel, width, last)
+    classes, padded = t.meetings.classes, t.padded
+    block = BLOCK if len(classes) > 1 else PLAIN_BLOCK
     # A block of pixels touches this many images, and the next block begins in the last of them.
-    slots = min(images, (block - 2) // plane + 2) if any((top, bottom, left, right)) else 0
+    slots = min(images, (block - 2) // plane + 2) if any(t.margin) else 0
     list_size = block + len(classes) * TILE_ROWS
     pixels = images * plane
     # Few pixels use a weight once or twice: then it is packed on the way, a chunk of channels at a time. Which way the
     # sums take depends on this, so it must not depend on the threads.
-    panel_inputs = min(chunk for _, chunk, _ in classes) if pixels <= FEW_PIXELS else 0
+    panel_inputs = int(classes[:, 1].min()) if pixels <= FEW_PIXELS else 0
     p = Pass(
         images,
-        len(rows.kinds),
-        len(columns.kinds),
+        len(t.meetings.row_class),
+        len(t.meetings.column_class),
         padded.image,
         padded.channel,
         slots,
@@ -200,8 +222,8 @@ def _prepare(
     return _Prepared(
         {},
         p,
-        tuple(_source(plan, (top, bottom, left, right), padded, last)),
-        tables,
+        tuple(source_within(plan, t.margin, padded, last)),
+        tuple(t.meetings),
         direct_products(plan, images) * group_inputs * groups * group_outputs,
         pixels,
         groups * -(-group_outputs // width),

@@ -67,23 +67,23 @@ class _Facts:
     weight_steps: tuple[int, int, int]
 
 
-def _facts(p: Problem, transposed: bool) -> _Facts:
-    """Facts of the pass from the image, or of the one to it; kept on the problem, which lives as long as its plan."""
-    place = "_numba_transposed" if transposed else "_numba_forward"
-    known: _Facts | None = p.__dict__.get(place)
-    if known is None:
-        known = p.__dict__[place] = _find_facts(p, transposed)
-    return known
+Shape = tuple[int, ...]
 
 
-def _find_facts(p: Problem, transposed: bool) -> _Facts:
-    image, other = p.x.shape, p.output_shape
-    if isinstance(p, ConvTranspose2dProblem):
-        image, other = other, image
-    source, target = (other, image) if transposed else (image, other)
+def _facts(p: Problem, source: Shape, target: Shape, transposed: bool) -> _Facts:
+    """Facts of the pass between two images; kept on the problem, which lives as long as its plan."""
+    known: dict[Any, _Facts] = p.__dict__.setdefault("_numba_facts", {})
+    key = (source, target, transposed)
+    found = known.get(key)
+    if found is None:
+        found = known[key] = _find_facts(p, source, target, transposed)
+    return found
+
+
+def _find_facts(p: Problem, source: Shape, target: Shape, transposed: bool) -> _Facts:
     kernel = family(p)
     last = p.channels_last and kernel != "depthwise planes"
-    plan = _geometry(p, transposed, source, target, last)
+    plan = geometry_of(p, transposed, source, target, last)
     outputs, inputs, height, width = p.weight.shape
     taps, group_outputs = height * width, outputs // p.groups
     fan, share = (group_outputs, 1) if transposed else (1, group_outputs)
@@ -105,9 +105,18 @@ def _find_facts(p: Problem, transposed: bool) -> _Facts:
     return _Facts(kernel, plan, last, group_targets, fan, share, (height, width), weight_steps)
 
 
+def kernel_of(p: Problem, source: Shape, target: Shape, transposed: bool) -> str:
+    """Which kernel runs the pass from `source` to `target`; see `_Facts`."""
+    return _facts(p, source, target, transposed).kernel
+
+
 def kernel_name(p: Problem, transposed: bool) -> str:
-    """Which kernel runs the pass from the image, or the one to it; see `_Facts`."""
-    return _facts(p, transposed).kernel
+    """Which kernel runs the pass from the problem's image, or the one to it."""
+    image, other = p.x.shape, p.output_shape
+    if isinstance(p, ConvTranspose2dProblem):
+        image, other = other, image
+    source, target = (other, image) if transposed else (image, other)
+    return kernel_of(p, source, target, transposed)
 
 
 def dense(x: Array, channels_last: bool) -> Array:
@@ -125,9 +134,10 @@ def fresh(shape: tuple[int, ...], dtype: Any, channels_last: bool) -> Array:
     return empty(shape, dtype)
 
 
-def _geometry(
+def geometry_of(
     p: Problem, transposed: bool, source: tuple[int, ...], target: tuple[int, ...], channels_last: bool
 ) -> geometry.Gather:
+    """The geometry of conv2d's pass from `source` to `target`, or of its transpose."""
     make = geometry.transposed_gather if transposed else geometry.forward_gather
     return make(
         source[1],
@@ -165,7 +175,7 @@ def image_pass(
         activation: applied to the sums.
         keep_sums: whether the sums are wanted; else their array has size 0.
     """
-    f = _facts(p, transposed)
+    f = _facts(p, x.shape, target, transposed)
     last = f.channels_last
     x, weight = dense(x, last), contiguous(weight)
     shift = zeros(target[1], x.dtype) if bias is None else contiguous(bias)
@@ -192,17 +202,17 @@ def image_pass(
     return y, before
 
 
-def _weight_gradient(p: Problem, x: Array, dy: Array, shape: tuple[int, ...]) -> Array:
+def weight_gradient_of(p: Problem, x: Array, dy: Array, shape: tuple[int, ...]) -> Array:
     """dw of conv2d from its image and the gradient of its output, in the problem's layout."""
     name = family(p)
     last = p.channels_last
     if name == "depthwise pixels":
         dw = depthwise_pixels.filter_gradient(p, dense(x, last), dense(dy, last))
     elif name == "depthwise planes":
-        plan = _geometry(p, False, x.shape, dy.shape, False)
+        plan = geometry_of(p, False, x.shape, dy.shape, False)
         dw = depthwise_planes.filter_gradient(plan, dense(x, False), dense(dy, False), shape)
     else:
-        plan = _geometry(p, False, x.shape, dy.shape, last)
+        plan = geometry_of(p, False, x.shape, dy.shape, last)
         dw = weight_gradient(plan, dense(x, last), dense(dy, last), shape, p.groups, last)
     return dense(dw, last)
 
@@ -232,7 +242,7 @@ def conv2d_backward(
     wants_x, wants_weight, wants_bias = p.needs_grad
     return (
         image_pass(p, dy, weight, None, x.shape, True)[0] if wants_x else None,
-        _weight_gradient(p, x, dy, weight.shape) if wants_weight else None,
+        weight_gradient_of(p, x, dy, weight.shape) if wants_weight else None,
         bias_gradient(dy, p.channels_last) if wants_bias else None,
     )
 
@@ -252,7 +262,7 @@ def conv_transpose2d_backward(
     wants_x, wants_weight, wants_bias = p.needs_grad
     return (
         image_pass(p, dy, weight, None, x.shape, False)[0] if wants_x else None,
-        _weight_gradient(p, dy, x, weight.shape) if wants_weight else None,
+        weight_gradient_of(p, dy, x, weight.shape) if wants_weight else None,
         bias_gradient(dy, p.channels_last) if wants_bias else None,
     )
 

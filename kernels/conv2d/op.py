@@ -120,7 +120,22 @@ class Conv2dProblem(_Convolution):
         activation: Any,
     ) -> Conv2dProblem:
         """See :func:`conv2d` for the rules."""
-        op = "conv2d"
+        return cls.check_for("conv2d", x, weight, bias, stride, padding, dilation, groups, activation)
+
+    @classmethod
+    def check_for(
+        cls,
+        op: str,
+        x: ArraySpec,
+        weight: ArraySpec,
+        bias: ArraySpec | None,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: Any,
+        activation: Any,
+    ) -> Conv2dProblem:
+        """As `check`, with the messages of `op`, which has a convolution inside."""
         _check_inputs(op, x, weight, bias, "(C_out, C_in / groups, kh, kw)")
         stride = checks.pair(op, "stride", stride, 1)
         dilation = checks.pair(op, "dilation", dilation, 1)

@@ -43,15 +43,19 @@ def _grouped(x: Array, groups: int) -> Array:
     return x.reshape(n, groups, c // groups, h, w)
 
 
-def correlate(x: Array, weight: Array, p: Any, size: tuple[int, int]) -> Array:
-    """y = sum over taps of w[:, :, r, s] x_rs: (N, C_in, H, W), (C_out, C_in / G, kh, kw) -> (N, C_out, *size)."""
+def correlate(x: Array, weight: Array, p: Any, size: tuple[int, int], in_order: bool = False) -> Array:
+    """y = sum over taps of w[:, :, r, s] x_rs: (N, C_in, H, W), (C_out, C_in / G, kh, kw) -> (N, C_out, *size).
+
+    in_order: every pixel's sum goes through the channels in the same order, so that equal inputs give equal bits; else
+    it may be a matrix product, which is faster.
+    """
     padded = _pad(x, p.padding)
     filters = weight.reshape(p.groups, -1, *weight.shape[1:])  # (G, C_out / G, C_in / G, kh, kw)
     y = np.zeros((x.shape[0], p.groups, filters.shape[1], *size), x.dtype)
     for r in range(weight.shape[2]):
         for s in range(weight.shape[3]):
             seen = _grouped(_tap(padded, r, s, p, size), p.groups)
-            y += np.einsum("gkc,ngcij->ngkij", filters[..., r, s], seen, optimize=True)
+            y += np.einsum("gkc,ngcij->ngkij", filters[..., r, s], seen, optimize=not in_order)
     return y.reshape(x.shape[0], weight.shape[0], *size)
 
 

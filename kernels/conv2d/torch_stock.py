@@ -23,15 +23,16 @@ def _padded(p: Conv2dProblem, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
     return F.pad(x, (left, right, top, bottom)), (0, 0)
 
 
-def _sums(p: Conv2dProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def sums(p: Conv2dProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution with bias, before its activation."""
     x, padding = _padded(p, x)
     return F.conv2d(x, weight, bias, p.stride, padding, p.dilation, p.groups)
 
 
 def conv2d(p: Conv2dProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
     """output, sums before the activation."""
-    sums = _sums(p, x, weight, bias)
-    return activate(p.activation, sums), sums if p.results()[1] is not None else None
+    before = sums(p, x, weight, bias)
+    return activate(p.activation, before), before if p.results()[1] is not None else None
 
 
 def conv2d_backward(
@@ -45,11 +46,16 @@ def conv2d_backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, weight, bias. The sums are computed anew, so that autograd sees how they depend on the inputs."""
     if p.activation is not None:
-        grad_output = activation_backward(p.activation, grad_output, _sums(p, x, weight, bias))
+        grad_output = activation_backward(p.activation, grad_output, sums(p, x, weight, bias))
+    return sums_backward(p, grad_output, x, weight)
+
+
+def sums_backward(p: Conv2dProblem, grad_sums: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight, bias from that of `sums`."""
     top, bottom, left, right = p.padding
     padded, padding = _padded(p, x)
     dx, dw, db = torch.ops.aten.convolution_backward(
-        grad_output,
+        grad_sums,
         padded,
         weight,
         [weight.shape[0]],

@@ -198,7 +198,13 @@ _add_segments = threaded(_add_parts)
 
 
 def weight_gradient(
-    plan: Gather, x: Array, dy: Array, weight_shape: tuple[int, ...], groups: int, channels_last: bool
+    plan: Gather,
+    x: Array,
+    dy: Array,
+    weight_shape: tuple[int, ...],
+    groups: int,
+    channels_last: bool,
+    gradient_last: bool | None = None,
 ) -> Array:
     """dw of `weight_shape` (C_out, C_in / G, kh, kw), contiguous.
 
@@ -209,6 +215,7 @@ def weight_gradient(
         weight_shape: shape of the weight.
         groups: G.
         channels_last: the layout of both.
+        gradient_last: the layout of dy, where it is another one.
     """
     outputs, group_inputs, height, kernel_width = weight_shape
     kernel_taps = height * kernel_width
@@ -244,7 +251,7 @@ def weight_gradient(
         outputs // groups,
         kernel_taps,
         outputs,
-        int(channels_last),
+        int(channels_last if gradient_last is None else gradient_last),
         int(plan.pads),
     )
     threads = threads_for(images * pixels * group_taps * outputs, GRAIN)

@@ -50,8 +50,9 @@ Array = np.ndarray[Any, Any]
 #: Channels, in and out, from which the transforms pay.
 LEAST_CHANNELS = 32
 #: Bytes of the transformed source of a block: half of L2.
-_BLOCK_BYTES = 1 << 19
-_SMALL_ROWS = 4
+BLOCK_BYTES = 1 << 19
+#: Rows of the tile for what is left of a block, when that is few.
+SMALL_ROWS = 4
 
 
 class Tiles(NamedTuple):
@@ -108,11 +109,11 @@ def _plan(plan: Gather, images: int, outputs: int, threads: int) -> tuple[int, i
     total = images * tile_rows
     width = 2 * VECTOR_BYTES // 4
     blocks = -(-outputs // width)
-    most = max(tile_columns, min(_BLOCK_BYTES // (64 * plan.channels), 240))
+    most = max(tile_columns, min(BLOCK_BYTES // (64 * plan.channels), 240))
 
     def cost(block_rows: int, row_parts: int) -> float:
         tiles = block_rows * tile_columns
-        padded = -(-tiles // TILE_ROWS) * TILE_ROWS if tiles % TILE_ROWS > _SMALL_ROWS else tiles + _SMALL_ROWS / 2
+        padded = -(-tiles // TILE_ROWS) * TILE_ROWS if tiles % TILE_ROWS > SMALL_ROWS else tiles + SMALL_ROWS / 2
         # A block also reads all filters, which takes as long as some of its tiles.
         row_blocks = -(-total // block_rows)
         return -(-row_blocks // row_parts) * (padded + 12)
@@ -247,12 +248,12 @@ def _winograd_parts(first, last, settings, x, filters, bias, source, products, p
                         while t < tiles:
                             out = advance(product, (q * p.room + t) * width)
                             rows = advance(row_table, t)
-                            if tiles - t > _SMALL_ROWS:
+                            if tiles - t > SMALL_ROWS:
                                 multiply_tile(TILE_ROWS, 2, a, rows, table, taps, b, out, width, lanes, chunk)
                                 t += TILE_ROWS
                             else:
-                                multiply_tile(_SMALL_ROWS, 2, a, rows, table, taps, b, out, width, lanes, chunk)
-                                t += _SMALL_ROWS
+                                multiply_tile(SMALL_ROWS, 2, a, rows, table, taps, b, out, width, lanes, chunk)
+                                t += SMALL_ROWS
                 channel = block * width
                 valid = min(width, p.outputs - channel)
                 at = 0

@@ -115,7 +115,7 @@ def transform_row(image, p, h, out):
 
 
 @jit(inline="always")
-def _column_sums(m, step, column):
+def column_sums(m, step, column):
     """A' m of one column of the 4x4 product."""
     m0 = load(m, column * step)
     m1 = load(m, (4 + column) * step)
@@ -138,10 +138,10 @@ def output_row(products, p, bias, valid, pixels, rows):
         shift = load_first(bias, j, valid - j)
         for t in range(p.tile_columns):
             m = advance(products, t * width + j)
-            a0, a1 = _column_sums(m, step, 0)
-            b0, b1 = _column_sums(m, step, 1)
-            c0, c1 = _column_sums(m, step, 2)
-            d0, d1 = _column_sums(m, step, 3)
+            a0, a1 = column_sums(m, step, 0)
+            b0, b1 = column_sums(m, step, 1)
+            c0, c1 = column_sums(m, step, 2)
+            d0, d1 = column_sums(m, step, 3)
             y00 = (a0 + b0 + c0) + shift
             y01 = (b0 - c0 - d0) + shift
             y10 = (a1 + b1 + c1) + shift

@@ -15,17 +15,17 @@ from kernels.pool2d.pooling import Extremum, Pooling, call_pooling, check_image
 INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
 
 
-def _stride(op: str, stride: Any, kernel: checks.Pair) -> checks.Pair:
+def _stride(op: str, stride: Any, kernel: checks.Pair, prefix: str = "") -> checks.Pair:
     """`stride` as a pair; None and the empty sequence are the kernel's size."""
     if stride is None or (isinstance(stride, (tuple, list)) and len(stride) == 0):
         return kernel
-    return checks.pair(op, "stride", stride, 1)
+    return checks.pair(op, f"{prefix}stride", stride, 1)
 
 
-def _check_padding(op: str, padding: checks.Pair, kernel: checks.Pair) -> None:
+def _check_padding(op: str, padding: checks.Pair, kernel: checks.Pair, prefix: str = "") -> None:
     """So no window lies in the padding alone."""
     if padding[0] > kernel[0] // 2 or padding[1] > kernel[1] // 2:
-        checks.fail(op, "padding", f"must be at most half of kernel_size {kernel}", padding)
+        checks.fail(op, f"{prefix}padding", f"must be at most half of {prefix}kernel_size {kernel}", padding)
 
 
 def _output_plane(p: Any, dilation: tuple[int, ...]) -> tuple[int, ...]:
@@ -35,11 +35,11 @@ def _output_plane(p: Any, dilation: tuple[int, ...]) -> tuple[int, ...]:
     )
 
 
-def _check_fits(op: str, p: Pooling) -> None:
+def _check_fits(op: str, p: Pooling, prefix: str = "", image: str = "x") -> None:
     height, width = p.output_plane
     if height < 1 or width < 1:
-        rule = f"must fit into the padded x {p.x.shape} and leave an output of at least 1 x 1"
-        checks.fail(op, "kernel_size", rule, f"an output of {height} x {width}")
+        rule = f"must fit into the padded {image} {p.x.shape} and leave an output of at least 1 x 1"
+        checks.fail(op, f"{prefix}kernel_size", rule, f"an output of {height} x {width}")
 
 
 # ----- maximum -----------------------------------------------------------------------------------------------------
@@ -70,15 +70,33 @@ class MaxPool2dProblem(Extremum):
         """See :func:`max_pool2d` for the rules."""
         op = "max_pool2d"
         check_image(op, x, (*checks.FLOATING, *INTEGERS))
-        kernel = checks.pair(op, "kernel_size", kernel_size, 1)
-        stride = _stride(op, stride, kernel)
-        padding = checks.pair(op, "padding", padding, 0)
         dilation = checks.pair(op, "dilation", dilation, 1)
-        ceil_mode = checks.boolean(op, "ceil_mode", ceil_mode)
         return_indices = checks.boolean(op, "return_indices", return_indices)
-        _check_padding(op, padding, kernel)
+        return cls.check_for(op, "", "x", x, kernel_size, stride, padding, ceil_mode, dilation, return_indices)
+
+    @classmethod
+    def check_for(
+        cls,
+        op: str,
+        prefix: str,
+        image: str,
+        x: ArraySpec,
+        kernel_size: Any,
+        stride: Any,
+        padding: Any,
+        ceil_mode: Any,
+        dilation: checks.Pair = (1, 1),
+        return_indices: bool = False,
+    ) -> MaxPool2dProblem:
+        """As `check` of images `x`, with the messages of `op`, which calls them `image` and has the windows' arguments
+        with a prefix to their names."""
+        kernel = checks.pair(op, f"{prefix}kernel_size", kernel_size, 1)
+        stride = _stride(op, stride, kernel, prefix)
+        padding = checks.pair(op, f"{prefix}padding", padding, 0)
+        ceil_mode = checks.boolean(op, f"{prefix}ceil_mode", ceil_mode)
+        _check_padding(op, padding, kernel, prefix)
         problem = cls(x, kernel, stride, padding, dilation, ceil_mode, return_indices)
-        _check_fits(op, problem)
+        _check_fits(op, problem, prefix, image)
         return problem
 
     @property

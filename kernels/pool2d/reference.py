@@ -98,7 +98,8 @@ def spread_to_indices(dy: Array, indices: Array, plane: tuple[int, ...]) -> Arra
     return dx.reshape(n, c, *plane).astype(dy.dtype)
 
 
-def _max_grid(p: MaxPool2dProblem) -> Grid:
+def max_grid(p: MaxPool2dProblem) -> Grid:
+    """The windows of a max_pool2d."""
     image = p.x.shape[2:]
     sides = (
         windows.taps(image[d], p.output_plane[d], p.kernel_size[d], p.stride[d], p.padding[d], p.dilation[d])
@@ -120,7 +121,7 @@ def _output_and_indices(p: Extremum, found: tuple[Array, Array]) -> tuple[Array 
 
 def max_pool2d(p: MaxPool2dProblem, x: Array) -> tuple[Array | None, ...]:
     """x (N, C, H, W) -> output, indices."""
-    return _output_and_indices(p, maxima(x, _max_grid(p)))
+    return _output_and_indices(p, maxima(x, max_grid(p)))
 
 
 def adaptive_max_pool2d(p: AdaptiveMaxPool2dProblem, x: Array) -> tuple[Array | None, ...]:
@@ -219,7 +220,7 @@ def lp_pool2d(p: LpPool2dProblem, x: Array) -> tuple[Array | None, ...]:
     """x (N, C, H, W) -> output, indices of the extrema."""
     if p.is_extremum:
         sign = math.copysign(1, p.norm_type)
-        largest, indices = maxima(sign * np.abs(x), _max_grid(as_maximum(p)))
+        largest, indices = maxima(sign * np.abs(x), max_grid(as_maximum(p)))
         return _output_and_indices(p, (sign * largest, indices))
     grid, divisor = _avg_windows(as_average(p))
     with np.errstate(all="ignore"):

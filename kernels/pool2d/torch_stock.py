@@ -31,14 +31,14 @@ Tensor = torch.Tensor
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-def _laid_out(found: Tensor, form: ArraySpec) -> Tensor:
+def laid_out(found: Tensor, form: ArraySpec) -> Tensor:
     """In the layout that `form` declares; torch chooses another in a few cases (one channel, one pixel)."""
     return found.contiguous(memory_format=torch.channels_last if form.channels_last else torch.contiguous_format)
 
 
 def _results(p: Pooling, *found: Tensor | None) -> tuple[Tensor | None, ...]:
     forms = p.results()
-    return tuple(None if f is None or t is None else _laid_out(t, f) for t, f in zip(found, forms, strict=True))
+    return tuple(None if f is None or t is None else laid_out(t, f) for t, f in zip(found, forms, strict=True))
 
 
 def _nothing(p: Pooling, x: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def adaptive_max_pool2d(p: AdaptiveMaxPool2dProblem, x: Tensor) -> tuple[Tensor 
     return _results(p, *F.adaptive_max_pool2d(x, size, return_indices=True))
 
 
-def _to_indices(grad_output: Tensor, indices: Tensor, plane: tuple[int, ...]) -> Tensor:
+def to_indices(grad_output: Tensor, indices: Tensor, plane: tuple[int, ...]) -> Tensor:
     """Each gradient added at its index of the plane; 16-bit ones are added in float32."""
     n, c = grad_output.shape[:2]
     wide = grad_output.float() if grad_output.dtype in (torch.float16, torch.bfloat16) else grad_output
@@ -76,7 +76,7 @@ def _to_indices(grad_output: Tensor, indices: Tensor, plane: tuple[int, ...]) ->
 
 def max_backward(p: Extremum, grad_output: Tensor, indices: Tensor) -> tuple[Tensor | None, ...]:
     """Gradient of x."""
-    return (_laid_out(_to_indices(grad_output, indices, p.x.shape[2:]), p.x),)
+    return (laid_out(to_indices(grad_output, indices, p.x.shape[2:]), p.x),)
 
 
 def avg_pool2d(p: AvgPool2dProblem, x: Tensor) -> tuple[Tensor | None, ...]:
@@ -109,7 +109,7 @@ def avg_pool2d_backward(p: AvgPool2dProblem, grad_output: Tensor) -> tuple[Tenso
         p.count_include_pad,
         p.divisor_override,
     )
-    return (_laid_out(found, p.x),)
+    return (laid_out(found, p.x),)
 
 
 def adaptive_avg_pool2d(p: AdaptiveAvgPool2dProblem, x: Tensor) -> tuple[Tensor | None, ...]:
@@ -129,9 +129,9 @@ def direct_adaptive_avg_pool2d(p: AdaptiveAvgPool2dProblem) -> Callable[[Tensor]
 def adaptive_avg_pool2d_backward(p: AdaptiveAvgPool2dProblem, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     """Gradient of x."""
     if p.empty:
-        return (_laid_out(grad_output.new_zeros(p.x.shape), p.x),)
+        return (laid_out(grad_output.new_zeros(p.x.shape), p.x),)
     found = torch.ops.aten._adaptive_avg_pool2d_backward(grad_output, _in_place_of_x(p, grad_output))
-    return (_laid_out(found, p.x),)
+    return (laid_out(found, p.x),)
 
 
 def lp_pool2d(p: LpPool2dProblem, x: Tensor) -> tuple[Tensor | None, ...]:
@@ -157,7 +157,7 @@ def lp_pool2d_backward(
     with torch.enable_grad():
         source = x if x.requires_grad else x.detach().requires_grad_()
         (found,) = torch.autograd.grad(_lp(p, source), source, grad_output, create_graph=again)
-    return (_laid_out(found, p.x),)
+    return (laid_out(found, p.x),)
 
 
 Implementation(MAX_POOL2D, "torch", max_pool2d, max_backward, dtypes=(*DTYPES, *INTEGERS), direct=direct_max_pool2d)

@@ -33,7 +33,7 @@ def _are_integers(*numbers: types.Type) -> bool:
 def pointer(typing_context, array, element_offset=0):
     """The address of an array's first element, plus an offset in elements.
 
-    array: any rank and strides, element type float32, float64, int32 or int64.
+    array: any rank and strides, element type float32, float64, int32, int64 or uint8.
     """
     if not isinstance(array, types.Array) or array.dtype not in POINTEES:
         return None
@@ -329,6 +329,44 @@ def store_int64_masked(typing_context, p, i, v, mask):
     def code(context, builder, signature, arguments):
         base, index, value, mask_value = arguments
         lanes = _as_int64(builder, v, value)
+        emit.store_lanes_masked(emit.Lanes(builder, mask, mask_value), lanes, emit.element(builder, base, index))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, v, mask), code
+
+
+# -- small integers as bytes --
+
+_BYTES = types.CPointer(types.uint8)
+
+
+@intrinsic
+def load_bytes_masked(typing_context, like, p, i, mask):
+    """IntVector, with the lanes of `like`, of the bytes p[i], p[i + 1], ... in the mask, 0 in the other lanes."""
+    vector = vector_like(like)
+    if vector is None or p != _BYTES or not _are_integers(i) or mask != Mask(vector.lanes):
+        return None
+    narrow = IntVector(types.uint8, vector.lanes)
+
+    def code(context, builder, signature, arguments):
+        _, base, index, mask_value = arguments
+        zero = emit.Lanes(builder, narrow, ir.Constant(narrow.llvm_type(), None))
+        found = emit.load_lanes_masked(emit.Lanes(builder, mask, mask_value), emit.element(builder, base, index), zero)
+        return builder.zext(found.value, vector.integers.llvm_type())
+
+    return vector.integers(like, p, types.int64, mask), code
+
+
+@intrinsic
+def store_bytes_masked(typing_context, p, i, v, mask):
+    """Store the lanes of an IntVector in the mask as bytes, their lowest eight bits; p is a pointer to uint8."""
+    if p != _BYTES or not isinstance(v, IntVector) or not _are_integers(i) or mask != Mask(v.lanes):
+        return None
+    narrow = IntVector(types.uint8, v.lanes)
+
+    def code(context, builder, signature, arguments):
+        base, index, value, mask_value = arguments
+        lanes = emit.Lanes(builder, narrow, builder.trunc(value, narrow.llvm_type()))
         emit.store_lanes_masked(emit.Lanes(builder, mask, mask_value), lanes, emit.element(builder, base, index))
         return context.get_dummy_value()
 

@@ -10,7 +10,7 @@ from kernels.simd.target import VECTOR_BYTES
 
 ELEMENTS: tuple[Any, ...] = (types.float32, types.float64)
 """The element types that have vectors."""
-POINTEES: tuple[Any, ...] = (*ELEMENTS, types.int32, types.int64)
+POINTEES: tuple[Any, ...] = (*ELEMENTS, types.int32, types.int64, types.uint8)
 """The element types that have pointers."""
 
 LANE_INTEGERS: dict[Any, Any] = {types.float32: types.int32, types.float64: types.int64}
@@ -44,7 +44,7 @@ class Vector(SimdType):
 
 
 class IntVector(SimdType):
-    """`lanes` integers: int32 beside a Vector of float32, int64 beside one of float64."""
+    """`lanes` integers: int32 beside a Vector of float32, int64 beside one of float64; as uint8 in memory alone."""
 
     def __init__(self, dtype: types.Integer, lanes: int) -> None:
         self.dtype, self.lanes = dtype, lanes
@@ -66,6 +66,7 @@ _SCALARS = {
     types.float64: ir.DoubleType(),
     types.int32: ir.IntType(32),
     types.int64: ir.IntType(64),
+    types.uint8: ir.IntType(8),
     types.boolean: ir.IntType(1),
 }
 

@@ -14,6 +14,7 @@ from nnlib.layers.base import Layer, Shape
 from nnlib.layers.core import absorb_activation
 from nnlib.layers.images import PADDINGS, ImageLayer, pair, window_output_size
 from nnlib.layers.options import DepthwiseOptions, KernelOptions, SeparableOptions
+from nnlib.layers.pooling import MaxPooling2D
 from nnlib.layers.rules import DepthwiseView
 from nnlib.names import look_up
 
@@ -100,12 +101,29 @@ class Conv2D(ImageLayer):
         self.input_channels = channels
 
     def absorb(self, following: Sequence[Layer]) -> tuple[int, dict[str, Any]]:
-        return absorb_activation(self.activation, following)
+        """An Activation, if it has none itself, and then a MaxPooling2D without padding."""
+        count, options = absorb_activation(self.activation, following)
+        pool = following[count] if count < len(following) else None
+        kernel_activates = self.activation.is_identity or self.activation.fused
+        if kernel_activates and type(pool) is MaxPooling2D and pool.padding == "valid":
+            if pool.data_format == self.data_format:
+                return count + 1, {**options, "windows": (pool.pool_size, pool.strides)}
+        return count, options
 
-    def call(self, x: torch.Tensor, *, activation: str | None = None) -> torch.Tensor:
+    def call(
+        self,
+        x: torch.Tensor,
+        *,
+        activation: str | None = None,
+        windows: tuple[tuple[int, int], tuple[int, int]] | None = None,
+    ) -> torch.Tensor:
+        """windows: size and stride of a max pooling that follows the activation, in the same pass."""
         fused = activation or self.activation.fused
+        options: dict[str, Any] = {}
+        if windows is not None:
+            options = {"pool_kernel_size": windows[0], "pool_stride": windows[1]}
         y = self.run(
-            "conv2d",
+            "conv2d_max_pool2d" if windows else "conv2d",
             self.to_kernel_order(x),
             self.weight,
             self.bias,
@@ -114,9 +132,10 @@ class Conv2D(ImageLayer):
             dilation=self.dilation_rate,
             groups=self.groups,
             activation=fused,
+            **options,
         )
         y = self.from_kernel_order(y)
-        if fused:
+        if fused or windows:
             return y
         # Keras' softmax runs along the last axis, whatever it holds.
         return self.activation.apply(self.name, y, axis=-1, backend=self.backend)
@@ -240,5 +259,6 @@ class SeparableConv2D(ImageLayer):
     def absorb(self, following: Sequence[Layer]) -> tuple[int, dict[str, Any]]:
         return self.pointwise.absorb(following)
 
-    def call(self, x: torch.Tensor, *, activation: str | None = None) -> torch.Tensor:
-        return self.pointwise(self.depthwise(x), activation=activation)
+    def call(self, x: torch.Tensor, **options: Any) -> torch.Tensor:
+        """options: of Conv2D.call, for the pointwise convolution."""
+        return self.pointwise(self.depthwise(x), **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -163,9 +163,9 @@ class Sequential(Model):
             if position == len(layers) and not apply_softmax:
                 options["apply_softmax"] = False
             lengths = layer.output_lengths(x, lengths)
+            if absorbed and isinstance(x, torch.Tensor):
+                _build_absorbed(layers[position - 1 - absorbed : position], tuple(x.shape))
             x = layer(x, **options)
-            for other in layers[position - absorbed : position]:
-                other.build_once(tuple(x.shape))
         return x
 
     def example_inputs(self) -> tuple[torch.Tensor, ...]:
@@ -215,3 +215,11 @@ class Sequential(Model):
             number += 1
             name = f"{base}_{number}"
         return name
+
+
+def _build_absorbed(layers: Sequence[Layer], input_shape: Shape) -> None:
+    """Builds layers that run as one, for inputs of this shape: the later ones never see theirs."""
+    shape = input_shape
+    for layer in layers:
+        layer.build_once(shape)
+        shape = layer.compute_output_shape(shape)

@@ -16,7 +16,7 @@ def test_all_bench_cases_by_default():
 def test_names_globs_and_texts():
     cases, complaints = selection.choose_cases(["*pool*", "relu"], ["cnn", "SMALL"])
     assert complaints == []
-    assert {case.op for case in cases} == {"max_pool2d", "avg_pool2d", "relu"}
+    assert {case.op for case in cases} == {"conv2d_max_pool2d", "max_pool2d", "avg_pool2d", "relu"}
     assert all("cnn" in case.name or "small" in case.name for case in cases)
 
 

@@ -21,10 +21,8 @@ SMALL_TRANSFORMER = {
     "num_layers": 1, "d_model": 16, "num_heads": 2, "dff": 16, "input_vocab_size": 10000, "target_vocab_size": 10,
 }  # fmt: skip
 CNN_KERNELS = [
-    ["conv2d", "conv2d", "torch"],
-    ["max_pooling2d", "max_pool2d", "torch"],
-    ["conv2d_1", "conv2d", "torch"],
-    ["max_pooling2d_1", "max_pool2d", "torch"],
+    ["conv2d", "conv2d_max_pool2d", "torch"],
+    ["conv2d_1", "conv2d_max_pool2d", "torch"],
     ["conv2d_2", "conv2d", "torch"],
     ["dense", "linear", "torch"],
     ["dense_1", "linear", "torch"],
@@ -128,7 +126,7 @@ def test_compare_trains_the_same_network_twice(capsys):
     assert main(["compare", "cnn", *FEW]) == 0
     output = capsys.readouterr().out
     kernels, table = output.split("The same program, data and seed")
-    assert "conv2d_2                         conv2d         numba            torch" in kernels
+    assert ["conv2d_2", "conv2d", "numba", "torch"] in [line.split() for line in kernels.splitlines()]
     header, _, *rows = table.strip().splitlines()
     assert header.split("  ")[0] == "backend"
     results = {row.split()[0]: [float(value) for value in row.split()[1:]] for row in rows}

@@ -13,11 +13,11 @@ from nnlib.programs import build_cnn
 CNN_SUMMARY = """\
 Model: cnn
 Layer (type)                    Output shape        Parameters      FLOPs  Kernels
-------------------------------  ------------------  ----------  ---------  ----------------------
-conv2d (Conv2D)                 (None, 26, 26, 32)         320    389,376  numba: conv2d
-max_pooling2d (MaxPooling2D)    (None, 13, 13, 32)           0     21,632  numba: max_pool2d
-conv2d_1 (Conv2D)               (None, 11, 11, 64)      18,496  4,460,544  numba: conv2d
-max_pooling2d_1 (MaxPooling2D)  (None, 5, 5, 64)             0      6,400  torch: max_pool2d
+------------------------------  ------------------  ----------  ---------  ------------------------
+conv2d (Conv2D)                 (None, 26, 26, 32)         320    411,008  numba: conv2d_max_pool2d
+max_pooling2d (MaxPooling2D)    (None, 13, 13, 32)           0          0
+conv2d_1 (Conv2D)               (None, 11, 11, 64)      18,496  4,466,944  numba: conv2d_max_pool2d
+max_pooling2d_1 (MaxPooling2D)  (None, 5, 5, 64)             0          0
 conv2d_2 (Conv2D)               (None, 3, 3, 64)        36,928    663,552  numba: conv2d
 flatten (Flatten)               (None, 576)                  0          0
 dense (Dense)                   (None, 64)              36,928     73,728  torch: linear
@@ -107,8 +107,7 @@ def test_every_layer_uses_the_models_backend(small_model, images):
     with ops.recording() as uses:
         model.train_on_batch(*images)
     assert [(use.caller, use.op, use.backend) for use in uses] == [
-        ("conv2d", "conv2d", "torch"),
-        ("max_pooling2d", "max_pool2d", "torch"),
+        ("conv2d", "conv2d_max_pool2d", "torch"),
         ("dropout", "dropout", "torch"),
         ("dense", "linear", "reference"),
         ("sparse_categorical_crossentropy", "cross_entropy", "torch"),
@@ -209,6 +208,75 @@ def test_an_activation_layer_runs_inside_the_kernel_before_it():
     assert model.built
     model.layers[1].backend = "reference"
     assert ops_run(model, x)[0] == ["conv2d", "relu", "linear"]
+
+
+def unfused(model):
+    """The model with somebody waiting for each layer's call, so that none may vanish in another one."""
+    for layer in model.layers:
+        layer.register_forward_hook(lambda *_: None)
+    return model
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("activation", ["relu", "layer", "gelu", None])
+@pytest.mark.parametrize("built", [True, False])
+def test_a_max_pooling_runs_inside_the_convolution_before_it(data_format, activation, built):
+    """Results and gradients of the unfused twin."""
+    shape = (13, 12, 5) if data_format == "channels_last" else (5, 13, 12)
+
+    def make():
+        nnlib.set_seed(0)
+        between = [layers.Activation("tanh")] if activation == "layer" else []
+        model = models.Sequential(
+            [
+                layers.Conv2D(
+                    6, 3, padding="same", data_format=data_format, activation=None if between else activation
+                ),
+                *between,
+                layers.MaxPooling2D((3, 2), strides=2, data_format=data_format),
+                layers.Flatten(),
+                layers.Dense(2),
+            ]
+        )
+        if built:
+            model.build((None, *shape))
+        return model
+
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+    found, wanted = [], []
+    for model, results, names in (
+        (make(), found, ["conv2d_max_pool2d", "linear"]),
+        (unfused(make()), wanted, ["conv2d", *(["tanh"] if activation == "layer" else []), "max_pool2d", "linear"]),
+    ):
+        given = x.clone().requires_grad_()
+        nnlib.set_seed(1)  # for the one that is built now
+        ran, y = ops_run(model, given)
+        assert ran == names and model.built
+        y.square().sum().backward()
+        results += [y, given.grad, *(parameter.grad for parameter in model.parameters())]
+        pool = next(layer for layer in model.layers if isinstance(layer, layers.MaxPooling2D))
+        assert pool.built_input_shape == model.layers[0].compute_output_shape((None, *shape))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pooling_that_no_convolution_takes_in():
+    x = torch.randn(2, 9, 9, 3)
+
+    def names(*layer_list):
+        return ops_run(models.Sequential(layer_list), x)[0]
+
+    pool = layers.MaxPooling2D
+    assert names(layers.Conv2D(5, 3), pool(2, padding="same")) == ["conv2d", "max_pool2d"]
+    assert names(layers.Conv2D(9, 3), pool(2, data_format="channels_first")) == ["conv2d", "max_pool2d"]
+    assert names(layers.Conv2D(5, 3), pool(2, backend="reference")) == ["conv2d", "max_pool2d"]
+    assert names(layers.Conv2D(5, 3, activation="softmax"), pool(2)) == ["conv2d", "softmax", "max_pool2d"]
+    assert names(layers.Conv2D(5, 3, activation=torch.sin), pool(2)) == ["conv2d", "max_pool2d"]
+    assert names(layers.Conv2D(5, 3), layers.AveragePooling2D(2)) == ["conv2d", "avg_pool2d"]
+    assert names(layers.Conv2D(5, 3), pool(2), pool(2)) == ["conv2d_max_pool2d", "max_pool2d"]
+    assert names(layers.SeparableConv2D(5, 3), pool(2)) == ["conv2d", "conv2d_max_pool2d"]
+    with pytest.raises(ValueError, match=r"^max_pooling2d: a window of \(8, 8\) .* must fit the image"):
+        names(layers.Conv2D(5, 3), pool(8))
 
 
 @pytest.mark.parametrize(

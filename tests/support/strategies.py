@@ -105,6 +105,32 @@ def _max_pool2d(draw: st.DrawFn) -> Drawn:
 
 
 @st.composite
+def _conv2d_max_pool2d(draw: st.DrawFn) -> Drawn:
+    shapes, arguments = draw(_conv2d())
+    kernel = draw(_pair(1, 4))
+    # Padding of the windows lets any of them fit; so does ceil mode, and a kernel of 1.
+    plane = _conv_plane(shapes, arguments)
+    kernel = tuple(min(k, max(size, 1)) for k, size in zip(_both(kernel), plane))
+    windows = {
+        "pool_kernel_size": kernel,
+        "pool_stride": draw(st.none() | _pair(1, 4)),
+        "pool_padding": draw(st.tuples(*(st.integers(0, k // 2) for k in kernel))),
+        "pool_ceil_mode": draw(st.booleans()),
+    }
+    return shapes, arguments | windows
+
+
+def _conv_plane(shapes: dict[str, tuple[int, ...]], arguments: Arguments) -> tuple[int, ...]:
+    """Height and width of a drawn convolution's result, below 1 where its kernel does not fit."""
+    meta = {name: torch.empty((1, *shape[1:]) if len(shape) == 4 and name == "x" else shape, device="meta")
+            for name, shape in shapes.items()}  # fmt: skip
+    try:
+        return tuple(_torch_conv2d(**meta, **arguments).shape[-2:])
+    except RuntimeError:
+        return 0, 0
+
+
+@st.composite
 def _avg_pool2d(draw: st.DrawFn) -> Drawn:
     kernel = draw(_pair(1, 5))
     arguments = {
@@ -228,6 +254,7 @@ def _embedding(draw: st.DrawFn) -> Drawn:
 STRATEGIES: dict[str, st.SearchStrategy[Drawn]] = {
     "conv2d": _conv2d(),
     "conv_transpose2d": _conv_transpose2d(),
+    "conv2d_max_pool2d": _conv2d_max_pool2d(),
     "max_pool2d": _max_pool2d(),
     "avg_pool2d": _avg_pool2d(),
     "adaptive_avg_pool2d": _adaptive(),
@@ -274,6 +301,13 @@ def _torch_conv2d(x: Any, weight: Any, bias: Any = None, *, padding: Any, activa
     return _activated(activation, F.conv2d(x, weight, bias, padding=padding, **rest))
 
 
+def _torch_conv2d_max_pool2d(
+    pool_kernel_size: Any, pool_stride: Any = None, pool_padding: Any = 0, pool_ceil_mode: Any = False, **rest: Any
+) -> Any:
+    y = _torch_conv2d(**rest)
+    return F.max_pool2d(y, pool_kernel_size, pool_stride, pool_padding, ceil_mode=pool_ceil_mode)
+
+
 def _torch_linear(x: Any, weight: Any, bias: Any = None, *, activation: Any) -> Any:
     return _activated(activation, F.linear(x, weight, bias))
 
@@ -290,6 +324,8 @@ def torch_call(op: str) -> Callable[..., Any]:
     """torch's own function with our arguments."""
     if op == "conv2d":
         return _torch_conv2d
+    if op == "conv2d_max_pool2d":
+        return _torch_conv2d_max_pool2d
     if op == "linear":
         return _torch_linear
     if op in SEQUENCES:

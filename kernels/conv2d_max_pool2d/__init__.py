@@ -1,0 +1,1 @@
+"""Convolution, bias, activation and max pooling in one pass."""
