@@ -142,7 +142,8 @@ class BatchNormalization(Layer):
             y = F.batch_norm(x - x, variance, torch.ones_like(variance), weight, bias, False, 0.0, epsilon)
         else:
             # With momentum 1 torch leaves the batch's own statistics here, the variance with divisor count - 1.
-            mean, variance = torch.empty_like(self.running_mean), torch.empty_like(self.running_var)
+            # Zeros, since torch multiplies what was there by 0, and memory as it comes may hold a NaN.
+            mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
             y = F.batch_norm(x, mean, variance, weight, bias, True, 1.0, epsilon)
             variance = variance * ((count - 1) / count)
         with torch.no_grad():

@@ -147,6 +147,15 @@ def test_batch_normalization_against_keras(shape, axis, center, scale, training,
         torch.testing.assert_close(found, expected.value, rtol=1e-5, atol=1e-5)
 
 
+def test_batch_normalization_starts_from_no_memory_as_it_comes(monkeypatch):
+    """What torch multiplies by 0 may not be a NaN that lay there before."""
+    monkeypatch.setattr(torch, "empty_like", lambda like: torch.full_like(like, float("nan")))
+    layer = layers.BatchNormalization()
+    layer.train()
+    layer(torch.arange(12.0).reshape(4, 3))
+    assert torch.isfinite(layer.running_mean).all() and torch.isfinite(layer.running_var).all()
+
+
 def test_batch_normalization_of_padded_rows_against_keras(random_image):
     lengths = torch.tensor([5, 2, 0, 4])
     mask = torch.arange(5) < lengths[:, None]
