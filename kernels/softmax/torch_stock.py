@@ -66,7 +66,9 @@ def cross_entropy(
         else:
             maximum = log_sum = input.new_full(p.rows_shape, -torch.inf)
         divisor = _divisor(p, input, target, weight) if p.reduction == "mean" else None
-    return loss, maximum, log_sum, divisor
+        kept = (maximum, log_sum, divisor)
+        forms = p.results()[1:]
+    return (loss, *(None if form is None else k.to(getattr(torch, form.dtype)) for k, form in zip(kept, forms)))
 
 
 def cross_entropy_backward(
