@@ -68,6 +68,32 @@ def _entropy(shape: tuple[int, ...], dtype: str, smoothing: float = 0.0) -> Work
     )
 
 
+def _attention(
+    shape: tuple[int, ...],
+    dtype: str,
+    name: str = "",
+    *,
+    keys: tuple[int, ...] | None = None,
+    bias: tuple[int, ...] | None = None,
+    mask: tuple[int, ...] | None = None,
+    table: tuple[int, ...] | None = None,
+    lengths: bool = False,
+    causal: str | None = None,
+    window: tuple[int, int] | None = None,
+    softcap: float | None = None,
+    dropout_p: float = 0.0,
+    kind: str | None = None,
+) -> Workload:
+    keys = shape if keys is None else keys
+    shapes = {"query": shape, "key": keys, "value": keys}
+    shapes |= {n: s for n, s in (("bias", bias), ("relative", table)) if s is not None}
+    integers: dict[str, tuple[int, ...]] = {"lengths": shape[:1]} if lengths else {}
+    integers |= {"seed": ()} if dropout_p else {}
+    clip = (table[0] - 1) // 2 if kind == "shaw" and table is not None else 0
+    attributes = (causal, window, softcap, None, dropout_p, kind, clip, False, False)
+    return Workload("attention", dtype, shapes, attributes, integers, {} if mask is None else {"mask": mask}, name)
+
+
 WORKLOADS: tuple[Workload, ...] = (
     Workload("softmax", "bfloat16", {"x": (8192, 8192)}, (1,)),
     Workload("softmax", "float32", {"x": (4096, 50304)}, (1,), name="long rows"),
@@ -76,6 +102,19 @@ WORKLOADS: tuple[Workload, ...] = (
     _entropy((8192, 32000), "bfloat16"),
     _entropy((16384, 4096), "float32", 0.1),
     _entropy((16, 32, 256, 256), "float32"),
+    _attention((4, 16, 4096, 64), "bfloat16", "causal", causal="top_left"),
+    _attention((4, 16, 4096, 128), "bfloat16"),
+    _attention((2, 8, 2048, 256), "bfloat16"),
+    _attention((2, 16, 2048, 64), "float32", "causal", causal="top_left"),
+    _attention((2, 16, 2048, 64), "float16", "bias", bias=(1, 16, 2048, 2048)),
+    _attention((2, 16, 2048, 64), "bfloat16", "dropout", dropout_p=0.1),
+    _attention(
+        (2, 32, 2048, 128), "bfloat16", "grouped mask window softcap lengths", keys=(2, 8, 2048, 128), lengths=True,
+        mask=(2, 1, 2048, 2048), causal="bottom_right", window=(512, 0), softcap=30.0,
+    ),
+    _attention((2, 16, 2048, 64), "bfloat16", "Shaw", table=(65, 64), kind="shaw"),
+    _attention((2, 16, 2048, 64), "bfloat16", "ALiBi", table=(16,), kind="alibi", causal="top_left"),
+    _attention((8, 32, 1, 128), "bfloat16", "decode 16384 keys", keys=(8, 8, 16384, 128), causal="bottom_right"),
     _norm("layer_norm", (16384, 1024), "bfloat16"),
     _norm("layer_norm", (16384, 4096), "float32"),
     _norm("layer_norm", (4096, 20480), "bfloat16"),
@@ -101,13 +140,15 @@ class Pass:
 
 
 #: Kernels whose work is matrix products: these must use tensor cores in their loop.
-MATRIX_KERNELS: set[str] = set()
+MATRIX_KERNELS = {"attention_forward", "query_gradient", "key_gradients", "bias_gradient"}
 
 #: Ops whose backward has five matrix products where forward has two; of the others it is taken for twice the work.
 MATRIX_OPS = {"attention"}
 
 #: By kernel: accesses of a number a row beside its tiles, which no vector can hold.
 OF_ROWS = {"losses_of_rows": 6, "gradient_of_rows": 6, "normalise_rows": 2, "gradients_of_parts": 2}
+OF_ROWS |= {"attention_forward": 2, "join_splits": 8, "row_products": 2, "query_gradient": 20, "key_gradients": 8}
+OF_ROWS |= {"bias_gradient": 8}
 OF_ROWS |= {"sum_losses": 2, "finish_loss": 8, "gradient_of_long_rows": 2, "sums_of_columns": 2, "sum_parts": 1}
 
 
@@ -163,8 +204,13 @@ def compile_workload(workload: Workload, target: str) -> tuple[Pass, Pass]:
     )
 
 
-def gates(kernel: Compiled) -> list[str]:
-    """Every rule that a compiled kernel breaks, in words: it spills, does not fit, or does without the hardware."""
+def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
+    """Every rule that a compiled kernel breaks, in words: it spills, does not fit, or does without the hardware.
+
+    Args:
+        kernel: the kernel.
+        dtype: of its arrays; tensor cores are asked for in half precision (float32 has them only as tf32).
+    """
     broken = []
     if kernel.spills:
         broken.append(f"{kernel.spills} instructions spill registers")
@@ -178,12 +224,15 @@ def gates(kernel: Compiled) -> list[str]:
             broken.append(f"no block fits on a multiprocessor: {limiter}")
     of_rows = OF_ROWS.get(kernel.name, 0) * min(int(kernel.options.get("ROWS", 1)), 2)
     narrow = max(kernel.narrow - of_rows, 0)
-    if not kernel.target.amd and narrow > 0.1 * (kernel.wide + narrow):
+    # A bool mask is read where the tensor cores leave the scores, two neighbours a thread; Shaw's term is gathered.
+    scattered = kernel.options.get("HAS_MASK") or kernel.options.get("TERM") == 1
+    if not kernel.target.amd and not scattered and narrow > 0.1 * (kernel.wide + narrow):
         broken.append(f"{narrow} of {kernel.wide + narrow} global accesses are narrower than 128 bits")
-    if kernel.name in MATRIX_KERNELS:
-        if not kernel.count(kernel.matrix_instructions, in_loop=True):
+    if kernel.name in MATRIX_KERNELS and dtype in ("float16", "bfloat16"):
+        if not kernel.count(kernel.matrix_instructions, in_loop=bool(kernel.loop)):
             broken.append(f"no {kernel.matrix_instructions} in the loop")
-        if int(kernel.options.get("num_stages", 1)) > 1 and not kernel.target.amd and not kernel.asynchronous:
+        stages = int(kernel.options.get("num_stages", 1)) > 1 and bool(kernel.loop)
+        if stages and not kernel.target.amd and not kernel.asynchronous:
             broken.append("no asynchronous copies, though there are stages")
     return broken
 

@@ -1,0 +1,117 @@
+"""Which tiles Triton's attention kernels take: pure functions of widths, element type and GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+from kernels.runtime.row_tiles import power_of_two
+from kernels.runtime.targets import Target
+
+#: The widest queries, keys and values that a tile holds.
+WIDEST = 256
+#: The narrowest side of a tile: tensor cores multiply no less.
+LEAST = 16
+#: Keys that a split of the keys has at least.
+SPLIT_KEYS = 512
+
+
+@dataclass(frozen=True)
+class AttentionTile:
+    """What a program works on at a time.
+
+    Attributes:
+        queries, keys: the tile of scores, powers of two.
+        warps: warps of a program.
+        stages: tiles of keys and values (backward: of whatever it goes over) that are on their way at a time.
+    """
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+_override: ContextVar[AttentionTile | None] = ContextVar("attention_tile", default=None)
+
+
+@contextmanager
+def use_attention_tile(tile: AttentionTile) -> Iterator[None]:
+    """Take this tile for every attention kernel inside the block."""
+    token = _override.set(tile)
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def width_block(width: int) -> int:
+    """The power of two that holds a width, at least `LEAST`."""
+    return max(power_of_two(width), LEAST)
+
+
+def forward_tile(queries: int, width: int, itemsize: int, extras: bool, target: Target) -> AttentionTile:
+    """The tile of the forward pass.
+
+    Args:
+        queries: L.
+        width: the larger of E and Ev.
+        itemsize: bytes of an element.
+        extras: the scores are more than products: mask, bias, relative term, cap or dropout take registers too.
+        target: the GPU.
+    """
+    asked = _override.get()
+    if asked is not None:
+        return asked
+    width = width_block(width)
+    if itemsize == 2:
+        if width <= 64:
+            tile = AttentionTile(128, 64, 8 if extras and target.products_in_registers else 4, 2 if extras else 3)
+        elif width <= 128:
+            tile = AttentionTile(128, 64, 8, 2)
+        else:
+            tile = AttentionTile(64, 32, 8, 2)
+    elif itemsize == 4:
+        tile = AttentionTile(32, 32, 4 if width <= 64 else 8, 2)
+    else:
+        tile = AttentionTile(32, 16, 8, 1) if width <= 64 else AttentionTile(16, 16, 8, 1)
+    return _fitted(tile, queries, target)
+
+
+def backward_tile(queries: int, width: int, itemsize: int, extras: bool, target: Target) -> AttentionTile:
+    """The tile of the backward pass, which keeps four products of it at a time. Arguments as of `forward_tile`."""
+    asked = _override.get()
+    if asked is not None:
+        return asked
+    width = width_block(width)
+    if itemsize == 2:
+        if width <= 128 and extras:
+            tile = AttentionTile(64, 32, 4, 2)
+        elif width <= 64:
+            tile = AttentionTile(64, 64, 4, 2)
+        elif width <= 128:
+            tile = AttentionTile(64, 64, 8, 2)
+        else:
+            tile = AttentionTile(32, 32, 8, 1)
+    elif itemsize == 4:
+        tile = AttentionTile(32, 32, 8, 2) if width <= 128 else AttentionTile(16, 32, 8, 1)
+    else:
+        tile = AttentionTile(16, 16, 8, 1)
+    return _fitted(tile, queries, target)
+
+
+def _fitted(tile: AttentionTile, queries: int, target: Target) -> AttentionTile:
+    """No more queries than there are; a warp of AMD's has 64 threads, and its local memory holds one stage."""
+    tile = replace(tile, queries=min(tile.queries, width_block(queries)))
+    if tile.queries < 64:
+        tile = replace(tile, warps=min(tile.warps, 4))
+    if target.amd:
+        tile = replace(tile, warps=max(tile.warps // 2, 1), stages=1)
+    return tile
+
+
+def split_count(programs: int, keys: int, target: Target) -> int:
+    """Into how many parts the keys are split: enough for two programs a multiprocessor, `SPLIT_KEYS` keys at least."""
+    return max(1, min(-(-2 * target.multiprocessors // max(programs, 1)), keys // SPLIT_KEYS))
