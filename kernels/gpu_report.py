@@ -1,8 +1,9 @@
 """The kernel report: what the compiler made of the Triton kernels, for GPUs that need not be here.
 
-``python -m kernels report`` compiles a list of workloads for each target and prints a table; ``--json FILE`` also writes
-the rows. Everything in it is a fact of the compiler or arithmetic of the algorithm: registers, spills, how many blocks a
-multiprocessor holds, instructions, bytes, operations, and the time below which no H100 can be. No time is measured.
+``python -m kernels report`` compiles a list of workloads for each target and prints a table; ``--json FILE`` also
+writes the rows. Everything in it is a fact of the compiler or arithmetic of the algorithm: registers, spills, how many
+blocks a multiprocessor holds, instructions, bytes, operations, and the time below which no H100 can be. No time is
+measured.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 #: What the report is made for.
 REPORTED_TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
-#: Data-sheet peaks of the H100 SXM: bytes of memory, operations in half precision on tensor cores, in float32, a second.
+#: Data-sheet peaks of the H100 SXM a second: bytes of memory, operations in half precision on tensor cores, in float32.
 H100 = {"bytes": 3.35e12, "half": 989e12, "float32": 67e12}
 
 
@@ -109,8 +110,15 @@ WORKLOADS: tuple[Workload, ...] = (
     _attention((2, 16, 2048, 64), "float16", "bias", bias=(1, 16, 2048, 2048)),
     _attention((2, 16, 2048, 64), "bfloat16", "dropout", dropout_p=0.1),
     _attention(
-        (2, 32, 2048, 128), "bfloat16", "grouped mask window softcap lengths", keys=(2, 8, 2048, 128), lengths=True,
-        mask=(2, 1, 2048, 2048), causal="bottom_right", window=(512, 0), softcap=30.0,
+        (2, 32, 2048, 128),
+        "bfloat16",
+        "grouped mask window softcap lengths",
+        keys=(2, 8, 2048, 128),
+        lengths=True,
+        mask=(2, 1, 2048, 2048),
+        causal="bottom_right",
+        window=(512, 0),
+        softcap=30.0,
     ),
     _attention((2, 16, 2048, 64), "bfloat16", "Shaw", table=(65, 64), kind="shaw"),
     _attention((2, 16, 2048, 64), "bfloat16", "ALiBi", table=(16,), kind="alibi", causal="top_left"),
@@ -264,9 +272,7 @@ def row_of(workload: Workload, direction: str, kernel: Compiled) -> dict[str, An
     }
 
 
-def make(
-    targets: tuple[str, ...] = REPORTED_TARGETS, workloads: tuple[Workload, ...] = WORKLOADS
-) -> dict[str, Any]:
+def make(targets: tuple[str, ...] = REPORTED_TARGETS, workloads: tuple[Workload, ...] = WORKLOADS) -> dict[str, Any]:
     """The whole report: {"triton": version, "passes": [...], "kernels": [...]}."""
     from kernels.runtime.triton_compile import version
 
@@ -308,6 +314,29 @@ def key(row: dict[str, Any]) -> str:
     return " | ".join((row["workload"], row["pass"], row["kernel"], row["target"], json.dumps(row["tile"])))
 
 
+INTRODUCTION = """# The GPU kernels as the compiler leaves them
+
+Made by `python -m kernels report --json docs/gpu_kernels.json --markdown docs/gpu_kernels.md`, which needs Triton and no
+GPU. **No kernel has been run on a GPU, and no time here is measured.** What the figures are:
+
+- registers, shared memory (bytes) and instructions: the compiler's, from the machine code of a launch with these sizes;
+- occupancy: threads on a multiprocessor as a share of those that fit, and what limits them, by NVIDIA's rules (a kernel
+  full of tensor-core work needs little of it; AMD's rules are others);
+- matrix: tensor-core instructions in the loop; async: copies to shared memory that no thread waits for;
+- wide/all: global loads, stores and copies of 128 bits a thread, of all that there are;
+- floor: bytes / 3.35e12 or operations / peak (989e12 in half precision on tensor cores, else 67e12), whichever is longer:
+  no H100 can be faster. What a kernel really takes is unknown.
+
+`tests/triton_on_cpu/test_compiled.py` compiles all of it and fails when a kernel spills registers, does not fit, leaves
+tensor cores or wide accesses unused, or became worse than in this table.
+"""
+
+
+def document(report: dict[str, Any]) -> str:
+    """docs/gpu_kernels.md."""
+    return f"{INTRODUCTION}\n{table(report)}\n"
+
+
 def table(report: dict[str, Any]) -> str:
     """The report as tables in Markdown."""
     lines = [
@@ -336,7 +365,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels report", description=__doc__)
     parser.add_argument("--target", action="append", choices=REPORTED_TARGETS, help="only this target; may be repeated")
     parser.add_argument("--json", type=Path, help="also write the report here, as JSON")
-    parser.add_argument("--markdown", type=Path, help="write the tables here in place of printing them")
+    parser.add_argument("--markdown", type=Path, help="write them here in place of printing them")
     asked = parser.parse_args(arguments)
     if find_spec("triton") is None or find_spec("torch") is None:
         print(f"report: {BACKENDS['triton'].missing()}", file=sys.stderr)
@@ -345,7 +374,7 @@ def main(arguments: list[str]) -> int:
     if asked.json:
         asked.json.write_text(json.dumps(report, indent=1) + "\n")
     if asked.markdown:
-        asked.markdown.write_text(table(report) + "\n")
+        asked.markdown.write_text(document(report))
     else:
         print(table(report))
     return 0

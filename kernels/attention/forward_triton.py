@@ -1,7 +1,8 @@
 """The Triton kernels of attention's forward pass (Dao, FlashAttention-2, 2023); names as in scores_triton.py.
 
 Arrays have their strides in the order (batch, head, place, width); the innermost one of queries, keys and values too.
-H, GROUP: heads of queries, and how many of them share a head of keys. BLOCK_E, BLOCK_V: powers of two that hold a width.
+H, GROUP: heads of queries, and how many of them share a head of keys. BLOCK_E, BLOCK_V: powers of two that hold the
+widths E and EV.
 """
 
 from __future__ import annotations

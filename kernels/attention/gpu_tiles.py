@@ -70,7 +70,7 @@ def forward_tile(queries: int, width: int, itemsize: int, extras: bool, target: 
         if width <= 64:
             tile = AttentionTile(128, 64, 8 if extras and target.products_in_registers else 4, 2 if extras else 3)
         elif width <= 128:
-            tile = AttentionTile(128, 64, 8, 2)
+            tile = AttentionTile(128, 32 if extras and target.products_in_registers else 64, 8, 2)
         else:
             tile = AttentionTile(64, 32, 8, 2)
     elif itemsize == 4:
@@ -80,32 +80,39 @@ def forward_tile(queries: int, width: int, itemsize: int, extras: bool, target: 
     return _fitted(tile, queries, target)
 
 
-def backward_tile(queries: int, width: int, itemsize: int, extras: bool, target: Target) -> AttentionTile:
-    """The tile of the backward pass, which keeps four products of it at a time. Arguments as of `forward_tile`."""
+def backward_tiles(
+    queries: int, width: int, itemsize: int, extras: bool, target: Target
+) -> tuple[AttentionTile, AttentionTile]:
+    """(tile for the gradients of queries and bias, tile for those of keys and values). Arguments as of `forward_tile`.
+
+    Four products of a tile live at a time. Found by compiling: larger ones spill registers somewhere.
+    """
     asked = _override.get()
     if asked is not None:
-        return asked
+        return asked, asked
     width = width_block(width)
-    if itemsize == 2:
-        if width <= 128 and extras:
-            tile = AttentionTile(64, 32, 4, 2)
-        elif width <= 64:
-            tile = AttentionTile(64, 64, 4, 2)
-        elif width <= 128:
-            tile = AttentionTile(64, 64, 8, 2)
-        else:
-            tile = AttentionTile(32, 32, 8, 1)
+    if itemsize == 2 and width <= 128 and extras:
+        of_queries = of_keys = AttentionTile(64, 32, 4, 2)
+        # Where tensor cores read shared memory, the side that is summed up should have 64 places.
+        if target.name == "sm_90":
+            of_keys = AttentionTile(32, 64, 4 if width <= 64 else 8, 2)
+        elif target.name == "sm_100":
+            of_keys = AttentionTile(32, 64, 4, 2)
+            of_queries = of_queries if width <= 64 else of_keys
+    elif itemsize == 2:
+        of_queries = AttentionTile(64, 64, 4 if width <= 64 else 8, 2) if width <= 128 else AttentionTile(32, 32, 8, 1)
+        of_keys = of_queries
     elif itemsize == 4:
-        tile = AttentionTile(32, 32, 8, 2) if width <= 128 else AttentionTile(16, 32, 8, 1)
+        of_queries = of_keys = AttentionTile(32, 32, 8, 2) if width <= 128 else AttentionTile(16, 32, 8, 1)
     else:
-        tile = AttentionTile(16, 16, 8, 1)
-    return _fitted(tile, queries, target)
+        of_queries = of_keys = AttentionTile(16, 16, 8, 1)
+    return _fitted(of_queries, queries, target), _fitted(of_keys, queries, target)
 
 
 def _fitted(tile: AttentionTile, queries: int, target: Target) -> AttentionTile:
     """No more queries than there are; a warp of AMD's has 64 threads, and its local memory holds one stage."""
     tile = replace(tile, queries=min(tile.queries, width_block(queries)))
-    if tile.queries < 64:
+    if tile.queries * tile.keys < 2048:
         tile = replace(tile, warps=min(tile.warps, 4))
     if target.amd:
         tile = replace(tile, warps=max(tile.warps // 2, 1), stages=1)

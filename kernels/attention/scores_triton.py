@@ -1,7 +1,7 @@
 """What Triton's attention kernels share: which keys a query sees, and the scores of a tile before the softmax.
 
-Places of a tile are two 2-d index arrays that broadcast to it, i of queries and j of keys, so that a tile may be (queries,
-keys) or (keys, queries). Names that all kernels use:
+Places of a tile are two 2-d index arrays that broadcast to it, i of queries and j of keys, so that a tile may be
+(queries, keys) or (keys, queries). Names that all kernels use:
 
     shift       position of query 0: count - L where the last query stands at the last key, else 0
     count       keys that the row of the batch has
@@ -22,7 +22,8 @@ def keys_of_row(lengths, b, L, S, HAS_LENGTHS: tl.constexpr, FROM_END: tl.conste
     """(count, shift) of a row of the batch."""
     count = S
     if HAS_LENGTHS:
-        count = tl.load(lengths + b).to(tl.int32)
+        # Lengths are checked before, but not while a CUDA graph is captured.
+        count = tl.minimum(tl.maximum(tl.load(lengths + b), 0), S).to(tl.int32)
     shift = 0
     if FROM_END:
         shift = count - L
@@ -90,19 +91,18 @@ def scores(
 
 @triton.jit
 def _tanh(x, COMPUTED: tl.constexpr):
-    """tanh without overflow. Near 0, where 1 - exp(-2|x|) loses digits, by its series up to x**9."""
+    """tanh without overflow. Near 0, where 1 - exp(-2|x|) loses digits, by its series."""
     size = tl.abs(x)
     power = tl.exp(-2.0 * size)
     far = (1.0 - power) / (1.0 + power)
+    square = size * size
     if COMPUTED == tl.float64:
-        near = size
-        bound: tl.constexpr = 0.0
+        near = size * (1.0 - square * (1.0 / 3.0))
+        found = tl.where(size < 1e-4, near, far)
     else:
-        square = size * size
         series = 17.0 / 315.0 - square * (62.0 / 2835.0)
         near = size * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * series)))
-        bound: tl.constexpr = 0.25
-    found = tl.where(size < bound, near, far)
+        found = tl.where(size < 0.25, near, far)
     return tl.where(x < 0, -found, found)
 
 

@@ -1,8 +1,8 @@
 """attention in Triton: which kernels run, on which tiles.
 
-Shaw's term is a product of the queries with its table, taken by torch once a call: (B, H, L, rows), which grows with the
-length alone. NaN in a key or value reaches the queries of its tile that do not see it, as in torch's own op; keys behind
-`lengths` are never read.
+Shaw's term is a product of the queries with its table, taken by torch once a call: (B, H, L, rows), which grows with
+the length alone. NaN in a key or value reaches the queries of its tile that do not see it, as in torch's own op; keys
+behind `lengths` are never read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import triton
 
 from kernels.attention import backward_triton, forward_triton
-from kernels.attention.gpu_tiles import WIDEST, AttentionTile, backward_tile, forward_tile, split_count, width_block
+from kernels.attention.gpu_tiles import WIDEST, AttentionTile, backward_tiles, forward_tile, split_count, width_block
 from kernels.attention.op import ATTENTION, SCALED_DOT_PRODUCT_ATTENTION, ScaledDotProductAttentionProblem
 from kernels.attention.problem import AttentionProblem
 from kernels.attention.scaled_dot_product import through_attention
@@ -168,7 +168,7 @@ def attention_backward(
     batch, heads, queries, keys = p.score_shape
     device, dtype, wide = query.device, query.dtype, computed_dtype(query.dtype)
     width = max(p.query.shape[3], p.value.shape[3])
-    tile = backward_tile(queries, width, query.element_size(), _extras(p), target_of(query))
+    tile, key_tile = backward_tiles(queries, width, query.element_size(), _extras(p), target_of(query))
     constants = _constants(p, query, tile)
     delta = _row_products(p, grad_output, output, grad_lse, constants)
     term = _term(p, query, relative)
@@ -200,8 +200,8 @@ def attention_backward(
     if wants[1] or wants[2]:
         grad_key, grad_value = empty(p.key.shape, dtype, device), empty(p.value.shape, dtype, device)
         launch(
-            backward_triton.key_gradients, (triton.cdiv(keys, tile.keys) * batch * p.key.shape[1],), *stand_in,
-            grad_key, grad_value, *_sizes(p), *steps, **constants,
+            backward_triton.key_gradients, (triton.cdiv(keys, key_tile.keys) * batch * p.key.shape[1],), *stand_in,
+            grad_key, grad_value, *_sizes(p), *steps, **_constants(p, query, key_tile),
         )  # fmt: skip
     if wants[4] and p.bias is not None:
         shape = p.bias.shape
@@ -254,9 +254,7 @@ def _describe_torchs(p: ScaledDotProductAttentionProblem) -> str:
     return _describe(p.attention)
 
 
-Implementation(
-    ATTENTION, "triton", attention, attention_backward, dtypes=DTYPES, reasons=_reasons, describe=_describe
-)
+Implementation(ATTENTION, "triton", attention, attention_backward, dtypes=DTYPES, reasons=_reasons, describe=_describe)
 Implementation(
     SCALED_DOT_PRODUCT_ATTENTION, "triton", *through_attention(attention, attention_backward), dtypes=DTYPES,
     reasons=_reasons_torchs, describe=_describe_torchs,

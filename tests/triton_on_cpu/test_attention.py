@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kernels
-from kernels.attention.gpu_tiles import AttentionTile, backward_tile, forward_tile, split_count, use_attention_tile
+from kernels.attention.gpu_tiles import AttentionTile, backward_tiles, forward_tile, split_count, use_attention_tile
 from kernels.case import Case
 from kernels.random import keep_mask
 from kernels.runtime.targets import TARGETS
@@ -68,17 +68,20 @@ def test_the_kernels_that_run_are_these():
 # ----- tiles -------------------------------------------------------------------------------------------------------
 
 
+def tiles_of(*facts: Any) -> tuple[AttentionTile, ...]:
+    return (forward_tile(*facts), *backward_tiles(*facts))
+
+
 def attention_tiles() -> list[AttentionTile]:
     """Every tile that the two functions give, one of those that differ in warps and stages alone."""
     found = {
         (tile.queries, tile.keys): tile
-        for of in (forward_tile, backward_tile)
         for queries in (1, 17, 40, 1000)
         for width in (16, 64, 128, 256)
         for itemsize in (2, 4, 8)
         for extras in (False, True)
         for target in TARGETS.values()
-        for tile in [of(queries, width, itemsize, extras, target)]
+        for tile in tiles_of(queries, width, itemsize, extras, target)
     }
     return [found[key] for key in sorted(found)]
 
@@ -103,18 +106,18 @@ def test_every_tile(tile: AttentionTile):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 def test_tiles_are_what_tensor_cores_take(target: str, itemsize: int):
-    for of in (forward_tile, backward_tile):
-        for width in (1, 64, 100, 256):
-            for extras in (False, True):
-                tile = of(5000, width, itemsize, extras, TARGETS[target])
+    for width in (1, 64, 100, 256):
+        for extras in (False, True):
+            for tile in tiles_of(5000, width, itemsize, extras, TARGETS[target]):
                 assert tile.queries >= 16 and tile.keys >= 16 and tile.warps in (1, 2, 4, 8) and 1 <= tile.stages <= 3
-                assert of(3, width, itemsize, extras, TARGETS[target]).queries == 16
+            assert {t.queries for t in tiles_of(3, width, itemsize, extras, TARGETS[target])} == {16}
 
 
 def test_tiles_by_hand():
     assert forward_tile(4096, 64, 2, False, H100) == AttentionTile(128, 64, 4, 3)
     assert forward_tile(4096, 64, 2, False, TARGETS["gfx942"]) == AttentionTile(128, 64, 2, 1)
-    assert backward_tile(4096, 128, 2, False, H100) == AttentionTile(64, 64, 8, 2)
+    assert backward_tiles(4096, 128, 2, False, H100) == (AttentionTile(64, 64, 8, 2),) * 2
+    assert backward_tiles(4096, 128, 2, True, H100) == (AttentionTile(64, 32, 4, 2), AttentionTile(32, 64, 8, 2))
 
 
 def test_how_often_keys_are_split():
@@ -210,7 +213,8 @@ def test_products_follow_torchs_setting():
 
 # ----- layouts, offsets, order -------------------------------------------------------------------------------------
 
-LAYOUT_CASES = tuple(c for c in matrix.cases_of("attention", "ci") if c.name in ("heads", "mask", "bias", "log-sum-exp"))
+WITH_LAYOUTS = ("heads", "mask", "bias", "log-sum-exp")
+LAYOUT_CASES = tuple(c for c in matrix.cases_of("attention", "ci") if c.name in WITH_LAYOUTS)
 
 
 @pytest.mark.parametrize("layout", layouts.TORCH_LAYOUTS)
@@ -255,10 +259,11 @@ def test_offsets_beyond_32_bits():
 def test_results_do_not_depend_on_the_order_of_the_programs():
     q, k, v = inputs(2, 4, 50, 70, 8, kv_heads=2)
     bias = np.random.default_rng(1).standard_normal((1, 4, 1, 70)).astype(np.float32)
+    arguments = {"query": q, "key": k, "value": v, "bias": bias, "dropout_p": 0.1, "seed": 1}
     answers = []
     for seed in (None, 1, 2):
         with on_cpu(seed=seed), use_attention_tile(AttentionTile(16, 16, 4, 1)):
-            found, given = gradients("triton", {"query": q, "key": k, "value": v, "bias": bias, "dropout_p": 0.1, "seed": 1})
+            found, given = gradients("triton", arguments)
         answers.append([*found, *(g for g in given if g is not None)])
     for other in answers[1:]:
         for a, b in zip(answers[0], other, strict=True):

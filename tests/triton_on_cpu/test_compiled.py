@@ -65,8 +65,9 @@ def test_matrix_products_without_tensor_cores_are_caught(monkeypatch: pytest.Mon
     monkeypatch.setattr(gpu_report, "MATRIX_KERNELS", {"too_much_at_once"})
     arguments = (meta(64, 64), meta(64, 64), meta(64, 64), 64)
     kernel = compiled("sm_90", faults.too_much_at_once, *arguments, M=64, N=64, num_warps=8, num_stages=2)
-    assert "no (HGMMA|HMMA) in the loop" in gpu_report.gates(kernel)
-    assert "no asynchronous copies, though there are stages" in gpu_report.gates(kernel)
+    found = gpu_report.gates(kernel, "float16")
+    assert "no (HGMMA|HMMA) in the loop" in found
+    assert "no asynchronous copies, though there are stages" in found
 
 
 @pytest.mark.parametrize("target", REPORTED_TARGETS)
@@ -108,7 +109,7 @@ def test_every_kernel_passes_the_gates_and_is_no_worse(workload: Workload, targe
             if old is None:
                 complaints.append(f"{done.name} {kernel.name}: {row['tile']} is not in docs/gpu_kernels.json")
                 continue
-            found = gpu_report.gates(kernel) + gpu_report.worse(row, old)
+            found = gpu_report.gates(kernel, workload.dtype) + gpu_report.worse(row, old)
             complaints += [f"{done.name} {kernel.name}: {c}" for c in found]
     if complaints:
         pytest.fail("\n".join(complaints), pytrace=False)
@@ -127,7 +128,7 @@ def test_the_report_names_what_is_worse(committed: dict[str, Any]):
 
 def test_the_committed_tables_are_those_of_the_committed_report():
     report = json.loads((ROOT / "docs" / "gpu_kernels.json").read_text())
-    assert gpu_report.table(report) in (ROOT / "docs" / "gpu_kernels.md").read_text()
+    assert gpu_report.document(report) == (ROOT / "docs" / "gpu_kernels.md").read_text()
     assert {row["target"] for row in report["kernels"]} == set(REPORTED_TARGETS)
     assert {p["workload"] for p in report["passes"]} == {w.id for w in WORKLOADS}
 

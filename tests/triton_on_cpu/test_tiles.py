@@ -11,7 +11,10 @@ from tests.triton_on_cpu.helpers import row_tiles
 H100 = TARGETS["sm_90"]
 
 
-@pytest.mark.parametrize("capability, name", [((8, 0), "sm_80"), ((8, 7), "sm_86"), ((9, 0), "sm_90"), ((10, 3), "sm_100")])
+CAPABILITIES = [((8, 0), "sm_80"), ((8, 7), "sm_86"), ((9, 0), "sm_90"), ((10, 3), "sm_100")]
+
+
+@pytest.mark.parametrize("capability, name", CAPABILITIES)
 def test_the_newest_target_that_is_not_newer(capability: tuple[int, int], name: str):
     assert nearest(capability).name == name
 
