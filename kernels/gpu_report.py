@@ -316,16 +316,16 @@ def key(row: dict[str, Any]) -> str:
 
 INTRODUCTION = """# The GPU kernels as the compiler leaves them
 
-Made by `python -m kernels report --json docs/gpu_kernels.json --markdown docs/gpu_kernels.md`, which needs Triton and no
-GPU. **No kernel has been run on a GPU, and no time here is measured.** What the figures are:
+Made by `python -m kernels report --json docs/gpu_kernels.json --markdown docs/gpu_kernels.md`, which needs Triton and
+no GPU. **No kernel has been run on a GPU, and no time here is measured.** What the figures are:
 
 - registers, shared memory (bytes) and instructions: the compiler's, from the machine code of a launch with these sizes;
 - occupancy: threads on a multiprocessor as a share of those that fit, and what limits them, by NVIDIA's rules (a kernel
   full of tensor-core work needs little of it; AMD's rules are others);
 - matrix: tensor-core instructions in the loop; async: copies to shared memory that no thread waits for;
 - wide/all: global loads, stores and copies of 128 bits a thread, of all that there are;
-- floor: bytes / 3.35e12 or operations / peak (989e12 in half precision on tensor cores, else 67e12), whichever is longer:
-  no H100 can be faster. What a kernel really takes is unknown.
+- floor: bytes / 3.35e12 or operations / peak (989e12 in half precision on tensor cores, else 67e12), whichever is
+  longer: no H100 can be faster. What a kernel really takes is unknown.
 
 `tests/triton_on_cpu/test_compiled.py` compiles all of it and fails when a kernel spills registers, does not fit, leaves
 tensor cores or wide accesses unused, or became worse than in this table.

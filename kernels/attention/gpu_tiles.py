@@ -67,8 +67,12 @@ def forward_tile(queries: int, width: int, itemsize: int, extras: bool, target: 
         return asked
     width = width_block(width)
     if itemsize == 2:
-        if width <= 64:
-            tile = AttentionTile(128, 64, 8 if extras and target.products_in_registers else 4, 2 if extras else 3)
+        if width <= 64 and extras and target.name == "sm_100":
+            tile = AttentionTile(64, 32, 4, 2)
+        elif width <= 64 and extras:
+            tile = AttentionTile(128, 64, 4 if target.name == "sm_90" else 8, 2)
+        elif width <= 64:
+            tile = AttentionTile(128, 64, 4, 3)
         elif width <= 128:
             tile = AttentionTile(128, 32 if extras and target.products_in_registers else 64, 8, 2)
         else:
@@ -115,7 +119,7 @@ def _fitted(tile: AttentionTile, queries: int, target: Target) -> AttentionTile:
     if tile.queries * tile.keys < 2048:
         tile = replace(tile, warps=min(tile.warps, 4))
     if target.amd:
-        tile = replace(tile, warps=max(tile.warps // 2, 1), stages=1)
+        tile = replace(tile, warps=min(tile.warps, 4), stages=1)
     return tile
 
 

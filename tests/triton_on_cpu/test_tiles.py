@@ -66,8 +66,8 @@ def test_every_row_tile_is_sound():
     for tile in tiles:
         assert all(size == power_of_two(size) for size in (tile.rows, tile.block, tile.warps))
         assert tile.rows * tile.block <= LONGEST and 1 <= tile.warps <= 16
-        # At most 32 elements of a thread.
-        assert tile.rows * tile.block <= 32 * 32 * tile.warps
+        # At most 32 elements of a thread, of which AMD has 64 a warp.
+        assert tile.rows * tile.block <= 32 * 64 * tile.warps
 
 
 def test_an_amd_wavefront_is_two_warps():
