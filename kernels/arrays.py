@@ -130,6 +130,11 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+def sum_dtype(dtype: str) -> str:
+    """The element type in which sums over numbers of `dtype` are taken and kept: float32 for half precision."""
+    return "float32" if dtype in ("float16", "bfloat16") else dtype
+
+
 # ----- keys: what of an array decides how a call runs, as cheaply as Python can say it -----------------------------
 
 

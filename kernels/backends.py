@@ -70,9 +70,9 @@ def _triton_missing() -> str | None:
         return "the package triton is not installed: pip install nnlib-kernels[triton]"
     if not _installed("torch"):
         return "Triton kernels launch through torch, which is not installed: pip install nnlib-kernels[torch]"
-    import torch
+    from kernels.runtime import triton_gpu
 
-    return None if torch.cuda.is_available() else "torch finds no CUDA device or driver"
+    return triton_gpu.missing()
 
 
 #: Every backend, best first: automatic choice takes the first one without a reason against it.

@@ -154,6 +154,10 @@ def candidate(
     if implementation is None:
         return Candidate(backend, None, (*reasons, f"there is no {backend.name} kernel of {op.name}"))
     reasons += implementation.why_not(problem)
+    if kind == "cupy" and backend.arrays == "torch":
+        reasons.append("it takes torch tensors and NumPy arrays, not CuPy's")
+    if backend.name == "torch" and place == "cuda" and not _torch_has_cuda():
+        reasons.append("torch finds no CUDA device or driver")
     if automatic and backend.name == "torch" and kind == "numpy":
         reasons.append("it is taken for NumPy arrays only by name")
     if automatic and eager and kind == "torch" and place == "cpu":
@@ -176,6 +180,12 @@ def _torch_is_faster(op: Op, problem: Problem, implementation: Implementation) -
         return None
     passes = "with" if problem.trains else "without"
     return f"torch is faster {passes} gradients below {limit} operations, this call has {work} (python -m bench auto)"
+
+
+def _torch_has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def candidates(op: Op, problem: Problem, kind: str, place: str, *, automatic: bool = True) -> tuple[Candidate, ...]:

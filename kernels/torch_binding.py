@@ -75,7 +75,7 @@ class _Bound:
             inputs = _views(self.op.name, inputs)
             if self.empty:
                 return self.problem.empty_results()
-        if self.checks_values:
+        if self.checks_values and not (self.takes_tensors and _captured(inputs)):
             self.problem.check_values(*inputs)
         return self.forward_implementation.forward(self.problem, *inputs)
 
@@ -113,6 +113,11 @@ class _Bound:
         if stock is None or stock.backward is None:
             raise NotImplementedError(f"{self.op.name}: second derivatives (create_graph=True) are not supported")
         return stock.backward(self.problem, *gradients, **dict(zip(self.saved_names, saved)))
+
+
+def _captured(tensors: Sequence[torch.Tensor | None]) -> bool:
+    """Whether the call becomes part of a CUDA graph, when no value can be looked at."""
+    return any(t is not None and t.is_cuda for t in tensors) and torch.cuda.is_current_stream_capturing()
 
 
 class _Apply(torch.autograd.Function):
@@ -154,14 +159,15 @@ def runner(
     backend: Backend,
     forward: Implementation,
     backward: Implementation | None,
+    device: Any = None,
 ) -> Callable[[tuple[Any, ...]], Any]:
-    """The function that runs calls of one form when tensors are involved on either side."""
+    """The function that runs calls of one form when tensors are involved on either side; `device`: as it was named."""
     if kind == "numpy":
         function = forward.forward
 
         def run_on_numpy(inputs: tuple[Any, ...]) -> Any:
             problem.check_values(*inputs)
-            return problem.public(on_numpy(function, problem, inputs, {}))
+            return problem.public(on_numpy(function, problem, inputs, {}, device))
 
         return run_on_numpy
     direct = forward.direct(problem) if problem.returned == 1 and not problem.empty else None
@@ -190,17 +196,21 @@ def _without_autocast(function: Callable[..., Any], device: str) -> Callable[[tu
 
 
 def on_numpy(
-    function: Callable[..., Tensors], problem: Problem, inputs: Sequence[Any], keywords: dict[str, Any]
-) -> tuple[Any, ...]:
-    """Call a function that takes tensors with NumPy arrays: ``function(problem, *inputs, **keywords)``."""
+    function: Callable[..., Tensors], problem: Problem, inputs: Sequence[Any], keywords: dict[str, Any],
+    device: Any = None,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Call a function that takes tensors with NumPy arrays: ``function(problem, *inputs, **keywords)``.
+
+    With `device` ("cuda", "cuda:1") they are copied there, and the results back.
+    """
 
     def tensor(array: Any) -> torch.Tensor | None:
         # np.array copies into positive strides and writable memory, which from_numpy wants.
-        return None if array is None else torch.from_numpy(np.array(array, order="K"))
+        return None if array is None else torch.from_numpy(np.array(array, order="K")).to(device)
 
     with torch.no_grad():
         results = function(problem, *map(tensor, inputs), **{name: tensor(a) for name, a in keywords.items()})
-    return tuple(None if r is None else r.numpy() for r in results)
+    return tuple(None if r is None else r.cpu().numpy() for r in results)
 
 
 # ----- registered ops ----------------------------------------------------------------------------------------------

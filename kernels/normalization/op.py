@@ -67,6 +67,11 @@ class NormProblem(Problem):
         """As declared; rows without elements have 0 for a mean and what else is kept of them."""
         return tuple(None if form is None else arrays.empty_numpy(form, 0.0) for form in self.results())
 
+    @property
+    def of_rows(self) -> ArraySpec:
+        """Spec of one number for every row, never less than float32."""
+        return self.x.like(self.rows_shape, dtype=arrays.sum_dtype(self.x.dtype))
+
     def gradients(self) -> tuple[ArraySpec | None, ...]:
         """Contiguous."""
         specs = (getattr(self, name) for name in input_names(type(self)))
@@ -101,7 +106,7 @@ class LayerNormProblem(NormProblem):
 
     def results(self) -> tuple[ArraySpec | None, ...]:
         """The output, contiguous; for backward every row's mean and 1 / sqrt(variance + eps)."""
-        of_rows = self.x.like(self.rows_shape) if self.trains else None
+        of_rows = self.of_rows if self.trains else None
         return self.x.like(self.x.shape), of_rows, of_rows
 
     def saved(self) -> tuple[str, ...]:
@@ -178,7 +183,7 @@ class RMSNormProblem(NormProblem):
 
     def results(self) -> tuple[ArraySpec | None, ...]:
         """The output, contiguous; for backward every row's 1 / sqrt(mean(x^2) + eps)."""
-        return self.x.like(self.x.shape), self.x.like(self.rows_shape) if self.trains else None
+        return self.x.like(self.x.shape), self.of_rows if self.trains else None
 
     def saved(self) -> tuple[str, ...]:
         """x, weight, and the residual."""

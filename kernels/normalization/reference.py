@@ -32,7 +32,7 @@ def _scaled(p: NormProblem, h: Array, weight: Array | None, bias: Array | None) 
 
 def _statistic(p: NormProblem, value: Array) -> Array | None:
     """One number a row as backward keeps it."""
-    return np.asarray(value, p.x.dtype).reshape(p.rows_shape) if p.trains else None
+    return np.asarray(value, p.of_rows.dtype).reshape(p.rows_shape) if p.trains else None
 
 
 def _rows(p: NormProblem, array: Array) -> Array:

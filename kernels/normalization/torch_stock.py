@@ -22,7 +22,8 @@ def layer_norm(p: LayerNormProblem, x: Tensor, weight: Tensor | None, bias: Tens
     output = output.contiguous() if alone is None else output + alone
     if not p.trains:
         return output, None, None
-    return output, mean.reshape(p.rows_shape).to(x.dtype), rstd.reshape(p.rows_shape).to(x.dtype)
+    wide = getattr(torch, p.of_rows.dtype)
+    return output, mean.reshape(p.rows_shape).to(wide), rstd.reshape(p.rows_shape).to(wide)
 
 
 def direct_layer_norm(p: LayerNormProblem) -> Callable[..., Tensor] | None:
@@ -38,13 +39,15 @@ def layer_norm_backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, weight and bias; torch's formula for the second derivative knows what mean and rstd depend on."""
     ones = (*p.rows_shape, *[1] * len(p.normalized_shape))
+    # On the CPU torch's op wants them in x's dtype, on a GPU in float32.
+    kept = mean.dtype if x.is_cuda else x.dtype
     wants_x, wants_weight, wants_bias = p.needs_grad
     dx, dw, _ = torch.ops.aten.native_layer_norm_backward(
         grad_output,
         x,
         list(p.normalized_shape),
-        mean.reshape(ones),
-        rstd.reshape(ones),
+        mean.reshape(ones).to(kept),
+        rstd.reshape(ones).to(kept),
         weight,
         None,
         [wants_x, wants_weight, False],
@@ -61,7 +64,9 @@ def _sum_of_rows(p: NormProblem, values: Tensor) -> Tensor:
 def rms_norm(p: RMSNormProblem, x: Tensor, weight: Tensor | None) -> tuple[Tensor | None, ...]:
     """output, rstd."""
     output = F.rms_norm(x, p.normalized_shape, weight, p.eps).contiguous()
-    return output, _rstd(p, x).reshape(p.rows_shape).detach() if p.trains else None
+    if not p.trains:
+        return output, None
+    return output, _rstd(p, x).reshape(p.rows_shape).detach().to(getattr(torch, p.of_rows.dtype))
 
 
 def direct_rms_norm(p: RMSNormProblem) -> Callable[..., Tensor] | None:

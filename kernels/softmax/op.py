@@ -221,10 +221,12 @@ class CrossEntropyProblem(Problem):
         """The loss; and for backward every row's maximum and log(sum(exp(row - maximum))), and the mean's divisor.
 
         The two together are the row's log-sum-exp. Their sum would lose the second one's digits beside large logits.
+        They and the divisor are never less than float32.
         """
-        of_rows = self.input.like(self.rows_shape) if self.trains else None
+        wide = arrays.sum_dtype(self.input.dtype)
+        of_rows = self.input.like(self.rows_shape, dtype=wide) if self.trains else None
         loss = self.input.like(self.rows_shape if self.reduction == "none" else ())
-        divisor = self.input.like(()) if self.trains and self.reduction == "mean" else None
+        divisor = self.input.like((), dtype=wide) if self.trains and self.reduction == "mean" else None
         return loss, of_rows, of_rows, divisor
 
     def saved(self) -> tuple[str, ...]:

@@ -80,7 +80,9 @@ def cross_entropy(
         else:
             maximum = log_sum = input.new_full(p.rows_shape, -torch.inf)
         divisor = _divisor(p, input, target, weight) if p.reduction == "mean" else None
-    return loss, maximum, log_sum, divisor
+        kept = (maximum, log_sum, divisor)
+        forms = p.results()[1:]
+    return (loss, *(k if k is None or f is None else k.to(getattr(torch, f.dtype)) for k, f in zip(kept, forms)))
 
 
 def cross_entropy_backward(

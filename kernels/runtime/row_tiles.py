@@ -1,0 +1,98 @@
+"""Which tile a Triton kernel takes that works on rows by themselves: softmax, cross-entropy, normalization.
+
+An array is seen as (outer, n, inner), and a row is the n elements of one place in outer and inner. A program has a tile
+of `rows` rows and `block` of their elements at a time. With inner = 1 the elements of a row are neighbours in memory;
+else the rows of a tile are, at consecutive places in inner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from kernels.runtime.targets import Target
+
+
+@dataclass(frozen=True)
+class RowTile:
+    """What a program works on at a time.
+
+    Attributes:
+        rows: rows of the tile, a power of two.
+        block: elements of each row, a power of two.
+        whole: the block holds a whole row, which is then read once.
+        warps: warps of a program.
+    """
+
+    rows: int
+    block: int
+    whole: bool
+    warps: int
+
+
+#: Elements of a tile that one thread keeps in registers: four vectors of 128 bits of float32.
+OF_THREAD = 16
+#: The longest row that is kept whole, in bytes of float32: 32 elements each of 512 threads.
+LONGEST = 16384
+#: Elements of a row at a time where it is not kept whole.
+STEP = 4096
+#: Rows side by side in memory: two lines of 128 bytes of float32.
+SIDE_BY_SIDE = 64
+
+_override: ContextVar[RowTile | None] = ContextVar("row_tile", default=None)
+
+
+@contextmanager
+def use_row_tile(tile: RowTile) -> Iterator[None]:
+    """Take this tile for every row kernel inside the block. A whole row must fit its block."""
+    token = _override.set(tile)
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is at least n, and 1."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def row_tile(rows: int, n: int, inner: int, target: Target, longest: int = LONGEST) -> RowTile:
+    """The tile for an array of `rows` rows of n elements.
+
+    Args:
+        rows: outer * inner.
+        n: elements of a row.
+        inner: distance of a row's elements, 1 for neighbours.
+        target: the GPU.
+        longest: the most elements of a tile; less than `LONGEST` for a kernel that keeps several arrays.
+
+    Raises:
+        ValueError: a tile was asked for by `use_row_tile` that cannot hold the rows whole.
+    """
+    asked = _override.get()
+    if asked is not None:
+        if asked.whole and asked.block < n:
+            raise ValueError(f"use_row_tile: tile must hold a whole row of {n} elements, got {asked}")
+        return asked
+    block = power_of_two(n)
+    if inner > 1:
+        side = min(power_of_two(inner), SIDE_BY_SIDE)
+        whole = block * side <= longest // 2
+        if not whole:
+            block = max(longest // 4 // side, 1)
+        return RowTile(side, block, whole, _warps(side * block, target))
+    if block > longest:
+        return RowTile(1, min(STEP, longest), False, _warps(min(STEP, longest), target))
+    # Short rows come several to a program, unless the GPU would then be left with less than two programs each.
+    several = max(1024 // block, 1)
+    while several > 1 and rows // several < 2 * target.multiprocessors:
+        several //= 2
+    return RowTile(several, block, True, _warps(several * block, target))
+
+
+def _warps(elements: int, target: Target) -> int:
+    """Warps for a tile: one thread for every `OF_THREAD` elements, at most 512 of them."""
+    return max(1, min(512 // target.warp, elements // (OF_THREAD * target.warp)))
