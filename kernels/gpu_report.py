@@ -80,6 +80,12 @@ WORKLOADS: tuple[Workload, ...] = (
     _norm("layer_norm", (16384, 4096), "float32"),
     _norm("layer_norm", (4096, 20480), "bfloat16"),
     _norm("rms_norm", (16384, 4096), "bfloat16"),
+    Workload("relu", "float16", {"x": (64, 256, 56, 56)}, ()),
+    Workload("gelu", "bfloat16", {"x": (16384, 4096)}, ("none",)),
+    Workload("sigmoid", "float64", {"x": (4096, 4096)}, ()),
+    Workload("tanh", "float32", {"x": (4096, 4096)}, ()),
+    Workload("dropout", "bfloat16", {"x": (16384, 4096)}, (0.1, 0), {"seed": ()}),
+    Workload("embedding", "bfloat16", {"weight": (32000, 4096)}, (0, 1.0, 2.0, True, False), {"input": (8, 2048)}),
 )
 
 
@@ -108,6 +114,7 @@ MATRIX_OPS = {"attention"}
 
 #: By kernel: accesses of a number a row beside its tiles, which no vector can hold.
 OF_ROWS = {"losses_of_rows": 6, "gradient_of_rows": 6, "normalise_rows": 2, "gradients_of_parts": 2}
+OF_ROWS |= {"gather_rows": 6, "factors_of_rows": 6, "add_rows": 8, "drop_elements": 1}
 OF_ROWS |= {"sum_losses": 2, "finish_loss": 8, "gradient_of_long_rows": 2, "sums_of_columns": 2, "sum_parts": 1}
 
 

@@ -93,6 +93,16 @@ def empty(shape: Any, dtype: torch.dtype, device: Any) -> torch.Tensor:
     return _allocator(shape, dtype, device)
 
 
+def empty_like_form(form: ArraySpec, device: Any) -> torch.Tensor:
+    """A fresh tensor of a spec: its shape, dtype and layout (dense)."""
+    dtype = getattr(torch, form.dtype)
+    if form.strides is None:
+        return empty(form.shape, dtype, device)
+    order = form.memory_order
+    fresh = empty(tuple(form.shape[d] for d in order), dtype, device)
+    return fresh.permute(sorted(range(form.ndim), key=order.__getitem__))
+
+
 def target_of(tensor: torch.Tensor) -> Target:
     """What the kernels that take this tensor are compiled for."""
     return _target if _target is not None else _target_of_device(tensor.device.index or 0)
