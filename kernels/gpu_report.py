@@ -40,6 +40,8 @@ class Workload:
         integers: shapes of int64 arrays, by name.
         booleans: shapes of bool arrays, by name.
         attributes: the declaration's attributes, in its order.
+        name: what it shows, beside op, shape and dtype.
+        channels_last: 4-d arrays lie in memory as (N, H, W, C).
     """
 
     op: str
@@ -49,6 +51,7 @@ class Workload:
     integers: dict[str, tuple[int, ...]] = field(default_factory=dict)
     booleans: dict[str, tuple[int, ...]] = field(default_factory=dict)
     name: str = ""
+    channels_last: bool = False
 
     @property
     def id(self) -> str:
@@ -66,6 +69,11 @@ def _entropy(shape: tuple[int, ...], dtype: str, smoothing: float = 0.0) -> Work
     return Workload(
         "cross_entropy", dtype, {"input": shape}, (-100, "mean", smoothing), {"target": (shape[0], *shape[2:])}
     )
+
+
+def _pool(op: str, attributes: tuple[Any, ...], dtype: str, last: bool) -> Workload:
+    name = "channels-last" if last else "channels first"
+    return Workload(op, dtype, {"x": (32, 64, 112, 112)}, attributes, name=name, channels_last=last)
 
 
 WORKLOADS: tuple[Workload, ...] = (
@@ -86,6 +94,11 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("tanh", "float32", {"x": (4096, 4096)}, ()),
     Workload("dropout", "bfloat16", {"x": (16384, 4096)}, (0.1, 0), {"seed": ()}),
     Workload("embedding", "bfloat16", {"weight": (32000, 4096)}, (0, 1.0, 2.0, True, False), {"input": (8, 2048)}),
+    _pool("max_pool2d", ((3, 3), (2, 2), (1, 1), (1, 1), False, False), "float16", True),
+    _pool("max_pool2d", ((2, 2), (2, 2), (0, 0), (1, 1), False, False), "float32", False),
+    _pool("avg_pool2d", ((3, 3), (1, 1), (1, 1), False, True, None), "bfloat16", True),
+    _pool("adaptive_avg_pool2d", ((7, 7),), "float32", True),
+    _pool("lp_pool2d", (2.0, (2, 2), (2, 2), False), "float32", True),
 )
 
 
@@ -118,12 +131,18 @@ OF_ROWS |= {"gather_rows": 6, "factors_of_rows": 6, "add_rows": 8, "drop_element
 OF_ROWS |= {"sum_losses": 2, "finish_loss": 8, "gradient_of_long_rows": 2, "sums_of_columns": 2, "sum_parts": 1}
 
 
+#: Kernels that gather windows of images.
+OF_WINDOWS = {"max_of_windows", "mean_of_windows", "gradient_of_maxima", "gradient_of_means"}
+
+
 def _inputs(op: Op, workload: Workload) -> tuple[Any, ...]:
     import torch
 
     kinds = ((workload.shapes, getattr(torch, workload.dtype)), (workload.integers, torch.int64))
     made = {n: torch.empty(s, dtype=dtype, device="meta") for shapes, dtype in kinds for n, s in shapes.items()}
     made |= {n: torch.empty(s, dtype=torch.bool, device="meta") for n, s in workload.booleans.items()}
+    if workload.channels_last:
+        made = {n: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for n, t in made.items()}
     return tuple(made.get(name) for name in op.inputs)
 
 
@@ -184,7 +203,7 @@ def gates(kernel: Compiled) -> list[str]:
         if blocks < 1:
             broken.append(f"no block fits on a multiprocessor: {limiter}")
     of_rows = OF_ROWS.get(kernel.name, 0) * min(int(kernel.options.get("ROWS", 1)), 2)
-    narrow = max(kernel.narrow - of_rows, 0)
+    narrow = 0 if _follows_windows(kernel) else max(kernel.narrow - of_rows, 0)
     if not kernel.target.amd and narrow > 0.1 * (kernel.wide + narrow):
         broken.append(f"{narrow} of {kernel.wide + narrow} global accesses are narrower than 128 bits")
     if kernel.name in MATRIX_KERNELS:
@@ -193,6 +212,14 @@ def gates(kernel: Compiled) -> list[str]:
         if int(kernel.options.get("num_stages", 1)) > 1 and not kernel.target.amd and not kernel.asynchronous:
             broken.append("no asynchronous copies, though there are stages")
     return broken
+
+
+def _follows_windows(kernel: Compiled) -> bool:
+    """Whether neighbouring threads read where windows lie in (N, C, H, W), which begin anywhere: no vector holds that.
+
+    In channels-last images they read neighbouring channels, and are held to the rule.
+    """
+    return kernel.name in OF_WINDOWS and not kernel.options["LAST"]
 
 
 def row_of(workload: Workload, direction: str, kernel: Compiled) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The Triton kernels of embedding: rows looked up, shortened, and their gradients added up in order, without atomics."""
+"""The Triton kernels of embedding: rows looked up and shortened, their gradients added up in order without atomics."""
 
 from __future__ import annotations
 

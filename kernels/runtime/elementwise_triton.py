@@ -21,18 +21,21 @@ MOST = 4
 BLOCK = 1024
 
 
-def flat_tile(size: int, target: Target) -> dict[str, Any]:
-    """The constants of a kernel that works on `size` elements: fewer a program where the GPU would be left idle."""
-    block = BLOCK
+def flat_tile(size: int, target: Target, of_thread: int = 8) -> dict[str, Any]:
+    """The constants of a kernel that works on `size` elements: fewer a program where the GPU would be left idle.
+
+    of_thread: elements of a thread; fewer for a kernel that keeps much of each.
+    """
+    block = BLOCK * of_thread // 8
     while block > 256 and size // block < 2 * target.multiprocessors:
         block //= 2
-    return {"BLOCK": block, "LONG": size >= 2**31 - 2 * BLOCK, "num_warps": max(1, block // (8 * target.warp))}
+    return {"BLOCK": block, "LONG": size >= 2**31 - 2 * BLOCK, "num_warps": max(1, block // (of_thread * target.warp))}
 
 
 def collapse(
     shape: tuple[int, ...], strides: list[tuple[int, ...]]
 ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """(shape, strides of each array) with the fewest dimensions: those of size 1 go, neighbours that lie as one join."""
+    """(shape, strides of each array) with the fewest dimensions: size 1 goes, neighbours that lie as one join."""
     sizes: list[int] = []
     kept: list[list[int]] = [[] for _ in strides]
     for d, size in enumerate(shape):

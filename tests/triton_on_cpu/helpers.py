@@ -12,7 +12,6 @@ import torch
 from kernels.case import Case, all_cases
 from kernels.runtime.row_tiles import RowTile, row_tile
 from kernels.runtime.targets import TARGETS
-from kernels.runtime.triton_gpu import DTYPES
 from tests.support import layouts, matrix, oracle
 from tests.support.triton_interpreter import on_cpu
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import kernels
+from kernels.backends import BACKENDS, load
 from kernels.case import Case
 from kernels.random import keep_mask
 from kernels.runtime.elementwise_triton import collapse, flat_tile, places_of
@@ -162,4 +163,5 @@ def test_explain_names_the_kernel():
         found: Any = kernels.explain("relu", torch.zeros(3, 7))
     assert found.chosen == "triton" and "relu in one pass over x" in str(found)
     for op in OPS:
+        load(matrix.OPS[op].family, BACKENDS["triton"])
         assert matrix.OPS[op].implementations["triton"].dtypes == DTYPES
