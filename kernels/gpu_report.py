@@ -76,6 +76,18 @@ def _pool(op: str, attributes: tuple[Any, ...], dtype: str, last: bool) -> Workl
     return Workload(op, dtype, {"x": (32, 64, 112, 112)}, attributes, name=name, channels_last=last)
 
 
+def _conv(
+    name: str, x: tuple[int, ...], weight: tuple[int, ...], dtype: str, *, last: bool = True, stride: int = 1,
+    padding: int = 1, groups: int = 1, activation: str | None = None, op: str = "conv2d",
+) -> Workload:  # fmt: skip
+    """A convolution with bias, in channels-last images or in (N, C, H, W)."""
+    outputs = weight[0] if op == "conv2d" else weight[1] * groups
+    shapes = {"x": x, "weight": weight, "bias": (outputs,)}
+    pairs = ((stride, stride), (padding, padding))
+    attributes = (*pairs, (1, 1), groups, activation) if op == "conv2d" else (*pairs, (0, 0), groups, (1, 1))
+    return Workload(op, dtype, shapes, attributes, name=name, channels_last=last)
+
+
 WORKLOADS: tuple[Workload, ...] = (
     Workload("softmax", "bfloat16", {"x": (8192, 8192)}, (1,)),
     Workload("softmax", "float32", {"x": (4096, 50304)}, (1,), name="long rows"),
@@ -99,6 +111,13 @@ WORKLOADS: tuple[Workload, ...] = (
     _pool("avg_pool2d", ((3, 3), (1, 1), (1, 1), False, True, None), "bfloat16", True),
     _pool("adaptive_avg_pool2d", ((7, 7),), "float32", True),
     _pool("lp_pool2d", (2.0, (2, 2), (2, 2), False), "float32", True),
+    _conv("3x3 channels-last", (32, 64, 56, 56), (64, 64, 3, 3), "bfloat16", activation="relu"),
+    _conv("3x3 stride 2 channels-last", (32, 128, 56, 56), (256, 128, 3, 3), "float16", stride=2),
+    _conv("3x3 channels-last tf32", (32, 64, 56, 56), (64, 64, 3, 3), "float32", activation="gelu"),
+    _conv("3x3 channels first tf32", (32, 64, 56, 56), (128, 64, 3, 3), "float32", last=False),
+    _conv("7x7 stride 2 of 3 channels", (32, 3, 224, 224), (64, 3, 7, 7), "bfloat16", stride=2, padding=3),
+    _conv("depthwise channels-last", (32, 96, 56, 56), (96, 1, 3, 3), "bfloat16", groups=96, activation="silu"),
+    _conv("4x4 stride 2", (16, 256, 28, 28), (256, 128, 4, 4), "bfloat16", stride=2, op="conv_transpose2d"),
 )
 
 
@@ -120,7 +139,7 @@ class Pass:
 
 
 #: Kernels whose work is matrix products: these must use tensor cores in their loop.
-MATRIX_KERNELS: set[str] = set()
+MATRIX_KERNELS: set[str] = {"convolve", "weight_gradient_of_parts"}
 
 #: Ops whose backward has five matrix products where forward has two; of the others it is taken for twice the work.
 MATRIX_OPS = {"attention"}

@@ -13,24 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.runtime.elementwise_triton import elements_of_program
-
-
-@triton.jit
-def _unravel(i, channels, height, width, LAST: tl.constexpr):
-    """(image, channel, row, column) of element i of a result of (N, channels, height, width)."""
-    if LAST:
-        c = i % channels
-        i = i // channels
-        column = i % width
-        i = i // width
-        return i // height, c, i % height, column
-    else:
-        column = i % width
-        i = i // width
-        row = i % height
-        i = i // height
-        return i // channels, i % channels, row, column
+from kernels.runtime.elementwise_triton import elements_of_program, unravel_image
 
 
 @triton.jit
@@ -106,7 +89,7 @@ def max_of_windows(
     is the nearest one. MAGNITUDE: 1 for the largest |x|, -1 for the smallest, 0 for x itself.
     """
     i, here = elements_of_program(size, BLOCK, LONG)
-    n, c, oh, ow = _unravel(i, channels, out_height, out_width, LAST)
+    n, c, oh, ow = unravel_image(i, channels, out_height, out_width, LAST)
     top, bottom = _window(oh, height, out_height, KERNEL_H, STRIDE_H, PADDING_H, DILATION_H, ADAPTIVE)
     left, right = _window(ow, width, out_width, KERNEL_W, STRIDE_W, PADDING_W, DILATION_W, ADAPTIVE)
     start = n.to(tl.int64) * x_image + c.to(tl.int64) * x_channel
@@ -154,7 +137,7 @@ def gradient_of_maxima(
     COVERS_H, COVERS_W: how many windows one after the other may cover a place, at most.
     """
     i, here = elements_of_program(size, BLOCK, LONG)
-    n, c, h, w = _unravel(i, channels, height, width, LAST)
+    n, c, h, w = unravel_image(i, channels, height, width, LAST)
     first_row = _first_cover(h, height, out_height, KERNEL_H, STRIDE_H, PADDING_H, DILATION_H, ADAPTIVE)
     first_column = _first_cover(w, width, out_width, KERNEL_W, STRIDE_W, PADDING_W, DILATION_W, ADAPTIVE)
     g_start = n.to(tl.int64) * g_image + c.to(tl.int64) * g_channel
@@ -192,7 +175,7 @@ def mean_of_windows(
     POWER: None, or p: then it is (K * mean of x ** p) ** (1 / p), K the size of the full window.
     """
     i, here = elements_of_program(size, BLOCK, LONG)
-    n, c, oh, ow = _unravel(i, channels, out_height, out_width, LAST)
+    n, c, oh, ow = unravel_image(i, channels, out_height, out_width, LAST)
     top, bottom = _window(oh, height, out_height, KERNEL_H, STRIDE_H, PADDING_H, 1, ADAPTIVE)
     left, right = _window(ow, width, out_width, KERNEL_W, STRIDE_W, PADDING_W, 1, ADAPTIVE)
     start = n.to(tl.int64) * x_image + c.to(tl.int64) * x_channel
@@ -233,7 +216,7 @@ def gradient_of_means(
     """out[place] = the sum of grad / divisor over the windows that cover it; with POWER as reference.py has it, from x
     and the output y. COVERS_H, COVERS_W as in `gradient_of_maxima`."""
     i, here = elements_of_program(size, BLOCK, LONG)
-    n, c, h, w = _unravel(i, channels, height, width, LAST)
+    n, c, h, w = unravel_image(i, channels, height, width, LAST)
     first_row = _first_cover(h, height, out_height, KERNEL_H, STRIDE_H, PADDING_H, 1, ADAPTIVE)
     first_column = _first_cover(w, width, out_width, KERNEL_W, STRIDE_W, PADDING_W, 1, ADAPTIVE)
     g_start = n.to(tl.int64) * g_image + c.to(tl.int64) * g_channel

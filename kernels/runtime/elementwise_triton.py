@@ -96,3 +96,20 @@ def place_of(i, n1, n2, n3, s0, s1, s2, s3):
     c = i % n2
     i = i // n2
     return (i // n1).to(tl.int64) * s0 + (i % n1).to(tl.int64) * s1 + c.to(tl.int64) * s2 + d.to(tl.int64) * s3
+
+
+@triton.jit
+def unravel_image(i, channels, height, width, LAST: tl.constexpr):
+    """(image, channel, row, column) of element i of a result of (N, channels, height, width)."""
+    if LAST:
+        c = i % channels
+        i = i // channels
+        column = i % width
+        i = i // width
+        return i // height, c, i % height, column
+    else:
+        column = i % width
+        i = i // width
+        row = i % height
+        i = i // height
+        return i // channels, i % channels, row, column
