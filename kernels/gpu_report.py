@@ -147,11 +147,13 @@ MATRIX_OPS = {"attention"}
 #: By kernel: accesses of a number a row beside its tiles, which no vector can hold.
 OF_ROWS = {"losses_of_rows": 6, "gradient_of_rows": 6, "normalise_rows": 2, "gradients_of_parts": 2}
 OF_ROWS |= {"gather_rows": 6, "factors_of_rows": 6, "add_rows": 8, "drop_elements": 1}
+OF_ROWS |= {"convolve": 16, "sums_of_pixels": 1, "convolve_depthwise": 1}
 OF_ROWS |= {"sum_losses": 2, "finish_loss": 8, "gradient_of_long_rows": 2, "sums_of_columns": 2, "sum_parts": 1}
 
 
 #: Kernels that gather windows of images.
-OF_WINDOWS = {"max_of_windows", "mean_of_windows", "gradient_of_maxima", "gradient_of_means"}
+OF_WINDOWS = {"max_of_windows", "mean_of_windows", "gradient_of_maxima", "gradient_of_means", "sums_of_pixels"}
+OF_WINDOWS |= {"convolve", "weight_gradient_of_parts", "convolve_depthwise", "spread_depthwise"}
 
 
 def _inputs(op: Op, workload: Workload) -> tuple[Any, ...]:
@@ -238,7 +240,8 @@ def _follows_windows(kernel: Compiled) -> bool:
 
     In channels-last images they read neighbouring channels, and are held to the rule.
     """
-    return kernel.name in OF_WINDOWS and not kernel.options["LAST"]
+    last = kernel.options.get("VECTORS", kernel.options.get("LAST", True))
+    return kernel.name in OF_WINDOWS and not last
 
 
 def row_of(workload: Workload, direction: str, kernel: Compiled) -> dict[str, Any]:

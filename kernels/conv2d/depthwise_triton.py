@@ -86,6 +86,7 @@ def sums_of_pixels(
     KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PADDING_H: tl.constexpr, PADDING_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     MULTIPLIER: tl.constexpr, TIMES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, COMPUTED: tl.constexpr,
+    INDEX: tl.constexpr, VECTORS: tl.constexpr,
 ):  # fmt: skip
     """What `part` pixels of grad (N, channels, out_height, out_width) give to each channel's sums.
 
@@ -94,35 +95,34 @@ def sums_of_pixels(
     """
     taps: tl.constexpr = KERNEL_H * KERNEL_W
     program = tl.program_id(0)
-    number = tl.program_id(1).to(tl.int64)
+    number = tl.program_id(1).to(INDEX)
     tap = program % taps
     k = program // taps * BLOCK + tl.arange(0, BLOCK)
     down = tap // KERNEL_W * DILATION_H - PADDING_H
     right = tap % KERNEL_W * DILATION_W - PADDING_W
-    outputs = k.to(tl.int64) * g_channel
-    inputs = (k // MULTIPLIER).to(tl.int64) * x_channel
+    outputs = k.to(INDEX) * g_channel
+    inputs = (k // MULTIPLIER).to(INDEX) * x_channel
     plane = out_height * out_width
-    pixels = images.to(tl.int64) * plane
     total = tl.zeros((ROWS, BLOCK), COMPUTED)
     for first in range(0, part, ROWS):
         lane = first + tl.arange(0, ROWS)
         pixel = number * part + lane
-        exists = (lane < part) & (pixel < pixels)
         image = pixel // plane
+        exists = (lane < part) & (image < images)
         in_plane = (pixel % plane).to(tl.int32)
         i = in_plane // out_width
         j = in_plane % out_width
-        at = image * g_image + i.to(tl.int64) * g_row + j.to(tl.int64) * g_column
+        at = image * g_image + i.to(INDEX) * g_row + j.to(INDEX) * g_column
         mask = exists[:, None] & (k < channels)[None, :]
         g = tl.load(grad + at[:, None] + outputs[None, :], mask=mask, other=0.0).to(COMPUTED)
         if TIMES:
             h = i * STRIDE_H + down
             w = j * STRIDE_W + right
             inside = mask & ((h >= 0) & (h < height) & (w >= 0) & (w < width))[:, None]
-            at = image * x_image + h.to(tl.int64) * x_row + w.to(tl.int64) * x_column
+            at = image * x_image + h.to(INDEX) * x_row + w.to(INDEX) * x_column
             x = tl.load(source + at[:, None] + inputs[None, :], mask=inside, other=0.0).to(COMPUTED)
             total += tl.where(inside, g * x, 0.0)
         else:
             total += g
-    places = number * channels * taps + k.to(tl.int64) * taps + tap
+    places = number * channels * taps + k.to(INDEX) * taps + tap
     tl.store(parts + places, tl.sum(total, 0), mask=k < channels)

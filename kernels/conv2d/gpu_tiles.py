@@ -48,32 +48,44 @@ def use_conv_tile(tile: ConvTile) -> Iterator[None]:
         _override.reset(token)
 
 
-def conv_tile(rows: int, columns: int, inner: int, itemsize: int, tensor_cores: bool, target: Target) -> ConvTile:
+def conv_tile(
+    rows: int, columns: int, inner: int, itemsize: int, target: Target, *, tensor_cores: bool, vectors: bool
+) -> ConvTile:
     """The tile of a product of (rows, inner) and (inner, columns).
 
     Args:
         rows, columns: of the result.
         inner: terms of its sums that lie together: the channels of a tap, or pixels.
         itemsize: bytes of an element.
-        tensor_cores: whether the product goes to tensor cores: half precision, or float32 as tf32.
         target: the GPU.
+        tensor_cores: whether the product goes to tensor cores: half precision, or float32 as tf32.
+        vectors: whether the elements of a tile lie side by side, 128 bits of them: channels-last. Without, each
+            thread keeps the place of every element it loads, so that tiles must be small.
     """
     asked = _override.get()
     if asked is not None:
         return asked
-    wide = min(max(power_of_two(columns), LEAST), 128 if tensor_cores else 64)
-    tall = 128 if tensor_cores else 64
+    large = tensor_cores and vectors
+    wide = min(max(power_of_two(columns), LEAST), 128 if large else 64)
+    tall = 128 if large else 64
     # A GPU with idle multiprocessors gains by smaller tiles.
     while tall > 64 and -(-rows // tall) * -(-columns // wide) < target.multiprocessors:
         tall //= 2
     tall = min(tall, max(power_of_two(rows), LEAST))
+    warps = 4
     if not tensor_cores:
-        return ConvTile(tall, wide, LEAST, max(1, 128 // target.warp), 2)
+        return ConvTile(tall, wide, LEAST, warps, 2)
     # 128 bytes of channels: a line of memory.
-    deep = min(max(power_of_two(inner), LEAST), 128 // itemsize)
+    deep = min(max(power_of_two(inner), LEAST), 128 // itemsize if vectors else LEAST * 4 // itemsize)
     if target.amd:
-        return ConvTile(tall, wide, deep, 4, 2)
-    warps = 8 if tall * wide >= 128 * 128 else 4
+        return ConvTile(tall, wide, deep, warps, 2)
+    if not vectors:
+        if itemsize == 4 and target.name.startswith("sm_8") and tall * wide == 64 * 64:
+            warps = 8  # with fewer, registers spill
+        # Asynchronous copies are of 32 bits at least: halves that lie apart have none.
+        return ConvTile(tall, wide, deep, warps, 1 if itemsize < 4 else 2)
+    if tall * wide >= 128 * 128:
+        warps = 8
     return ConvTile(tall, wide, deep, warps, 3 if target.name.startswith("sm_8") else 4)
 
 
@@ -88,7 +100,7 @@ def parts_of_pixels(pixels: int, tiles: int, target: Target) -> tuple[int, int]:
         target: the GPU.
     """
     wanted = -(-2 * target.multiprocessors // tiles)
-    parts = max(1, min(wanted, MOST_PARTS, -(-pixels // LEAST_PART)))
+    parts = max(1, min(wanted, MOST_PARTS, pixels // LEAST_PART))
     part = -(-pixels // parts)
     part = -(-part // 128) * 128  # whole steps of any tile
     return -(-pixels // part), part

@@ -3,7 +3,8 @@
 Arguments in common: a source image (N, C, height, width), a weight and a result with their strides in elements; groups
 are programs of their own, and channel counts are those of a group. TRANSPOSED: the transpose of conv2d in its image, the
 gradient of x and conv_transpose2d. KERNEL, STRIDE, PADDING (top, left), DILATION: of the conv2d, vertical and horizontal.
-PRECISION: of float32 products, "ieee" or "tf32". Sums are taken in float32, in float64 for float64.
+PRECISION: of float32 products, "ieee" or "tf32". Sums are taken in float32, in float64 for float64. INDEX: int32, or int64 where
+an array is too long for it. VECTORS: channels lie side by side, 16 at least; only the kernel report reads it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def convolve(
     COMMON_H: tl.constexpr, COMMON_W: tl.constexpr, TRANSPOSED: tl.constexpr, FLAT: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, KEEPS: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, COMPUTED: tl.constexpr,
+    INDEX: tl.constexpr, VECTORS: tl.constexpr,
 ):  # fmt: skip
     """out = act(bias + weight * source), and the sums before the activation where KEEPS, laid out as out is.
 
@@ -50,7 +52,7 @@ def convolve(
     column_blocks = tl.cdiv(out_channels, COLUMNS)
     program = tl.program_id(0)
     phase = tl.program_id(1)
-    group = tl.program_id(2).to(tl.int64)
+    group = tl.program_id(2).to(INDEX)
     if TRANSPOSED:
         phase_h = phase // STRIDE_W
         phase_w = phase % STRIDE_W
@@ -76,10 +78,14 @@ def convolve(
         skip_h: tl.constexpr = 1
         skip_w: tl.constexpr = 1
 
-    pixel = (program // column_blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    pixel = (program // column_blocks).to(INDEX) * ROWS + tl.arange(0, ROWS)
     plane = tl.maximum(grid_h * grid_w, 1)
-    exists = pixel < images.to(tl.int64) * grid_h * grid_w
     image = pixel // plane
+    if TRANSPOSED:
+        # A phase behind the last row or column has no pixel at all.
+        exists = image < tl.where(grid_h * grid_w > 0, images, 0)
+    else:
+        exists = image < images
     in_plane = (pixel % plane).to(tl.int32)
     i = in_plane // tl.maximum(grid_w, 1)
     j = in_plane % tl.maximum(grid_w, 1)
@@ -93,11 +99,11 @@ def convolve(
         w = j * STRIDE_W - PADDING_W
         target_row = i
         target_column = j
-    begin = image * x_image + h.to(tl.int64) * x_row + w.to(tl.int64) * x_column + group * in_channels * x_channel
+    begin = image * x_image + h.to(INDEX) * x_row + w.to(INDEX) * x_column + group * in_channels * x_channel
 
     k = program % column_blocks * COLUMNS + tl.arange(0, COLUMNS)
     of_output = k < out_channels
-    filters = group * w_group + k.to(tl.int64) * w_out
+    filters = group * w_group + k.to(INDEX) * w_out
     lane = tl.arange(0, INNER)
     total = tl.zeros((ROWS, COLUMNS), COMPUTED)
     if FLAT:
@@ -108,7 +114,7 @@ def convolve(
             c = term % in_channels
             a = tap // taps_w
             b = tap % taps_w
-            places = a.to(tl.int64) * move_h * x_row + b.to(tl.int64) * move_w * x_column + c.to(tl.int64) * x_channel
+            places = a.to(INDEX) * move_h * x_row + b.to(INDEX) * move_w * x_column + c.to(INDEX) * x_channel
             row = h[:, None] + (a * move_h)[None, :]
             column = w[:, None] + (b * move_w)[None, :]
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
@@ -116,9 +122,9 @@ def convolve(
                 source + begin[:, None] + places[None, :],
                 mask=inside & exists[:, None] & (term < terms)[None, :], other=0.0,
             )  # fmt: skip
-            of_tap = (tap_h + a * skip_h).to(tl.int64) * w_row + (tap_w + b * skip_w).to(tl.int64) * w_column
+            of_tap = (tap_h + a * skip_h).to(INDEX) * w_row + (tap_w + b * skip_w).to(INDEX) * w_column
             f = tl.load(
-                weight + (of_tap + c.to(tl.int64) * w_in)[:, None] + filters[None, :],
+                weight + (of_tap + c.to(INDEX) * w_in)[:, None] + filters[None, :],
                 mask=(term < terms)[:, None] & of_output[None, :], other=0.0,
             )  # fmt: skip
             total = tl.dot(x, f, total, input_precision=PRECISION, out_dtype=COMPUTED)
@@ -129,17 +135,17 @@ def convolve(
             c = step % blocks * INNER + lane
             a = tap // taps_w
             b = tap % taps_w
-            move = (a * move_h).to(tl.int64) * x_row + (b * move_w).to(tl.int64) * x_column
+            move = (a * move_h).to(INDEX) * x_row + (b * move_w).to(INDEX) * x_column
             row = h + a * move_h
             column = w + b * move_w
             inside = exists & (row >= 0) & (row < height) & (column >= 0) & (column < width)
             x = tl.load(
-                source + (begin + move)[:, None] + c.to(tl.int64)[None, :] * x_channel,
+                source + (begin + move)[:, None] + c.to(INDEX)[None, :] * x_channel,
                 mask=inside[:, None] & (c < in_channels)[None, :], other=0.0,
             )  # fmt: skip
-            of_tap = (tap_h + a * skip_h).to(tl.int64) * w_row + (tap_w + b * skip_w).to(tl.int64) * w_column
+            of_tap = (tap_h + a * skip_h).to(INDEX) * w_row + (tap_w + b * skip_w).to(INDEX) * w_column
             f = tl.load(
-                weight + (c.to(tl.int64) * w_in)[:, None] + (filters + of_tap)[None, :],
+                weight + (c.to(INDEX) * w_in)[:, None] + (filters + of_tap)[None, :],
                 mask=(c < in_channels)[:, None] & of_output[None, :], other=0.0,
             )  # fmt: skip
             total = tl.dot(x, f, total, input_precision=PRECISION, out_dtype=COMPUTED)
@@ -147,7 +153,7 @@ def convolve(
     channel = group * out_channels + k
     if HAS_BIAS:
         total += tl.load(bias + channel, mask=of_output, other=0.0).to(COMPUTED)[None, :]
-    target = image * y_image + target_row.to(tl.int64) * y_row + target_column.to(tl.int64) * y_column
+    target = image * y_image + target_row.to(INDEX) * y_row + target_column.to(INDEX) * y_column
     places = target[:, None] + (channel * y_channel)[None, :]
     mask = exists[:, None] & of_output[None, :]
     if KEEPS:
@@ -162,6 +168,7 @@ def weight_gradient_of_parts(
     KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PADDING_H: tl.constexpr, PADDING_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, COMPUTED: tl.constexpr,
+    INDEX: tl.constexpr, VECTORS: tl.constexpr,
 ):  # fmt: skip
     """What `part` pixels give to the gradient of conv2d's weight: a row of parts (parts, whole), whole its elements.
 
@@ -170,8 +177,8 @@ def weight_gradient_of_parts(
     """
     row_blocks = tl.cdiv(out_channels, ROWS)
     program = tl.program_id(0)
-    number = tl.program_id(1).to(tl.int64)
-    group = tl.program_id(2).to(tl.int64)
+    number = tl.program_id(1).to(INDEX)
+    group = tl.program_id(2).to(INDEX)
     k = program % row_blocks * ROWS + tl.arange(0, ROWS)
     term = program // row_blocks * COLUMNS + tl.arange(0, COLUMNS)
     terms = KERNEL_H * KERNEL_W * in_channels
@@ -179,26 +186,25 @@ def weight_gradient_of_parts(
     c = term % in_channels
     down = tap // KERNEL_W * DILATION_H - PADDING_H
     right = tap % KERNEL_W * DILATION_W - PADDING_W
-    places = (group * in_channels + c) * x_channel + down.to(tl.int64) * x_row + right.to(tl.int64) * x_column
+    places = (group * in_channels + c) * x_channel + down.to(INDEX) * x_row + right.to(INDEX) * x_column
     outputs = (group * out_channels + k) * g_channel
     plane = out_height * out_width
-    pixels = images.to(tl.int64) * plane
     total = tl.zeros((ROWS, COLUMNS), COMPUTED)
     for first in range(0, part, INNER):
         pixel = number * part + first + tl.arange(0, INNER)
-        exists = pixel < pixels
         image = pixel // plane
+        exists = image < images
         in_plane = (pixel % plane).to(tl.int32)
         i = in_plane // out_width
         j = in_plane % out_width
-        at = image * g_image + i.to(tl.int64) * g_row + j.to(tl.int64) * g_column
+        at = image * g_image + i.to(INDEX) * g_row + j.to(INDEX) * g_column
         g = tl.load(
             grad + at[:, None] + outputs[None, :], mask=exists[:, None] & (k < out_channels)[None, :], other=0.0
         )
         row = (i * STRIDE_H)[:, None] + down[None, :]
         column = (j * STRIDE_W)[:, None] + right[None, :]
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        at = image * x_image + (i * STRIDE_H).to(tl.int64) * x_row + (j * STRIDE_W).to(tl.int64) * x_column
+        at = image * x_image + (i * STRIDE_H).to(INDEX) * x_row + (j * STRIDE_W).to(INDEX) * x_column
         x = tl.load(
             source + at[:, None] + places[None, :], mask=inside & exists[:, None] & (term < terms)[None, :], other=0.0
         )

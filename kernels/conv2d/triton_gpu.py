@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from kernels.runtime.triton_gpu import (
     empty,
     empty_like_form,
     empty_results,
+    index_type,
     launch,
     target_of,
     zero_gradients,
@@ -57,23 +59,38 @@ def precision_of(dtype: torch.dtype, target: Target) -> str:
     return "tf32" if allowed else "ieee"
 
 
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    """Strides; 0 where there is a single place, whose stride may be any number, which would hide that vectors fit."""
+    return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride()))
+
+
 def _geometry(p: Problem) -> dict[str, Any]:
     """The constants of a kernel that say where the taps are."""
     named = {"KERNEL": p.kernel, "STRIDE": p.stride, "PADDING": p.padding[::2], "DILATION": p.dilation}
     return {f"{name}_{side}": pair[d] for name, pair in named.items() for d, side in enumerate("HW")}
 
 
-def _packed(weight: Tensor) -> Tensor:
-    """The weight with its channels side by side, (K, kh, kw, C) in memory: copied unless it lies so."""
+def _packed(weight: Tensor, transposed: bool) -> Tensor:
+    """The weight as a product reads it, copied unless it lies so: in memory (K, kh, kw, C).
+
+    float32's tensor cores take both factors along the sum alone: for the transpose that is (C, kh, kw, K).
+    """
+    if transposed and weight.dtype == torch.float32:
+        return weight.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
     if weight.shape[2] * weight.shape[3] == 1 and weight.is_contiguous():
         return weight
     return weight.contiguous(memory_format=torch.channels_last)
 
 
-def _tile(rows: int, columns: int, inner: int, tensor: Tensor, precision: str) -> ConvTile:
+def _has_vectors(channels: int, tensor: Tensor) -> bool:
+    """Whether `channels` channels of an image lie side by side in vectors, as far as Triton can see: sixteens."""
+    return tensor.stride(1) == 1 and channels % 16 == 0
+
+
+def _tile(rows: int, columns: int, inner: int, tensor: Tensor, precision: str, vectors: bool) -> ConvTile:
     target = target_of(tensor)
     cores = tensor.element_size() == 2 or precision == "tf32" or (target.amd and tensor.element_size() == 4)
-    return conv_tile(rows, columns, inner, tensor.element_size(), cores, target)
+    return conv_tile(rows, columns, inner, tensor.element_size(), target, tensor_cores=cores, vectors=vectors)
 
 
 def _constants(tile: ConvTile, dtype: torch.dtype, precision: str) -> dict[str, Any]:
@@ -108,8 +125,8 @@ def _convolve(
     if depthwise(p):
         _convolve_depthwise(p, source, weight, bias, out, sums, form, transposed, activation)
         return out, sums
-    weight = _packed(weight)
-    of_k, of_c, *of_taps = weight.stride()
+    weight = _packed(weight, transposed)
+    of_k, of_c, *of_taps = _strides(weight)
     outer, inner = weight.shape[0] // p.groups, weight.shape[1]
     out_channels, in_channels = (inner, outer) if transposed else (outer, inner)
     strides = (outer * of_k, of_c, of_k) if transposed else (outer * of_k, of_k, of_c)
@@ -118,16 +135,17 @@ def _convolve(
     phases = p.stride if transposed else (1, 1)
     pixels = form.shape[0] * -(-form.shape[2] // phases[0]) * -(-form.shape[3] // phases[1])
     together = in_channels * (p.kernel[0] * p.kernel[1] if flat else 1)
-    tile = _tile(pixels, out_channels, together, source, precision)
+    vectors = not flat and _has_vectors(in_channels, source)
+    tile = _tile(pixels, out_channels, together, source, precision, vectors)
     grid = (
         triton.cdiv(pixels, tile.rows) * triton.cdiv(out_channels, tile.columns), phases[0] * phases[1], p.groups,
     )  # fmt: skip
     common = {f"COMMON_{side}": math.gcd(p.stride[d], p.dilation[d]) for d, side in enumerate("HW")}
     launch(
         product_triton.convolve, grid, source, weight, bias, out, sums, source.shape[0], in_channels, out_channels,
-        *source.shape[2:], *form.shape[2:], *source.stride(), *strides, *of_taps, *out.stride(),
+        *source.shape[2:], *form.shape[2:], *_strides(source), *strides, *of_taps, *_strides(out),
         **_geometry(p), **common, TRANSPOSED=transposed, FLAT=flat, HAS_BIAS=bias is not None,
-        ACTIVATION=activation, KEEPS=keeps, **_constants(tile, source.dtype, precision),
+        ACTIVATION=activation, KEEPS=keeps, **_constants(tile, source.dtype, precision), INDEX=index_type(source, weight, out), VECTORS=vectors,
     )  # fmt: skip
     return out, sums
 
@@ -137,8 +155,11 @@ def _convolve_depthwise(
     form: ArraySpec, transposed: bool, activation: str | None,
 ) -> None:  # fmt: skip
     tile = flat_tile(form.size, target_of(source), 4 if source.element_size() >= 4 else 8)
-    of_k, _, *of_taps = weight.stride()
-    numbers = (*source.stride(), of_k, *of_taps)
+    if form.channels_last:
+        # Neighbouring threads have neighbouring channels.
+        weight = weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+    of_k, _, *of_taps = _strides(weight)
+    numbers = (*_strides(source), of_k, *of_taps)
     sizes = (form.size, form.shape[1], *source.shape[2:], *form.shape[2:])
     constants = {
         **_geometry(p),
@@ -168,15 +189,20 @@ def _weight_gradient(p: Problem, source: Tensor, grad: Tensor, form: ArraySpec) 
     target = target_of(grad)
     precision = precision_of(grad.dtype, target)
     terms = channels * p.kernel[0] * p.kernel[1]
-    tile = _tile(outputs, terms, pixels, grad, precision)
+    vectors = _has_vectors(channels, source) and _has_vectors(outputs, grad)
+    tile = _tile(outputs, terms, pixels, grad, precision, vectors)
+    if vectors:
+        # The sum goes across memory: of float32, copies that turn it would be of 32 bits.
+        tile = replace(tile, stages=1 if grad.dtype == torch.float32 else min(tile.stages, 3))
     tiles = triton.cdiv(outputs, tile.rows) * triton.cdiv(terms, tile.columns)
     parts, part = parts_of_pixels(pixels, tiles * p.groups, target)
     of_parts = empty((parts, form.size), computed_dtype(grad.dtype), grad.device)
     p_out, p_in, _, p_tap = out.stride()
     launch(
         product_triton.weight_gradient_of_parts, (tiles, parts, p.groups), grad, source, of_parts, grad.shape[0],
-        channels, outputs, *source.shape[2:], *grad.shape[2:], part, form.size, *grad.stride(), *source.stride(),
+        channels, outputs, *source.shape[2:], *grad.shape[2:], part, form.size, *_strides(grad), *_strides(source),
         p_out, p_in, p_tap, **_geometry(p), **_constants(tile, grad.dtype, precision),
+        INDEX=index_type(grad, source, of_parts), VECTORS=vectors,
     )  # fmt: skip
     add_parts(of_parts, out)
     return out
@@ -186,22 +212,25 @@ def _sums(p: Problem, grad: Tensor, source: Tensor | None, form: ArraySpec) -> T
     """Sums over the pixels of grad: a bias's gradient, or with a source a depthwise weight's, of `form`."""
     out = empty_like_form(form, grad.device)
     channels = grad.shape[1]
-    block = min(triton.next_power_of_2(channels), 64 if grad.stride(1) == 1 else 4)
+    block = min(triton.next_power_of_2(channels), 64 if grad.stride(1) == 1 else 16)
     rows = SUM_TILE // block
     taps = form.size // channels
     programs = taps * triton.cdiv(channels, block)
     pixels = grad.shape[0] * grad.shape[2] * grad.shape[3]
     parts, part = parts_of_pixels(pixels, programs, target_of(grad))
     of_parts = empty((parts, form.size), computed_dtype(grad.dtype), grad.device)
-    geometry = _geometry(p)
+    geometry, plane = _geometry(p), tuple(grad.shape[2:])
     if source is None:
         geometry |= {"KERNEL_H": 1, "KERNEL_W": 1}
-    size, strides = (source.shape[2:], source.stride()) if source is not None else ((0, 0), (0, 0, 0, 0))
+        if grad.stride(2) == grad.shape[3] * grad.stride(3):
+            plane = (1, grad.shape[2] * grad.shape[3])  # one long row, in which neighbours are easier to see
+    size, strides = (source.shape[2:], _strides(source)) if source is not None else ((0, 0), (0, 0, 0, 0))
     launch(
         depthwise_triton.sums_of_pixels, (programs, parts), grad, source, of_parts, grad.shape[0], channels,
-        *size, *grad.shape[2:], part, *grad.stride(), *strides, **geometry,
+        *size, *plane, part, *_strides(grad), *strides, **geometry,
         MULTIPLIER=p.weight.shape[0] // p.groups, TIMES=source is not None, ROWS=rows, BLOCK=block,
-        COMPUTED=computed(grad.dtype), num_warps=4,
+        COMPUTED=computed(grad.dtype), INDEX=index_type(grad, source, of_parts),
+        VECTORS=_has_vectors(channels, grad), num_warps=4,
     )  # fmt: skip
     add_parts(of_parts, out)
     return out

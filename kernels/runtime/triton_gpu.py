@@ -128,6 +128,19 @@ def computed(dtype: torch.dtype) -> Any:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
+def index_type(*tensors: torch.Tensor | None) -> Any:
+    """Triton's type of offsets into these tensors: int64 where one is too long for int32."""
+    import triton.language as tl
+
+    # A program may count some elements past the last one that it touches.
+    longest = max(_span(t) for t in tensors if t is not None)
+    return tl.int32 if longest < 2**31 - 2**20 else tl.int64
+
+
+def _span(tensor: torch.Tensor) -> int:
+    return 1 + sum((size - 1) * abs(stride) for size, stride in zip(tensor.shape, tensor.stride()))
+
+
 def as_rows(tensor: torch.Tensor, extents: tuple[int, ...]) -> tuple[torch.Tensor, tuple[int, ...]]:
     """(tensor, strides) seen in a shape; copied only where no strides can say it. Strides of single places are 0."""
     seen = tensor.reshape(extents)

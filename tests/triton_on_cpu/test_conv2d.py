@@ -98,9 +98,9 @@ def _tiles() -> list[ConvTile]:
     """Every tile that `conv_tile` gives, on any target."""
     sizes = (1, 16, 17, 40, 64, 100, 5000, 10**6)
     found = {
-        conv_tile(rows, columns, inner, itemsize, cores, target)
+        conv_tile(rows, columns, inner, itemsize, target, tensor_cores=cores, vectors=vectors)
         for rows in sizes for columns in sizes for inner in (3, 16, 27, 64, 1000) for target in TARGETS.values()
-        for itemsize, cores in ((2, True), (4, True), (4, False), (8, False))
+        for itemsize, cores in ((2, True), (4, True), (4, False), (8, False)) for vectors in (False, True)
     }  # fmt: skip
     return sorted(found, key=lambda t: (t.rows, t.columns, t.inner, t.warps, t.stages))
 
@@ -208,20 +208,22 @@ def test_infinite_weights_do_not_reach_the_padding(groups: int):
 
 
 @pytest.mark.parametrize(
-    "sizes, itemsize, cores, target, expected",
+    "sizes, itemsize, cores, vectors, target, expected",
     [
-        ((100_352, 64, 64), 2, True, "sm_90", ConvTile(128, 64, 64, 4, 4)),
-        ((100_352, 256, 64), 2, True, "sm_90", ConvTile(128, 128, 64, 8, 4)),
-        ((100_352, 256, 64), 2, True, "sm_80", ConvTile(128, 128, 64, 8, 3)),
-        ((100_352, 256, 64), 4, True, "sm_100", ConvTile(128, 128, 32, 8, 4)),
-        ((1568, 512, 512), 2, True, "sm_90", ConvTile(64, 128, 64, 4, 4)),  # idle multiprocessors
-        ((100_352, 256, 64), 4, False, "sm_90", ConvTile(64, 64, 16, 4, 2)),
-        ((100_352, 256, 64), 4, True, "gfx942", ConvTile(128, 128, 32, 4, 2)),
-        ((20, 3, 27), 2, True, "sm_90", ConvTile(32, 16, 32, 4, 4)),
+        ((100_352, 64, 64), 2, True, True, "sm_90", ConvTile(128, 64, 64, 4, 4)),
+        ((100_352, 256, 64), 2, True, True, "sm_90", ConvTile(128, 128, 64, 8, 4)),
+        ((100_352, 256, 64), 2, True, True, "sm_80", ConvTile(128, 128, 64, 8, 3)),
+        ((100_352, 256, 64), 4, True, True, "sm_100", ConvTile(128, 128, 32, 8, 4)),
+        ((1568, 512, 512), 2, True, True, "sm_90", ConvTile(64, 128, 64, 4, 4)),  # idle multiprocessors
+        ((100_352, 256, 64), 4, False, True, "sm_90", ConvTile(64, 64, 16, 4, 2)),
+        ((100_352, 256, 64), 2, True, False, "sm_90", ConvTile(64, 64, 32, 4, 1)),
+        ((100_352, 256, 64), 4, True, False, "sm_90", ConvTile(64, 64, 16, 4, 2)),
+        ((100_352, 256, 64), 4, True, True, "gfx942", ConvTile(128, 128, 32, 4, 2)),
+        ((20, 3, 27), 2, True, False, "sm_90", ConvTile(32, 16, 32, 4, 1)),
     ],
 )
-def test_tiles(sizes: tuple[int, int, int], itemsize: int, cores: bool, target: str, expected: ConvTile):
-    assert conv_tile(*sizes, itemsize, cores, TARGETS[target]) == expected
+def test_tiles(sizes: Any, itemsize: int, cores: bool, vectors: bool, target: str, expected: ConvTile):
+    assert conv_tile(*sizes, itemsize, TARGETS[target], tensor_cores=cores, vectors=vectors) == expected
 
 
 def test_every_tile_is_sound():
