@@ -22,7 +22,7 @@ def convolve_depthwise(
     MULTIPLIER: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, KEEPS: tl.constexpr,
     LAST: tl.constexpr, BLOCK: tl.constexpr, LONG: tl.constexpr, COMPUTED: tl.constexpr,
 ):  # fmt: skip
-    """out (N, channels, out_height, out_width) = act(bias + weight * source); sums before the activation where KEEPS."""
+    """out (N, channels, out_height, out_width) = act(bias + weight * source), and the sums where KEEPS."""
     e, here = elements_of_program(size, BLOCK, LONG)
     n, k, i, j = unravel_image(e, channels, out_height, out_width, LAST)
     start = n.to(tl.int64) * x_image + (k // MULTIPLIER).to(tl.int64) * x_channel

@@ -49,7 +49,8 @@ def use_conv_tile(tile: ConvTile) -> Iterator[None]:
 
 
 def conv_tile(
-    rows: int, columns: int, inner: int, itemsize: int, target: Target, *, tensor_cores: bool, vectors: bool
+    rows: int, columns: int, inner: int, itemsize: int, target: Target, *, tensor_cores: bool, vectors: bool,
+    across: bool = False,
 ) -> ConvTile:
     """The tile of a product of (rows, inner) and (inner, columns).
 
@@ -61,6 +62,7 @@ def conv_tile(
         tensor_cores: whether the product goes to tensor cores: half precision, or float32 as tf32.
         vectors: whether the elements of a tile lie side by side, 128 bits of them: channels-last. Without, each
             thread keeps the place of every element it loads, so that tiles must be small.
+        across: the sum goes across these vectors, not along them: a weight's gradient.
     """
     asked = _override.get()
     if asked is not None:
@@ -78,14 +80,17 @@ def conv_tile(
     # 128 bytes of channels: a line of memory.
     deep = min(max(power_of_two(inner), LEAST), 128 // itemsize if vectors else LEAST * 4 // itemsize)
     if target.amd:
-        return ConvTile(tall, wide, deep, warps, 2)
+        return ConvTile(tall, wide, deep if vectors else LEAST, warps, 2)
     if not vectors:
         if itemsize == 4 and target.name.startswith("sm_8") and tall * wide == 64 * 64:
-            warps = 8  # with fewer, registers spill
+            warps = 8
         # Asynchronous copies are of 32 bits at least: halves that lie apart have none.
         return ConvTile(tall, wide, deep, warps, 1 if itemsize < 4 else 2)
-    if tall * wide >= 128 * 128:
-        warps = 8
+    if tall * wide >= 128 * 128 or (across and target.name == "sm_100"):
+        warps = 8  # with fewer, registers spill
+    if across and itemsize == 4:
+        # Asynchronous copies that turn a tile of float32 would be of 32 bits.
+        return ConvTile(tall, wide, deep, warps, 1)
     return ConvTile(tall, wide, deep, warps, 3 if target.name.startswith("sm_8") else 4)
 
 

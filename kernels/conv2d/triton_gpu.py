@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -87,10 +86,15 @@ def _has_vectors(channels: int, tensor: Tensor) -> bool:
     return tensor.stride(1) == 1 and channels % 16 == 0
 
 
-def _tile(rows: int, columns: int, inner: int, tensor: Tensor, precision: str, vectors: bool) -> ConvTile:
+def _tile(
+    rows: int, columns: int, inner: int, tensor: Tensor, precision: str, *, vectors: bool, across: bool = False
+) -> ConvTile:
     target = target_of(tensor)
     cores = tensor.element_size() == 2 or precision == "tf32" or (target.amd and tensor.element_size() == 4)
-    return conv_tile(rows, columns, inner, tensor.element_size(), target, tensor_cores=cores, vectors=vectors)
+    itemsize = tensor.element_size()
+    return conv_tile(
+        rows, columns, inner, itemsize, target, tensor_cores=cores, vectors=vectors, across=across
+    )  # fmt: skip
 
 
 def _constants(tile: ConvTile, dtype: torch.dtype, precision: str) -> dict[str, Any]:
@@ -136,7 +140,7 @@ def _convolve(
     pixels = form.shape[0] * -(-form.shape[2] // phases[0]) * -(-form.shape[3] // phases[1])
     together = in_channels * (p.kernel[0] * p.kernel[1] if flat else 1)
     vectors = not flat and _has_vectors(in_channels, source)
-    tile = _tile(pixels, out_channels, together, source, precision, vectors)
+    tile = _tile(pixels, out_channels, together, source, precision, vectors=vectors)
     grid = (
         triton.cdiv(pixels, tile.rows) * triton.cdiv(out_channels, tile.columns), phases[0] * phases[1], p.groups,
     )  # fmt: skip
@@ -145,7 +149,8 @@ def _convolve(
         product_triton.convolve, grid, source, weight, bias, out, sums, source.shape[0], in_channels, out_channels,
         *source.shape[2:], *form.shape[2:], *_strides(source), *strides, *of_taps, *_strides(out),
         **_geometry(p), **common, TRANSPOSED=transposed, FLAT=flat, HAS_BIAS=bias is not None,
-        ACTIVATION=activation, KEEPS=keeps, **_constants(tile, source.dtype, precision), INDEX=index_type(source, weight, out), VECTORS=vectors,
+        ACTIVATION=activation, KEEPS=keeps, **_constants(tile, source.dtype, precision),
+        INDEX=index_type(source, weight, out), VECTORS=vectors,
     )  # fmt: skip
     return out, sums
 
@@ -190,10 +195,7 @@ def _weight_gradient(p: Problem, source: Tensor, grad: Tensor, form: ArraySpec) 
     precision = precision_of(grad.dtype, target)
     terms = channels * p.kernel[0] * p.kernel[1]
     vectors = _has_vectors(channels, source) and _has_vectors(outputs, grad)
-    tile = _tile(outputs, terms, pixels, grad, precision, vectors)
-    if vectors:
-        # The sum goes across memory: of float32, copies that turn it would be of 32 bits.
-        tile = replace(tile, stages=1 if grad.dtype == torch.float32 else min(tile.stages, 3))
+    tile = _tile(outputs, terms, pixels, grad, precision, vectors=vectors, across=True)
     tiles = triton.cdiv(outputs, tile.rows) * triton.cdiv(terms, tile.columns)
     parts, part = parts_of_pixels(pixels, tiles * p.groups, target)
     of_parts = empty((parts, form.size), computed_dtype(grad.dtype), grad.device)

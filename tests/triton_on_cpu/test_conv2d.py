@@ -98,9 +98,10 @@ def _tiles() -> list[ConvTile]:
     """Every tile that `conv_tile` gives, on any target."""
     sizes = (1, 16, 17, 40, 64, 100, 5000, 10**6)
     found = {
-        conv_tile(rows, columns, inner, itemsize, target, tensor_cores=cores, vectors=vectors)
+        conv_tile(rows, columns, inner, itemsize, target, tensor_cores=cores, vectors=vectors, across=across)
         for rows in sizes for columns in sizes for inner in (3, 16, 27, 64, 1000) for target in TARGETS.values()
         for itemsize, cores in ((2, True), (4, True), (4, False), (8, False)) for vectors in (False, True)
+        for across in (False, True)
     }  # fmt: skip
     return sorted(found, key=lambda t: (t.rows, t.columns, t.inner, t.warps, t.stages))
 
@@ -224,6 +225,18 @@ def test_infinite_weights_do_not_reach_the_padding(groups: int):
 )
 def test_tiles(sizes: Any, itemsize: int, cores: bool, vectors: bool, target: str, expected: ConvTile):
     assert conv_tile(*sizes, itemsize, TARGETS[target], tensor_cores=cores, vectors=vectors) == expected
+
+
+def test_sums_across_memory_have_tiles_of_their_own():
+    def of(itemsize: int, target: str) -> ConvTile:
+        return conv_tile(
+            512, 4608, 10**5, itemsize, TARGETS[target], tensor_cores=True, vectors=True, across=True
+        )  # fmt: skip
+
+    assert of(2, "sm_90") == ConvTile(128, 128, 64, 8, 4)
+    assert of(4, "sm_90") == ConvTile(128, 128, 32, 8, 1)
+    small = conv_tile(64, 576, 10**5, 2, TARGETS["sm_100"], tensor_cores=True, vectors=True, across=True)
+    assert small == ConvTile(64, 128, 64, 8, 4)
 
 
 def test_every_tile_is_sound():
