@@ -12,6 +12,10 @@ PYTEST_ARGUMENTS ?= -n 2
 DEMO_ARGUMENTS ?=
 BENCH_ARGUMENTS ?=
 
+# The tests run and compile the GPU kernels with one version of Triton. By itself, because torch's wheels with CUDA demand
+# another one, and pip finds no set that satisfies both.
+TRITON := "triton; platform_system == 'Linux'"
+
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -40,6 +44,7 @@ setup: $(VENV)/installed-lint $(VENV)/installed-bench
 # One stamp for each set of extras of pyproject.toml, made anew when either file changes.
 $(VENV)/installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	$(if $(filter test lint,$*),$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(TRITON))
 	touch $@
 
 .PRECIOUS: $(VENV)/installed-%

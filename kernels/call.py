@@ -85,17 +85,18 @@ def make_plan(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], devi
     chosen = dispatch.resolve(op, problem, dispatch.choice(op, backend), kind, place)
     assert chosen.implementation is not None
     backward = dispatch.backward_of(op, problem, chosen, kind, place) if problem.trains else None
-    run = _runner(op, problem, kind, chosen.backend, chosen.implementation, backward)
+    run = _runner(op, problem, kind, chosen.backend, chosen.implementation, backward, device)
     return Plan(op, problem, kind, chosen.backend, chosen.implementation, backward, run)
 
 
 def _runner(
-    op: Op, problem: Problem, kind: str, backend: Backend, forward: Implementation, backward: Implementation | None
-) -> Callable[[tuple[Any, ...]], Any]:
+    op: Op, problem: Problem, kind: str, backend: Backend, forward: Implementation, backward: Implementation | None,
+    device: Any,
+) -> Callable[[tuple[Any, ...]], Any]:  # fmt: skip
     if kind == "torch" or backend.arrays == "torch":
         from kernels import torch_binding
 
-        return torch_binding.runner(op, problem, kind, backend, forward, backward)
+        return torch_binding.runner(op, problem, kind, backend, forward, backward, device)
     if problem.empty:
         return lambda inputs: problem.public(problem.empty_results())
     checks_values = type(problem).check_values is not Problem.check_values

@@ -149,9 +149,19 @@ def candidate(op: Op, problem: Problem, backend: Backend, kind: str, place: str,
     if implementation is None:
         return Candidate(backend, None, (*reasons, f"there is no {backend.name} kernel of {op.name}"))
     reasons += implementation.why_not(problem)
+    if kind == "cupy" and backend.arrays == "torch":
+        reasons.append("it takes torch tensors and NumPy arrays, not CuPy's")
+    if backend.name == "torch" and place == "cuda" and not _torch_has_cuda():
+        reasons.append("torch finds no CUDA device or driver")
     if automatic and backend.name == "torch" and kind == "numpy":
         reasons.append("it is taken for NumPy arrays only by name")
     return Candidate(backend, implementation, tuple(reasons))
+
+
+def _torch_has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def candidates(op: Op, problem: Problem, kind: str, place: str, *, automatic: bool = True) -> tuple[Candidate, ...]:

@@ -1,8 +1,9 @@
 """The kernel report: what the compiler made of the Triton kernels, for GPUs that need not be here.
 
-``python -m kernels report`` compiles a list of workloads for each target and prints a table; ``--json FILE`` also writes
-the rows. Everything in it is a fact of the compiler or arithmetic of the algorithm: registers, spills, how many blocks a
-multiprocessor holds, instructions, bytes, operations, and the time below which no H100 can be. No time is measured.
+``python -m kernels report`` compiles a list of workloads for each target and prints a table; ``--json FILE`` also
+writes the rows. Everything in it is a fact of the compiler or arithmetic of the algorithm: registers, spills, how many
+blocks a multiprocessor holds, instructions, bytes, operations, and the time below which no H100 can be. No time is
+measured.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 #: What the report is made for.
 REPORTED_TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
-#: Data-sheet peaks of the H100 SXM: bytes of memory, operations in half precision on tensor cores, in float32, a second.
+#: Data-sheet peaks of the H100 SXM a second: bytes of memory, operations in half precision on tensor cores, in float32.
 H100 = {"bytes": 3.35e12, "half": 989e12, "float32": 67e12}
 
 
@@ -88,6 +89,32 @@ def _conv(
     return Workload(op, dtype, shapes, attributes, name=name, channels_last=last)
 
 
+def _attention(
+    shape: tuple[int, ...],
+    dtype: str,
+    name: str = "",
+    *,
+    keys: tuple[int, ...] | None = None,
+    bias: tuple[int, ...] | None = None,
+    mask: tuple[int, ...] | None = None,
+    table: tuple[int, ...] | None = None,
+    lengths: bool = False,
+    causal: str | None = None,
+    window: tuple[int, int] | None = None,
+    softcap: float | None = None,
+    dropout_p: float = 0.0,
+    kind: str | None = None,
+) -> Workload:
+    keys = shape if keys is None else keys
+    shapes = {"query": shape, "key": keys, "value": keys}
+    shapes |= {n: s for n, s in (("bias", bias), ("relative", table)) if s is not None}
+    integers: dict[str, tuple[int, ...]] = {"lengths": shape[:1]} if lengths else {}
+    integers |= {"seed": ()} if dropout_p else {}
+    clip = (table[0] - 1) // 2 if kind == "shaw" and table is not None else 0
+    attributes = (causal, window, softcap, None, dropout_p, kind, clip, False, False)
+    return Workload("attention", dtype, shapes, attributes, integers, {} if mask is None else {"mask": mask}, name)
+
+
 WORKLOADS: tuple[Workload, ...] = (
     Workload("softmax", "bfloat16", {"x": (8192, 8192)}, (1,)),
     Workload("softmax", "float32", {"x": (4096, 50304)}, (1,), name="long rows"),
@@ -96,6 +123,26 @@ WORKLOADS: tuple[Workload, ...] = (
     _entropy((8192, 32000), "bfloat16"),
     _entropy((16384, 4096), "float32", 0.1),
     _entropy((16, 32, 256, 256), "float32"),
+    _attention((4, 16, 4096, 64), "bfloat16", "causal", causal="top_left"),
+    _attention((4, 16, 4096, 128), "bfloat16"),
+    _attention((2, 8, 2048, 256), "bfloat16"),
+    _attention((2, 16, 2048, 64), "float32", "causal", causal="top_left"),
+    _attention((2, 16, 2048, 64), "float16", "bias", bias=(1, 16, 2048, 2048)),
+    _attention((2, 16, 2048, 64), "bfloat16", "dropout", dropout_p=0.1),
+    _attention(
+        (2, 32, 2048, 128),
+        "bfloat16",
+        "grouped mask window softcap lengths",
+        keys=(2, 8, 2048, 128),
+        lengths=True,
+        mask=(2, 1, 2048, 2048),
+        causal="bottom_right",
+        window=(512, 0),
+        softcap=30.0,
+    ),
+    _attention((2, 16, 2048, 64), "bfloat16", "Shaw", table=(65, 64), kind="shaw"),
+    _attention((2, 16, 2048, 64), "bfloat16", "ALiBi", table=(16,), kind="alibi", causal="top_left"),
+    _attention((8, 32, 1, 128), "bfloat16", "decode 16384 keys", keys=(8, 8, 16384, 128), causal="bottom_right"),
     _norm("layer_norm", (16384, 1024), "bfloat16"),
     _norm("layer_norm", (16384, 4096), "float32"),
     _norm("layer_norm", (4096, 20480), "bfloat16"),
@@ -112,7 +159,6 @@ WORKLOADS: tuple[Workload, ...] = (
     _pool("adaptive_avg_pool2d", ((7, 7),), "float32", True),
     _pool("lp_pool2d", (2.0, (2, 2), (2, 2), False), "float32", True),
     _conv("3x3 channels-last", (32, 64, 56, 56), (64, 64, 3, 3), "bfloat16", activation="relu"),
-    _conv("3x3 stride 2 channels-last", (32, 128, 56, 56), (256, 128, 3, 3), "float16", stride=2),
     _conv("3x3 channels-last tf32", (32, 64, 56, 56), (64, 64, 3, 3), "float32", activation="gelu"),
     _conv("3x3 channels first tf32", (32, 64, 56, 56), (128, 64, 3, 3), "float32", last=False),
     _conv("7x7 stride 2 of 3 channels", (32, 3, 224, 224), (64, 3, 7, 7), "bfloat16", stride=2, padding=3),
@@ -139,13 +185,16 @@ class Pass:
 
 
 #: Kernels whose work is matrix products: these must use tensor cores in their loop.
-MATRIX_KERNELS: set[str] = {"convolve", "weight_gradient_of_parts"}
+MATRIX_KERNELS = {"attention_forward", "query_gradient", "key_gradients", "bias_gradient"}
+MATRIX_KERNELS |= {"convolve", "weight_gradient_of_parts"}
 
 #: Ops whose backward has five matrix products where forward has two; of the others it is taken for twice the work.
 MATRIX_OPS = {"attention"}
 
 #: By kernel: accesses of a number a row beside its tiles, which no vector can hold.
 OF_ROWS = {"losses_of_rows": 6, "gradient_of_rows": 6, "normalise_rows": 2, "gradients_of_parts": 2}
+OF_ROWS |= {"attention_forward": 2, "join_splits": 8, "row_products": 2, "query_gradient": 20, "key_gradients": 8}
+OF_ROWS |= {"bias_gradient": 8}
 OF_ROWS |= {"gather_rows": 6, "factors_of_rows": 6, "add_rows": 8, "drop_elements": 1}
 OF_ROWS |= {"convolve": 16, "sums_of_pixels": 1, "convolve_depthwise": 1}
 OF_ROWS |= {"sum_losses": 2, "finish_loss": 8, "gradient_of_long_rows": 2, "sums_of_columns": 2, "sum_parts": 1}
@@ -210,8 +259,13 @@ def compile_workload(workload: Workload, target: str) -> tuple[Pass, Pass]:
     )
 
 
-def gates(kernel: Compiled) -> list[str]:
-    """Every rule that a compiled kernel breaks, in words: it spills, does not fit, or does without the hardware."""
+def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
+    """Every rule that a compiled kernel breaks, in words: it spills, does not fit, or does without the hardware.
+
+    Args:
+        kernel: the kernel.
+        dtype: of its arrays; tensor cores are asked for in half precision (float32 has them only as tf32).
+    """
     broken = []
     if kernel.spills:
         broken.append(f"{kernel.spills} instructions spill registers")
@@ -224,13 +278,16 @@ def gates(kernel: Compiled) -> list[str]:
         if blocks < 1:
             broken.append(f"no block fits on a multiprocessor: {limiter}")
     of_rows = OF_ROWS.get(kernel.name, 0) * min(int(kernel.options.get("ROWS", 1)), 2)
-    narrow = 0 if _follows_windows(kernel) else max(kernel.narrow - of_rows, 0)
-    if not kernel.target.amd and narrow > 0.1 * (kernel.wide + narrow):
+    narrow = max(kernel.narrow - of_rows, 0)
+    # A bool mask is read where the tensor cores leave the scores, two neighbours a thread; Shaw's term is gathered.
+    scattered = kernel.options.get("HAS_MASK") or kernel.options.get("TERM") == 1 or _follows_windows(kernel)
+    if not kernel.target.amd and not scattered and narrow > 0.1 * (kernel.wide + narrow):
         broken.append(f"{narrow} of {kernel.wide + narrow} global accesses are narrower than 128 bits")
-    if kernel.name in MATRIX_KERNELS:
-        if not kernel.count(kernel.matrix_instructions, in_loop=True):
+    if kernel.name in MATRIX_KERNELS and dtype in ("float16", "bfloat16"):
+        if not kernel.count(kernel.matrix_instructions, in_loop=bool(kernel.loop)):
             broken.append(f"no {kernel.matrix_instructions} in the loop")
-        if int(kernel.options.get("num_stages", 1)) > 1 and not kernel.target.amd and not kernel.asynchronous:
+        stages = int(kernel.options.get("num_stages", 1)) > 1 and bool(kernel.loop)
+        if stages and not kernel.target.amd and not kernel.asynchronous:
             broken.append("no asynchronous copies, though there are stages")
     return broken
 
@@ -271,9 +328,7 @@ def row_of(workload: Workload, direction: str, kernel: Compiled) -> dict[str, An
     }
 
 
-def make(
-    targets: tuple[str, ...] = REPORTED_TARGETS, workloads: tuple[Workload, ...] = WORKLOADS
-) -> dict[str, Any]:
+def make(targets: tuple[str, ...] = REPORTED_TARGETS, workloads: tuple[Workload, ...] = WORKLOADS) -> dict[str, Any]:
     """The whole report: {"triton": version, "passes": [...], "kernels": [...]}."""
     from kernels.runtime.triton_compile import version
 
@@ -315,6 +370,29 @@ def key(row: dict[str, Any]) -> str:
     return " | ".join((row["workload"], row["pass"], row["kernel"], row["target"], json.dumps(row["tile"])))
 
 
+INTRODUCTION = """# The GPU kernels as the compiler leaves them
+
+Made by `python -m kernels report --json docs/gpu_kernels.json --markdown docs/gpu_kernels.md`, which needs Triton and
+no GPU. **No kernel has been run on a GPU, and no time here is measured.** What the figures are:
+
+- registers, shared memory (bytes) and instructions: the compiler's, from the machine code of a launch with these sizes;
+- occupancy: threads on a multiprocessor as a share of those that fit, and what limits them, by NVIDIA's rules (a kernel
+  full of tensor-core work needs little of it; AMD's rules are others);
+- matrix: tensor-core instructions in the loop; async: copies to shared memory that no thread waits for;
+- wide/all: global loads, stores and copies of 128 bits a thread, of all that there are;
+- floor: bytes / 3.35e12 or operations / peak (989e12 in half precision on tensor cores, else 67e12), whichever is
+  longer: no H100 can be faster. What a kernel really takes is unknown.
+
+`tests/triton_on_cpu/test_compiled.py` compiles all of it and fails when a kernel spills registers, does not fit, leaves
+tensor cores or wide accesses unused, or became worse than in this table.
+"""
+
+
+def document(report: dict[str, Any]) -> str:
+    """docs/gpu_kernels.md."""
+    return f"{INTRODUCTION}\n{table(report)}\n"
+
+
 def table(report: dict[str, Any]) -> str:
     """The report as tables in Markdown."""
     lines = [
@@ -343,7 +421,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels report", description=__doc__)
     parser.add_argument("--target", action="append", choices=REPORTED_TARGETS, help="only this target; may be repeated")
     parser.add_argument("--json", type=Path, help="also write the report here, as JSON")
-    parser.add_argument("--markdown", type=Path, help="write the tables here in place of printing them")
+    parser.add_argument("--markdown", type=Path, help="write them here in place of printing them")
     asked = parser.parse_args(arguments)
     if find_spec("triton") is None or find_spec("torch") is None:
         print(f"report: {BACKENDS['triton'].missing()}", file=sys.stderr)
@@ -352,7 +430,7 @@ def main(arguments: list[str]) -> int:
     if asked.json:
         asked.json.write_text(json.dumps(report, indent=1) + "\n")
     if asked.markdown:
-        asked.markdown.write_text(table(report) + "\n")
+        asked.markdown.write_text(document(report))
     else:
         print(table(report))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from dataclasses import dataclass, replace
@@ -209,7 +210,7 @@ def _run_and_keep(
     if backward is None or backward.backward is None:
         raise BackendError(f"{op.name}: no backend here has a backward pass for {dispatch.describe(op, problem)}")
     assert chosen.implementation is not None
-    forward, back = (_on_numpy(BACKENDS[i.backend].arrays) for i in (chosen.implementation, backward))
+    forward, back = (_on_numpy(BACKENDS[i.backend].arrays, device) for i in (chosen.implementation, backward))
     if problem.empty:
         results = problem.empty_results()
     else:
@@ -236,10 +237,10 @@ def _run_and_keep(
     return problem.public(results), pullback
 
 
-def _on_numpy(kind: str) -> Callable[..., tuple[Any, ...]]:
-    """How to call an implementation that takes arrays of `kind` with NumPy arrays."""
+def _on_numpy(kind: str, device: Any) -> Callable[..., tuple[Any, ...]]:
+    """How to call an implementation that takes arrays of `kind` with NumPy arrays, on the device that was named."""
     if kind == "numpy":
         return lambda function, problem, arrays, keywords: function(problem, *arrays, **keywords)
     from kernels import torch_binding
 
-    return torch_binding.on_numpy
+    return functools.partial(torch_binding.on_numpy, device=device)

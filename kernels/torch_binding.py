@@ -56,7 +56,7 @@ class _Bound:
     def forward(self, inputs: Sequence[torch.Tensor | None]) -> Tensors:
         """All results as tensors; None for an absent one."""
         if self.takes_tensors:
-            if self._checks_values:
+            if self._checks_values and not _captured(inputs):
                 self.problem.check_values(*inputs)
             return self._forward(self.problem, *inputs)
         return tuple([None if r is None else _from_numpy(r) for r in self._on_views(inputs)])
@@ -111,6 +111,11 @@ class _Bound:
         return stock.backward(self.problem, *gradients, **dict(zip(self.saved_names, saved)))
 
 
+def _captured(tensors: Sequence[torch.Tensor | None]) -> bool:
+    """Whether the call becomes part of a CUDA graph, when no value can be looked at."""
+    return any(t is not None and t.is_cuda for t in tensors) and torch.cuda.is_current_stream_capturing()
+
+
 def _has_tangent(tensor: torch.Tensor | None) -> bool:
     return tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
 
@@ -150,14 +155,15 @@ def runner(
     backend: Backend,
     forward: Implementation,
     backward: Implementation | None,
+    device: Any = None,
 ) -> Callable[[tuple[Any, ...]], Any]:
-    """The function that runs calls of one form when tensors are involved on either side."""
+    """The function that runs calls of one form when tensors are involved on either side; `device`: as it was named."""
     if kind == "numpy":
         function = forward.forward
 
         def run_on_numpy(inputs: tuple[Any, ...]) -> Any:
             problem.check_values(*inputs)
-            return problem.public(on_numpy(function, problem, inputs, {}))
+            return problem.public(on_numpy(function, problem, inputs, {}, device))
 
         return run_on_numpy
     bound = _Bound(op, problem, backend, forward, backward)
@@ -170,17 +176,21 @@ def runner(
 
 
 def on_numpy(
-    function: Callable[..., Tensors], problem: Problem, inputs: Sequence[Any], keywords: dict[str, Any]
-) -> tuple[Any, ...]:
-    """Call a function that takes tensors with NumPy arrays: ``function(problem, *inputs, **keywords)``."""
+    function: Callable[..., Tensors], problem: Problem, inputs: Sequence[Any], keywords: dict[str, Any],
+    device: Any = None,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Call a function that takes tensors with NumPy arrays: ``function(problem, *inputs, **keywords)``.
+
+    With `device` ("cuda", "cuda:1") they are copied there, and the results back.
+    """
 
     def tensor(array: Any) -> torch.Tensor | None:
         # np.array copies into positive strides and writable memory, which from_numpy wants.
-        return None if array is None else torch.from_numpy(np.array(array, order="K"))
+        return None if array is None else torch.from_numpy(np.array(array, order="K")).to(device)
 
     with torch.no_grad():
         results = function(problem, *map(tensor, inputs), **{name: tensor(a) for name, a in keywords.items()})
-    return tuple(None if r is None else r.numpy() for r in results)
+    return tuple(None if r is None else r.cpu().numpy() for r in results)
 
 
 # ----- registered ops ----------------------------------------------------------------------------------------------
@@ -225,9 +235,7 @@ class _Registered:
             _library.impl(f"{op.name}_backward", self._backward, device)
         torch.library.register_fake(self.name, self._forward_fake, lib=_library)
         torch.library.register_fake(f"{self.name}_backward", self._backward_fake, lib=_library)
-        torch.library.register_autograd(
-            self.name, self._autograd, setup_context=self._setup_context, lib=_library
-        )
+        torch.library.register_autograd(self.name, self._autograd, setup_context=self._setup_context, lib=_library)
         torch.library.register_autograd(f"{self.name}_backward", self._no_second_derivative, lib=_library)
         self.call = getattr(getattr(torch.ops, NAMESPACE), op.name)
         self.call_backward = getattr(getattr(torch.ops, NAMESPACE), f"{op.name}_backward")

@@ -1,11 +1,11 @@
 """The Triton kernels of convolutions as matrix products (implicit GEMM): no image of patches is ever made.
 
 Arguments in common: a source image (N, C, height, width), a weight and a result with their strides in elements; groups
-are programs of their own, and channel counts are those of a group. TRANSPOSED: the transpose of conv2d in its image, that
-is the gradient of x, and conv_transpose2d. KERNEL, STRIDE, PADDING (top, left), DILATION: of the conv2d, vertical and
-horizontal. PRECISION: of float32 products, "ieee" or "tf32". Sums are taken in float32, in float64 for float64. INDEX:
-int32, or int64 where an array is too long for it. VECTORS: channels lie side by side, 16 at least; only the kernel report
-reads it.
+are programs of their own, and channel counts are those of a group. TRANSPOSED: the transpose of conv2d in its image,
+that is the gradient of x, and conv_transpose2d. KERNEL, STRIDE, PADDING (top, left), DILATION: of the conv2d, vertical
+and horizontal. PRECISION: of float32 products, "ieee" or "tf32". Sums are taken in float32, in float64 for float64.
+INDEX: int32, or int64 where an array is too long for it. VECTORS: channels lie side by side, 16 at least; only the
+kernel report reads it.
 """
 
 from __future__ import annotations

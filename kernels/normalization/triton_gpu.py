@@ -27,6 +27,8 @@ Tensor = torch.Tensor
 
 #: The longest row of which backward keeps gradient, row and both sums: 16 elements of each of 512 threads.
 LONGEST_BACKWARD = 8192
+#: Columns and rows of the tiles that add up what longer rows give to weight and bias: a vector of 128 bits a thread.
+LONG_COLUMNS, LONG_ROWS = 1024, 2
 
 
 def _normalise(
@@ -77,10 +79,8 @@ def _gradients(
     wants_x, wants_weight, wants_bias = (*p.needs_grad, False)[:3]
     device, wide, target = x.device, computed_dtype(x.dtype), target_of(x)
     tile = row_tile(rows, n, 1, target, LONGEST_BACKWARD)
-    if not tile.whole:
-        # Two rows of columns at a time fill a thread as one row of a whole tile does.
-        tile = RowTile(2, tile.block // 2, False, tile.warps)
-    parts, part = parts_of(rows, tile, target)
+    columns = min(LONG_COLUMNS, tile.block)
+    parts, part = parts_of(rows, tile if tile.whole else RowTile(LONG_ROWS, columns, False, 8), target)
     grad_x = empty(p.x.shape, x.dtype, device) if wants_x else None
     of_weight = empty((parts, n), wide, device) if wants_weight else None
     of_bias = empty((parts, n), wide, device) if wants_bias else None
@@ -104,8 +104,8 @@ def _gradients(
             )  # fmt: skip
         if wants_weight or wants_bias:
             launch(
-                rows_triton.sums_of_columns, (triton.cdiv(n, tile.block), parts), g, seen, *kept, of_weight, of_bias,
-                rows, n, part, *strides, **options, **wants, ROWS=tile.rows, BLOCK=tile.block,
+                rows_triton.sums_of_columns, (triton.cdiv(n, columns), parts), g, seen, *kept, of_weight, of_bias,
+                rows, n, part, *strides, **options, **wants, ROWS=LONG_ROWS, BLOCK=columns,
             )  # fmt: skip
     return grad_x, _summed(p, of_weight, x), _summed(p, of_bias, x)
 

@@ -36,6 +36,11 @@ class Target:
         """Whether it is AMD's, compiled through HIP."""
         return self.name.startswith("gfx")
 
+    @property
+    def products_in_registers(self) -> bool:
+        """Whether tensor cores take their factors from registers (mma), not from shared memory (wgmma, tcgen05)."""
+        return self.name not in ("sm_90", "sm_100")
+
     def occupancy(self, registers: int, shared: int, threads: int) -> tuple[int, float, str]:
         """How many blocks of a kernel fit on a multiprocessor (NVIDIA's rules).
 

@@ -108,7 +108,7 @@ def target_of(tensor: torch.Tensor) -> Target:
     return _target if _target is not None else _target_of_device(tensor.device.index or 0)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _target_of_device(index: int) -> Target:
     if torch.version.hip is not None:
         name = torch.cuda.get_device_properties(index).gcnArchName.partition(":")[0]

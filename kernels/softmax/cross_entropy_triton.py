@@ -1,8 +1,9 @@
 """The Triton kernels of cross_entropy: the loss of every row, their sum, and the gradients.
 
-Names as in cross_entropy_cpu.py: u are a row's targets made smooth and weighted; a dense part (hard * t_c + even) * w_c,
-left out where it is zero, and for class indices one term hard * w_t at the class t, with hard = 1 - SMOOTHING and even =
-SMOOTHING / n. A class index that is neither a class nor ignore_index is never used as an address and makes its row NaN.
+Names as in cross_entropy_cpu.py: u are a row's targets made smooth and weighted; a dense part (hard * t_c + even) *
+w_c, left out where it is zero, and for class indices one term hard * w_t at the class t, with hard = 1 - SMOOTHING and
+even = SMOOTHING / n. A class index that is neither a class nor ignore_index is never used as an address and makes its
+row NaN.
 
 Arguments that they take: x (outer, n, inner); target, class indices (outer, inner) where INDEXED, else probabilities
 (outer, n, inner), each with its strides; weight (n,) with its stride, None unless WEIGHTED; maxima, log_sums, losses:
@@ -176,9 +177,7 @@ def gradient_of_rows(
     if WANTS_X and (SMOOTHING != 0 or not INDEXED):
         for first in range(0, n, BLOCK):
             weights = _weights(weight, weight_n, first + lane, n, WEIGHTED, COMPUTED)
-            u = _dense(
-                target, target_begin, target_n, first + lane, n, rows, weights, SMOOTHING, INDEXED, COMPUTED
-            )
+            u = _dense(target, target_begin, target_n, first + lane, n, rows, weights, SMOOTHING, INDEXED, COMPUTED)
             u_sum += tl.sum(u, 1)
     for first in range(0, n, BLOCK):
         c = first + lane

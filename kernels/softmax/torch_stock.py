@@ -68,7 +68,7 @@ def cross_entropy(
         divisor = _divisor(p, input, target, weight) if p.reduction == "mean" else None
         kept = (maximum, log_sum, divisor)
         forms = p.results()[1:]
-    return (loss, *(None if form is None else k.to(getattr(torch, form.dtype)) for k, form in zip(kept, forms)))
+    return (loss, *(k if k is None or f is None else k.to(getattr(torch, f.dtype)) for k, f in zip(kept, forms)))
 
 
 def cross_entropy_backward(

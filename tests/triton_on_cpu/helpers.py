@@ -50,10 +50,11 @@ def _answer(op: str, tensors: dict[str, Any], incoming: Iterable[torch.Tensor], 
     return [r.detach() for r in (*results, *found)]
 
 
-def half_complaints(case: Case, dtype: torch.dtype) -> list[str]:
-    """The same in half precision, which NumPy lacks in part.
+def tensor_complaints(case: Case, dtype: torch.dtype, device: str = "cpu") -> list[str]:
+    """The same on tensors of any dtype (half precision, which NumPy lacks in part) and device.
 
-    The budget: twice torch's own error in the same dtype, and four units in the last place of the largest number.
+    The budget: twice torch's own error in the same dtype on the same device, and four units in the last place of the
+    largest number.
     """
     arguments = _tensors(case.op, case.build("float32"), dtype)
     double = {n: v.detach().double() if _floating(v) else v for n, v in arguments.items()}
@@ -64,10 +65,13 @@ def half_complaints(case: Case, dtype: torch.dtype) -> list[str]:
     generator = torch.Generator().manual_seed(1)
     incoming = [torch.randn(r.shape, generator=generator).to(dtype) for r in results]
     exact = _answer(case.op, double, [g.double() for g in incoming], "reference")
+    arguments = {n: _moved(v, device) for n, v in arguments.items()}
+    incoming = [g.to(device) for g in incoming]
     theirs = _answer(case.op, arguments, incoming, "torch")
     mine = _answer(case.op, arguments, incoming, "triton")
     lines = []
     for i, (a, b, c) in enumerate(zip(exact, theirs, mine, strict=True)):
+        b, c = b.cpu(), c.cpu()
         if c.dtype != b.dtype:
             lines.append(f"array {i}: dtype {c.dtype} must be {b.dtype}")
         rounded = a.to(c.dtype)
@@ -83,6 +87,12 @@ def half_complaints(case: Case, dtype: torch.dtype) -> list[str]:
 
 def _error(found: torch.Tensor, exact: torch.Tensor, odd: torch.Tensor) -> float:
     return float((found.double() - exact)[~odd].nan_to_num().abs().max()) if bool((~odd).any()) else 0.0
+
+
+def _moved(value: Any, device: str) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.detach().to(device).requires_grad_(value.requires_grad)
 
 
 def _floating(value: Any) -> bool:

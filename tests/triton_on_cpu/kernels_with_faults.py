@@ -1,4 +1,4 @@
-"""Small Triton kernels, each with one fault of a kind that the tests of kernels must catch, and sound ones beside them."""
+"""Small Triton kernels, each with one fault of a kind that the tests of kernels must catch, and sound ones beside."""
 
 from __future__ import annotations
 

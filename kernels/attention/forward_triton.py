@@ -1,0 +1,132 @@
+"""The Triton kernels of attention's forward pass (Dao, FlashAttention-2, 2023); names as in scores_triton.py.
+
+Arrays have their strides in the order (batch, head, place, width); the innermost one of queries, keys and values too.
+H, GROUP: heads of queries, and how many of them share a head of keys. BLOCK_E, BLOCK_V: powers of two that hold the
+widths E and EV.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels.attention.scores_triton import kept_factors, key_range, keys_of_row, scores
+
+
+@triton.jit
+def load_rows(pointer, i, step, e, step_e, places, width, WHOLE: tl.constexpr):
+    """Rows i (ROWS,) of `width` columns, 0 where there are none: (ROWS, e's size). WHOLE: e is just as wide."""
+    where = pointer + i[:, None].to(tl.int64) * step + e[None, :] * step_e
+    if WHOLE:
+        return tl.load(where, mask=i[:, None] < places, other=0.0)
+    else:
+        return tl.load(where, mask=(i[:, None] < places) & (e[None, :] < width), other=0.0)
+
+
+@triton.jit
+def attention_forward(
+    query, key, value, mask, bias, lengths, term, seed, out, lse, H, GROUP, L, S, E, EV, chunk,
+    q_b, q_h, q_i, q_e, k_b, k_h, k_j, k_e, v_b, v_h, v_j, v_e, mask_b, mask_h, mask_i, mask_j,
+    bias_b, bias_h, bias_i, bias_j, term_b, term_h, term_i, term_row, splits,
+    SCALE: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, FROM_END: tl.constexpr,
+    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr, TERM: tl.constexpr,
+    LIMIT: tl.constexpr, DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr, KEEPS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+    WHOLE_E: tl.constexpr, WHOLE_V: tl.constexpr, PRECISION: tl.constexpr, COMPUTED: tl.constexpr,
+):  # fmt: skip
+    """out (splits, B, H, L, EV), lse (splits, B, H, L): each split of the keys by itself, `chunk` keys of it.
+
+    Programs: blocks of queries, the last ones first, of each split of each head.
+    """
+    program = tl.program_id(0)
+    blocks = tl.cdiv(L, BLOCK_M)
+    first = (blocks - 1 - program % blocks) * BLOCK_M
+    split = program // blocks % splits
+    number = program // blocks // splits
+    heads = tl.num_programs(0) // blocks // splits
+    b = (number // H).to(tl.int64)
+    h = (number % H).to(tl.int64)
+    i = first + tl.arange(0, BLOCK_M)
+    lane = tl.arange(0, BLOCK_N)
+    e = tl.arange(0, BLOCK_E)
+    w = tl.arange(0, BLOCK_V)
+    count, shift = keys_of_row(lengths, b, L, S, HAS_LENGTHS, FROM_END)
+    q = load_rows(query + b * q_b + h * q_h, i, q_i, e, q_e, L, E, WHOLE_E)
+    key += b * k_b + h // GROUP * k_h
+    value += b * v_b + h // GROUP * v_h
+    if HAS_MASK:
+        mask += b * mask_b + h * mask_h
+    if HAS_BIAS:
+        bias += b * bias_b + h * bias_h
+    if TERM > 0:
+        term += b * term_b + h * term_h
+    low, high = key_range(first, tl.minimum(first + BLOCK_M, L), count, shift, LEFT, RIGHT)
+    low = tl.maximum(low, split * chunk) // BLOCK_N * BLOCK_N
+    high = tl.minimum(high, (split + 1) * chunk)
+    largest = tl.full((BLOCK_M,), -float("inf"), COMPUTED)
+    total = tl.zeros((BLOCK_M,), COMPUTED)
+    sums = tl.zeros((BLOCK_M, BLOCK_V), COMPUTED)
+    for start in range(low, high, BLOCK_N):
+        j = start + lane
+        k = load_rows(key, j, k_j, e, k_e, count, E, WHOLE_E)
+        product = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=COMPUTED)
+        y, seen = scores(
+            product, i[:, None], j[None, :], L, count, shift, mask, mask_i, mask_j, bias, bias_i, bias_j, term, term_i,
+            term_row, SCALE, CAP, LEFT, RIGHT, True, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
+        )  # fmt: skip
+        y = tl.where(seen, y, -float("inf"))
+        found = tl.maximum(largest, tl.max(y, 1))
+        # With nothing above -inf so far there is no difference to it.
+        level = tl.where(found == -float("inf"), 0.0, found)
+        p = tl.exp(y - level[:, None])
+        rescale = tl.exp(largest - level)
+        total = total * rescale + tl.sum(p, 1)
+        if DROPOUT:
+            p = p * kept_factors(seed, number, i[:, None], j[None, :], L, S, THRESHOLD, KEPT, COMPUTED)
+        v = load_rows(value, j, v_j, w, v_e, count, EV, WHOLE_V)
+        sums = sums * rescale[:, None]
+        sums = tl.dot(p.to(v.dtype), v, sums, input_precision=PRECISION, out_dtype=COMPUTED)
+        largest = found
+    # A query that sees nothing: output 0, log-sum-exp -inf.
+    none = largest == -float("inf")
+    result = tl.where((none & (total == 0))[:, None], 0.0, sums / tl.where(total == 0, 1.0, total)[:, None])
+    row = (split * heads + number).to(tl.int64) * L + i
+    places = row[:, None] * EV + w[None, :]
+    tl.store(out + places, result.to(out.dtype.element_ty), mask=(i[:, None] < L) & (w[None, :] < EV))
+    if KEEPS:
+        sum_log = tl.where(none, -float("inf"), largest) + tl.log(tl.where(none & (total == 0), 1.0, total))
+        tl.store(lse + row, sum_log.to(lse.dtype.element_ty), mask=i < L)
+
+
+@triton.jit
+def join_splits(
+    parts, part_lse, out, lse, rows, EV, splits,
+    KEEPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, COMPUTED: tl.constexpr,
+):  # fmt: skip
+    """out (rows, EV), lse (rows,): the average of parts (splits, rows, EV), weighted by their log-sum-exps."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    w = tl.arange(0, BLOCK_V)
+    here = row < rows
+    largest = tl.full((BLOCK_M,), -float("inf"), COMPUTED)
+    at = row
+    for _ in range(0, splits):
+        largest = tl.maximum(largest, tl.load(part_lse + at, mask=here, other=0.0))
+        at += rows
+    level = tl.where(largest == -float("inf"), 0.0, largest)
+    total = tl.zeros((BLOCK_M,), COMPUTED)
+    sums = tl.zeros((BLOCK_M, BLOCK_V), COMPUTED)
+    at = row
+    for _ in range(0, splits):
+        factor = tl.exp(tl.load(part_lse + at, mask=here, other=0.0) - level)
+        part = tl.load(parts + at[:, None] * EV + w[None, :], mask=here[:, None] & (w[None, :] < EV), other=0.0)
+        total += factor
+        # A part that sees nothing is 0, whatever the others are.
+        sums += tl.where((factor == 0)[:, None], 0.0, part * factor[:, None])
+        at += rows
+    none = total == 0
+    result = sums / tl.where(none, 1.0, total)[:, None]
+    places = row[:, None] * EV + w[None, :]
+    tl.store(out + places, result.to(out.dtype.element_ty), mask=here[:, None] & (w[None, :] < EV))
+    if KEEPS:
+        sum_log = tl.where(none, -float("inf"), level + tl.log(tl.where(none, 1.0, total)))
+        tl.store(lse + row, sum_log.to(lse.dtype.element_ty), mask=here)

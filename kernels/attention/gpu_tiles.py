@@ -1,0 +1,128 @@
+"""Which tiles Triton's attention kernels take: pure functions of widths, element type and GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+from kernels.runtime.row_tiles import power_of_two
+from kernels.runtime.targets import Target
+
+#: The widest queries, keys and values that a tile holds.
+WIDEST = 256
+#: The narrowest side of a tile: tensor cores multiply no less.
+LEAST = 16
+#: Keys that a split of the keys has at least.
+SPLIT_KEYS = 512
+
+
+@dataclass(frozen=True)
+class AttentionTile:
+    """What a program works on at a time.
+
+    Attributes:
+        queries, keys: the tile of scores, powers of two.
+        warps: warps of a program.
+        stages: tiles of keys and values (backward: of whatever it goes over) that are on their way at a time.
+    """
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+_override: ContextVar[AttentionTile | None] = ContextVar("attention_tile", default=None)
+
+
+@contextmanager
+def use_attention_tile(tile: AttentionTile) -> Iterator[None]:
+    """Take this tile for every attention kernel inside the block."""
+    token = _override.set(tile)
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def width_block(width: int) -> int:
+    """The power of two that holds a width, at least `LEAST`."""
+    return max(power_of_two(width), LEAST)
+
+
+def forward_tile(queries: int, width: int, itemsize: int, extras: bool, target: Target) -> AttentionTile:
+    """The tile of the forward pass.
+
+    Args:
+        queries: L.
+        width: the larger of E and Ev.
+        itemsize: bytes of an element.
+        extras: the scores are more than products: mask, bias, relative term, cap or dropout take registers too.
+        target: the GPU.
+    """
+    asked = _override.get()
+    if asked is not None:
+        return asked
+    width = width_block(width)
+    if itemsize == 2:
+        if width <= 64 and extras and target.name == "sm_100":
+            tile = AttentionTile(64, 32, 4, 2)
+        elif width <= 64 and extras:
+            tile = AttentionTile(128, 64, 4 if target.name == "sm_90" else 8, 2)
+        elif width <= 64:
+            tile = AttentionTile(128, 64, 4, 3)
+        elif width <= 128:
+            tile = AttentionTile(128, 32 if extras and target.products_in_registers else 64, 8, 2)
+        else:
+            tile = AttentionTile(64, 32, 8, 2)
+    elif itemsize == 4:
+        tile = AttentionTile(32, 32, 4 if width <= 64 else 8, 2)
+    else:
+        tile = AttentionTile(32, 16, 8, 1) if width <= 64 else AttentionTile(16, 16, 8, 1)
+    return _fitted(tile, queries, target)
+
+
+def backward_tiles(
+    queries: int, width: int, itemsize: int, extras: bool, target: Target
+) -> tuple[AttentionTile, AttentionTile]:
+    """(tile for the gradients of queries and bias, tile for those of keys and values). Arguments as of `forward_tile`.
+
+    Four products of a tile live at a time. Found by compiling: larger ones spill registers somewhere.
+    """
+    asked = _override.get()
+    if asked is not None:
+        return asked, asked
+    width = width_block(width)
+    if itemsize == 2 and width <= 128 and extras:
+        of_queries = of_keys = AttentionTile(64, 32, 4, 2)
+        # Where tensor cores read shared memory, the side that is summed up should have 64 places.
+        if target.name == "sm_90":
+            of_keys = AttentionTile(32, 64, 4 if width <= 64 else 8, 2)
+        elif target.name == "sm_100":
+            of_keys = AttentionTile(32, 64, 4, 2)
+            of_queries = of_queries if width <= 64 else of_keys
+    elif itemsize == 2:
+        of_queries = AttentionTile(64, 64, 4 if width <= 64 else 8, 2) if width <= 128 else AttentionTile(32, 32, 8, 1)
+        of_keys = of_queries
+    elif itemsize == 4:
+        of_queries = of_keys = AttentionTile(32, 32, 8, 2) if width <= 128 else AttentionTile(16, 32, 8, 1)
+    else:
+        of_queries = of_keys = AttentionTile(16, 16, 8, 1)
+    return _fitted(of_queries, queries, target), _fitted(of_keys, queries, target)
+
+
+def _fitted(tile: AttentionTile, queries: int, target: Target) -> AttentionTile:
+    """No more queries than there are; a warp of AMD's has 64 threads, and its local memory holds one stage."""
+    tile = replace(tile, queries=min(tile.queries, width_block(queries)))
+    if tile.queries * tile.keys < 2048:
+        tile = replace(tile, warps=min(tile.warps, 4))
+    if target.amd:
+        tile = replace(tile, warps=min(tile.warps, 4), stages=1)
+    return tile
+
+
+def split_count(programs: int, keys: int, target: Target) -> int:
+    """Into how many parts the keys are split: enough for two programs a multiprocessor, `SPLIT_KEYS` keys at least."""
+    return max(1, min(-(-2 * target.multiprocessors // max(programs, 1)), keys // SPLIT_KEYS))

@@ -1,0 +1,286 @@
+"""attention in Triton, executed on the CPU: bounds and races watched, programs in random order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import kernels
+from kernels.attention.gpu_tiles import AttentionTile, backward_tiles, forward_tile, split_count, use_attention_tile
+from kernels.case import Case
+from kernels.random import keep_mask
+from kernels.runtime.targets import TARGETS
+from tests.attention.helpers import gradients, inputs
+from tests.support import layouts, matrix, oracle
+from tests.support.triton_interpreter import on_cpu
+from tests.triton_on_cpu import helpers
+
+OPS = ("attention", "scaled_dot_product_attention")
+CASES = helpers.small_cases(*OPS)
+ORDINARY_CASES = matrix.case_parameters(tuple(c for op in OPS for c in matrix.cases_of(op, "ci")))
+H100 = TARGETS["sm_90"]
+
+
+def report(lines: list[str]) -> None:
+    if lines:
+        pytest.fail("\n".join(lines), pytrace=False)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cases(case: Case):
+    with on_cpu():
+        report(helpers.complaints(case, "float32"))
+
+
+@pytest.mark.parametrize("case", ORDINARY_CASES)
+def test_cases_in_float64(case: Case):
+    with on_cpu():
+        report(helpers.complaints(case, "float64"))
+
+
+@pytest.mark.parametrize("dtype", helpers.HALVES, ids=str)
+@pytest.mark.parametrize("case", ORDINARY_CASES)
+def test_cases_in_half_precision(case: Case, dtype: torch.dtype):
+    with on_cpu():
+        report(helpers.tensor_complaints(case, dtype))
+
+
+def against_reference(arguments: dict[str, Any], tolerance: float = 1e-11) -> None:
+    """float64 results and all gradients equal those of the reference to rounding."""
+    exact, exact_gradients = gradients("reference", arguments)
+    found, found_gradients = gradients("triton", arguments)
+    for a, b in zip((*found, *found_gradients), (*exact, *exact_gradients), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1, np.abs(b[np.isfinite(b)]).max(initial=0)))
+
+
+def test_the_kernels_that_run_are_these():
+    q, k, v = inputs(1, 2, 9, 11)
+    with on_cpu() as launched:
+        gradients("triton", {"query": q, "key": k, "value": v, "bias": np.zeros((9, 11), np.float32)})
+    assert launched == ["attention_forward", "row_products", "query_gradient", "key_gradients", "bias_gradient"]
+
+
+# ----- tiles -------------------------------------------------------------------------------------------------------
+
+
+def tiles_of(*facts: Any) -> tuple[AttentionTile, ...]:
+    return (forward_tile(*facts), *backward_tiles(*facts))
+
+
+def attention_tiles() -> list[AttentionTile]:
+    """Every tile that the two functions give, one of those that differ in warps and stages alone."""
+    found = {
+        (tile.queries, tile.keys): tile
+        for queries in (1, 17, 40, 1000)
+        for width in (16, 64, 128, 256)
+        for itemsize in (2, 4, 8)
+        for extras in (False, True)
+        for target in TARGETS.values()
+        for tile in tiles_of(queries, width, itemsize, extras, target)
+    }
+    return [found[key] for key in sorted(found)]
+
+
+@pytest.mark.parametrize("tile", attention_tiles(), ids=lambda t: f"{t.queries}x{t.keys}")
+def test_every_tile(tile: AttentionTile):
+    """A few places more than a tile in both directions, with everything that has its own loads."""
+    queries, keys = tile.queries + 3, 2 * tile.keys + 5
+    q, k, v = inputs(1, 2, queries, keys, 12, 20, kv_heads=1)
+    rng = np.random.default_rng(0)
+    arguments = {
+        "query": q, "key": k, "value": v, "bias": rng.standard_normal((2, queries, keys)).astype(np.float32),
+        "mask": rng.random((queries, keys)) < 0.8, "causal": "bottom_right", "window": (keys // 2, None),
+        "dropout_p": 0.2, "seed": 5, "softcap": 4.0,
+    }  # fmt: skip
+    with on_cpu(seed=2):
+        expected = oracle.expect("attention", arguments)
+        with use_attention_tile(tile):
+            report(expected.complaints(oracle.with_autograd("attention", arguments, expected.incoming, "triton")))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+def test_tiles_are_what_tensor_cores_take(target: str, itemsize: int):
+    for width in (1, 64, 100, 256):
+        for extras in (False, True):
+            for tile in tiles_of(5000, width, itemsize, extras, TARGETS[target]):
+                assert tile.queries >= 16 and tile.keys >= 16 and tile.warps in (1, 2, 4, 8) and 1 <= tile.stages <= 3
+            assert {t.queries for t in tiles_of(3, width, itemsize, extras, TARGETS[target])} == {16}
+
+
+def test_tiles_by_hand():
+    assert forward_tile(4096, 64, 2, False, H100) == AttentionTile(128, 64, 4, 3)
+    assert forward_tile(4096, 64, 2, False, TARGETS["gfx942"]) == AttentionTile(128, 64, 4, 1)
+    assert backward_tiles(4096, 128, 2, False, H100) == (AttentionTile(64, 64, 8, 2),) * 2
+    assert backward_tiles(4096, 128, 2, True, H100) == (AttentionTile(64, 32, 4, 2), AttentionTile(32, 64, 8, 2))
+
+
+def test_how_often_keys_are_split():
+    assert split_count(8, 16384, H100) == 32  # 512 keys each
+    assert split_count(200, 16384, H100) == 2  # two programs for each of 132 multiprocessors
+    assert split_count(10_000, 16384, H100) == 1
+    assert split_count(1, 300, H100) == 1
+
+
+@pytest.mark.parametrize("lengths", [None, [1100, 40], [0, 600]])
+@pytest.mark.parametrize("causal", [None, "bottom_right"])
+def test_split_keys(lengths: list[int] | None, causal: str | None):
+    """A few queries of many keys: parts that see nothing, and queries that do not."""
+    q, k, v = inputs(2, 4, 2, 1100, 8, kv_heads=2, dtype="float64")
+    counts = None if lengths is None else np.array(lengths)
+    arguments = {"query": q, "key": k, "value": v, "lengths": counts, "causal": causal, "return_lse": True}
+    with on_cpu(H100) as launched:
+        against_reference(arguments)
+    assert launched[:2] == ["attention_forward", "join_splits"]
+
+
+# ----- what the scores are made of ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 37, 41), (1, 2, 20, 128), (1, 1, 3, 99)])
+@pytest.mark.parametrize("seed", [-(2**40) + 3, 7])
+def test_the_dropout_mask_is_that_of_every_backend(shape: tuple[int, ...], seed: int):
+    """Read off values that are a unit matrix, and off their gradient."""
+    batch, heads, queries, keys = shape
+    q, k, _ = inputs(batch, heads, queries, keys, 4)
+    unit = np.broadcast_to(np.eye(keys, dtype=np.float32), (batch, heads, keys, keys))
+    wanted = keep_mask(shape, 0.35, seed)
+    with on_cpu():
+        found = kernels.attention(q, k, unit, dropout_p=0.35, seed=seed, backend="triton")
+        v = np.zeros((batch, heads, keys, queries), np.float32)
+        _, pullback = kernels.vjp("attention", q, k, v, dropout_p=0.35, seed=seed, backend="triton")
+        back = pullback(np.broadcast_to(np.eye(queries, dtype=np.float32), (batch, heads, queries, queries)))[2]
+    np.testing.assert_array_equal(found != 0, wanted)
+    np.testing.assert_array_equal(back.swapaxes(-1, -2) != 0, wanted)
+
+
+@pytest.mark.parametrize("clip", [0, 1, 5, 60])
+@pytest.mark.parametrize("causal", [None, "top_left", "bottom_right"])
+def test_shaws_term(clip: int, causal: str | None):
+    q, k, v = inputs(2, 2, 19, 37, 8, dtype="float64")
+    table = np.random.default_rng(3).standard_normal((2 * clip + 1, 8))
+    rest = {"causal": causal, "lengths": np.array([37, 12]), "relative": kernels.RelativeShaw(table), "softcap": 5.0}
+    with on_cpu():
+        against_reference({"query": q, "key": k, "value": v, **rest})
+
+
+@pytest.mark.parametrize("causal", [None, "bottom_right"])
+def test_alibis_term(causal: str | None):
+    q, k, v = inputs(2, 4, 19, 37, 8, kv_heads=2, dtype="float64")
+    rest = {"causal": causal, "lengths": np.array([37, 12]), "relative": kernels.RelativeALiBi(kernels.alibi_slopes(4))}
+    with on_cpu():
+        against_reference({"query": q, "key": k, "value": v, **rest})
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 17, 70), (1, 2, 17, 70), (2, 1, 1, 70), (1, 1, 17, 1), (1, 1, 1, 1)])
+def test_the_gradient_of_a_bias_is_summed_where_it_broadcasts(shape: tuple[int, ...]):
+    q, k, v = inputs(2, 2, 17, 70, 8, dtype="float64")
+    bias = np.random.default_rng(1).standard_normal(shape)
+    with on_cpu():
+        against_reference({"query": q, "key": k, "value": v, "bias": bias, "causal": "bottom_right"})
+
+
+def test_keys_behind_the_lengths_are_never_read():
+    q, k, v = inputs(2, 2, 9, 40, 8)
+    counts = np.array([40, 13])
+    k[1, :, 13:], v[1, :, 13:] = np.nan, np.inf
+    with on_cpu():
+        found, (dq, dk, dv, *_) = gradients("triton", {"query": q, "key": k, "value": v, "lengths": counts})
+    assert all(np.isfinite(a).all() for a in (found[0], dq, dk, dv))
+    assert not dk[1, :, 13:].any() and not dv[1, :, 13:].any()
+
+
+def test_products_follow_torchs_setting():
+    """tf32 rounds the factors to 11 bits; the default is float32 proper."""
+    q, k, v = inputs(1, 1, 40, 50, 64)
+    exact = kernels.attention(*(a.astype(np.float64) for a in (q, k, v)), backend="reference")
+    before = torch.get_float32_matmul_precision()
+    errors = {}
+    try:
+        for setting in ("highest", "high"):
+            torch.set_float32_matmul_precision(setting)
+            with on_cpu():
+                errors[setting] = np.abs(kernels.attention(q, k, v, backend="triton") - exact).max()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert errors["highest"] < 2e-6 and 1e-5 < errors["high"] < 1e-2
+
+
+# ----- layouts, offsets, order -------------------------------------------------------------------------------------
+
+WITH_LAYOUTS = ("heads", "mask", "bias", "log-sum-exp")
+LAYOUT_CASES = tuple(c for c in matrix.cases_of("attention", "ci") if c.name in WITH_LAYOUTS)
+
+
+@pytest.mark.parametrize("layout", layouts.TORCH_LAYOUTS)
+@pytest.mark.parametrize("case", matrix.case_parameters(LAYOUT_CASES))
+def test_any_layout(case: Case, layout: str):
+    expected = oracle.expect_case(case, "float32")
+    relay = layouts.LAYOUTS[layout]
+    names = matrix.array_names(expected.arguments)
+    tensors = {n: layouts.as_tensor(relay(expected.arguments[n])) for n in names}
+    wanted = matrix.differentiable_names("attention", expected.arguments)
+    for name in wanted:
+        tensors[name].requires_grad_()
+    with on_cpu():
+        results = matrix.results_of(kernels.attention(**(expected.arguments | tensors), backend="triton"))
+        incoming = [layouts.as_tensor(relay(g)) for g in expected.incoming]
+        found = torch.autograd.grad(results, [tensors[n] for n in wanted], incoming)
+    answer = oracle.Answer(tuple(map(matrix.to_numpy, results)), {n: g.numpy() for n, g in zip(wanted, found)})
+    report(expected.complaints(answer))
+
+
+def test_offsets_beyond_32_bits():
+    """Keys 2**30 elements apart; the memory between them is never touched."""
+    stride = 2**30 + 64
+    query = torch.from_numpy(inputs(1, 1, 3, 3)[0]).half()
+    answers = []
+    for apart in (False, True):
+        key, value = (torch.from_numpy(a).half() for a in inputs(1, 1, 3, 3, seed=4)[1:])
+        if apart:
+            packed = (key, value)
+            base = torch.empty(2 * stride + 16, dtype=torch.float16)
+            key, value = (base[8 * n :].as_strided((1, 1, 3, 8), (0, 0, stride, 1)) for n in range(2))
+            for wide, numbers in zip((key, value), packed):
+                wide.copy_(numbers)
+        with on_cpu():
+            given = [t.detach().requires_grad_() for t in (query, key, value)]
+            result = kernels.attention(*given, backend="triton")
+            answers.append((result, *torch.autograd.grad(result.float().square().sum(), given)))
+    for a, b in zip(*answers):
+        assert torch.equal(a, b)
+
+
+def test_results_do_not_depend_on_the_order_of_the_programs():
+    q, k, v = inputs(2, 4, 50, 70, 8, kv_heads=2)
+    bias = np.random.default_rng(1).standard_normal((1, 4, 1, 70)).astype(np.float32)
+    arguments = {"query": q, "key": k, "value": v, "bias": bias, "dropout_p": 0.1, "seed": 1}
+    answers = []
+    for seed in (None, 1, 2):
+        with on_cpu(seed=seed), use_attention_tile(AttentionTile(16, 16, 4, 1)):
+            found, given = gradients("triton", arguments)
+        answers.append([*found, *(g for g in given if g is not None)])
+    for other in answers[1:]:
+        for a, b in zip(answers[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+# ----- what it does not take ---------------------------------------------------------------------------------------
+
+
+def test_reasons(capsys: pytest.CaptureFixture[str]):
+    with on_cpu():
+        q, k, v = inputs(1, 2, 5, 9, 300, 8)
+        assert "query has 300 columns; it takes 1 to 256" in str(kernels.explain("attention", q, k, v))
+        q, k, v = inputs(1, 2, 5, 9, 8, 300)
+        table = kernels.RelativeT5(np.zeros((32, 2), np.float32))
+        text = str(kernels.explain("attention", q, k, v, relative=table))
+        assert "value has 300 columns; it takes 1 to 256; it has no RelativeT5" in text
+        assert kernels.explain("attention", q, k, v, relative=table).chosen == "numba"
+        with pytest.raises(kernels.BackendError, match=r"it has no RelativeT5$"):
+            kernels.attention(q[..., :8], k[..., :8], v[..., :8], relative=table, backend="triton")

@@ -1,0 +1,147 @@
+"""What Triton's compiler makes of the kernels, through the path of a real launch, for GPUs that are not here.
+
+The gates are shown to catch what they are for; then every kernel of the report passes them, and is no worse than in the
+report that is committed (docs/gpu_kernels.json). After a change that is meant:
+``python -m kernels report --json docs/gpu_kernels.json --markdown docs/gpu_kernels.md``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kernels import gpu_report
+from kernels.gpu_report import REPORTED_TARGETS, WORKLOADS, Workload
+from kernels.runtime import triton_gpu
+from kernels.runtime.triton_compile import Compiled, compiling
+from tests.triton_on_cpu import kernels_with_faults as faults
+
+ROOT = Path(__file__).resolve().parents[2]
+NVIDIA = ("sm_80", "sm_90", "sm_100")
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def compiled(target: str, kernel: Any, *arguments: Any, grid: int = 8, **options: Any) -> Compiled:
+    with compiling(target) as found:
+        triton_gpu.launch(kernel, (grid,), *arguments, **options)
+    return found[0]
+
+
+# ----- the gates ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", NVIDIA)
+def test_a_sound_kernel_passes(target: str):
+    kernel = compiled(target, faults.copy, meta(4096), meta(4096), 4096, BLOCK=1024, num_warps=4)
+    assert gpu_report.gates(kernel) == []
+    assert (kernel.wide, kernel.narrow, kernel.spills, kernel.stack) == (4, 0, 0, 0)
+
+
+def test_narrow_accesses_are_caught():
+    """Lengths that are no multiple of 16 cannot be vectors, nor can elements that are apart."""
+    odd = compiled("sm_90", faults.copy, meta(4097), meta(4097), 4097, BLOCK=1024, num_warps=4)
+    apart = compiled("sm_90", faults.scattered, meta(9000), meta(4096), 4096, 2, BLOCK=1024, num_warps=4)
+    for kernel in (odd, apart):
+        (complaint,) = gpu_report.gates(kernel)
+        assert "global accesses are narrower than 128 bits" in complaint
+
+
+@pytest.mark.parametrize("target", NVIDIA)
+def test_spilled_registers_are_caught(target: str):
+    arguments = (meta(256, 256), meta(256, 256), meta(256, 256), 256)
+    kernel = compiled(target, faults.too_much_at_once, *arguments, M=256, N=256, num_warps=4)
+    assert any("instructions spill registers" in c for c in gpu_report.gates(kernel))
+    assert any("a stack of" in c for c in gpu_report.gates(kernel))
+
+
+def test_matrix_products_without_tensor_cores_are_caught(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpu_report, "MATRIX_KERNELS", {"too_much_at_once"})
+    arguments = (meta(64, 64), meta(64, 64), meta(64, 64), 64)
+    kernel = compiled("sm_90", faults.too_much_at_once, *arguments, M=64, N=64, num_warps=8, num_stages=2)
+    found = gpu_report.gates(kernel, "float16")
+    assert "no (HGMMA|HMMA) in the loop" in found
+    assert "no asynchronous copies, though there are stages" in found
+
+
+@pytest.mark.parametrize("target", REPORTED_TARGETS)
+def test_tensor_cores_are_seen(target: str):
+    half = torch.float16
+    arguments = (meta(64, 64, dtype=half), meta(64, 64, dtype=half), meta(64, 64))
+    kernel = compiled(target, faults.product, *arguments, M=64, N=64, K=64, PRECISION="ieee", num_warps=4)
+    assert kernel.count(kernel.matrix_instructions) > 0
+
+
+def test_too_much_shared_memory_and_registers_are_caught():
+    whole = compiled("sm_90", faults.copy, meta(4096), meta(4096), 4096, BLOCK=1024, num_warps=4)
+    facts = {f: getattr(whole, f) for f in whole.__dataclass_fields__}
+    huge = Compiled(**(facts | {"shared": 300_000}))
+    assert gpu_report.gates(huge) == [
+        "300000 bytes of shared memory, there are 232448",
+        "no block fits on a multiprocessor: does not launch",
+    ]
+
+
+# ----- the report --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[str, Any]:
+    rows = json.loads((ROOT / "docs" / "gpu_kernels.json").read_text())["kernels"]
+    return {gpu_report.key(row): row for row in rows}
+
+
+@pytest.mark.parametrize("target", REPORTED_TARGETS)
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda w: w.id)
+def test_every_kernel_passes_the_gates_and_is_no_worse(workload: Workload, target: str, committed: dict[str, Any]):
+    complaints = []
+    for done in gpu_report.compile_workload(workload, target):
+        assert done.kernels
+        for kernel in done.kernels:
+            row = gpu_report.row_of(workload, done.name, kernel)
+            old = committed.get(gpu_report.key(row))
+            if old is None:
+                complaints.append(f"{done.name} {kernel.name}: {row['tile']} is not in docs/gpu_kernels.json")
+                continue
+            found = gpu_report.gates(kernel, workload.dtype) + gpu_report.worse(row, old)
+            complaints += [f"{done.name} {kernel.name}: {c}" for c in found]
+    if complaints:
+        pytest.fail("\n".join(complaints), pytrace=False)
+
+
+def test_the_report_names_what_is_worse(committed: dict[str, Any]):
+    old = next(r for r in committed.values() if r["target"] == "sm_90" and r["wide"])
+    assert gpu_report.worse(old, old) == []
+    assert gpu_report.worse(old | {"registers": old["registers"] + 9}, old) == [
+        f"registers {old['registers'] + 9}, were {old['registers']}"
+    ]
+    assert "narrow" in gpu_report.worse(old | {"narrow": old["narrow"] + 1}, old)[0]
+    assert "occupancy 0.0, was" in gpu_report.worse(old | {"occupancy": 0.0}, old)[0]
+    assert gpu_report.worse(old | {"matrix": 0}, old | {"matrix": 4}) == ["matrix 0, were 4"]
+
+
+def test_the_committed_tables_are_those_of_the_committed_report():
+    report = json.loads((ROOT / "docs" / "gpu_kernels.json").read_text())
+    assert gpu_report.document(report) == (ROOT / "docs" / "gpu_kernels.md").read_text()
+    assert {row["target"] for row in report["kernels"]} == set(REPORTED_TARGETS)
+    assert {p["workload"] for p in report["passes"]} == {w.id for w in WORKLOADS}
+
+
+def test_floors_are_bytes_over_bandwidth():
+    """An H100 SXM reads and writes 3.35e12 bytes a second."""
+    report = json.loads((ROOT / "docs" / "gpu_kernels.json").read_text())
+    (found,) = [p for p in report["passes"] if p["workload"] == "softmax 8192x8192 bfloat16" and p["pass"] == "forward"]
+    assert found["bytes"] == 2 * 2 * 8192 * 8192
+    assert found["h100_floor_us"] == round(2 * 2 * 8192 * 8192 / 3.35e12 * 1e6, 1)
+
+
+def test_the_report_needs_triton_and_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(gpu_report, "find_spec", lambda name: None)
+    assert gpu_report.main([]) == 2
+    assert capsys.readouterr().err.startswith("report: ")
