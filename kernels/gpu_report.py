@@ -41,6 +41,8 @@ class Workload:
         integers: shapes of int64 arrays, by name.
         booleans: shapes of bool arrays, by name.
         attributes: the declaration's attributes, in its order.
+        name: what it shows, beside op, shape and dtype.
+        channels_last: 4-d arrays lie in memory as (N, H, W, C).
     """
 
     op: str
@@ -50,6 +52,7 @@ class Workload:
     integers: dict[str, tuple[int, ...]] = field(default_factory=dict)
     booleans: dict[str, tuple[int, ...]] = field(default_factory=dict)
     name: str = ""
+    channels_last: bool = False
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -73,6 +76,23 @@ def _entropy(shape: tuple[int, ...], dtype: str, smoothing: float = 0.0) -> Work
     return Workload(
         "cross_entropy", dtype, {"input": shape}, (-100, "mean", smoothing), {"target": (shape[0], *shape[2:])}
     )
+
+
+def _pool(op: str, attributes: tuple[Any, ...], dtype: str, last: bool) -> Workload:
+    name = "channels-last" if last else "channels first"
+    return Workload(op, dtype, {"x": (32, 64, 112, 112)}, attributes, name=name, channels_last=last)
+
+
+def _conv(
+    name: str, x: tuple[int, ...], weight: tuple[int, ...], dtype: str, *, last: bool = True, stride: int = 1,
+    padding: int = 1, groups: int = 1, activation: str | None = None, op: str = "conv2d",
+) -> Workload:  # fmt: skip
+    """A convolution with bias, in channels-last images or in (N, C, H, W)."""
+    outputs = weight[0] if op == "conv2d" else weight[1] * groups
+    shapes = {"x": x, "weight": weight, "bias": (outputs,)}
+    pairs = ((stride, stride), (padding, padding))
+    attributes = (*pairs, (1, 1), groups, activation) if op == "conv2d" else (*pairs, (0, 0), groups, (1, 1))
+    return Workload(op, dtype, shapes, attributes, name=name, channels_last=last)
 
 
 def _attention(
@@ -133,6 +153,23 @@ WORKLOADS: tuple[Workload, ...] = (
     _norm("layer_norm", (16384, 4096), "float32"),
     _norm("layer_norm", (4096, 20480), "bfloat16"),
     _norm("rms_norm", (16384, 4096), "bfloat16"),
+    Workload("relu", "float16", {"x": (64, 256, 56, 56)}, ()),
+    Workload("gelu", "bfloat16", {"x": (16384, 4096)}, ("none",)),
+    Workload("sigmoid", "float64", {"x": (4096, 4096)}, ()),
+    Workload("tanh", "float32", {"x": (4096, 4096)}, ()),
+    Workload("dropout", "bfloat16", {"x": (16384, 4096)}, (0.1, 0), {"seed": ()}),
+    Workload("embedding", "bfloat16", {"weight": (32000, 4096)}, (0, 1.0, 2.0, True, False), {"input": (8, 2048)}),
+    _pool("max_pool2d", ((3, 3), (2, 2), (1, 1), (1, 1), False, False), "float16", True),
+    _pool("max_pool2d", ((2, 2), (2, 2), (0, 0), (1, 1), False, False), "float32", False),
+    _pool("avg_pool2d", ((3, 3), (1, 1), (1, 1), False, True, None), "bfloat16", True),
+    _pool("adaptive_avg_pool2d", ((7, 7),), "float32", True),
+    _pool("lp_pool2d", (2.0, (2, 2), (2, 2), False), "float32", True),
+    _conv("3x3 channels-last", (32, 64, 56, 56), (64, 64, 3, 3), "bfloat16", activation="relu"),
+    _conv("3x3 channels-last tf32", (32, 64, 56, 56), (64, 64, 3, 3), "float32", activation="gelu"),
+    _conv("3x3 channels first tf32", (32, 64, 56, 56), (128, 64, 3, 3), "float32", last=False),
+    _conv("7x7 stride 2 of 3 channels", (32, 3, 224, 224), (64, 3, 7, 7), "bfloat16", stride=2, padding=3),
+    _conv("depthwise channels-last", (32, 96, 56, 56), (96, 1, 3, 3), "bfloat16", groups=96, activation="silu"),
+    _conv("4x4 stride 2", (16, 256, 28, 28), (256, 128, 4, 4), "bfloat16", stride=2, op="conv_transpose2d"),
 )
 
 
@@ -155,6 +192,7 @@ class Pass:
 
 #: Kernels whose work is matrix products: these must use tensor cores in their loop.
 MATRIX_KERNELS = {"attention_forward", "query_gradient", "key_gradients", "bias_gradient"}
+MATRIX_KERNELS |= {"convolve", "weight_gradient_of_parts"}
 
 #: Ops whose backward has five matrix products where forward has two; of the others it is taken for twice the work.
 MATRIX_OPS = {"attention"}
@@ -163,7 +201,14 @@ MATRIX_OPS = {"attention"}
 OF_ROWS = {"losses_of_rows": 6, "gradient_of_rows": 6, "normalise_rows": 2, "gradients_of_parts": 2}
 OF_ROWS |= {"attention_forward": 2, "join_splits": 8, "row_products": 2, "query_gradient": 20, "key_gradients": 8}
 OF_ROWS |= {"bias_gradient": 8}
+OF_ROWS |= {"gather_rows": 6, "factors_of_rows": 6, "add_rows": 8, "drop_elements": 1}
+OF_ROWS |= {"convolve": 16, "sums_of_pixels": 1, "convolve_depthwise": 1}
 OF_ROWS |= {"sum_losses": 2, "finish_loss": 8, "gradient_of_long_rows": 2, "sums_of_columns": 2, "sum_parts": 1}
+
+
+#: Kernels that gather windows of images.
+OF_WINDOWS = {"max_of_windows", "mean_of_windows", "gradient_of_maxima", "gradient_of_means", "sums_of_pixels"}
+OF_WINDOWS |= {"convolve", "weight_gradient_of_parts", "convolve_depthwise", "spread_depthwise"}
 
 
 def _inputs(op: Op, workload: Workload) -> tuple[Any, ...]:
@@ -172,6 +217,8 @@ def _inputs(op: Op, workload: Workload) -> tuple[Any, ...]:
     kinds = ((workload.shapes, getattr(torch, workload.dtype)), (workload.integers, torch.int64))
     made = {n: torch.empty(s, dtype=dtype, device="meta") for shapes, dtype in kinds for n, s in shapes.items()}
     made |= {n: torch.empty(s, dtype=torch.bool, device="meta") for n, s in workload.booleans.items()}
+    if workload.channels_last:
+        made = {n: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for n, t in made.items()}
     return tuple(made.get(name) for name in op.inputs)
 
 
@@ -239,7 +286,7 @@ def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
     of_rows = OF_ROWS.get(kernel.name, 0) * min(int(kernel.options.get("ROWS", 1)), 2)
     narrow = max(kernel.narrow - of_rows, 0)
     # A bool mask is read where the tensor cores leave the scores, two neighbours a thread; Shaw's term is gathered.
-    scattered = kernel.options.get("HAS_MASK") or kernel.options.get("TERM") == 1
+    scattered = kernel.options.get("HAS_MASK") or kernel.options.get("TERM") == 1 or _follows_windows(kernel)
     if not kernel.target.amd and not scattered and narrow > 0.1 * (kernel.wide + narrow):
         broken.append(f"{narrow} of {kernel.wide + narrow} global accesses are narrower than 128 bits")
     if kernel.name in MATRIX_KERNELS and dtype in ("float16", "bfloat16"):
@@ -249,6 +296,15 @@ def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
         if stages and not kernel.target.amd and not kernel.asynchronous:
             broken.append("no asynchronous copies, though there are stages")
     return broken
+
+
+def _follows_windows(kernel: Compiled) -> bool:
+    """Whether neighbouring threads read where windows lie in (N, C, H, W), which begin anywhere: no vector holds that.
+
+    In channels-last images they read neighbouring channels, and are held to the rule.
+    """
+    last = kernel.options.get("VECTORS", kernel.options.get("LAST", True))
+    return kernel.name in OF_WINDOWS and not last
 
 
 def row_of(workload: Workload, direction: str, kernel: Compiled) -> dict[str, Any]:

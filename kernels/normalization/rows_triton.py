@@ -187,14 +187,3 @@ def sums_of_columns(
         tl.store(of_weight + number * n + c, tl.sum(weight_sum, 0), mask=c < n)
     if WANTS_BIAS:
         tl.store(of_bias + number * n + c, tl.sum(bias_sum, 0), mask=c < n)
-
-
-@triton.jit
-def sum_parts(parts_of, out, parts, n, ROWS: tl.constexpr, BLOCK: tl.constexpr, COMPUTED: tl.constexpr):
-    """out (n,): the sums of parts_of (parts, n) over the parts, always in the same order."""
-    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((ROWS, BLOCK), COMPUTED)
-    for first in range(0, parts, ROWS):
-        part = first + tl.arange(0, ROWS)
-        total += load_rows(parts_of, part.to(tl.int64) * n, 1, c, n, part < parts, 0.0, COMPUTED)
-    tl.store(out + c, tl.sum(total, 0).to(out.dtype.element_ty), mask=c < n)

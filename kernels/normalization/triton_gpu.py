@@ -9,6 +9,7 @@ from kernels.normalization import rows_triton
 from kernels.normalization.op import LAYER_NORM, RMS_NORM, LayerNormProblem, NormProblem, RMSNormProblem
 from kernels.op import Implementation
 from kernels.runtime.row_tiles import RowTile, row_tile
+from kernels.runtime.rows_triton import add_parts
 from kernels.runtime.targets import Target
 from kernels.runtime.triton_gpu import (
     DTYPES,
@@ -28,8 +29,6 @@ Tensor = torch.Tensor
 LONGEST_BACKWARD = 8192
 #: Columns and rows of the tiles that add up what longer rows give to weight and bias: a vector of 128 bits a thread.
 LONG_COLUMNS, LONG_ROWS = 1024, 2
-#: Columns and rows of the tiles that add up the parts.
-SUM_COLUMNS, SUM_ROWS = 128, 16
 
 
 def _normalise(
@@ -115,12 +114,8 @@ def _summed(p: NormProblem, of_parts: Tensor | None, x: Tensor) -> Tensor | None
     """The sum over the parts (parts, n), in the shape and dtype of weight and bias."""
     if of_parts is None:
         return None
-    parts, n = of_parts.shape
     out = empty(p.normalized_shape, x.dtype, x.device)
-    launch(
-        rows_triton.sum_parts, (triton.cdiv(n, SUM_COLUMNS),), of_parts, out, parts, n,
-        ROWS=SUM_ROWS, BLOCK=SUM_COLUMNS, COMPUTED=computed(x.dtype), num_warps=4,
-    )  # fmt: skip
+    add_parts(of_parts, out)
     return out
 
 

@@ -93,6 +93,16 @@ def empty(shape: Any, dtype: torch.dtype, device: Any) -> torch.Tensor:
     return _allocator(shape, dtype, device)
 
 
+def empty_like_form(form: ArraySpec, device: Any) -> torch.Tensor:
+    """A fresh tensor of a spec: its shape, dtype and layout (dense)."""
+    dtype = getattr(torch, form.dtype)
+    if form.strides is None:
+        return empty(form.shape, dtype, device)
+    order = form.memory_order
+    fresh = empty(tuple(form.shape[d] for d in order), dtype, device)
+    return fresh.permute(sorted(range(form.ndim), key=order.__getitem__))
+
+
 def target_of(tensor: torch.Tensor) -> Target:
     """What the kernels that take this tensor are compiled for."""
     return _target if _target is not None else _target_of_device(tensor.device.index or 0)
@@ -116,6 +126,19 @@ def computed(dtype: torch.dtype) -> Any:
     import triton.language as tl
 
     return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def index_type(*tensors: torch.Tensor | None) -> Any:
+    """Triton's type of offsets into these tensors: int64 where one is too long for int32."""
+    import triton.language as tl
+
+    # A program may count some elements past the last one that it touches.
+    longest = max(_span(t) for t in tensors if t is not None)
+    return tl.int32 if longest < 2**31 - 2**20 else tl.int64
+
+
+def _span(tensor: torch.Tensor) -> int:
+    return 1 + sum((size - 1) * abs(stride) for size, stride in zip(tensor.shape, tensor.stride()))
 
 
 def as_rows(tensor: torch.Tensor, extents: tuple[int, ...]) -> tuple[torch.Tensor, tuple[int, ...]]:

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from kernels.case import Case, all_cases
 from kernels.runtime.row_tiles import RowTile, row_tile
 from kernels.runtime.targets import TARGETS
-from tests.support import matrix, oracle
+from tests.support import layouts, matrix, oracle
+from tests.support.triton_interpreter import on_cpu
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -109,3 +111,41 @@ def row_tiles() -> list[RowTile]:
 def numbers(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
     """Standard normal float32."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def report(lines: list[str]) -> None:
+    """Fail with one line for each complaint."""
+    if lines:
+        pytest.fail("\n".join(lines), pytrace=False)
+
+
+def check_layout(case: Case, layout: str, dtype: str = "float32") -> None:
+    """The answer is the same for strided inputs and gradients; NaN lies in their gaps, and nobody may read it."""
+    expected = oracle.expect_case(case, dtype)
+    relay = layouts.LAYOUTS[layout]
+    names = matrix.array_names(expected.arguments)
+    tensors = {n: layouts.as_tensor(relay(expected.arguments[n])) for n in names}
+    wanted = matrix.differentiable_names(case.op, expected.arguments)
+    for name in wanted:
+        tensors[name].requires_grad_()
+    with on_cpu():
+        results = matrix.results_of(matrix.public(case.op)(**(expected.arguments | tensors), backend="triton"))
+        gradient = layouts.as_tensor(relay(expected.incoming[0]))
+        found = torch.autograd.grad(results[0], [tensors[n] for n in wanted], gradient)
+    answer = oracle.Answer(
+        tuple(map(matrix.to_numpy, results)), {n: g.numpy() for n, g in zip(wanted, found, strict=True)}
+    )
+    report(expected.complaints(answer))
+
+
+def check_order(case: Case, dtype: str = "float32") -> None:
+    """Results and gradients have the same bits in whatever order the programs run."""
+    expected = oracle.expect_case(case, dtype)
+    answers = []
+    for seed in (None, 1, 2):
+        with on_cpu(seed=seed):
+            found = oracle.with_autograd(case.op, expected.arguments, expected.incoming, "triton")
+            answers.append((*found.results, *found.gradients.values()))
+    for other in answers[1:]:
+        for a, b in zip(answers[0], other, strict=True):
+            np.testing.assert_array_equal(b, a)

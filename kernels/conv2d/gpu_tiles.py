@@ -1,0 +1,111 @@
+"""Which tile a Triton convolution takes: pure functions of the sizes, the element type and the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from kernels.runtime.row_tiles import power_of_two
+from kernels.runtime.targets import Target
+
+
+@dataclass(frozen=True)
+class ConvTile:
+    """What a program works on: a product of (rows, inner) and (inner, columns), `inner` at a time.
+
+    Attributes:
+        rows, columns: of the result: pixels and output channels, or in a weight's gradient output channels and taps.
+        inner: terms of a sum at a time: channels, or in a weight's gradient pixels.
+        warps, stages: of a program.
+    """
+
+    rows: int
+    columns: int
+    inner: int
+    warps: int
+    stages: int
+
+
+#: The least side of a matrix product on tensor cores that Triton takes.
+LEAST = 16
+#: Pixels of a part of a weight's gradient, at least: with fewer, adding up the parts is the work.
+LEAST_PART = 512
+#: Most parts of a weight's gradient.
+MOST_PARTS = 256
+
+_override: ContextVar[ConvTile | None] = ContextVar("conv_tile", default=None)
+
+
+@contextmanager
+def use_conv_tile(tile: ConvTile) -> Iterator[None]:
+    """Take this tile for every matrix product of a convolution inside the block."""
+    token = _override.set(tile)
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def conv_tile(
+    rows: int, columns: int, inner: int, itemsize: int, target: Target, *, tensor_cores: bool, vectors: bool,
+    across: bool = False,
+) -> ConvTile:
+    """The tile of a product of (rows, inner) and (inner, columns).
+
+    Args:
+        rows, columns: of the result.
+        inner: terms of its sums that lie together: the channels of a tap, or pixels.
+        itemsize: bytes of an element.
+        target: the GPU.
+        tensor_cores: whether the product goes to tensor cores: half precision, or float32 as tf32.
+        vectors: whether the elements of a tile lie side by side, 128 bits of them: channels-last. Without, each
+            thread keeps the place of every element it loads, so that tiles must be small.
+        across: the sum goes across these vectors, not along them: a weight's gradient.
+    """
+    asked = _override.get()
+    if asked is not None:
+        return asked
+    large = tensor_cores and vectors
+    wide = min(max(power_of_two(columns), LEAST), 128 if large else 64)
+    tall = 128 if large else 64
+    # A GPU with idle multiprocessors gains by smaller tiles.
+    while tall > 64 and -(-rows // tall) * -(-columns // wide) < target.multiprocessors:
+        tall //= 2
+    tall = min(tall, max(power_of_two(rows), LEAST))
+    warps = 4
+    if not tensor_cores:
+        return ConvTile(tall, wide, LEAST, warps, 2)
+    # 128 bytes of channels: a line of memory.
+    deep = min(max(power_of_two(inner), LEAST), 128 // itemsize if vectors else LEAST * 4 // itemsize)
+    if target.amd:
+        return ConvTile(tall, wide, deep if vectors else LEAST, warps, 2)
+    if not vectors:
+        if itemsize == 4 and target.name.startswith("sm_8") and tall * wide == 64 * 64:
+            warps = 8
+        # Asynchronous copies are of 32 bits at least: halves that lie apart have none.
+        return ConvTile(tall, wide, deep, warps, 1 if itemsize < 4 else 2)
+    if tall * wide >= 128 * 128 or (across and target.name == "sm_100"):
+        warps = 8  # with fewer, registers spill
+    if across and itemsize == 4:
+        # Asynchronous copies that turn a tile of float32 would be of 32 bits.
+        return ConvTile(tall, wide, deep, warps, 1)
+    return ConvTile(tall, wide, deep, warps, 3 if target.name.startswith("sm_8") else 4)
+
+
+def parts_of_pixels(pixels: int, tiles: int, target: Target) -> tuple[int, int]:
+    """(parts that the pixels of a sum are cut into, pixels of a part), so that each multiprocessor has two programs.
+
+    The parts are added in one order, so results have the same bits on every GPU of a kind.
+
+    Args:
+        pixels: of all images, at least 1.
+        tiles: programs for each part.
+        target: the GPU.
+    """
+    wanted = -(-2 * target.multiprocessors // tiles)
+    parts = max(1, min(wanted, MOST_PARTS, pixels // LEAST_PART))
+    part = -(-pixels // parts)
+    part = -(-part // 128) * 128  # whole steps of any tile
+    return -(-pixels // part), part
