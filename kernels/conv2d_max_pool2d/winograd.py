@@ -1,6 +1,10 @@
 """Winograd's F(2x2, 3x3) of conv2d (`kernels.conv2d.winograd`), whose sums are pooled while they are in cache.
 
 Its tile of outputs is 2x2: windows of 2x2 with stride 2 are its tiles, and their maximum is taken in registers.
+
+The four sums of a tile round differently. Where the inputs around two places are equal, direct sums tie and the first
+wins; here (unless the inputs are 0) the other one may be larger by a rounding and get the gradient, as it may where
+max_pool2d follows conv2d's own Winograd kernel.
 """
 
 from __future__ import annotations
