@@ -97,8 +97,10 @@ def committed() -> dict[str, Any]:
     return {gpu_report.key(row): row for row in rows}
 
 
-@pytest.mark.parametrize("target", REPORTED_TARGETS)
-@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda w: w.id)
+COMPILED = [pytest.param(w, t, id=f"{w.id}-{t}") for w in WORKLOADS for t in w.targets]
+
+
+@pytest.mark.parametrize("workload, target", COMPILED)
 def test_every_kernel_passes_the_gates_and_is_no_worse(workload: Workload, target: str, committed: dict[str, Any]):
     complaints = []
     for done in gpu_report.compile_workload(workload, target):
