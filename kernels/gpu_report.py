@@ -310,7 +310,7 @@ def _follows_windows(kernel: Compiled) -> bool:
 def row_of(workload: Workload, direction: str, kernel: Compiled) -> dict[str, Any]:
     """One line of the report, as JSON has it."""
     blocks, occupancy, limiter = kernel.occupancy if not kernel.target.amd else (0, 0.0, "")
-    tile = {n: v for n, v in kernel.options.items() if n.startswith(("BLOCK", "ROWS", "WHOLE", "num_stages"))}
+    tile = {n: v for n, v in kernel.options.items() if n.startswith(("BLOCK", "ROWS", "WHOLE", "TIMES", "num_stages"))}
     return {
         "workload": workload.id,
         "pass": direction,

@@ -30,7 +30,12 @@ def _elementwise(kernel: Any, name: str, form: ArraySpec, *inputs: Tensor) -> Te
 
 def forward(p: ActivationProblem, x: Tensor) -> tuple[Tensor]:
     """act(x), in x's layout."""
-    return (_elementwise(activation_triton.activate_elements, p.function, p.layout, x),)
+    return (activated(p.function, p.layout, x),)
+
+
+def activated(name: str, form: ArraySpec, x: Tensor) -> Tensor:
+    """act(x) in the layout of `form`."""
+    return _elementwise(activation_triton.activate_elements, name, form, x)
 
 
 def gradient(name: str, form: ArraySpec, grad: Tensor, known: Tensor) -> Tensor:

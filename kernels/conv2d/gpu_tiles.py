@@ -86,7 +86,7 @@ def conv_tile(
             warps = 8
         # Asynchronous copies are of 32 bits at least: halves that lie apart have none.
         return ConvTile(tall, wide, deep, warps, 1 if itemsize < 4 else 2)
-    if tall * wide >= 128 * 128 or (across and target.name == "sm_100"):
+    if tall * wide >= 128 * 128 or (across and itemsize == 2 and target.name == "sm_100"):
         warps = 8  # with fewer, registers spill
     if across and itemsize == 4:
         # Asynchronous copies that turn a tile of float32 would be of 32 bits.

@@ -51,6 +51,11 @@ def convolve(
     Programs: blocks of output channels, the fastest, then blocks of pixels; phases (STRIDE_H * STRIDE_W where
     TRANSPOSED, else 1); groups. FLAT: taps and channels are one index, for few channels; else a step is in one tap.
     """
+    # From a tap to the next: how far in the source, and how far in the filter.
+    move_h: tl.constexpr = -(DILATION_H // COMMON_H) if TRANSPOSED else DILATION_H
+    move_w: tl.constexpr = -(DILATION_W // COMMON_W) if TRANSPOSED else DILATION_W
+    skip_h: tl.constexpr = STRIDE_H // COMMON_H if TRANSPOSED else 1
+    skip_w: tl.constexpr = STRIDE_W // COMMON_W if TRANSPOSED else 1
     column_blocks = tl.cdiv(out_channels, COLUMNS)
     program = tl.program_id(0)
     phase = tl.program_id(1)
@@ -64,10 +69,6 @@ def convolve(
         grid_w, tap_w, taps_w, begin_w = _taps_of_phase(
             phase_w, out_width, KERNEL_W, STRIDE_W, PADDING_W, DILATION_W, COMMON_W
         )
-        move_h: tl.constexpr = -(DILATION_H // COMMON_H)
-        move_w: tl.constexpr = -(DILATION_W // COMMON_W)
-        skip_h: tl.constexpr = STRIDE_H // COMMON_H
-        skip_w: tl.constexpr = STRIDE_W // COMMON_W
     else:
         grid_h = out_height
         grid_w = out_width
@@ -75,10 +76,6 @@ def convolve(
         tap_w = 0
         taps_h = KERNEL_H
         taps_w = KERNEL_W
-        move_h: tl.constexpr = DILATION_H
-        move_w: tl.constexpr = DILATION_W
-        skip_h: tl.constexpr = 1
-        skip_w: tl.constexpr = 1
 
     pixel = (program // column_blocks).to(INDEX) * ROWS + tl.arange(0, ROWS)
     plane = tl.maximum(grid_h * grid_w, 1)

@@ -4,8 +4,9 @@ The result lies as (N, C, H, W), or as (N, H, W, C) where LAST; inputs have stri
 each dimension window o has taps first + r * dilation for r < KERNEL, those of them in [0, end). In backward each place
 of the image collects from the windows that cover it, in their order: no atomics. Half precision is computed in float32.
 
-Arguments in common: size: elements of the result. channels: C. height, width: of the image. out_height, out_width: of the windows.
-ADAPTIVE: windows as of windows.adaptive, else sliding by STRIDE with PADDING and DILATION, each (vertical, horizontal).
+Arguments in common: size: elements of the result. channels: C. height, width: of the image. out_height, out_width: of
+the windows. ADAPTIVE: windows as of windows.adaptive, else sliding by STRIDE with PADDING and DILATION, each
+(vertical, horizontal).
 """
 
 from __future__ import annotations

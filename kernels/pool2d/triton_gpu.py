@@ -44,16 +44,18 @@ Adaptive = AdaptiveMaxPool2dProblem | AdaptiveAvgPool2dProblem
 
 def _windows(p: Pooling) -> dict[str, Any]:
     """The constants of a kernel that say where the windows lie."""
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
     if isinstance(p, Adaptive):
         kernel = []
         for d in (0, 1):
             start, end = windows.adaptive(p.x.shape[2 + d], p.output_size[d])
             kernel.append(int((end - start).max()))
-        stride, padding, dilation = (1, 1), (0, 0), (1, 1)
     else:
         assert isinstance(p, (MaxPool2dProblem, AvgPool2dProblem, LpPool2dProblem))
         kernel, stride, padding = list(p.kernel_size), p.stride, p.padding
-        dilation = p.dilation if isinstance(p, MaxPool2dProblem) else (1, 1)
+        dilation = p.dilation if isinstance(p, MaxPool2dProblem) else dilation
     named = {"KERNEL": kernel, "STRIDE": stride, "PADDING": padding, "DILATION": dilation}
     constants = {f"{name}_{side}": pair[d] for name, pair in named.items() for d, side in enumerate("HW")}
     return constants | {"ADAPTIVE": isinstance(p, Adaptive)}

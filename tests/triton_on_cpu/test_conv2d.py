@@ -1,4 +1,4 @@
-"""conv2d and conv_transpose2d in Triton, executed on the CPU with bounds and races watched, programs in random order."""
+"""conv2d and conv_transpose2d in Triton, executed on the CPU: bounds and races watched, programs in random order."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_cases(case: Case, dtype: str):
 @pytest.mark.parametrize("case", CASES)
 def test_cases_in_half_precision(case: Case, dtype: torch.dtype):
     with on_cpu():
-        report(helpers.half_complaints(case, dtype))
+        report(helpers.tensor_complaints(case, dtype))
 
 
 @pytest.mark.parametrize("layout", layouts.TORCH_LAYOUTS)
@@ -259,7 +259,8 @@ def test_parts_cover_the_pixels_once(pixels: int, tiles: int):
 
 def test_what_a_launch_does_not_hold_is_a_reason():
     x, weight = torch.zeros(1, 1, 300, 300), torch.zeros(1, 1, 1, 1)
-    with on_cpu(), pytest.raises(kernels.BackendError, match=r"stride is \(256, 256\); a launch holds 65535 of its phases"):
+    message = r"stride is \(256, 256\); a launch holds 65535 of its phases"
+    with on_cpu(), pytest.raises(kernels.BackendError, match=message):
         kernels.conv2d(x, weight, stride=256, backend="triton")
 
 

@@ -35,7 +35,7 @@ def test_cases(case: Case, dtype: str):
 @pytest.mark.parametrize("case", CASES)
 def test_cases_in_half_precision(case: Case, dtype: torch.dtype):
     with on_cpu():
-        report(helpers.half_complaints(case, dtype))
+        report(helpers.tensor_complaints(case, dtype))
 
 
 @pytest.mark.parametrize("layout", layouts.TORCH_LAYOUTS)

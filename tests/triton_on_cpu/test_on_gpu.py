@@ -12,6 +12,8 @@ from tests.support.triton_interpreter import on_cpu
 from tests.triton_on_cpu import helpers
 
 OPS = ("softmax", "log_softmax", "cross_entropy", "layer_norm", "rms_norm", "attention", "scaled_dot_product_attention")
+OPS += ("relu", "gelu", "silu", "sigmoid", "tanh", "dropout", "embedding", "linear", "conv2d", "conv_transpose2d")
+OPS += ("max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d", "lp_pool2d")
 CASES = helpers.small_cases(*OPS)
 DTYPES = (torch.float32, torch.float64, *helpers.HALVES)
 
@@ -19,6 +21,12 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU that torch can use"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def ieee(monkeypatch: pytest.MonkeyPatch):
+    """torch takes tf32 for float32 convolutions unless it is told not to; the budget is float32's."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
