@@ -44,8 +44,9 @@ class Shadow:
     def of(cls, name: str, tensor: Any) -> list[Shadow]:
         """The shadows of a tensor on the CPU: one, or one for each part of a view with gaps of many bytes."""
         item = tensor.element_size()
-        if tensor.dim() and tensor.stride(0) * item > LONGEST_GAP and tensor.shape[0] > 1:
-            return [shadow for part in tensor for shadow in cls.of(name, part)]
+        for axis, (extent, stride) in enumerate(zip(tensor.shape, tensor.stride())):
+            if stride * item > LONGEST_GAP and extent > 1:
+                return [shadow for part in tensor.unbind(axis) for shadow in cls.of(name, part)]
         offsets = np.zeros(1, np.int64)
         for extent, stride in zip(tensor.shape, tensor.stride()):
             steps = np.arange(extent if stride else min(extent, 1)) * (stride * item)

@@ -28,12 +28,9 @@ H100 = TARGETS["sm_90"]
 @contextmanager
 def torch_set_to(tf32: bool) -> Iterator[None]:
     """torch's own setting for float32 convolutions."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = tf32
-    try:
+    # By the context manager: torch's own test helpers forbid to set the flag.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
         yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.fixture(autouse=True)

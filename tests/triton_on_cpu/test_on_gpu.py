@@ -24,9 +24,10 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def ieee(monkeypatch: pytest.MonkeyPatch):
+def ieee():
     """torch takes tf32 for float32 convolutions unless it is told not to; the budget is float32's."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
