@@ -358,6 +358,7 @@ def test_forked_pool(python):
 def test_interrupt(python, layer):
     program = """
         import os, signal, threading
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with it ignored
         run(1003, 2, x, y, 2.0)
         for _ in range(20):
             begun = threading.Event()
