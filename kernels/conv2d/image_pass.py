@@ -136,9 +136,7 @@ class Tables:
 
 
 @lru_cache(1024)
-def tables(
-    plan: Gather, images: int, group_inputs: int, kernel: tuple[int, int], width: int, last: bool
-) -> Tables:
+def tables(plan: Gather, images: int, group_inputs: int, kernel: tuple[int, int], width: int, last: bool) -> Tables:
     """What a geometry, a batch size and a tile's width determine; arguments as of `run_pass`."""
     rows, columns = geometry.sides(plan, images, BLOCK, TILE_ROWS, FEW_ROWS)
     (top, bottom), (left, right) = (

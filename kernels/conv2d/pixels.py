@@ -73,7 +73,7 @@ def _pad_next(p, x, s, image, source, ready):
 
 
 @jit
-def _end_class(p, lists, width, position, size):
+def end_class(p, lists, width, position, size):
     """The end of a class of `size` pixels at `position` of the lists, filled up to a whole tile of either size."""
     rest = size % TILE_ROWS
     end = position + size - rest + (0 if rest == 0 else FEW_ROWS if rest <= FEW_ROWS else TILE_ROWS)
@@ -83,7 +83,7 @@ def _end_class(p, lists, width, position, size):
 
 
 @jit
-def _repeat_last(lists, position, end):
+def repeat_last(lists, position, end):
     """Rows past the end of a class repeat its last pixel."""
     for at in range(position, end):
         poke(lists, at, peek(lists, position - 1))
@@ -109,8 +109,8 @@ def _list_pixels(p, m, begin, count, x, s, source, ready, lists, starts):
         q += run
     for t in range(count):
         poke(lists, p.list_size + t, t * width)
-    end = _end_class(p, lists, width, 0, count)
-    _repeat_last(lists, count, end)
+    end = end_class(p, lists, width, 0, count)
+    repeat_last(lists, count, end)
     poke(starts, 0, 0)
     poke(starts, 1, end)
     return ready
@@ -154,7 +154,7 @@ def sort_pixels(p, m, begin, count, x, s, source, ready, lists, starts):
         size = peek(starts, k)
         poke(starts, k, position)
         poke(following, k, position)
-        position = _end_class(p, lists, width, position, size)
+        position = end_class(p, lists, width, position, size)
     poke(starts, classes, position)
     image = begin // plane
     i = (begin - image * plane) // p.columns
@@ -174,5 +174,5 @@ def sort_pixels(p, m, begin, count, x, s, source, ready, lists, starts):
                 i = 0
                 image += 1
     for k in range(classes):
-        _repeat_last(lists, peek(following, k), peek(starts, k + 1))
+        repeat_last(lists, peek(following, k), peek(starts, k + 1))
     return ready

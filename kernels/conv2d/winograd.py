@@ -192,6 +192,30 @@ def _prepare(plan: Gather, images: int, outputs: int, threads: int, lanes: int, 
 
 
 @jit
+def multiply_all(p, tiles, transformed, filters, block, row_table, tap_table, product):
+    """product[q, t, :] = sum over channels of transformed[q, channel, t] * filters[q, channel, :], 16 times."""
+    lanes = lanes_of(transformed)
+    width = 2 * lanes
+    for q in range(16):
+        a = advance(transformed, q * p.step)
+        panel = advance(filters, (block * 16 + q) * p.filter_step)
+        for chunk in range(0, p.inputs, CHUNK):
+            taps = min(CHUNK, p.inputs - chunk)
+            b = advance(panel, chunk * width)
+            table = advance(tap_table, chunk)
+            t = 0
+            while t < tiles:
+                out = advance(product, (q * p.room + t) * width)
+                rows = advance(row_table, t)
+                if tiles - t > SMALL_ROWS:
+                    multiply_tile(TILE_ROWS, 2, a, rows, table, taps, b, out, width, lanes, chunk)
+                    t += TILE_ROWS
+                else:
+                    multiply_tile(SMALL_ROWS, 2, a, rows, table, taps, b, out, width, lanes, chunk)
+                    t += SMALL_ROWS
+
+
+@jit
 def _winograd_parts(first, last, settings, x, filters, bias, source, products, pixels, tables, y, before, failed):
     """Parts [first, last) of a pass.
 
@@ -237,23 +261,7 @@ def _winograd_parts(first, last, settings, x, filters, bias, source, products, p
                 transform_row(planes, p, p.first_row + row, advance(transformed, (index - begin) * p.tile_columns))
                 count += min(2, p.out_height - row) * p.out_width
             for block in range(blocks * block_part // p.block_parts, blocks * (block_part + 1) // p.block_parts):
-                for q in range(16):
-                    a = advance(transformed, q * p.step)
-                    panel = pointer(filters, (block * 16 + q) * p.filter_step)
-                    for chunk in range(0, p.inputs, CHUNK):
-                        taps = min(CHUNK, p.inputs - chunk)
-                        b = advance(panel, chunk * width)
-                        table = advance(tap_table, chunk)
-                        t = 0
-                        while t < tiles:
-                            out = advance(product, (q * p.room + t) * width)
-                            rows = advance(row_table, t)
-                            if tiles - t > SMALL_ROWS:
-                                multiply_tile(TILE_ROWS, 2, a, rows, table, taps, b, out, width, lanes, chunk)
-                                t += TILE_ROWS
-                            else:
-                                multiply_tile(SMALL_ROWS, 2, a, rows, table, taps, b, out, width, lanes, chunk)
-                                t += SMALL_ROWS
+                multiply_all(p, tiles, transformed, pointer(filters), block, row_table, tap_table, product)
                 channel = block * width
                 valid = min(width, p.outputs - channel)
                 at = 0

@@ -11,7 +11,7 @@ from kernels.conv2d.gather import BLOCK, Ahead, sum_class
 from kernels.conv2d.geometry import Gather
 from kernels.conv2d.image_pass import GRAIN, Tables, flat, pack_weight, source_within, tables, tile_width
 from kernels.conv2d.moves import Source, add_bias, apply_activation, copy_run, pad_image
-from kernels.conv2d.pixels import FEW_ROWS
+from kernels.conv2d.pixels import end_class, repeat_last
 from kernels.conv2d_max_pool2d.bands import Bands, Windows, plan_bands
 from kernels.conv2d_max_pool2d.windows_cpu import Results, elements, pool_band, target_of
 from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for, zeros
@@ -43,7 +43,7 @@ class PooledPass(NamedTuple):
 
 @jit
 def _sort_band(p, m, columns, images, top, bottom, width, lists, starts):
-    """Lists of a band's pixels by class, places relative to its first image; as `gather._sort_pixels`."""
+    """Lists of a band's pixels by class, places relative to its first image; as `conv2d.pixels.sort_pixels`."""
     classes = m.classes.shape[0]
     if classes == 1:  # what most are, and nothing to sort
         q = 0
@@ -54,11 +54,8 @@ def _sort_band(p, m, columns, images, top, bottom, width, lists, starts):
                     poke(lists, q, row + m.column_place[j])
                     poke(lists, p.list_size + q, q * width)
                     q += 1
-        rest = q % TILE_ROWS
-        end = q - rest + (0 if rest == 0 else FEW_ROWS if rest <= FEW_ROWS else TILE_ROWS)
-        for at in range(q, end):
-            poke(lists, at, peek(lists, q - 1))
-            poke(lists, p.list_size + at, p.block * width)
+        end = end_class(p, lists, width, 0, q)
+        repeat_last(lists, q, end)
         poke(starts, 0, 0)
         poke(starts, 1, end)
         return
@@ -74,11 +71,7 @@ def _sort_band(p, m, columns, images, top, bottom, width, lists, starts):
         size = peek(starts, k)
         poke(starts, k, position)
         poke(following, k, position)
-        rest = size % TILE_ROWS
-        end = position + size - rest + (0 if rest == 0 else FEW_ROWS if rest <= FEW_ROWS else TILE_ROWS)
-        for at in range(position + size, end):
-            poke(lists, p.list_size + at, p.block * width)  # totals that nobody reads
-        position = end
+        position = end_class(p, lists, width, position, size)
     poke(starts, classes, position)
     q = 0
     for n in range(images):
@@ -91,8 +84,7 @@ def _sort_band(p, m, columns, images, top, bottom, width, lists, starts):
                 poke(lists, p.list_size + at, q * width)
                 q += 1
     for k in range(classes):
-        for at in range(peek(following, k), peek(starts, k + 1)):
-            poke(lists, at, peek(lists, peek(following, k) - 1))  # rows past the end repeat the last one
+        repeat_last(lists, peek(following, k), peek(starts, k + 1))
 
 
 @jit

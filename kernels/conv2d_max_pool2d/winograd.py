@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.conv2d.gather import CHUNK
 from kernels.conv2d.geometry import Gather
 from kernels.conv2d.image_pass import GRAIN, MOVE_GRAIN, pack_weight
 from kernels.conv2d.moves import apply_activation, copy_run
-from kernels.conv2d.winograd import BLOCK_BYTES, SMALL_ROWS, Tiles, filter_order
+from kernels.conv2d.winograd import BLOCK_BYTES, SMALL_ROWS, Tiles, filter_order, multiply_all
 from kernels.conv2d.winograd_transforms import column_sums, output_row, transform_filters, transform_row
 from kernels.conv2d_max_pool2d.bands import BOTTOM, IMAGES, TOP, Bands, Windows, plan_bands
 from kernels.conv2d_max_pool2d.windows_cpu import (
@@ -42,7 +41,6 @@ from kernels.simd import (
     lanes_of,
     load_first,
     maximum_nan,
-    multiply_tile,
     pointer,
     poke,
     splat_integer,
@@ -122,30 +120,6 @@ def _pool_tiles(products, p, bias, valid, t, pooled, winners):
 
 
 @jit
-def _multiply(p, tiles, transformed, filters, block, row_table, tap_table, product):
-    """product[q, t, :] = sum over channels of transformed[q, channel, t] * filters[q, channel, :], 16 times."""
-    lanes = lanes_of(transformed)
-    width = 2 * lanes
-    for q in range(16):
-        a = advance(transformed, q * p.step)
-        panel = advance(filters, (block * 16 + q) * p.filter_step)
-        for chunk in range(0, p.inputs, CHUNK):
-            taps = min(CHUNK, p.inputs - chunk)
-            b = advance(panel, chunk * width)
-            table = advance(tap_table, chunk)
-            t = 0
-            while t < tiles:
-                out = advance(product, (q * p.room + t) * width)
-                rows = advance(row_table, t)
-                if tiles - t > SMALL_ROWS:
-                    multiply_tile(TILE_ROWS, 2, a, rows, table, taps, b, out, width, lanes, chunk)
-                    t += TILE_ROWS
-                else:
-                    multiply_tile(SMALL_ROWS, 2, a, rows, table, taps, b, out, width, lanes, chunk)
-                    t += SMALL_ROWS
-
-
-@jit
 def _winograd_parts(
     first, last, p, s, w, t, bands, part_starts, x, filters, bias, late_bias, source, products, tables, y, winners,
     before, sums, pooled, kept, carries, failed,
@@ -189,7 +163,7 @@ def _winograd_parts(
                 transform_row(planes, p, h, advance(transformed, row * p.tile_columns))
             old = (top - base) * p.out_width
             for block in range(blocks * block_part // p.block_parts, blocks * (block_part + 1) // p.block_parts):
-                _multiply(p, tiles, transformed, pointer(filters), block, row_table, tap_table, product)
+                multiply_all(p, tiles, transformed, pointer(filters), block, row_table, tap_table, product)
                 channel = block * width
                 valid = min(width, p.outputs - channel)
                 shift = pointer(bias, channel)
