@@ -25,6 +25,8 @@ from kernels.simd import (
     select,
     splat_integer,
     splat_like,
+    store_first,
+    store_int64_first,
     store_int64_masked,
     store_masked,
     zeros_like,
@@ -92,33 +94,69 @@ def _mean_planes(first, last, x, y):
 
 
 @jit
-def _argmax_planes(first, last, x, rows, columns, steps, y, indices, wants_indices):
-    """Maxima of planes [first, last): x (N, C, H, W) -> y, indices (N, C, H_out, W_out).
+def _max_planes(first, last, x, rows, columns, steps, y, lines):
+    """Maxima of planes [first, last): x (N, C, H, W) -> y (N, C, H_out, W_out).
 
-    steps: distances between the inputs of a window, (vertical, horizontal).
-    indices: int64, any array where they are not wanted.
+    steps: distances between the inputs of a window, (vertical, horizontal). lines: scratch [planes, W].
     """
     height, width = x.shape[2:]
     output_height, output_width = y.shape[2:]
-    maxima = y.reshape(-1)
-    positions = indices.reshape(-1)
-    lowest = x.dtype.type(-np.inf)
+    lanes = lanes_of(x)
     for plane in range(first, last):
         image = pointer(x, plane * height * width)
-        base = plane * output_height * output_width
+        line = pointer(lines, plane * width)
+        output = pointer(y, plane * output_height * output_width)
         for i in range(output_height):
-            for j in range(output_width):
-                at = rows[0, i] * width + columns[0, j]
-                best = lowest
+            # All windows of an output row have the same rows: these come first, vectors along the width.
+            for k in range(0, width, lanes):
+                best = splat_like(x, -np.inf)
                 for row in range(rows[0, i], rows[1, i], steps[0]):
-                    for k in range(row * width + columns[0, j], row * width + columns[1, j], steps[1]):
-                        v = peek(image, k)
-                        wins = v > best or v != v
-                        best = v if wins else best
-                        at = k if wins else at
-                maxima[base + i * output_width + j] = best
-                if wants_indices:
-                    positions[base + i * output_width + j] = at
+                    best = maximum_nan(load_first(image, row * width + k, width - k), best)
+                store_first(line, k, best, width - k)
+            for j in range(output_width):
+                highest = x.dtype.type(-np.inf)
+                for k in range(columns[0, j], columns[1, j], steps[1]):
+                    v = peek(line, k)
+                    highest = v if v > highest or v != v else highest
+                poke(output, i * output_width + j, highest)
+
+
+@jit
+def _argmax_planes(first, last, x, rows, columns, steps, y, indices, lines, places):
+    """As `_max_planes`, with the index of each maximum in its H * W plane. places: int64 scratch [planes, W]."""
+    height, width = x.shape[2:]
+    output_height, output_width = y.shape[2:]
+    lanes = lanes_of(x)
+    for plane in range(first, last):
+        image = pointer(x, plane * height * width)
+        line, places_of_line = pointer(lines, plane * width), pointer(places, plane * width)
+        base = plane * output_height * output_width
+        output, positions = pointer(y, base), pointer(indices, base)
+        for i in range(output_height):
+            for k in range(0, width, lanes):
+                best = splat_like(x, -np.inf)
+                at = splat_integer(x, rows[0, i])
+                for row in range(rows[0, i], rows[1, i], steps[0]):
+                    v = load_first(image, row * width + k, width - k)
+                    wins = (v > best) | is_nan(v)
+                    best = select(wins, v, best)
+                    at = select(wins, splat_integer(x, row), at)
+                store_first(line, k, best, width - k)
+                store_int64_first(places_of_line, k, at, width - k)
+            for j in range(output_width):
+                # The first of equal maxima in the order of the rows, the last of several NaN.
+                highest, row, column = x.dtype.type(-np.inf), rows[0, i], columns[0, j]
+                for k in range(columns[0, j], columns[1, j], steps[1]):
+                    v, its_row = peek(line, k), peek(places_of_line, k)
+                    if v != v:
+                        wins = highest == highest or its_row >= row
+                    else:
+                        wins = v > highest or (v == highest and its_row < row)
+                    highest = v if wins else highest
+                    row = its_row if wins else row
+                    column = k if wins else column
+                poke(output, i * output_width + j, highest)
+                poke(positions, i * output_width + j, row * width + column)
 
 
 @jit
@@ -196,6 +234,7 @@ def _argmax_channels(first, last, x, rows, columns, steps, y, indices):
 
 sum_planes = threaded(_sum_planes)
 mean_planes = threaded(_mean_planes)
+max_planes = threaded(_max_planes)
 argmax_planes = threaded(_argmax_planes)
 sum_channels = threaded(_sum_channels)
 max_channels = threaded(_max_channels)

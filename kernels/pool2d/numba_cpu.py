@@ -1,4 +1,4 @@
-"""The poolings on the CPU: which kernel runs, its tables, its memory.
+"""The poolings on the CPU: which kernel runs, with which tables and memory.
 
 Kernels see contiguous arrays: planes (N, C, H, W), or (N, H, W, C) for channels-last images.
 """
@@ -6,13 +6,12 @@ Kernels see contiguous arrays: planes (N, C, H, W), or (N, H, W, C) for channels
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from kernels.op import Implementation, limits
-from kernels.pool2d import any_window, gradients, planes, powers, windows
+from kernels.pool2d import any_window, gradients, planes, powers, tables
 from kernels.pool2d.adaptive import (
     ADAPTIVE_AVG_POOL2D,
     ADAPTIVE_MAX_POOL2D,
@@ -46,52 +45,6 @@ KNOWN = (((2, 2), (2, 2)), ((3, 3), (2, 2)), ((3, 3), (1, 1)), ((2, 2), (1, 1)))
 #: An int that is part of a compiled kernel's type: the length of a tuple.
 LITERAL = ((), (0,), (0, 0), (0, 0, 0))
 NO_INDICES: Array = np.zeros((1, 1, 1, 1), np.int64)
-
-
-# ----- tables, one for each dimension, kept for the next call of the same form --------------------------------------
-
-
-def _pairs(starts: Array, ends: Array) -> Array:
-    return np.ascontiguousarray(np.stack([starts, ends]), dtype=np.int64)
-
-
-@lru_cache(4096)
-def _sliding(size: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int) -> Array:
-    return _pairs(*windows.taps(size, outputs, kernel, stride, padding, dilation))
-
-
-@lru_cache(4096)
-def _adaptive(size: int, outputs: int) -> Array:
-    return _pairs(*windows.adaptive(size, outputs))
-
-
-@lru_cache(4096)
-def _extents(
-    size: int, outputs: int, kernel: int, stride: int, padding: int, counts_padding: bool, dtype: str
-) -> Array:
-    """Divisors of the windows along one dimension."""
-    start, end, extent = windows.sliding(size, outputs, kernel, stride, padding)
-    return (extent if counts_padding else end - start).astype(dtype)
-
-
-@lru_cache(4096)
-def _lengths(size: int, outputs: int, dtype: str) -> Array:
-    """Divisors of the adaptive windows along one dimension."""
-    start, end = windows.adaptive(size, outputs)
-    return (end - start).astype(dtype)
-
-
-@lru_cache(4096)
-def _constant(outputs: int, value: int, dtype: str) -> Array:
-    return np.full(outputs, value, dtype)
-
-
-@lru_cache(4096)
-def _holders(size: int, make: Any, *form: int) -> Array:
-    """The outputs whose windows, ``make(size, *form)``, hold each input: first, and one past the last."""
-    starts, ends = make(size, *form)
-    inputs = np.arange(size)
-    return _pairs(np.searchsorted(ends, inputs, "right"), np.searchsorted(starts, inputs, "right"))
 
 
 # ----- layouts -----------------------------------------------------------------------------------------------------
@@ -149,7 +102,8 @@ def _slide_max(p: Extremum, form: MaxPool2dProblem | LpPool2dProblem, x: Array, 
     indices = _fresh(p, p.output_shape, np.int64) if p.keeps_indices else None
     if p.x.channels_last or stride[1] > 2:
         rows, columns = (
-            _sliding(p.x.shape[2 + d], p.output_plane[d], kernel[d], stride[d], padding[d], dilation[d]) for d in (0, 1)
+            tables.sliding(p.x.shape[2 + d], p.output_plane[d], kernel[d], stride[d], padding[d], dilation[d])
+            for d in (0, 1)
         )
         return _max_of_windows(p, x, rows, columns, dilation, y, indices)
     strips = _strips(p)
@@ -164,7 +118,7 @@ def _slide_max(p: Extremum, form: MaxPool2dProblem | LpPool2dProblem, x: Array, 
     if indices is not None:
         planes.argmax_planes_known(total, _threads(p), *literal, x, y, indices, strips, *padding)
     else:
-        none = _constant(1, 1, p.x.dtype)
+        none = tables.constant(1, 1, p.x.dtype)
         kind = LITERAL[planes.MAXIMUM]
         planes.pool_planes(total, _threads(p), kind, *literal, x, y, strips, *padding, none, none, 1.0)
     return y, indices
@@ -175,8 +129,12 @@ def _max_of_windows(
 ) -> tuple[Any, ...]:
     n, c = p.x.shape[:2]
     if not p.x.channels_last:
-        found = NO_INDICES if indices is None else indices
-        any_window.argmax_planes(n * c, _threads(p), x, rows, columns, steps, y, found, indices is not None)
+        lines = empty((n * c, p.x.shape[3]), x.dtype)
+        if indices is None:
+            any_window.max_planes(n * c, _threads(p), x, rows, columns, steps, y, lines)
+        else:
+            places = empty(lines.shape, np.int64)
+            any_window.argmax_planes(n * c, _threads(p), x, rows, columns, steps, y, indices, lines, places)
     elif indices is None:
         any_window.max_channels(n * p.output_plane[0], _threads(p), x, rows, columns, steps, y)
     else:
@@ -195,7 +153,7 @@ def max_pool2d(p: MaxPool2dProblem, x: Array) -> tuple[Array | None, ...]:
 
 def adaptive_max_pool2d(p: AdaptiveMaxPool2dProblem, x: Array) -> tuple[Array | None, ...]:
     """x (N, C, H, W) -> output, indices."""
-    rows, columns = (_adaptive(p.x.shape[2 + d], p.output_size[d]) for d in (0, 1))
+    rows, columns = (tables.adaptive(p.x.shape[2 + d], p.output_size[d]) for d in (0, 1))
     y = _fresh(p, p.output_shape, x.dtype)
     indices = _fresh(p, p.output_shape, np.int64) if p.keeps_indices else None
     return _both(p, *_max_of_windows(p, _native(p, x), rows, columns, (1, 1), y, indices))
@@ -226,10 +184,12 @@ def _divisors(p: AvgPool2dProblem | LpPool2dProblem) -> tuple[Array, Array]:
     height, width = p.output_plane
     override = getattr(p, "divisor_override", None)
     if override is not None:
-        return _constant(height, 1, p.x.dtype), _constant(width, override, p.x.dtype)
+        return tables.constant(height, 1, p.x.dtype), tables.constant(width, override, p.x.dtype)
     counts = getattr(p, "count_include_pad", True)
     rows, columns = (
-        _extents(p.x.shape[2 + d], p.output_plane[d], p.kernel_size[d], p.stride[d], p.padding[d], counts, p.x.dtype)
+        tables.extents(
+            p.x.shape[2 + d], p.output_plane[d], p.kernel_size[d], p.stride[d], p.padding[d], counts, p.x.dtype
+        )
         for d in (0, 1)
     )
     return rows, columns
@@ -241,7 +201,7 @@ def _slide_mean(p: AvgPool2dProblem | LpPool2dProblem, x: Array, kind: int, fact
     kernel, stride, padding = p.kernel_size, p.stride, p.padding
     if p.x.channels_last or not _is_known(kernel, stride):
         rows, columns = (
-            _sliding(p.x.shape[2 + d], p.output_plane[d], kernel[d], stride[d], padding[d], 1) for d in (0, 1)
+            tables.sliding(p.x.shape[2 + d], p.output_plane[d], kernel[d], stride[d], padding[d], 1) for d in (0, 1)
         )
         return _mean_of_windows(p, x, rows, columns, *divisors)
     y = _fresh(p, p.output_shape, x.dtype)
@@ -279,7 +239,9 @@ def _gather(p: Pooling, dy: Array, above: Array, beside: Array, row_divisors: Ar
 
 def _gather_sliding(p: AvgPool2dProblem | LpPool2dProblem, dy: Array) -> Array:
     above, beside = (
-        _holders(p.x.shape[2 + d], _sliding, p.output_plane[d], p.kernel_size[d], p.stride[d], p.padding[d], 1)
+        tables.holders(
+            p.x.shape[2 + d], tables.sliding, p.output_plane[d], p.kernel_size[d], p.stride[d], p.padding[d], 1
+        )
         for d in (0, 1)
     )
     return _gather(p, dy, above, beside, *_divisors(p))
@@ -296,7 +258,7 @@ def avg_pool2d_backward(p: AvgPool2dProblem, grad_output: Array) -> tuple[Array 
 
 
 def _adaptive_divisors(p: AdaptiveAvgPool2dProblem) -> tuple[Array, Array]:
-    rows, columns = (_lengths(p.x.shape[2 + d], p.output_size[d], p.x.dtype) for d in (0, 1))
+    rows, columns = (tables.lengths(p.x.shape[2 + d], p.output_size[d], p.x.dtype) for d in (0, 1))
     return rows, columns
 
 
@@ -306,7 +268,7 @@ def adaptive_avg_pool2d(p: AdaptiveAvgPool2dProblem, x: Array) -> tuple[Array | 
         y = _fresh(p, p.output_shape, x.dtype)
         any_window.mean_planes(y.size, _threads(p), contiguous(x).reshape(y.size, -1), y.reshape(-1))
         return (y,)
-    rows, columns = (_adaptive(p.x.shape[2 + d], p.output_size[d]) for d in (0, 1))
+    rows, columns = (tables.adaptive(p.x.shape[2 + d], p.output_size[d]) for d in (0, 1))
     return (_public(p, _mean_of_windows(p, _native(p, x), rows, columns, *_adaptive_divisors(p))),)
 
 
@@ -317,7 +279,7 @@ def adaptive_avg_pool2d_backward(p: AdaptiveAvgPool2dProblem, grad_output: Array
         planes_of_dx = dx.reshape(grad_output.size, -1)
         gradients.fill_planes(grad_output.size, _threads(p), contiguous(grad_output).reshape(-1), planes_of_dx)
         return (dx,)
-    above, beside = (_holders(p.x.shape[2 + d], _adaptive, p.output_size[d]) for d in (0, 1))
+    above, beside = (tables.holders(p.x.shape[2 + d], tables.adaptive, p.output_size[d]) for d in (0, 1))
     return (_public(p, _gather(p, _native(p, grad_output), above, beside, *_adaptive_divisors(p))),)
 
 
@@ -386,6 +348,8 @@ def _describe(p: Pooling) -> str:
         return f"{kernel[0]} x {kernel[1]} stride {stride[0]}, vectors along the width"
     if isinstance(p, MaxPool2dProblem) and stride[1] <= 2:
         return "any kernel, vectors along the width"
+    if isinstance(p, (MaxPool2dProblem, AdaptiveMaxPool2dProblem)):
+        return "any window, its rows first, vectors along the width"
     return "any window, one at a time"
 
 

@@ -178,7 +178,8 @@ def backward(p: Layer, *incoming: Array | None, **saved: Any) -> tuple[Array | N
         return _nothing_but_states(p, facts, incoming)
     way, sizes, dtype, nothing = run.way, run.sizes, facts.dtype, facts.nothing
     directions = p.weights(saved)
-    w_h, w_second, w_x = _packed(p, facts, directions, threads)
+    # Not by more threads than run the steps: what another core has written comes from its cache at every step.
+    w_h, w_second, w_x = _packed(p, facts, directions, min(threads, sizes.parts))
     work = scratch(sizes.work, dtype)
     places = empty(p.directions * sizes.group_rows, np.int64)
     found: dict[str, Any] = {"h0": empty((p.directions, p.batch, p.hidden), dtype)}

@@ -29,7 +29,8 @@ def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
     table_elements = sizes.parts * sizes.offsets * 8 // dtype.itemsize
     memory_of_call = scratch(sizes.work + table_elements, dtype)
     work, table = memory_of_call[: sizes.work], memory_of_call[sizes.work :].view(np.int64)
-    packers = threads_for(sizes.at_bias, PACK_GRAIN)
+    # Not more than will read them: what another core has written comes from its cache at every step.
+    packers = min(sizes.parts, threads_for(sizes.at_bias, PACK_GRAIN))
     prepare(sizes.prepared, packers, memory, *[facts.take(inputs, place) for place in facts.weights], work)
     make = empty if lengths is None else zeros  # Past a row's length there are zeros.
     made = tuple([None if shape is None else make(shape, dtype) for shape in facts.shapes])
