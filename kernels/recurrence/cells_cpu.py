@@ -4,7 +4,7 @@ In all of them x and s are pointers to the input's and the recurrent sums, eleme
 wide, one beside the other; reading a whole vector past the last gate's end must be allowed, since the lanes of a unit
 that is not there are computed and dropped. bias: pointer to [stride]. c, h: pointers to states, with room for whole
 vectors. What backward needs goes to the rows `order[i]` of kept, elements [.., kept gates * units], and of cells,
-elements [.., units], where `keeps` is not 0.
+elements [.., units], where `keeps` is not 0. first, last: the units that are computed, from a multiple of the lanes on.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from kernels.simd import (
 
 
 @jit(inner=True)
-def rnn_rows(rows, units, is_relu, x, s, stride, bias, h, h_stride):
-    """h = act(x + s + bias)."""
+def rnn_rows(rows, first, last, is_relu, x, s, stride, bias, h, h_stride):
+    """h = act(x + s + bias) for the units [first, last)."""
     lanes = lanes_of(x)
     for i in range(rows):
         xs, ss, hs = advance(x, i * stride), advance(s, i * stride), advance(h, i * h_stride)
-        for j in range(0, units, lanes):
+        for j in range(first, last, lanes):
             total = load(xs, j) + load(ss, j) + load(bias, j)
             if is_relu:
                 # The comparison is false for NaN, which passes.
@@ -41,7 +41,7 @@ def rnn_rows(rows, units, is_relu, x, s, stride, bias, h, h_stride):
 
 
 @jit(inner=True)
-def lstm_rows(rows, units, x, s, stride, bias, c, c_stride, h, h_stride, keeps, order, kept, cells):
+def lstm_rows(rows, first, last, units, x, s, stride, bias, c, c_stride, h, h_stride, keeps, order, kept, cells):
     """c = f c + i g, h = o tanh(c) with gates i, f, g, o of x + s + bias."""
     lanes = lanes_of(x)
     for row in range(rows):
@@ -49,7 +49,7 @@ def lstm_rows(rows, units, x, s, stride, bias, c, c_stride, h, h_stride, keeps, 
         cs, hs = advance(c, row * c_stride), advance(h, row * h_stride)
         place = peek(order, row) * keeps
         gates_to, cell_to = advance(kept, place * 4 * units), advance(cells, place * units)
-        for j in range(0, units, lanes):
+        for j in range(first, last, lanes):
             i = sigmoid_gate(load(xs, j) + load(ss, j) + load(bias, j))
             at = j + units
             f = sigmoid_gate(load(xs, at) + load(ss, at) + load(bias, at))
@@ -61,7 +61,7 @@ def lstm_rows(rows, units, x, s, stride, bias, c, c_stride, h, h_stride, keeps, 
             store(cs, j, cell)
             store(hs, j, o * tanh_gate(cell))
             if keeps:
-                left = units - j
+                left = last - j
                 store_first(gates_to, j, i, left)
                 store_first(gates_to, j + units, f, left)
                 store_first(gates_to, j + 2 * units, g, left)
@@ -70,7 +70,7 @@ def lstm_rows(rows, units, x, s, stride, bias, c, c_stride, h, h_stride, keeps, 
 
 
 @jit(inner=True)
-def gru_rows(rows, units, x, s, stride, bias, bias_s, h, h_stride, keeps, order, kept):
+def gru_rows(rows, first, last, units, x, s, stride, bias, bias_s, h, h_stride, keeps, order, kept):
     """h = n + z (h - n) with r, z of x + s + bias and n = tanh(x + bias + r (s + bias_s)).
 
     bias_s: the recurrent bias of n alone, pointer to [units].
@@ -79,7 +79,7 @@ def gru_rows(rows, units, x, s, stride, bias, bias_s, h, h_stride, keeps, order,
     for row in range(rows):
         xs, ss, hs = advance(x, row * stride), advance(s, row * stride), advance(h, row * h_stride)
         gates_to = advance(kept, peek(order, row) * keeps * 4 * units)
-        for j in range(0, units, lanes):
+        for j in range(first, last, lanes):
             r = sigmoid_gate(load(xs, j) + load(ss, j) + load(bias, j))
             at = j + units
             z = sigmoid_gate(load(xs, at) + load(ss, at) + load(bias, at))
@@ -88,7 +88,7 @@ def gru_rows(rows, units, x, s, stride, bias, bias_s, h, h_stride, keeps, order,
             n = tanh_gate(load(xs, at) + load(bias, at) + r * q)
             store(hs, j, n + z * (load(hs, j) - n))
             if keeps:
-                left = units - j
+                left = last - j
                 store_first(gates_to, j, r, left)
                 store_first(gates_to, j + units, z, left)
                 store_first(gates_to, j + 2 * units, n, left)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.recurrence import forward as fw
+from kernels.recurrence.columns import ColumnPlan, column_plan
 from kernels.recurrence.forward import Sizes, in_memory, panels_of, steady_offsets, with_strides
 from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER
 from kernels.recurrence.panels import PANEL_VECTORS, pack_rows
@@ -68,6 +69,7 @@ class Plan(NamedTuple):
     sizes: Sizes
     memory: Array
     steady: Array  # see steady_offsets
+    columns: ColumnPlan | None  # instead of by rows
 
 
 class Facts:
@@ -101,8 +103,9 @@ class Facts:
         known = self.plans.get(threads) if lengths is None else None
         if known is None:
             way = walk(p, lengths, threads)
-            sizes = self._sizes(p, way, x_strides)
-            known = Plan(way, sizes, in_memory(sizes), steady_offsets(sizes))
+            sizes = self.sizes(p, way, x_strides)
+            columns = column_plan(sizes, self.dtype.itemsize, threads) if lengths is None else None
+            known = Plan(way, sizes, in_memory(sizes), steady_offsets(sizes), columns)
             if lengths is None:
                 self.plans[threads] = known
         return known
@@ -112,7 +115,8 @@ class Facts:
         array = None if place is None else inputs[place]
         return self.nothing if array is None else contiguous(array).reshape(-1)
 
-    def _sizes(self, p: Layer, way: Walk, x_strides: tuple[int, int]) -> Sizes:
+    def sizes(self, p: Layer, way: Walk, x_strides: tuple[int, int]) -> Sizes:
+        """Those of the forward pass; see Sizes."""
         item, forms = self.dtype.itemsize, self.forms
         width = p.directions * p.hidden
         time, row = (width, p.steps * width) if p.batch_first else (p.batch * width, width)

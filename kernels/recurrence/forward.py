@@ -277,16 +277,16 @@ def run_parts(first, last, sizes, bounds, order, ends, counts, x, h0, c0,
                         to, to_stride = state, g.hidden_stride
                         if g.second_panels:
                             to, to_stride = between, g.unit_stride
-                        lstm_rows(rows, g.units, sums, h_sums, g.sum_stride, bias, cell, g.unit_stride,
+                        lstm_rows(rows, no, g.units, g.units, sums, h_sums, g.sum_stride, bias, cell, g.unit_stride,
                                   to, to_stride, g.keeps, who, kept_to, cells_to)  # fmt: skip
                     elif g.kind == GRU_AFTER:
-                        gru_rows(rows, g.units, sums, h_sums, g.sum_stride, bias, bias_new, state, g.hidden_stride,
-                                 g.keeps, who, kept_to)  # fmt: skip
+                        gru_rows(rows, no, g.units, g.units, sums, h_sums, g.sum_stride, bias, bias_new,
+                                 state, g.hidden_stride, g.keeps, who, kept_to)  # fmt: skip
                     elif g.kind == GRU_BEFORE:
                         gru_reset_rows(rows, g.units, sums, h_sums, g.sum_stride, bias, state, g.hidden_stride,
                                        between, g.unit_stride)  # fmt: skip
                     else:
-                        rnn_rows(rows, g.units, g.kind == RNN_RELU, sums, h_sums, g.sum_stride, bias,
+                        rnn_rows(rows, no, g.units, g.kind == RNN_RELU, sums, h_sums, g.sum_stride, bias,
                                  state, g.hidden_stride)  # fmt: skip
                     if g.second_panels:
                         multiply_rows(between, unit_rows, taps, rows, g.units, weights_second, g.second_panels,

@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from kernels.runtime import cache_folder
 from kernels.runtime.cache_folder import CacheState, cache_state
 from kernels.runtime.compile_cache import jit
-from kernels.runtime.threads import Threaded, thread_count, threaded, threading_layer, threads_for
+from kernels.runtime.threads import Threaded, has_teams, stepped, thread_count, threaded, threading_layer, threads_for
 
 __all__ = [
     "ALIGNMENT",
@@ -29,11 +29,13 @@ __all__ = [
     "cache_state",
     "contiguous",
     "empty",
+    "has_teams",
     "info",
     "jit",
     "missing",
     "release_memory",
     "scratch",
+    "stepped",
     "thread_count",
     "threaded",
     "threading_layer",

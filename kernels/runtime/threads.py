@@ -198,6 +198,12 @@ def {name}(total, threads{arguments}):
     run_parts(serial, total, parts, {align}, ({tuple}))
 """
 
+_TEAM_STEPS = """
+def {name}(steps, total, threads{arguments}):
+    for step in range(steps):
+        run_parts(serial, total, min(threads, total), 1, (step, {tuple}))
+"""
+
 # Each thread gets a whole number of blocks, none of them no block: serial never sees an empty range. The loop's index
 # is unsigned, and unsigned with signed makes float64 in Numba, hence int64().
 _NUMBA_LOOP = """
@@ -215,35 +221,48 @@ def {name}(total, threads{arguments}):
 """
 
 
-def _make_driver(serial: Any, align: int, teams: bool) -> Any:
-    """The compiled function (total, threads, *args) that runs `serial` over parts of [0, total) at once.
+def _scope_and_source(serial: Any, template: str, leading: int, align: int) -> tuple[str, dict[str, Any], Any]:
+    """A driver written out: its name, the names that it sees, and its code.
 
-    It is written out with the arguments of `serial` by name, and with `serial` as a global: Numba passes neither a
-    variable number of arguments nor a closure into a parallel loop cheaply. `teams`: on our own OpenMP regions.
+    It has the arguments of `serial` by name but for the `leading` first ones, and `serial` as a global: Numba passes
+    neither a variable number of arguments nor a closure into a parallel loop cheaply.
     """
     parameters = list(inspect.signature(serial.py_func).parameters.values())
-    if len(parameters) < 2 or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
+    if len(parameters) < leading or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
         raise TypeError(f"a threaded kernel must take (first, last, ...) by position, got {serial.py_func.__name__}")
     name = f"{serial.py_func.__name__}_in_parallel"
-    names = [f"argument_{i}" for i in range(len(parameters) - 2)]
-    source = (_TEAM_LOOP if teams else _NUMBA_LOOP).format(
+    names = [f"argument_{i}" for i in range(len(parameters) - leading)]
+    source = template.format(
         name=name, arguments="".join(f", {n}" for n in names), tuple="".join(f"{n}, " for n in names), align=align
     )
     file = f"<driver {next(_driver_numbers)} of {serial.py_func.__module__}.{serial.py_func.__name__}>"
     linecache.cache[file] = (len(source), None, source.splitlines(True), file)  # For Numba's error messages.
-    scope = {"__name__": serial.py_func.__module__, "serial": serial}
+    return name, {"__name__": serial.py_func.__module__, "serial": serial}, compile(source, file, "exec")
+
+
+def _make_team_driver(serial: Any, template: str, leading: int, align: int = 1) -> Any:
+    """A driver whose regions are our own, on OpenMP."""
+    name, scope, code = _scope_and_source(serial, template, leading, align)
+    scope["run_parts"] = openmp.run_parts
+    exec(code, scope)
+    return compile_cache.jit(scope[name])
+
+
+def _make_driver(serial: Any, align: int, teams: bool) -> Any:
+    """The compiled function (total, threads, *args) that runs `serial` over parts of [0, total) at once.
+
+    `teams`: on our own OpenMP regions.
+    """
     if teams:
-        scope |= {"run_parts": openmp.run_parts}
-    else:
-        scope |= {
-            "prange": numba.prange,
-            "int64": numba.int64,
-            "get_num_threads": parallel._iget_num_threads,
-            "limit_threads": _limit_threads,
-        }
-    exec(compile(source, file, "exec"), scope)
-    if teams:
-        return compile_cache.jit(scope[name])
+        return _make_team_driver(serial, _TEAM_LOOP, 2, align)
+    name, scope, code = _scope_and_source(serial, _NUMBA_LOOP, 2, align)
+    scope |= {
+        "prange": numba.prange,
+        "int64": numba.int64,
+        "get_num_threads": parallel._iget_num_threads,
+        "limit_threads": _limit_threads,
+    }
+    exec(code, scope)
     # Nothing but the loop above may become parallel.
     options = dict.fromkeys(
         ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False
@@ -320,3 +339,38 @@ def threaded(serial: Any, align: int = 1) -> Threaded:
     if align < 1:
         raise ValueError(f"align must be at least 1, got {align}")
     return Threaded(serial, align)
+
+
+class Stepped:
+    """Steps of a serial kernel, each of which runs in parts at once; made by `stepped`."""
+
+    __slots__ = ("_driver", "serial")
+
+    def __init__(self, serial: Any) -> None:
+        self.serial = serial
+        self._driver: Any = None
+
+    def __call__(self, steps: int, total: int, threads: int, *args: Any) -> None:
+        """``serial(first, last, step, *args)`` over parts of [0, total), for each step in [0, steps) in turn."""
+        if self._driver is None:
+            with _state.launching:
+                if self._driver is None:
+                    self._driver = _make_team_driver(self.serial, _TEAM_STEPS, 3)
+        self._driver(steps, total, threads, *args)
+
+
+def stepped(serial: Any) -> Stepped:
+    """Makes ``run(steps, total, threads, *args)`` of a jitted ``serial(first, last, step, *args)``.
+
+    All parts of a step have ended when the next one begins. Each step is a region of its own, which pays only where a
+    region costs microseconds: call it only where `has_teams` says so. `serial` must not raise.
+    """
+    return Stepped(serial)
+
+
+def has_teams() -> bool:
+    """Whether regions run on the OpenMP runtime that torch uses, where one starts in a microsecond or two."""
+    mode = _state.mode
+    if mode == _NOT_LAUNCHED:
+        mode = _SERIAL if cache_folder.unavailable() is not None else _launch()
+    return mode == _TEAMS
