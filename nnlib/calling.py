@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from nnlib import activity
+from nnlib.freezing import Freezable
 
 
-class Called(torch.nn.Module):
+class Called(Freezable):
     """The base of layers and models: a torch.nn.Module that also takes arrays, and a mode for one call.
 
     module(x, ..., training=None): every NumPy array among the arguments, in lists and tuples too, becomes a tensor on

@@ -90,6 +90,7 @@ def load_model(
         if backend is not None:
             model.to_backend(backend)
         _fill(model, tensors, document["frozen"])
+        model.note_frozen()
         model.metadata = dict(document["metadata"])
         if document["training"] is not None:
             model.setup = restore_setup(document["training"], state, model)
@@ -186,5 +187,7 @@ def _fill(model: models.Model, tensors: Mapping[str, torch.Tensor], frozen: Any)
             value.data = value.data.to(tensors[name].dtype)
     model.load_state_dict(dict(tensors))
     parameters = dict(model.named_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
     for name in frozen:
         parameters[name].requires_grad_(False)

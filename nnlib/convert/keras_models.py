@@ -69,8 +69,8 @@ _ALLOWED: dict[str, Any] = {"attention_axes": (1,)}
 def from_keras(model: Any) -> Any:
     """A built Keras 3 Sequential or layer as one of this library, with copies of its weights.
 
-    Keras' names of layers are kept; the layers compute what Keras' do, in the same data_format, and have the same
-    regularizers and constraints. Initialisers and seeds are not carried over.
+    Keras' names of layers are kept; the layers compute what Keras' do, in the same data_format, have the same
+    regularizers and constraints, and are frozen where Keras' are. Initialisers and seeds are not carried over.
 
     Raises TypeError for a kind of model or layer that has no counterpart; ValueError naming the layer for one that is
     not built, or an argument that cannot be carried over.
@@ -87,6 +87,7 @@ def from_keras(model: Any) -> Any:
         made.build(shape)
         for layer, keras_layer in zip(made.layers, model.layers):
             _copy_weights(layer, keras_layer)
+            layer.trainable = keras_layer.trainable
         return made
     if not isinstance(model, keras.layers.Layer) or isinstance(model, keras.Model):
         raise TypeError(f"model: a keras.Sequential or a layer of Keras is expected, got a {type(model).__name__}")
@@ -95,6 +96,7 @@ def from_keras(model: Any) -> Any:
         raise ValueError(f"{model.name}: the layer must be built to have weights, got one that is not")
     _build_like(layer, model)
     _copy_weights(layer, model)
+    layer.trainable = model.trainable
     return layer
 
 
@@ -113,6 +115,7 @@ def to_keras(model: Sequential | Layer) -> Any:
         made = keras.Sequential([first, *map(_empty_to_keras, model.layers)], name=model.name)
         for keras_layer, layer in zip(made.layers, model.layers):
             keras_layer.set_weights(keras_weights(layer))
+            keras_layer.trainable = layer.trainable
         return made
     if not isinstance(model, Layer):
         raise TypeError(f"model: a Sequential or a layer of nnlib is expected, got a {type(model).__name__}")
@@ -126,6 +129,7 @@ def to_keras(model: Sequential | Layer) -> Any:
     else:
         made.build(model.built_input_shape)
     made.set_weights(keras_weights(model))
+    made.trainable = model.trainable
     return made
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ClassVar
 
@@ -33,6 +33,7 @@ class Layer(Recorded, Called):
     activity_regularizer: a penalty on the output (see nnlib.regularizers), over the number of its rows.
     Layers with weights also take kernel_regularizer, bias_regularizer, kernel_constraint, bias_constraint and the like,
     where Keras has them and by its names: see nnlib.regularizers and nnlib.constraints.
+    trainable: False for weights that training leaves as they are; it can be set later too.
     device: where the parameters are made (default: torch's default device); `.to()` moves them later.
     backend: the kernels' backend for this layer (default None: the model's, or else kernels' own choice).
     name: unique within a model (default: the class' name in lower case, with a number where it is needed).
@@ -61,6 +62,7 @@ class Layer(Recorded, Called):
         *,
         input_shape: Sequence[int | None] | None = None,
         activity_regularizer: regularizers.RegularizerChoice = None,
+        trainable: bool = True,
         device: torch.device | str | None = None,
         backend: str | None = None,
         name: str | None = None,
@@ -84,6 +86,7 @@ class Layer(Recorded, Called):
         self.weight_rules: dict[str, WeightRule] = {}
         self.device = device
         self._backend = backend
+        self.trainable = trainable
         self.built = False
         self._is_building = False
         self.given_input_shape: Shape | None = None if input_shape is None else (None, *input_shape)
@@ -126,6 +129,10 @@ class Layer(Recorded, Called):
         super().__init_subclass__(**options)
         if "build" in vars(cls):
             cls.build = _only_once(cls.build)  # type: ignore[method-assign, assignment]
+
+    def get_config(self, classes: Mapping[str, type] | None = None) -> dict[str, Any]:
+        """As Recorded.get_config, with `trainable` as it is now."""
+        return super().get_config(classes) | {"trainable": self.trainable}
 
     def build(self, input_shape: Shape) -> None:
         """Makes the parameters for inputs of this shape, batch first. A layer without parameters has nothing to do.
@@ -207,6 +214,7 @@ class Layer(Recorded, Called):
             self._is_building = False
         for part in self.children():
             part.train(self.training)  # what build made is in the layer's mode
+        self.hold_frozen()
         self.built_input_shape = (None, *input_shape[1:])
         self.built = True
 

@@ -130,9 +130,9 @@ class BatchNormalization(Layer):
         return output
 
     def _normalize(self, x: torch.Tensor) -> torch.Tensor:
-        """x (N, C, ...) normalized; in training the moving statistics go on."""
+        """x (N, C, ...) normalized; in training, unless frozen, the moving statistics go on."""
         weight, bias, epsilon = self.weight, self.bias, self.epsilon
-        if not self.training:
+        if not (self.training and self.trainable):
             return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, False, 0.0, epsilon)
         count = x.numel() // x.shape[1]
         if count == 0:

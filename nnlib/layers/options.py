@@ -16,6 +16,7 @@ class LayerOptions(TypedDict, total=False):
 
     input_shape: Sequence[int | None] | None
     activity_regularizer: RegularizerChoice
+    trainable: bool
     device: torch.device | str | None
     backend: str | None
     name: str | None

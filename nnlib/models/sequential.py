@@ -13,6 +13,7 @@ from nnlib.layers.embedding import Embedding
 from nnlib.layers.input_layer import InputLayer
 from nnlib.models.fusion import fusion
 from nnlib.models.model import Model
+from nnlib.names import look_up
 
 
 class Sequential(Model):
@@ -42,6 +43,23 @@ class Sequential(Model):
     def layers(self) -> list[Layer]:
         """The layers in order."""
         return [self._modules[name] for name in self._names]  # type: ignore[misc]
+
+    def get_layer(self, name: str | None = None, index: int | None = None) -> Layer:
+        """The layer of a name, or at an index.
+
+        Raises ValueError for a name that no layer has (listing those there are), an index out of range, or not one of
+        the two.
+        """
+        if (name is None) == (index is None):
+            raise ValueError(f"get_layer: name or index is expected, got name={name!r} and index={index!r}")
+        if name is None:
+            layers = self.layers
+            assert index is not None
+            if not -len(layers) <= index < len(layers):
+                raise ValueError(f"get_layer: an index of the {len(layers)} layers is expected, got {index}")
+            return layers[index]
+        known = {layer.name: layer for layer in self.layers}
+        return known[name] if name in known else look_up("get_layer: name", name, known)
 
     @property
     def built(self) -> bool:

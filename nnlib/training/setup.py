@@ -41,14 +41,33 @@ class Setup:
             if self.precision is torch.float16 and self.scaler is None:
                 self.scaler = torch.amp.GradScaler(model.device.type)
         if self.optimizer is None:
-            trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            self.optimizer = make_optimizer(self.optimizer_choice, trainable)
+            self.optimizer = make_optimizer(self.optimizer_choice, _trainable(model))
         return self.optimizer
+
+    def admit(self, model: Model) -> None:
+        """Gives weights that were frozen when the optimizer was made to it, unless the user made it, from weights of
+        their choice.
+
+        Raises RuntimeError if the model is built and all its weights are frozen.
+        """
+        parameters = list(model.parameters())
+        trainable = _trainable(model)
+        if parameters and not trainable:
+            raise RuntimeError("trainable: at least one weight of the model must be trainable, got all of them frozen")
+        optimizer = self.optimizer
+        if optimizer is None or optimizer is self.optimizer_choice:
+            return
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        optimizer.param_groups[0]["params"] += [one for one in trainable if id(one) not in held]
 
     @property
     def value_names(self) -> list[str]:
         """The names of what is measured: the loss and the metrics."""
         return ["loss", *(metric.name for metric in (*self.metrics, *self.weighted_metrics))]
+
+
+def _trainable(model: Model) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def make_setup(

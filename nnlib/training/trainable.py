@@ -145,6 +145,7 @@ class Trainable(torch.nn.Module):
             (x, y, sample_weight), validation_data = split_tail([x, y, sample_weight], validation_split)
         source = _source(steps, x, y, sample_weight, batch_size, shuffle, class_weight)
         device = self._model.device
+        steps.setup.admit(self._model)
         validation = None
         if validation_data is not None:
             x_val, y_val, weight_val = _unpack(validation_data)
@@ -174,6 +175,7 @@ class Trainable(torch.nn.Module):
         {name: value}. Errors as in fit."""
         steps = self._steps("train_on_batch")
         batch = steps.prepare(x, y, sample_weight, class_weight).to(self._model.device)
+        steps.setup.admit(self._model)
         trackers = Trackers(steps.setup)
         with in_mode(self, training=True):
             steps.train(batch, trackers, "train_on_batch")

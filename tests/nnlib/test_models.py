@@ -347,3 +347,16 @@ def test_padding_goes_from_layer_to_layer(recwarn):
         UserWarning, match="^flatten: a Flatten treats padded steps like any other; the lengths end here"
     ):
         model(x)
+
+
+def test_get_layer():
+    model = models.Sequential([layers.Dense(2, name="First"), layers.Dense(2, name="last")])
+    assert model.get_layer("First") is model.layers[0] is model.get_layer(index=-2)
+    for arguments, message in (
+        ({"name": "frist"}, "get_layer: name: known names are First, last; got 'frist'"),
+        ({"index": 2}, "get_layer: an index of the 2 layers is expected, got 2"),
+        ({}, "get_layer: name or index is expected, got name=None and index=None"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            model.get_layer(**arguments)
+        assert str(caught.value).startswith(message)
