@@ -1,9 +1,13 @@
-"""Backward through time, a group of steps at a time: the gradients of every step's sums, and of the initial states.
+"""Backward through time: the gradients of every step's sums, and of the initial states, for a block of rows.
 
 What a step needs of the forward pass are its gates and cells and the hidden states; the products with the weights are
-the same as in the forward pass, on the weights as they lie. A group's gradients of sums, and beside them the inputs and
-states that they met, gather without gaps in the order of sequence.Walk; what the weights and x get of them is taken
-while they are in cache, see weight_gradients.py. Which steps form a group depends on no number of threads.
+the same as in the forward pass, on the weights as they lie. The rows fall into blocks, and a block is done a group of
+steps at a time: the group's gradients of sums, and beside them the inputs and states that they met, gather without gaps
+in the order of the work, and what the weights and x get of them is taken while they are in cache, see
+weight_gradients.py. Each block has sums of its own for the weights' gradients, which are added up at the end. So a
+block is one thread's from end to end, and nothing that one core has just written has to go to another; and which rows
+form a block, and which steps a group, depends on no number of threads. Blocks that a thread does one after the other
+share the working memory of the first, but for what gathers.
 
 The sums' gradients lie in columns of vectors, [gates * vectors of a gate, group_rows, lanes]: a row of them is what a
 step backward multiplies, and their columns are what the weights' gradients multiply; so both are read in whole cache
@@ -33,7 +37,7 @@ from kernels.recurrence.forward import (
     stride_of,
 )
 from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, copy_row, multiply_rows
-from kernels.runtime.numba_cpu import jit, threaded
+from kernels.runtime.numba_cpu import jit
 from kernels.simd import VECTOR_BYTES, advance, lanes_of, load, load_first, pointer, store
 
 
@@ -42,8 +46,8 @@ class BackSizes(NamedTuple):
 
     kind: int
     directions: int
-    row_parts: int
-    pieces: int  # parts that take the products of a group
+    blocks: int  # of rows, in a direction
+    pieces: int  # parts that may take the products of a block's group at once
     steps: int  # the longest row's
     all_steps: int  # of x
     group_steps: int
@@ -80,15 +84,15 @@ class BackSizes(NamedTuple):
     wants_w_hh: int
     wants_w_hr: int
     wants_bias: int
-    most_rows: int  # of a part
+    most_rows: int  # of a block
     group_rows: int = 0
     hidden_stride: int = 0
     unit_stride: int = 0
     x_stride: int = 0
-    scratch: int = 0  # elements for each part
-    # Where in the working memory lie, for every direction: the sums' gradients; x and the states before each step as
+    # Where in the working memory of a block lie the sums' gradients (first); x and the states before each step as
     # panels; what w_second met, as panels; the gradients of an LSTM's projected states. Then what gathers over the
-    # groups: sums for the biases and the weights' gradients. Then the scratch of parts and of pieces, and the end.
+    # groups: sums for the biases and the weights' gradients. Then what steps carry on, what the pieces make of x's
+    # gradient, and the end; in elements. A part is a block of a direction.
     at_x: int = 0
     at_old: int = 0
     at_extra: int = 0
@@ -97,14 +101,14 @@ class BackSizes(NamedTuple):
     at_w_ih: int = 0
     at_w_hh: int = 0
     at_second: int = 0
-    at_scratch: int = 0
+    at_carried: int = 0
     at_pieces: int = 0
-    work: int = 0
+    each: int = 0
 
     @property
     def parts(self) -> int:
-        """Parts that may run at once."""
-        return self.directions * self.row_parts
+        """Blocks of all directions."""
+        return self.directions * self.blocks
 
 
 def with_memory(sizes: BackSizes, itemsize: int) -> BackSizes:
@@ -113,31 +117,29 @@ def with_memory(sizes: BackSizes, itemsize: int) -> BackSizes:
     width = PANEL_VECTORS * lanes
     hidden_stride, unit_stride = stride_of(sizes.hidden, itemsize), stride_of(sizes.units, itemsize)
     x_stride = stride_of(sizes.inputs, itemsize)
-    block = min(BLOCK_ROWS, sizes.most_rows) + LARGE_ROWS
-    rows = sizes.group_steps * sizes.batch + LARGE_ROWS | 1
+    together = min(BLOCK_ROWS, sizes.most_rows) + LARGE_ROWS
+    rows = sizes.group_steps * sizes.most_rows + LARGE_ROWS | 1
     has_second = sizes.second_panels > 0
     # Where each begins, by size; a tile may read and write rows past the last.
     each = (
-        sizes.directions * sizes.vectors * rows * lanes + LARGE_ROWS * lanes,
-        sizes.directions * sizes.x_panels * rows * width,
-        sizes.directions * sizes.recurrent_panels * rows * width,
-        sizes.directions * sizes.unit_panels * rows * width * has_second,
-        (sizes.directions * rows + LARGE_ROWS) * hidden_stride * has_second,
-        sizes.directions * sizes.vectors * lanes,
-        sizes.directions * (sizes.x_taps + LARGE_ROWS) * sizes.x_panels * width,
-        sizes.directions * (sizes.taps + LARGE_ROWS) * sizes.recurrent_panels * width,
-        sizes.directions * (sizes.second_taps + LARGE_ROWS) * sizes.unit_panels * width * has_second,
+        sizes.vectors * rows * lanes + LARGE_ROWS * lanes,
+        sizes.x_panels * rows * width,
+        sizes.recurrent_panels * rows * width,
+        sizes.unit_panels * rows * width * has_second,
+        (rows + LARGE_ROWS) * hidden_stride * has_second,
+        sizes.vectors * lanes,
+        (sizes.x_taps + LARGE_ROWS) * sizes.x_panels * width,
+        (sizes.taps + LARGE_ROWS) * sizes.recurrent_panels * width,
+        (sizes.second_taps + LARGE_ROWS) * sizes.unit_panels * width * has_second,
+        (sizes.most_rows + LARGE_ROWS + together) * (hidden_stride + unit_stride),
+        sizes.pieces * (BLOCK_ROWS + LARGE_ROWS) * x_stride,
     )
     begins = np.concatenate([[0], np.cumsum(each)]).tolist()
-    scratch = (sizes.most_rows + LARGE_ROWS) * (hidden_stride + unit_stride)
-    scratch += block * (hidden_stride + unit_stride)
-    at_pieces = begins[9] + sizes.parts * scratch
     return sizes._replace(
         group_rows=rows,
         hidden_stride=hidden_stride,
         unit_stride=unit_stride,
         x_stride=x_stride,
-        scratch=scratch,
         at_x=begins[1],
         at_old=begins[2],
         at_extra=begins[3],
@@ -146,9 +148,9 @@ def with_memory(sizes: BackSizes, itemsize: int) -> BackSizes:
         at_w_ih=begins[6],
         at_w_hh=begins[7],
         at_second=begins[8],
-        at_scratch=begins[9],
-        at_pieces=at_pieces,
-        work=at_pieces + sizes.pieces * (BLOCK_ROWS + LARGE_ROWS) * x_stride,
+        at_carried=begins[9],
+        at_pieces=begins[10],
+        each=begins[11],
     )
 
 
@@ -170,143 +172,127 @@ def _row_to_panels(source, count, panels, panel_stride, target):
 
 
 @jit(inner=True)
-def group_range(g, d, begin, end):
-    """The steps [low, high) of x that a direction takes as its steps begin to end."""
-    if d:
-        return begin, end
-    return g.steps - end, g.steps - begin
+def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, row_taps, state_taps, w_h, w_second,
+               x, h0, c0, states, kept, cells, grad_output, grad_h, grad_c, dh0, dc0, work, places):  # fmt: skip
+    """The steps begin to end, a group, of one part, in the working memory of the part `slot`.
 
-
-@jit
-def run_steps_back(first, last, begin, end, sizes, bounds, order, ends, counts, starts, columns, row_taps, state_taps,
-                   w_h, w_second, x, h0, c0, states, kept, cells, grad_output, grad_h, grad_c, dh0, dc0,
-                   work, places):  # fmt: skip
-    """Parts [first, last) of the steps begin to end, of a group; part numbers run through the parts of each direction.
-
-    sizes: one BackSizes, of in_memory. bounds, order, ends, counts, starts: see sequence.Walk. columns int64: where the
-    columns of the sums begin, and LARGE_ROWS more. row_taps, state_taps int64: 0, lanes, 2 lanes, ... for each row of a
-    group and a tile more; and multiples of the size of the state, then 0, 1, 2, ... w_h, w_second: packed weights of
-    every direction. x: elements, row r's step t at t * x_time + r * x_row. h0, grad_h, dh0 [D, B, hidden], c0, grad_c,
-    dc0 [D, B, units]. states: elements, the hidden states of every step. kept [D, all steps, B, kept * units], cells
-    [D, all steps, B, units]. grad_output: elements, by step and row or of the last step. What is not there is an array
-    of zeros, as long as the longest row.
+    g: a BackSizes. bounds, order, ends, counts: see sequence.Walk. columns int64: where the columns of the sums begin,
+    and LARGE_ROWS more. row_taps, state_taps int64: 0, lanes, 2 lanes, ... for each row of a group and a tile more; and
+    multiples of the size of the state, then 0, 1, 2, ... w_h, w_second: packed weights of every direction. x:
+    elements, row r's step t at t * x_time + r * x_row. h0, grad_h, dh0 [D, B, hidden], c0, grad_c, dc0 [D, B, units].
+    states: elements, the hidden states of every step. kept [D, all steps, B, kept * units], cells [D, all steps, B,
+    units]. grad_output: elements, by step and row or of the last step. What is not there is an array of zeros, as long
+    as the longest row.
 
     Written: what `BackSizes` says of work, also what goes on from group to group; dh0, dc0 with the last group; places
-    int64 [D, group_rows], where the rows of the group lie in the gradient of x.
+    int64 [parts, group_rows], where the rows of the group lie in the gradient of x.
     """
-    g = sizes[0]
     # A literal 0 would have Numba compile what it is passed to once more.
     no = np.int64(0)
     lanes = lanes_of(w_h)
     width = PANEL_VECTORS * lanes
     block_rows = min(BLOCK_ROWS, g.most_rows)
     state_columns = pointer(state_taps, g.group_rows + LARGE_ROWS)
-    for part in range(first, last):
-        d, rows_part = part // g.row_parts, part % g.row_parts
-        row_first, row_last = bounds[rows_part], bounds[rows_part + 1]
-        # Gradients carried to the step before; what products make of a block.
-        dh = pointer(work, g.at_scratch + part * g.scratch)
-        dc = advance(dh, (g.most_rows + LARGE_ROWS) * g.hidden_stride)
-        product = advance(dc, (g.most_rows + LARGE_ROWS) * g.unit_stride)
-        second = advance(product, (block_rows + LARGE_ROWS) * g.hidden_stride)
-        if begin == 0:
-            for r in range(row_last - row_first):
-                at = d * g.batch + order[row_first + r]
-                given = pointer(grad_h, at * g.hidden * g.has_grad_h)
-                copy_row(given, advance(dh, r * g.hidden_stride), g.hidden)
-                if g.kind == LSTM:
-                    given = pointer(grad_c, at * g.units * g.has_grad_c)
-                    copy_row(given, advance(dc, r * g.unit_stride), g.units)
-        weights_h = pointer(w_h, d * g.recurrent_panels * g.taps * width)
-        weights_second = pointer(w_second, d * g.second_panels * g.second_taps * width)
-        low_step, high_step = group_range(g, d, begin, end)
-        group_rows = starts[high_step - 1] + counts[high_step - 1] - starts[low_step]
-        sums = pointer(work, d * g.vectors * g.group_rows * lanes)
-        x_panels = pointer(work, g.at_x + d * g.x_panels * g.group_rows * width)
-        old_panels = pointer(work, g.at_old + d * g.recurrent_panels * g.group_rows * width)
-        extra_panels = pointer(work, g.at_extra + d * g.unit_panels * g.group_rows * width)
-        arrived = pointer(work, g.at_arrived + d * g.group_rows * g.hidden)
+    d, block = part // g.blocks, part % g.blocks
+    row_first, row_last = bounds[block], bounds[block + 1]
+    own = pointer(work, slot * g.each)
+    # Gradients carried to the step before; what products make of a block.
+    dh = advance(own, g.at_carried)
+    dc = advance(dh, (g.most_rows + LARGE_ROWS) * g.hidden_stride)
+    product = advance(dc, (g.most_rows + LARGE_ROWS) * g.unit_stride)
+    second = advance(product, (block_rows + LARGE_ROWS) * g.hidden_stride)
+    if begin == 0:
+        for r in range(row_last - row_first):
+            at = d * g.batch + order[row_first + r]
+            given = pointer(grad_h, at * g.hidden * g.has_grad_h)
+            copy_row(given, advance(dh, r * g.hidden_stride), g.hidden)
+            if g.kind == LSTM:
+                given = pointer(grad_c, at * g.units * g.has_grad_c)
+                copy_row(given, advance(dc, r * g.unit_stride), g.units)
+    weights_h = pointer(w_h, d * g.recurrent_panels * g.taps * width)
+    weights_second = pointer(w_second, d * g.second_panels * g.second_taps * width)
+    x_panels, old_panels = advance(own, g.at_x), advance(own, g.at_old)
+    extra_panels, arrived = advance(own, g.at_extra), advance(own, g.at_arrived)
+    panel_stride = g.group_rows * width
+    place = no
 
-        for number in range(begin, end):
-            t = number if d else g.steps - 1 - number
-            before = t + 1 if d else t - 1
-            active = rows_at(counts, t, row_first, row_last)
-            for low in range(0, active, BLOCK_ROWS):
-                rows = min(BLOCK_ROWS, active - low)
-                place = starts[t] - starts[low_step] + row_first + low
-                ds = advance(sums, place * lanes)
-                block_dh = advance(dh, low * g.hidden_stride)
-                # What arrives at the states of this step, and what the sums' gradients will meet.
-                for r in range(rows):
-                    row = order[row_first + low + r]
-                    if g.has_grad and (not g.only_last or ends[row_first + low + r] == t + 1):
-                        at = t * g.grad_time + row * g.grad_row + d * g.hidden
-                        _add_row(pointer(grad_output, at), advance(block_dh, r * g.hidden_stride), g.hidden)
-                    if g.wants_w_ih:
-                        source = pointer(x, t * g.x_time + row * g.x_row)
-                        to = advance(x_panels, (place + r) * width)
-                        _row_to_panels(source, g.inputs, g.x_panels, group_rows * width, to)
-                    if g.wants_x:
-                        places[d * g.group_rows + place + r] = t * g.dx_time + row * g.dx_row
-                    if g.kind == LSTM and g.second_panels:
-                        to = advance(arrived, (place + r) * g.hidden)
-                        copy_row(advance(block_dh, r * g.hidden_stride), to, g.hidden)
-                incoming, incoming_stride = block_dh, g.hidden_stride
+    for number in range(begin, end):
+        t = number if d else g.steps - 1 - number
+        before = t + 1 if d else t - 1
+        active = rows_at(counts, t, row_first, row_last)
+        for low in range(0, active, BLOCK_ROWS):
+            rows = min(BLOCK_ROWS, active - low)
+            ds = advance(own, place * lanes)
+            block_dh = advance(dh, low * g.hidden_stride)
+            # What arrives at the states of this step, and what the sums' gradients will meet.
+            for r in range(rows):
+                row = order[row_first + low + r]
+                if g.has_grad and (not g.only_last or ends[row_first + low + r] == t + 1):
+                    at = t * g.grad_time + row * g.grad_row + d * g.hidden
+                    _add_row(pointer(grad_output, at), advance(block_dh, r * g.hidden_stride), g.hidden)
+                if g.wants_w_ih:
+                    source = pointer(x, t * g.x_time + row * g.x_row)
+                    to = advance(x_panels, (place + r) * width)
+                    _row_to_panels(source, g.inputs, g.x_panels, panel_stride, to)
+                if g.wants_x:
+                    places[slot * g.group_rows + place + r] = t * g.dx_time + row * g.dx_row
                 if g.kind == LSTM and g.second_panels:
-                    multiply_rows(advance(arrived, place * g.hidden), pointer(state_taps), state_columns, rows,
-                                  g.second_taps, weights_second, g.second_panels, second, g.unit_stride,
-                                  no, no)  # fmt: skip
-                    incoming, incoming_stride = second, g.unit_stride
-                for r in range(rows):
-                    row = order[row_first + low + r]
-                    gradient, to = advance(incoming, r * incoming_stride), advance(ds, r * lanes)
-                    carried = advance(block_dh, r * g.hidden_stride)
-                    step = ((d * g.all_steps + t) * g.batch + row) * g.units
-                    gates = pointer(kept, step * g.kept)
-                    is_first = not 0 <= before < ends[row_first + low + r]
-                    old = pointer(h0, (d * g.batch + row) * g.hidden * g.has_h0)
-                    if not is_first:
-                        old = pointer(states, before * g.states_time + row * g.states_row + d * g.hidden)
-                    old_to = advance(old_panels, (place + r) * width)
-                    _row_to_panels(old, g.hidden, g.recurrent_panels, group_rows * width, old_to)
-                    if g.kind == LSTM:
-                        cell_before = pointer(c0, (d * g.batch + row) * g.units * g.has_c0)
-                        if not is_first:
-                            cell_before = pointer(cells, step + (before - t) * g.batch * g.units)
-                        lstm_row_back(g.units, g.group_rows, gradient, advance(dc, (low + r) * g.unit_stride),
-                                      gates, pointer(cells, step), cell_before, to, g.second_panels,
-                                      advance(extra_panels, (place + r) * width), group_rows * width)  # fmt: skip
-                    elif g.kind == GRU_AFTER:
-                        gru_row_back(g.units, g.group_rows, carried, gates, old, to)
-                    elif g.kind == GRU_BEFORE:
-                        gru_new_row_back(g.units, g.group_rows, carried, gates, old, to)
-                    else:
-                        at = t * g.states_time + row * g.states_row + d * g.hidden
-                        rnn_row_back(g.units, g.group_rows, g.kind == RNN_RELU, gradient, pointer(states, at), to)
-                if g.kind == GRU_BEFORE:
-                    multiply_rows(ds, pointer(row_taps), pointer(columns, g.taps), rows, g.second_taps,
-                                  weights_second, g.second_panels, second, g.unit_stride, no, no)  # fmt: skip
-                    for r in range(rows):
-                        step = ((d * g.all_steps + t) * g.batch + order[row_first + low + r]) * g.units
-                        gru_reset_row_back(g.units, g.group_rows, advance(second, r * g.unit_stride),
-                                           advance(block_dh, r * g.hidden_stride), pointer(kept, step * g.kept),
-                                           advance(old_panels, (place + r) * width), advance(ds, r * lanes),
-                                           advance(extra_panels, (place + r) * width), group_rows * width)  # fmt: skip
-                # To the states of the step before, to which a GRU's gave some already.
-                multiply_rows(ds, pointer(row_taps), pointer(columns), rows, g.taps, weights_h,
-                              g.recurrent_panels, product, g.hidden_stride, no, number & 1)  # fmt: skip
-                for r in range(rows):
-                    made, carried = advance(product, r * g.hidden_stride), advance(block_dh, r * g.hidden_stride)
-                    if g.kind == GRU_AFTER or g.kind == GRU_BEFORE:
-                        _add_row(made, carried, g.hidden)
-                    else:
-                        copy_row(made, carried, g.hidden)
-        if end == g.steps:
-            for r in range(row_last - row_first):
-                at = d * g.batch + order[row_first + r]
-                copy_row(advance(dh, r * g.hidden_stride), pointer(dh0, at * g.hidden), g.hidden)
+                    to = advance(arrived, (place + r) * g.hidden)
+                    copy_row(advance(block_dh, r * g.hidden_stride), to, g.hidden)
+            incoming, incoming_stride = block_dh, g.hidden_stride
+            if g.kind == LSTM and g.second_panels:
+                multiply_rows(advance(arrived, place * g.hidden), pointer(state_taps), state_columns, rows,
+                              g.second_taps, weights_second, g.second_panels, second, g.unit_stride,
+                              no, no)  # fmt: skip
+                incoming, incoming_stride = second, g.unit_stride
+            for r in range(rows):
+                row = order[row_first + low + r]
+                gradient, to = advance(incoming, r * incoming_stride), advance(ds, r * lanes)
+                carried = advance(block_dh, r * g.hidden_stride)
+                step = ((d * g.all_steps + t) * g.batch + row) * g.units
+                gates = pointer(kept, step * g.kept)
+                is_first = not 0 <= before < ends[row_first + low + r]
+                old = pointer(h0, (d * g.batch + row) * g.hidden * g.has_h0)
+                if not is_first:
+                    old = pointer(states, before * g.states_time + row * g.states_row + d * g.hidden)
+                old_to = advance(old_panels, (place + r) * width)
+                _row_to_panels(old, g.hidden, g.recurrent_panels, panel_stride, old_to)
                 if g.kind == LSTM:
-                    copy_row(advance(dc, r * g.unit_stride), pointer(dc0, at * g.units), g.units)
-
-
-run_steps = threaded(run_steps_back)
+                    cell_before = pointer(c0, (d * g.batch + row) * g.units * g.has_c0)
+                    if not is_first:
+                        cell_before = pointer(cells, step + (before - t) * g.batch * g.units)
+                    lstm_row_back(g.units, g.group_rows, gradient, advance(dc, (low + r) * g.unit_stride),
+                                  gates, pointer(cells, step), cell_before, to, g.second_panels,
+                                  advance(extra_panels, (place + r) * width), panel_stride)  # fmt: skip
+                elif g.kind == GRU_AFTER:
+                    gru_row_back(g.units, g.group_rows, carried, gates, old, to)
+                elif g.kind == GRU_BEFORE:
+                    gru_new_row_back(g.units, g.group_rows, carried, gates, old, to)
+                else:
+                    at = t * g.states_time + row * g.states_row + d * g.hidden
+                    rnn_row_back(g.units, g.group_rows, g.kind == RNN_RELU, gradient, pointer(states, at), to)
+            if g.kind == GRU_BEFORE:
+                multiply_rows(ds, pointer(row_taps), pointer(columns, g.taps), rows, g.second_taps,
+                              weights_second, g.second_panels, second, g.unit_stride, no, no)  # fmt: skip
+                for r in range(rows):
+                    step = ((d * g.all_steps + t) * g.batch + order[row_first + low + r]) * g.units
+                    gru_reset_row_back(g.units, g.group_rows, advance(second, r * g.unit_stride),
+                                       advance(block_dh, r * g.hidden_stride), pointer(kept, step * g.kept),
+                                       advance(old_panels, (place + r) * width), advance(ds, r * lanes),
+                                       advance(extra_panels, (place + r) * width), panel_stride)  # fmt: skip
+            # To the states of the step before, to which a GRU's gave some already.
+            multiply_rows(ds, pointer(row_taps), pointer(columns), rows, g.taps, weights_h,
+                          g.recurrent_panels, product, g.hidden_stride, no, number & 1)  # fmt: skip
+            for r in range(rows):
+                made, carried = advance(product, r * g.hidden_stride), advance(block_dh, r * g.hidden_stride)
+                if g.kind == GRU_AFTER or g.kind == GRU_BEFORE:
+                    _add_row(made, carried, g.hidden)
+                else:
+                    copy_row(made, carried, g.hidden)
+            place += rows
+    if end == g.steps:
+        for r in range(row_last - row_first):
+            at = d * g.batch + order[row_first + r]
+            copy_row(advance(dh, r * g.hidden_stride), pointer(dh0, at * g.hidden), g.hidden)
+            if g.kind == LSTM:
+                copy_row(advance(dc, r * g.unit_stride), pointer(dc0, at * g.units), g.units)

@@ -12,7 +12,7 @@ from kernels.recurrence.forward import Sizes, in_memory, panels_of, steady_offse
 from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER
 from kernels.recurrence.panels import PANEL_VECTORS, pack_rows
 from kernels.recurrence.problem import SUFFIXES, GruProblem, Layer, RnnProblem, Weights
-from kernels.recurrence.sequence import Walk, walk
+from kernels.recurrence.sequence import Walk, row_parts, walk
 from kernels.runtime.numba_cpu import contiguous, scratch, threads_for
 from kernels.simd import VECTOR_BYTES
 
@@ -102,7 +102,7 @@ class Facts:
         """How a call runs; x_strides follow from the problem, which knows x's."""
         known = self.plans.get(threads) if lengths is None else None
         if known is None:
-            way = walk(p, lengths, threads)
+            way = walk(p, lengths, row_parts(p, threads))
             sizes = self.sizes(p, way, x_strides)
             columns = column_plan(sizes, self.dtype.itemsize, threads) if lengths is None else None
             known = Plan(way, sizes, in_memory(sizes), steady_offsets(sizes), columns)

@@ -1,4 +1,4 @@
-"""Backward of the recurrent layers on the CPU: group of steps by group, through time and then what the weights get."""
+"""Backward of the recurrent layers on the CPU: into which blocks and groups it falls, and who takes them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.recurrence import forward as fw
-from kernels.recurrence.backward import BackSizes, run_steps, with_memory
+from kernels.recurrence.backward import BackSizes, with_memory
 from kernels.recurrence.facts import GRAIN, Facts, facts_of, flat, packed_rows, sequence_memory
 from kernels.recurrence.forward import in_memory, panels_of
 from kernels.recurrence.panels import LARGE_ROWS, RUN_TAPS
 from kernels.recurrence.problem import SUFFIXES, Layer, Weights
 from kernels.recurrence.sequence import Walk, walk
-from kernels.recurrence.weight_gradients import run_products
+from kernels.recurrence.weight_gradients import add_blocks, run_blocks, run_pieces, run_steps
 from kernels.runtime.numba_cpu import empty, scratch, threads_for, zeros
 from kernels.simd import VECTOR_BYTES
 
 Array = np.ndarray[Any, Any]
 
-#: Bytes of a group's gradients of sums: a usual L2, in which a part of them and of what they meet is found again. An
-#: eighth of it costs 3 %, twice of it nothing; more groups are more calls.
-GROUP_BYTES = 1 << 20
+#: Bytes of the gradients of sums of a block's group: half of a usual L2, in which they and what they meet are found.
+GROUP_BYTES = 1 << 19
+#: Rows that a block has at least, for which the weights are read once a step, but for a second block, which takes
+#: fewer; and blocks that there are at most.
+LEAST_ROWS, LEAST_ROWS_OF_TWO, MOST_BLOCKS = 16, 4, 8
+#: Elements to add up that are worth a thread.
+ADD_GRAIN = 1 << 17
+#: Bytes of the weights' gradients of all blocks together, at most.
+GRADIENT_BYTES = 1 << 26
 
 
 class _Run(NamedTuple):
@@ -30,7 +36,7 @@ class _Run(NamedTuple):
     way: Walk
     sizes: BackSizes
     memory: Array  # the sizes as compiled code takes them
-    # int64, see run_products_back.
+    # int64, see products_back.
     columns: Array
     x_columns: Array
     row_taps: Array
@@ -45,6 +51,13 @@ def _kept_sums(p: Layer, facts: Facts) -> int:
     return 4 if facts.kind == fw.GRU_AFTER else p.gates
 
 
+def blocks_of(p: Layer, facts: Facts) -> int:
+    """Into how many blocks the rows of a batch fall, whatever the threads."""
+    weights = facts.rows * (p.inputs + p.hidden) * facts.dtype.itemsize
+    wanted = max(p.batch // LEAST_ROWS, min(2, p.batch // LEAST_ROWS_OF_TWO))
+    return max(1, min(wanted, MOST_BLOCKS, GRADIENT_BYTES // max(1, weights)))
+
+
 def _run_of(p: Layer, saved: dict[str, Any], incoming: tuple[Array | None, ...], threads: int) -> _Run | None:
     """How this call runs; None where every row has length 0."""
     facts, lengths = facts_of(p), saved["lengths"]
@@ -53,7 +66,7 @@ def _run_of(p: Layer, saved: dict[str, Any], incoming: tuple[Array | None, ...],
     known: _Run | None = facts.runs.get(key) if lengths is None else None
     if known is not None:
         return known
-    way = walk(p, lengths, threads)
+    way = walk(p, lengths, blocks_of(p, facts))
     if way.total == 0:
         return None
     sizes = _sizes(p, facts, way, incoming, threads, (x_time, x_row))
@@ -101,11 +114,11 @@ def _sizes(
     sizes = BackSizes(
         kind=facts.kind,
         directions=p.directions,
-        row_parts=way.row_parts,
-        pieces=threads,
+        blocks=way.row_parts,
+        pieces=-(-threads // way.row_parts),
         steps=way.steps,
         all_steps=p.steps,
-        group_steps=min(way.steps, max(1, rows // p.batch)),
+        group_steps=min(way.steps, max(1, rows // way.most_rows)),
         batch=p.batch,
         inputs=p.inputs,
         units=p.units,
@@ -178,46 +191,51 @@ def backward(p: Layer, *incoming: Array | None, **saved: Any) -> tuple[Array | N
         return _nothing_but_states(p, facts, incoming)
     way, sizes, dtype, nothing = run.way, run.sizes, facts.dtype, facts.nothing
     directions = p.weights(saved)
-    # Not by more threads than run the steps: what another core has written comes from its cache at every step.
-    w_h, w_second, w_x = _packed(p, facts, directions, min(threads, sizes.parts))
-    work = scratch(sizes.work, dtype)
-    places = empty(p.directions * sizes.group_rows, np.int64)
+    # A block's thread reads the weights that another core has packed from that one's cache, once.
+    w_h, w_second, w_x = _packed(p, facts, directions, min(threads, sizes.blocks))
+    work = scratch(sizes.parts * sizes.each, dtype)
+    places = scratch(sizes.parts * sizes.group_rows, np.dtype(np.int64))
     found: dict[str, Any] = {"h0": empty((p.directions, p.batch, p.hidden), dtype)}
     found["c0"] = empty((p.directions, p.batch, p.units), dtype) if p.cell == "lstm" else nothing
     # The gradient of x is contiguous, however x lies, and 0 past the rows' lengths; two directions add up in it.
     is_whole = p.lengths is None and p.directions == 1
     found["x"] = (empty if is_whole else zeros)(p.x.shape, dtype) if sizes.wants_x else nothing
-    made = []
-    for d, w in enumerate(directions):
-        wants = (sizes.wants_w_ih, sizes.wants_w_hh, sizes.wants_w_hr)
-        of_weights = [
-            empty(a.shape, dtype) if wanted else nothing for a, wanted in zip((w.w_ih, w.w_hh, w.w_hr), wants)
-        ]
-        found |= {name + SUFFIXES[d]: a for name, a in zip(("w_ih", "w_hh", "w_hr"), of_weights)}
-        made.append([a.reshape(-1) for a in of_weights])
-    through = (
-        run.memory, way.bounds, way.order, way.ends, way.counts, way.starts, run.columns, run.row_taps, run.state_taps,
+    dx = found["x"].reshape(-1)
+    tables = (run.columns, run.row_taps, run.state_taps)
+    arrays = (
         w_h, w_second, sequence_memory(p, saved["x"])[0], flat(saved["h0"], nothing), flat(saved.get("c0"), nothing),
         flat(saved["hidden"] if p.return_last else saved["output"], nothing),
         flat(saved.get("gate_values"), nothing), flat(saved.get("cells"), nothing),
         flat(incoming[0], nothing), flat(incoming[1], nothing),
         flat(incoming[2] if len(incoming) > 2 else None, nothing),
-        found["h0"].reshape(-1), found["c0"].reshape(-1), work, places,
+        found["h0"].reshape(-1), found["c0"].reshape(-1),
     )  # fmt: skip
-    products = (
-        run.memory, way.counts, way.starts, run.columns, run.x_columns, run.row_taps, run.state_taps, w_x, work, places,
-        found["x"].reshape(-1),
-    )  # fmt: skip
-    for begin in range(0, sizes.steps, sizes.group_steps):
-        end = min(begin + sizes.group_steps, sizes.steps)
-        run_steps(sizes.parts, threads, begin, end, *through)
-        for d, of_weights in enumerate(made):
-            run_products(sizes.pieces, threads, d, begin, end, *products, *of_weights)
-    if sizes.wants_bias:
-        sums = work[sizes.at_bias : sizes.at_w_ih].reshape(p.directions, -1)
-        for d, w in enumerate(directions):
+    walked = (run.memory, way.bounds, way.order, way.ends, way.counts)
+    if threads <= sizes.blocks:
+        run_blocks(
+            sizes.blocks, threads, *walked, run.columns, run.x_columns, run.row_taps, run.state_taps, *arrays[:2], w_x,
+            *arrays[2:], dx, work, places,
+        )  # fmt: skip
+    else:
+        products = (run.memory, way.bounds, way.counts, run.columns, run.x_columns, *tables[1:], w_x, work, places, dx)
+        for begin in range(0, sizes.steps, sizes.group_steps):
+            end = min(begin + sizes.group_steps, sizes.steps)
+            run_steps(sizes.parts, threads, begin, end, *walked, *tables, *arrays, work, places)
+            for d in range(p.directions):
+                run_pieces(sizes.blocks * sizes.pieces, threads, d, begin, end, *products)
+    by_part = work[: sizes.parts * sizes.each].reshape(p.directions, sizes.blocks, -1)
+    rows = sizes.x_taps + sizes.taps + sizes.second_taps * (sizes.second_panels > 0)
+    adders = threads_for(rows * sizes.blocks * p.inputs, ADD_GRAIN)
+    for d, w in enumerate(directions):
+        wants = (sizes.wants_w_ih, sizes.wants_w_hh, sizes.wants_w_hr)
+        made = [empty(a.shape, dtype) if wanted else nothing for a, wanted in zip((w.w_ih, w.w_hh, w.w_hr), wants)]
+        found |= {name + SUFFIXES[d]: a for name, a in zip(("w_ih", "w_hh", "w_hr"), made)}
+        if any(wants):
+            add_blocks(rows, adders, d, run.memory, work, *[a.reshape(-1) for a in made])
+        if sizes.wants_bias:
+            sums = np.add.reduce(by_part[d, :, sizes.at_bias : sizes.at_w_ih], axis=0)
             for name, bias, places_of_bias in (("b_ih", w.b_ih, run.x_bias), ("b_hh", w.b_hh, run.bias)):
                 if bias is not None:
                     found[name + SUFFIXES[d]] = gradient = empty(bias.shape, dtype)
-                    gradient[:] = sums[d, places_of_bias]
+                    gradient[:] = sums[places_of_bias]
     return tuple([found[name] if wants else None for name, wants in zip(facts.inputs, p.needs_grad)])

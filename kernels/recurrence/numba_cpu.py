@@ -65,7 +65,9 @@ def describe(p: Layer) -> str:
     parts = p.directions * row_parts(p, threads) if p.batch else 0
     tile = f"tile {LARGE_ROWS} rows x {PANEL_VECTORS} vectors, {min(p.batch, BLOCK_ROWS)} rows a block"
     if p.lengths is None and p.batch and p.steps and has_teams():
-        groups = column_groups(facts.sizes(p, walk(p, None, threads), (0, 0)), facts.dtype.itemsize, threads)
+        groups = column_groups(
+            facts.sizes(p, walk(p, None, row_parts(p, threads)), (0, 0)), facts.dtype.itemsize, threads
+        )
         if groups > 1:
             return f"whole sequence in one call, {tile}, {groups} groups of units on {threads} threads, a region a step"
     return f"whole sequence in one call, {tile}, {parts} part{'s' if parts != 1 else ''} on {threads} threads"

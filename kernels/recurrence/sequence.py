@@ -54,9 +54,9 @@ def row_parts(p: Layer, threads: int) -> int:
     return min(-(-threads // p.directions), p.batch)
 
 
-def walk(p: Layer, lengths: Array | None, threads: int) -> Walk:
-    """The walk for a problem on so many threads; the bits of the results do not depend on them."""
-    batch, steps, parts = p.batch, p.steps, row_parts(p, threads)
+def walk(p: Layer, lengths: Array | None, parts: int) -> Walk:
+    """The walk for a problem whose rows fall into so many parts."""
+    batch, steps = p.batch, p.steps
     if lengths is None:
         starts = np.arange(steps, dtype=np.int64) * batch
         counts = np.full(steps, batch, np.int64)

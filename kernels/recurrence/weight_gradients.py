@@ -2,16 +2,17 @@
 
 A weight's gradient is the product of the sums' gradients of all steps, transposed, with the states before each step or
 with x; x's gradient is the product of the sums' gradients with the input's weights. All run on the tiles of panels.py,
-through tables of offsets. What a part takes are rows of the weights and rows of x, never a part of a sum.
+through tables of offsets. A block's products may be taken in pieces: rows of the weights and rows of x, never a part of
+a sum.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from kernels.recurrence.backward import group_range
-from kernels.recurrence.forward import BLOCK_ROWS, GRU_BEFORE
-from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, RUN_TAPS, copy_row, multiply_rows
+from kernels.recurrence.backward import steps_back
+from kernels.recurrence.forward import BLOCK_ROWS, GRU_BEFORE, rows_at
+from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, RUN_TAPS, multiply_rows
 from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import advance, lanes_of, load, load_first, pointer, store, store_first, zeros_like
 
@@ -37,86 +38,163 @@ def _bias_vectors(first, last, steps, stride, a, sums, adds):
         store(sums, vector * lanes, total)
 
 
-@jit
-def run_products_back(first, last, d, begin, end, sizes, counts, starts, columns, x_columns, row_taps, state_taps, w_x,
-                      work, places, dx, w_ih, w_hh, w_hr):  # fmt: skip
-    """Parts [first, last) of `pieces` of the products of the group of steps begin to end, for direction d.
+@jit(inner=True)
+def _rows_of_group(g, d, begin, end, counts, row_first, row_last):
+    """How many rows of sums' gradients a block has in the group of steps begin to end."""
+    total = np.int64(0)
+    for number in range(begin, end):
+        total += rows_at(counts, number if d else g.steps - 1 - number, row_first, row_last)
+    return total
 
-    sizes, counts, starts, columns, work, places: see backward.run_steps_back. x_columns: as columns, of the sums of the
-    input's product. row_taps, state_taps int64: 0, lanes, 2 lanes, ... for each row of a group and a tile more; and
-    multiples of the size of the state. w_x: packed input weights of every direction. dx: elements, rows of inputs at
-    places; w_ih [x_taps, inputs], w_hh, w_hr: written with the last group.
+
+@jit(inner=True)
+def products_back(g, part, slot, piece, pieces, begin, end, bounds, counts, columns, x_columns, row_taps, state_taps,
+                  w_x, work, places, dx):  # fmt: skip
+    """A piece of `pieces` of the products of a part's group of steps begin to end, which lies in the memory of `slot`.
+
+    g, bounds, counts, columns, row_taps, state_taps, work, places: see backward.steps_back. x_columns: as columns, of
+    the sums of the input's product. w_x: packed input weights of every direction. dx: elements, rows of inputs at
+    places.
     """
-    g = sizes[0]
     no = np.int64(0)
     lanes = lanes_of(w_x)
     width = PANEL_VECTORS * lanes
-    low_step, high_step = group_range(g, d, begin, end)
-    steps = starts[high_step - 1] + counts[high_step - 1] - starts[low_step]
-    sums = pointer(work, d * g.vectors * g.group_rows * lanes)
-    x_tiles = (steps + LARGE_ROWS - 1) // LARGE_ROWS
-    for part in range(first, last):
-        if g.wants_x:
-            made = pointer(work, g.at_pieces + part * (BLOCK_ROWS + LARGE_ROWS) * g.x_stride)
-            high = min(x_tiles * (part + 1) // g.pieces * LARGE_ROWS, steps)
-            for row in range(x_tiles * part // g.pieces * LARGE_ROWS, high, BLOCK_ROWS):
-                rows = min(BLOCK_ROWS, high - row)
-                multiply_rows(advance(sums, row * lanes), pointer(row_taps), pointer(x_columns), rows, g.x_taps,
-                              pointer(w_x, d * g.x_panels * g.x_taps * width), g.x_panels, made, g.x_stride,
-                              no, no)  # fmt: skip
-                for r in range(rows):
-                    source = advance(made, r * g.x_stride)
-                    target = pointer(dx, places[d * g.group_rows + row + r])
-                    for j in range(0, g.inputs, lanes):
-                        value = load(source, j)
-                        if g.directions == 2:
-                            value = load_first(target, j, g.inputs - j) + value
-                        store_first(target, j, value, g.inputs - j)
-        for weight in range(4):
-            # A row of the weight for each column of a; b as panels [panels, steps, width]; made [rows and a tile,
-            # panels * width] gathers over the groups; out [rows, features] is written with the last one.
-            a, columns_of, taps, out = sums, pointer(columns), pointer(row_taps), pointer(w_hh)
-            if weight == 0:
-                is_wanted, rows, features, panels = g.wants_w_ih, g.x_taps, g.inputs, g.x_panels
-                columns_of, out = pointer(x_columns), pointer(w_ih)
-                b = pointer(work, g.at_x + d * panels * g.group_rows * width)
-                made = pointer(work, g.at_w_ih + d * (rows + LARGE_ROWS) * panels * width)
-            elif weight == 1:
-                is_wanted, rows, features, panels = g.wants_w_hh, g.taps, g.hidden, g.recurrent_panels
-                b = pointer(work, g.at_old + d * panels * g.group_rows * width)
-                made = pointer(work, g.at_w_hh + d * (rows + LARGE_ROWS) * panels * width)
+    d, block = part // g.blocks, part % g.blocks
+    steps = _rows_of_group(g, d, begin, end, counts, bounds[block], bounds[block + 1])
+    own, gathered = pointer(work, slot * g.each), pointer(work, part * g.each)
+    if g.wants_x:
+        x_tiles = (steps + LARGE_ROWS - 1) // LARGE_ROWS
+        made = advance(own, g.at_pieces + piece * (BLOCK_ROWS + LARGE_ROWS) * g.x_stride)
+        high = min(x_tiles * (piece + 1) // pieces * LARGE_ROWS, steps)
+        for row in range(x_tiles * piece // pieces * LARGE_ROWS, high, BLOCK_ROWS):
+            rows = min(BLOCK_ROWS, high - row)
+            multiply_rows(advance(own, row * lanes), pointer(row_taps), pointer(x_columns), rows, g.x_taps,
+                          pointer(w_x, d * g.x_panels * g.x_taps * width), g.x_panels, made, g.x_stride,
+                          no, no)  # fmt: skip
+            for r in range(rows):
+                source = advance(made, r * g.x_stride)
+                target = pointer(dx, places[slot * g.group_rows + row + r])
+                for j in range(0, g.inputs, lanes):
+                    value = load(source, j)
+                    if g.directions == 2:
+                        value = load_first(target, j, g.inputs - j) + value
+                    store_first(target, j, value, g.inputs - j)
+    for weight in range(4):
+        # A row of the weight for each column of a; b as panels [panels, group rows, width]; made [rows and a tile,
+        # panels * width] gathers over the groups.
+        a, columns_of, taps = own, pointer(columns), pointer(row_taps)
+        if weight == 0:
+            is_wanted, rows, panels = g.wants_w_ih, g.x_taps, g.x_panels
+            columns_of, b, made = pointer(x_columns), advance(own, g.at_x), advance(gathered, g.at_w_ih)
+        elif weight == 1:
+            is_wanted, rows, panels = g.wants_w_hh, g.taps, g.recurrent_panels
+            b, made = advance(own, g.at_old), advance(gathered, g.at_w_hh)
+        else:
+            rows, panels = g.second_taps, g.unit_panels
+            b, made = advance(own, g.at_extra), advance(gathered, g.at_second)
+            if weight == 2:
+                is_wanted, columns_of = np.int64(g.kind == GRU_BEFORE) * g.wants_w_hh, pointer(columns, g.taps)
             else:
-                rows, features, panels = g.second_taps, g.units, g.unit_panels
-                b = pointer(work, g.at_extra + d * panels * g.group_rows * width)
-                made = pointer(work, g.at_second + d * (rows + LARGE_ROWS) * panels * width)
-                if weight == 2:
-                    is_wanted = np.int64(g.kind == GRU_BEFORE) * g.wants_w_hh
-                    columns_of, out = pointer(columns, g.taps), pointer(w_hh, g.taps * g.hidden)
-                else:
-                    # Rows of the projected states lie side by side: element k of one is what a column is of the sums.
-                    is_wanted, out = g.wants_w_hr, pointer(w_hr)
-                    a = pointer(work, g.at_arrived + d * g.group_rows * g.hidden)
-                    columns_of, taps = pointer(state_taps, g.group_rows + LARGE_ROWS), pointer(state_taps)
-            if not is_wanted:
-                continue
-            # Whole tiles but for the last, which may write past the rows.
-            tiles = (rows + LARGE_ROWS - 1) // LARGE_ROWS
-            low = tiles * part // g.pieces * LARGE_ROWS
-            high = min(tiles * (part + 1) // g.pieces * LARGE_ROWS, rows)
-            if low >= high:
-                continue
-            for run in range(0, steps, RUN_TAPS):
-                for panel in range(panels):
-                    multiply_rows(a, advance(columns_of, low), advance(taps, run), high - low,
-                                  min(RUN_TAPS, steps - run), advance(b, (panel * steps + run) * width), np.int64(1),
-                                  advance(made, (low * panels + panel) * width), panels * width,
-                                  begin + run, no)  # fmt: skip
-            if end == g.steps:
-                for r in range(low, high):
-                    copy_row(advance(made, r * panels * width), advance(out, r * features), features)
-        if g.wants_bias:
-            _bias_vectors(g.vectors * part // g.pieces, g.vectors * (part + 1) // g.pieces, steps, g.group_rows * lanes,
-                          sums, pointer(work, g.at_bias + d * g.vectors * lanes), begin)  # fmt: skip
+                # Rows of the projected states lie side by side: element k of one is what a column is of the sums.
+                is_wanted, a = g.wants_w_hr, advance(own, g.at_arrived)
+                columns_of, taps = pointer(state_taps, g.group_rows + LARGE_ROWS), pointer(state_taps)
+        if not is_wanted:
+            continue
+        # Whole tiles but for the last, which may write past the rows.
+        tiles = (rows + LARGE_ROWS - 1) // LARGE_ROWS
+        low = tiles * piece // pieces * LARGE_ROWS
+        high = min(tiles * (piece + 1) // pieces * LARGE_ROWS, rows)
+        if low >= high:
+            continue
+        if begin == 0 and steps == 0:
+            # No row of the block is as long: nothing yet.
+            for j in range(low * panels * width, high * panels * width, lanes):
+                store(made, j, zeros_like(made))
+        for run in range(0, steps, RUN_TAPS):
+            for panel in range(panels):
+                multiply_rows(a, advance(columns_of, low), advance(taps, run), high - low, min(RUN_TAPS, steps - run),
+                              advance(b, (panel * g.group_rows + run) * width), np.int64(1),
+                              advance(made, (low * panels + panel) * width), panels * width,
+                              begin + run, no)  # fmt: skip
+    if g.wants_bias:
+        _bias_vectors(g.vectors * piece // pieces, g.vectors * (piece + 1) // pieces, steps, g.group_rows * lanes,
+                      own, advance(gathered, g.at_bias), begin)  # fmt: skip
 
 
-run_products = threaded(run_products_back)
+@jit
+def _blocks_back(first, last, sizes, bounds, order, ends, counts, columns, x_columns, row_taps, state_taps, w_h,
+                 w_second, w_x, x, h0, c0, states, kept, cells, grad_output, grad_h, grad_c, dh0, dc0, dx, work,
+                 places):  # fmt: skip
+    """Blocks [first, last) from end to end, one direction after the other, since both add to the gradient of x."""
+    g = sizes[0]
+    no, one = np.int64(0), np.int64(1)
+    for block in range(first, last):
+        for d in range(g.directions):
+            part = d * g.blocks + block
+            for begin in range(0, g.steps, g.group_steps):
+                end = min(begin + g.group_steps, g.steps)
+                steps_back(g, part, first, begin, end, bounds, order, ends, counts, columns, row_taps, state_taps, w_h,
+                           w_second, x, h0, c0, states, kept, cells, grad_output, grad_h, grad_c, dh0, dc0, work,
+                           places)  # fmt: skip
+                products_back(g, part, first, no, one, begin, end, bounds, counts, columns, x_columns, row_taps,
+                              state_taps, w_x, work, places, dx)  # fmt: skip
+
+
+@jit
+def _steps_back(first, last, begin, end, sizes, bounds, order, ends, counts, columns, row_taps, state_taps, w_h,
+                w_second, x, h0, c0, states, kept, cells, grad_output, grad_h, grad_c, dh0, dc0, work,
+                places):  # fmt: skip
+    """Parts [first, last) of a group of steps alone."""
+    for part in range(first, last):
+        steps_back(sizes[0], part, part, begin, end, bounds, order, ends, counts, columns, row_taps, state_taps, w_h,
+                   w_second, x, h0, c0, states, kept, cells, grad_output, grad_h, grad_c, dh0, dc0, work,
+                   places)  # fmt: skip
+
+
+@jit
+def _pieces_back(first, last, d, begin, end, sizes, bounds, counts, columns, x_columns, row_taps, state_taps, w_x, work,
+                 places, dx):  # fmt: skip
+    """Pieces [first, last) of the products of a group in one direction, those of a block one after the other."""
+    g = sizes[0]
+    for number in range(first, last):
+        part, piece = d * g.blocks + number // g.pieces, number % g.pieces
+        products_back(g, part, part, piece, g.pieces, begin, end, bounds, counts, columns, x_columns, row_taps,
+                      state_taps, w_x, work, places, dx)  # fmt: skip
+
+
+@jit
+def _add_blocks(first, last, d, sizes, work, w_ih, w_hh, w_hr):
+    """Rows [first, last) of a direction's gradients of w_ih [x_taps, inputs], w_hh and w_hr: the sums of the blocks.
+
+    Rows are counted through w_ih, w_hh, and what w_second met.
+    """
+    g = sizes[0]
+    lanes = lanes_of(work)
+    width = PANEL_VECTORS * lanes
+    for number in range(first, last):
+        row, out, wanted = number, pointer(w_ih), g.wants_w_ih
+        place, panels, features = g.at_w_ih, g.x_panels, g.inputs
+        if number >= g.x_taps:
+            row, out, wanted = number - g.x_taps, pointer(w_hh), g.wants_w_hh
+            place, panels, features = g.at_w_hh, g.recurrent_panels, g.hidden
+        if number >= g.x_taps + g.taps:
+            row = number - g.x_taps - g.taps
+            place, panels, features = g.at_second, g.unit_panels, g.units
+            if g.kind == GRU_BEFORE:
+                out = pointer(w_hh, g.taps * g.hidden)
+            else:
+                out, wanted = pointer(w_hr), g.wants_w_hr
+        if not wanted:
+            continue
+        source = pointer(work, d * g.blocks * g.each + place + row * panels * width)
+        for j in range(0, features, lanes):
+            total = load(source, j)
+            for block in range(1, g.blocks):
+                total = total + load(source, block * g.each + j)
+            store_first(out, row * features + j, total, features - j)
+
+
+run_blocks = threaded(_blocks_back)
+run_steps = threaded(_steps_back)
+run_pieces = threaded(_pieces_back)
+add_blocks = threaded(_add_blocks)

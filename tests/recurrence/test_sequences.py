@@ -252,35 +252,62 @@ def test_threads_change_no_bit(cell: str, bidirectional: bool, monkeypatch: pyte
 def test_groups_of_steps(
     cell: str, bidirectional: bool, extra: dict[str, Any], lengths: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    """Backward in several groups of steps has the gradients of one, and the same bits on any number of threads."""
+    """Backward in several groups of steps has the gradients of one, and the same bits on any number of threads.
+
+    Two blocks of rows: as many threads take a block each; more take the products in pieces, group by group.
+    """
     size = extra.get("proj_size", 0)
     x, directions = inputs(40, 9, 5, "float64"), 1 + bidirectional
     params = random_params(cell, 5, 19, directions=directions, projection=size, dtype="float64")
     states = states_for(cell, directions, 9, 19, "float64")
     if size:
         states = (states[0][..., :size], states[1])
-    layer, run = OPS[f"{cell}_layer"], gradients_cpu.run_steps
+    layer = OPS[f"{cell}_layer"]
+    calls: list[Any] = []
+
+    def record(name: str) -> None:
+        run = getattr(gradients_cpu, name)
+
+        def counted(parts: int, threads: int, *rest: Any) -> None:
+            calls.append((name, parts, *(rest[:2] if name == "run_steps" else ())))
+            run(parts, threads, *rest)
+
+        monkeypatch.setattr(gradients_cpu, name, counted)
+
+    record("run_blocks")
+    record("run_steps")
     found = []
-    for group_bytes, threads, groups in ((1 << 30, 1, 1), (1, 1, 3), (1, 2, 3), (1, 3, 3)):
-        # At least RUN_TAPS rows, 14 steps of 9 rows.
+    for group_bytes, threads in ((1 << 30, 1), (1, 1), (1, 2), (1, 3), (1, 5)):
+        # At least RUN_TAPS rows: 25 steps of a block's 5 rows, of more where lengths make the blocks uneven.
         monkeypatch.setattr(gradients_cpu, "GROUP_BYTES", group_bytes)
         for module in (numba_cpu, gradients_cpu):
             monkeypatch.setattr(module, "threads_for", lambda work, grain, threads=threads: threads)
-        calls: list[tuple[int, int]] = []
-
-        def counted(parts: int, threads: int, begin: int, end: int, *rest: Any, calls: Any = calls) -> None:
-            calls.append((begin, end))
-            run(parts, threads, begin, end, *rest)
-
-        monkeypatch.setattr(gradients_cpu, "run_steps", counted)
         layer.plans.clear()
+        calls.clear()
         found.append(with_gradients(cell, x, params, states, bidirectional=bidirectional, lengths=lengths, **extra))
-        assert len(calls) == groups and calls[0][0] == 0 and calls[-1][1] == 40
+        if threads <= 2:
+            assert calls == [("run_blocks", 2)]
+        else:
+            assert {call[:2] for call in calls} == {("run_steps", 2 * directions)} and len(calls) >= 2
+            assert [call[2] for call in calls] == [0, *(call[3] for call in calls[:-1])] and calls[-1][3] == 40
     layer.plans.clear()
     for one, several in zip(found[0], found[1], strict=True):
         np.testing.assert_allclose(several, one, rtol=1e-12, atol=1e-12)
-    same(found[1], found[2])
-    same(found[1], found[3])
+    for others in found[2:]:
+        same(found[1], others)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_block_whose_rows_end_before_the_first_group(bidirectional: bool):
+    """One long row is half of the work: the other block has rows of one step, and nothing in the other groups."""
+    x, directions = inputs(300, 32, 5, "float64"), 1 + bidirectional
+    lengths = torch.tensor([1] * 20 + [300] + [1] * 11)
+    params = random_params("lstm", 5, 19, directions=directions, dtype="float64")
+    states = states_for("lstm", directions, 32, 19, "float64")
+    settings: dict[str, Any] = {"lengths": lengths, "bidirectional": bidirectional}
+    found = with_gradients("lstm", x, params, states, backend="numba", **settings)
+    for ours, exact in zip(found, with_gradients("lstm", x, params, states, backend="reference", **settings)):
+        np.testing.assert_allclose(ours, exact, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("which", ["output", "h_n", "c_n"])
