@@ -91,7 +91,7 @@ def row_block(outer: int, n: int, inner: int, vector: int, target: Target, most_
         outer, n, inner: sizes, at least 1.
         vector: elements that a thread can read at once, along n where inner is 1, else along inner.
         target: the GPU.
-        most_kept: elements of a row, at most, that a thread keeps, see `MOST_KEPT`.
+        most_kept: elements of a row, at most, that a thread keeps, see `MOST_KEPT`; 0 for a kernel that keeps none.
 
     Raises:
         ValueError: a block was asked for by `use_row_block` that cannot hold the rows.
@@ -112,7 +112,7 @@ def _of_rows(rows: int, n: int, vector: int, target: Target, most_kept: int) -> 
         group *= 2
     steps = power_of_two(-(-vectors // group))
     if steps * vector > most_kept:
-        group, steps = MOST_THREADS, 0
+        steps = 0
     several = max(USUAL_THREADS // group, 1)
     while several * group > 32 and several > 1 and rows // several < 2 * target.multiprocessors:
         several //= 2
