@@ -8,17 +8,17 @@ from kernels.activation.cuda_codes import CODES, code_of
 from kernels.activation.op import OPS, ActivationProblem
 from kernels.arrays import ArraySpec
 from kernels.op import Implementation
-from kernels.runtime.cuda_tiles import FLAT_THREADS, VECTOR_BYTES, flat_block
+from kernels.runtime.cuda_tiles import FLAT_THREADS, flat_block
 from kernels.runtime.cupy_gpu import (
     DTYPES,
-    computed,
+    WIDEST,
     element_strides,
     empty_like_form,
     has_vectors,
     index_type,
     launch,
-    storage,
     target_of,
+    types,
 )
 from kernels.runtime.strides import collapse
 
@@ -32,8 +32,7 @@ def launch_elements(kernel: str, dtype: str, items: int, vector: int, arrays: tu
     """Run a kernel of activation.cu that has `items` threads of `vector` elements; numbers follow items."""
     present = [a for a in arrays if a is not None]
     constants = {
-        "STORAGE": storage(dtype),
-        "COMPUTED": computed(dtype),
+        **types(dtype),
         "INDEX": index_type(*present),
         "THREADS": FLAT_THREADS,
         "VECTOR": vector,
@@ -53,7 +52,7 @@ def _elementwise(kernel: str, name: str, form: ArraySpec, *inputs: Array) -> Arr
     if len(sizes) > MOST:
         turned = [a.copy() for a in turned]
         sizes, strides = collapse(shape, [element_strides(a) for a in turned])
-    vector = VECTOR_BYTES // form.itemsize
+    vector = WIDEST // form.itemsize
     flat = all(s in ((), (1,)) for s in strides) and form.size % vector == 0
     if not flat or not all(has_vectors(a.reshape(-1), 0, vector) for a in turned):
         vector = 1

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from kernels.runtime.cuda_tiles import VECTOR_BYTES
+from kernels.runtime.cupy_gpu import WIDEST
 from kernels.runtime.targets import Target
 
 
@@ -102,7 +102,7 @@ def product_tile(rows: int, columns: int, itemsize: int, target: Target) -> Prod
 
 def vector_elements(itemsize: int) -> int:
     """Elements of 128 bits."""
-    return VECTOR_BYTES // itemsize
+    return WIDEST // itemsize
 
 
 def sum_threads(channels: int, neighbours: bool) -> tuple[int, int]:

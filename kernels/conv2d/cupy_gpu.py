@@ -22,7 +22,6 @@ from kernels.op import Implementation
 from kernels.runtime.cuda_tiles import FLAT_THREADS, flat_block
 from kernels.runtime.cupy_gpu import (
     DTYPES,
-    computed,
     computed_dtype,
     element_strides,
     empty,
@@ -31,8 +30,8 @@ from kernels.runtime.cupy_gpu import (
     has_vectors,
     index_type,
     launch,
-    storage,
     target_of,
+    types,
     zero_gradients,
 )
 
@@ -55,9 +54,7 @@ def _geometry(p: Problem) -> tuple[int, ...]:
 
 def _types(p: Problem, *arrays: Array | None) -> dict[str, Any]:
     """The constants of every kernel."""
-    dtype = p.x.dtype
-    index = index_type(*[a for a in arrays if a is not None])
-    return {"STORAGE": storage(dtype), "COMPUTED": computed(dtype), "INDEX": index}
+    return types(p.x.dtype) | {"INDEX": index_type(*arrays)}
 
 
 # ----- products ----------------------------------------------------------------------------------------------------

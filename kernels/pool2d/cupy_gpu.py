@@ -23,18 +23,18 @@ from kernels.pool2d.op import (
     MaxPool2dProblem,
 )
 from kernels.pool2d.pooling import Extremum, Pooling
-from kernels.runtime.cuda_tiles import FLAT_THREADS, VECTOR_BYTES, flat_block
+from kernels.runtime.cuda_tiles import FLAT_THREADS, flat_block
 from kernels.runtime.cupy_gpu import (
     DTYPES,
-    computed,
+    WIDEST,
     element_strides,
     empty_like_form,
     empty_results,
     has_vectors,
     index_type,
     launch,
-    storage,
     target_of,
+    types,
     zero_gradients,
 )
 
@@ -57,7 +57,7 @@ def _windows(p: Pooling) -> dict[str, tuple[int, ...]]:
 def elements_of_thread(p: Pooling, indices: bool, *arrays: Array) -> int:
     """How many channels a thread takes: 128 bits of them, or `PAIR` with indices, where all arrays have such vectors."""
     itemsize = p.x.itemsize
-    wanted = min(VECTOR_BYTES // itemsize, PAIR) if indices else VECTOR_BYTES // itemsize
+    wanted = min(WIDEST // itemsize, PAIR) if indices else WIDEST // itemsize
     fits = p.x.channels_last and all(has_vectors(a, 1, wanted) for a in arrays)
     return wanted if fits else 1
 
@@ -77,8 +77,7 @@ def _launch(
     sizes = (items, p.x.shape[1], *p.x.shape[2:], *p.output_plane, int(p.x.channels_last))
     strides = [s for a in read for s in ((0, 0, 0, 0) if a is None else element_strides(a))]
     constants = {
-        "STORAGE": storage(p.x.dtype),
-        "COMPUTED": computed(p.x.dtype),
+        **types(p.x.dtype),
         "INDEX": index_type(*present),
         "THREADS": FLAT_THREADS,
         "VECTOR": vector,

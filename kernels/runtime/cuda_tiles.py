@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from kernels.runtime.targets import Target
 
-#: Bytes of the widest access to memory.
-VECTOR_BYTES = 16
 #: Most threads of a block of an elementwise kernel.
 FLAT_THREADS = 256
 
