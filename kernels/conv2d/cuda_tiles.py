@@ -37,8 +37,8 @@ class ProductTile:
     def constants(self) -> dict[str, int]:
         """Those of product.cuh that the tile decides."""
         return {
-            "ROWS": self.rows,
-            "COLUMNS": self.columns,
+            "TILE_ROWS": self.rows,
+            "TILE_COLUMNS": self.columns,
             "INNER": self.inner,
             "THREADS": self.threads,
             "CORES": int(self.cores),

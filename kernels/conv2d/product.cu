@@ -36,8 +36,8 @@ struct Terms {
 
 // A thread's part of the operands on their way to shared memory.
 struct Load {
-  static constexpr int SOURCE_ITEMS = ROWS * INNER / VECTOR / THREADS;
-  typedef Across<COLUMNS, WIDE> Weights;
+  static constexpr int SOURCE_ITEMS = TILE_ROWS * INNER / VECTOR / THREADS;
+  typedef Across<TILE_COLUMNS, WIDE> Weights;
   Read source[SOURCE_ITEMS];
   Wide weight[Weights::ITEMS];
 };
@@ -45,15 +45,15 @@ struct Load {
 // Which pixel of the tile and which vector of the step source item i of this thread is.
 __device__ __forceinline__ int row_of(int i) {
   int item = i * THREADS + threadIdx.x;
-  if (VECTOR == 1) return item % ROWS;
+  if (VECTOR == 1) return item % TILE_ROWS;
   if (CORES) return item / 32 * 8 + item % 8;  // eight lines of 64 bytes, whose vectors lie in different banks
-  return item / 32 % (ROWS / 16) * 16 + item % 32 / 2;  // sixteen pixels, two vectors of each: 32 bytes of memory
+  return item / 32 % (TILE_ROWS / 16) * 16 + item % 32 / 2;  // sixteen pixels, two vectors of each: 32 bytes of memory
 }
 __device__ __forceinline__ int vector_of(int i) {
   int item = i * THREADS + threadIdx.x;
-  if (VECTOR == 1) return item / ROWS;
+  if (VECTOR == 1) return item / TILE_ROWS;
   if (CORES) return item % 32 / 8;
-  return item / 32 / (ROWS / 16) * 2 + item % 2;
+  return item / 32 / (TILE_ROWS / 16) * 2 + item % 2;
 }
 
 }  // namespace
@@ -61,7 +61,7 @@ __device__ __forceinline__ int vector_of(int i) {
 // out = act(bias + weight * source), and the sums before the activation where sums is not null, laid out as out is.
 //
 // source: (images, C, height, width) with strides x_image to x_column. weight: packed as by pack_weight, (groups, taps,
-// in_channels, weight_line), a multiple of COLUMNS in a line and zeros behind out_channels. bias: (groups *
+// in_channels, weight_line), a multiple of TILE_COLUMNS in a line and zeros behind out_channels. bias: (groups *
 // out_channels,) or null. out, sums: (images, K, out_height, out_width) with strides y_image to y_column. All are the
 // caller's. in_channels, out_channels: of a group. kernel, stride, padding (top, left), dilation: of the convolution;
 // common_h, common_w: greatest common divisors of stride and dilation. transposed: source is of the convolution's
@@ -77,12 +77,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
     int common_w, int transposed, int wide, int activation) {
   __shared__ __align__(32) unsigned char memory[Memory<Product>::BYTES];
   __shared__ Terms terms[2];
-  __shared__ INDEX targets[ROWS];
+  __shared__ INDEX targets[TILE_ROWS];
 
   // ----- which taps, which pixels ----------------------------------------------------------------------------------
-  int column_blocks = (out_channels + COLUMNS - 1) / COLUMNS;
-  int first_channel = blockIdx.x % column_blocks * COLUMNS;
-  INDEX first_pixel = (INDEX)(blockIdx.x / column_blocks) * ROWS;
+  int column_blocks = (out_channels + TILE_COLUMNS - 1) / TILE_COLUMNS;
+  int first_channel = blockIdx.x % column_blocks * TILE_COLUMNS;
+  INDEX first_pixel = (INDEX)(blockIdx.x / column_blocks) * TILE_ROWS;
   INDEX group = blockIdx.z;
   int phase_h = transposed ? blockIdx.y / stride_w : 0, phase_w = transposed ? blockIdx.y % stride_w : 0;
   Phase down(phase_h, out_height, kernel_h, transposed ? stride_h : 1, padding_h, dilation_h, transposed ? common_h : 1);
@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
   int step_h = transposed ? 1 : stride_h, step_w = transposed ? 1 : stride_w;
   int apart_h = transposed ? stride_h : 1, apart_w = transposed ? stride_w : 1;
 
-  for (int row = threadIdx.x; row < ROWS; row += THREADS) {
+  for (int row = threadIdx.x; row < TILE_ROWS; row += THREADS) {
     INDEX pixel = first_pixel + row;
     INDEX in_plane = pixel % plane;
     INDEX i = in_plane / along.places, j = in_plane % along.places;
@@ -223,7 +223,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
       for (int lane = 0; lane < WIDE; ++lane)
         added[lane] = bias && channel < out_channels ? widen(bias[channel_of_group + channel + lane]) : (COMPUTED)0;
 #pragma unroll 1
-      for (int row = threadIdx.x / OF_ROW; row < ROWS; row += THREADS / OF_ROW) {
+      for (int row = threadIdx.x / OF_ROW; row < TILE_ROWS; row += THREADS / OF_ROW) {
         INDEX target = targets[row];
         if (target < 0 || channel >= out_channels) continue;
         INDEX to = target + (channel_of_group + channel) * y_channel;
@@ -240,9 +240,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
         *(Wide*)(out + to) = found;
       }
     } else {
-      constexpr int SIDE = LAST ? Product::SLICE : ROWS;
+      constexpr int SIDE = LAST ? Product::SLICE : TILE_ROWS;
 #pragma unroll 1
-      for (int item = threadIdx.x; item < ROWS * Product::SLICE; item += THREADS) {
+      for (int item = threadIdx.x; item < TILE_ROWS * Product::SLICE; item += THREADS) {
         int row = LAST ? item / SIDE : item % SIDE, column = LAST ? item % SIDE : item / SIDE;
         int channel = first + column;
         INDEX target = targets[row];

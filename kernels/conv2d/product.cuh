@@ -1,12 +1,12 @@
 // What the matrix products of convolutions share: the tile that a block multiplies, and where its operands lie.
 //
-// A block has a tile of (ROWS, COLUMNS) sums and goes along the inner dimension INNER terms at a time. Both operands come
+// A block has a tile of (TILE_ROWS, TILE_COLUMNS) sums and goes along the inner dimension INNER terms at a time. Both operands come
 // to shared memory, in two buffers: while one is multiplied, the next is on its way through registers.
 //
 // Constants: STORAGE (type of the images and of the weight), COMPUTED (float, or double for double), INDEX (int, or long
-// long where an array is too long for it), ROWS, COLUMNS, INNER, THREADS (of a block), VECTOR (elements of an image that
+// long where an array is too long for it), TILE_ROWS, TILE_COLUMNS, INNER, THREADS (of a block), VECTOR (elements of an image that
 // are read at once: 16 bytes of neighbouring channels, or 1), LAST (1: neighbours in memory of what is written go along
-// COLUMNS, 0: along ROWS), CORES (1: tensor cores, for half precision; 0: registers), ROW_PARTS and COLUMN_PARTS: with
+// TILE_COLUMNS, 0: along TILE_ROWS), CORES (1: tensor cores, for half precision; 0: registers), ROW_PARTS and COLUMN_PARTS: with
 // CORES warps, else threads, along each side of the tile.
 #pragma once
 #include "runtime/cuda/types.cuh"
@@ -59,13 +59,36 @@ template <int SIDE, int WIDTH> struct Across {
 template <bool FIRST, class T, class U> struct Pick { typedef T type; };
 template <class T, class U> struct Pick<false, T, U> { typedef U type; };
 
+// A fragment from shared memory. For bfloat16 the compiler does not see that the address is there, and would read word by
+// word; so PTX says it, which is otherwise what load_matrix_sync does.
+template <class Fragment, class T> __device__ __forceinline__ void load_shared(Fragment& f, const T* from, int pitch) {
+  nvcuda::wmma::load_matrix_sync(f, from, pitch);
+}
+#ifndef CUDA_CPU
+#define LOAD_SHARED(USE, LETTER, LAYOUT, WORD)                                                                       \
+  __device__ __forceinline__ void load_shared(                                                                       \
+      nvcuda::wmma::fragment<nvcuda::wmma::USE, 16, 16, 16, __nv_bfloat16, nvcuda::wmma::LAYOUT>& f,                 \
+      const __nv_bfloat16* from, int pitch) {                                                                        \
+    unsigned* words = reinterpret_cast<unsigned*>(f.x);                                                              \
+    asm volatile("wmma.load." LETTER ".sync.aligned." WORD ".m16n16k16.shared.bf16 {%0, %1, %2, %3}, [%4], %5;"      \
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])                                    \
+                 : "r"((unsigned)__cvta_generic_to_shared(from)), "r"(pitch)                                         \
+                 : "memory");                                                                                        \
+  }
+LOAD_SHARED(matrix_a, "a", row_major, "row")
+LOAD_SHARED(matrix_a, "a", col_major, "col")
+LOAD_SHARED(matrix_b, "b", row_major, "row")
+LOAD_SHARED(matrix_b, "b", col_major, "col")
+#undef LOAD_SHARED
+#endif
+
 // The tile in fragments of tensor cores: each warp has FR by FC of 16 by 16 sums.
 template <bool ALONG_A, bool ALONG_B> struct Sums {
-  static constexpr int FR = ROWS / ROW_PARTS / 16, FC = COLUMNS / COLUMN_PARTS / 16;
+  static constexpr int FR = TILE_ROWS / ROW_PARTS / 16, FC = TILE_COLUMNS / COLUMN_PARTS / 16;
   static constexpr int SLICES = FC, SLICE = COLUMN_PARTS * 16;
-  static constexpr int PITCH = LAST ? SLICE + 8 : ROWS + 4;
-  typedef Lines<ALONG_A, ROWS> A;
-  typedef Lines<ALONG_B, COLUMNS> B;
+  static constexpr int PITCH = LAST ? SLICE + 8 : TILE_ROWS + 4;
+  typedef Lines<ALONG_A, TILE_ROWS> A;
+  typedef Lines<ALONG_B, TILE_COLUMNS> B;
   nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> sums[FR][FC];
 
   __device__ __forceinline__ void clear() {
@@ -80,7 +103,7 @@ template <bool ALONG_A, bool ALONG_B> struct Sums {
     return (j * COLUMN_PARTS + threadIdx.x / 32 % COLUMN_PARTS) * 16;
   }
 
-  // sums += a b. a: (ROWS, INNER), b: (INNER, COLUMNS) in shared memory.
+  // sums += a b. a: (TILE_ROWS, INNER), b: (INNER, TILE_COLUMNS) in shared memory.
   __device__ __forceinline__ void multiply(const STORAGE* a, const STORAGE* b) {
     using namespace nvcuda::wmma;
     typedef typename Pick<ALONG_A, row_major, col_major>::type OrderA;
@@ -89,11 +112,11 @@ template <bool ALONG_A, bool ALONG_B> struct Sums {
     for (int k = 0; k < INNER; k += 16) {
       fragment<matrix_a, 16, 16, 16, STORAGE, OrderA> left[FR];
 #pragma unroll
-      for (int i = 0; i < FR; ++i) load_matrix_sync(left[i], a + A::place(first_row(i), k), A::PITCH);
+      for (int i = 0; i < FR; ++i) load_shared(left[i], a + A::place(first_row(i), k), A::PITCH);
 #pragma unroll
       for (int j = 0; j < FC; ++j) {
         fragment<matrix_b, 16, 16, 16, STORAGE, OrderB> right;
-        load_matrix_sync(right, b + B::place(first_column(j), k), B::PITCH);
+        load_shared(right, b + B::place(first_column(j), k), B::PITCH);
 #pragma unroll
         for (int i = 0; i < FR; ++i) mma_sync(sums[i][j], left[i], right, sums[i][j]);
       }
@@ -120,11 +143,11 @@ template <bool ALONG_A, bool ALONG_B> struct Sums {
 // operands have a line for each inner place.
 template <bool ALONG_A, bool ALONG_B> struct Sums {
   static_assert(!ALONG_A && !ALONG_B, "products in registers read lines of one inner place");
-  static constexpr int FR = ROWS / ROW_PARTS, FC = COLUMNS / COLUMN_PARTS;
+  static constexpr int FR = TILE_ROWS / ROW_PARTS, FC = TILE_COLUMNS / COLUMN_PARTS;
   static constexpr int SLICES = FC / WIDE_SUMS, SLICE = COLUMN_PARTS * WIDE_SUMS;
-  static constexpr int PITCH = LAST ? SLICE + 4 : ROWS + 4;
-  typedef Lines<false, ROWS> A;
-  typedef Lines<false, COLUMNS> B;
+  static constexpr int PITCH = LAST ? SLICE + 4 : TILE_ROWS + 4;
+  typedef Lines<false, TILE_ROWS> A;
+  typedef Lines<false, TILE_COLUMNS> B;
   COMPUTED sums[FR][FC];
 
   __device__ __forceinline__ void clear() {
@@ -144,7 +167,7 @@ template <bool ALONG_A, bool ALONG_B> struct Sums {
     return LAST ? warp % (COLUMN_PARTS / 8) * 8 + lane % 8 : warp / (ROW_PARTS / 8) * 4 + lane / 8;
   }
 
-  // sums += a b. a: (ROWS, INNER), b: (INNER, COLUMNS) in shared memory.
+  // sums += a b. a: (TILE_ROWS, INNER), b: (INNER, TILE_COLUMNS) in shared memory.
   __device__ __forceinline__ void multiply(const STORAGE* a, const STORAGE* b) {
     a += row_part() * WIDE_SUMS;
     b += column_part() * WIDE_SUMS;
@@ -189,7 +212,7 @@ template <bool ALONG_A, bool ALONG_B> struct Sums {
 // Shared memory of a block: two buffers of both operands, and afterwards the sums on their way out.
 template <class S> struct Memory {
   static constexpr int OPERANDS = (S::A::SIZE + S::B::SIZE) * (int)sizeof(STORAGE);
-  static constexpr int STAGING = (LAST ? ROWS : S::SLICE) * S::PITCH * (int)sizeof(COMPUTED);
+  static constexpr int STAGING = (LAST ? TILE_ROWS : S::SLICE) * S::PITCH * (int)sizeof(COMPUTED);
   static constexpr int BYTES = 2 * OPERANDS > STAGING ? 2 * OPERANDS : STAGING;
 };
 

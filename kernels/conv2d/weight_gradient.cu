@@ -7,6 +7,9 @@
 
 namespace {
 
+// No offset in an array: strides may be negative.
+#define NO_PLACE ((INDEX)(sizeof(INDEX) == 4 ? 0x7fffffffLL : 0x7fffffffffffffffLL))
+
 static_assert(INNER <= THREADS, "each thread finds one pixel of a step at most");
 
 // One pixel at a time is read along its neighbours where channels lie apart: tensor cores then take lines of a channel.
@@ -16,7 +19,7 @@ typedef Sums<ALONG, ALONG> Product;
 // What a step of INNER pixels reads.
 struct Pixels {
   Place place[INNER];  // in the source, of tap (0, 0)
-  INDEX grad[INNER];   // in grad, -1 behind the last pixel
+  INDEX grad[INNER];   // in grad, NO_PLACE behind the last pixel
 };
 
 // The items of one operand that a thread moves, of SIDE rows (or columns): (inner place, place along the side).
@@ -57,12 +60,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) weight_gradient_of_part
     int dilation_h, int dilation_w) {
   __shared__ __align__(32) unsigned char memory[Memory<Product>::BYTES];
   __shared__ Pixels pixels[2];
-  __shared__ Place terms[VECTOR == 1 ? COLUMNS : 1];
+  __shared__ Place terms[VECTOR == 1 ? TILE_COLUMNS : 1];
 
-  typedef Items<ROWS> OfGrad;
-  typedef Items<COLUMNS> OfSource;
-  int row_blocks = (out_channels + ROWS - 1) / ROWS;
-  int first_row = blockIdx.x % row_blocks * ROWS, first_term = blockIdx.x / row_blocks * COLUMNS;
+  typedef Items<TILE_ROWS> OfGrad;
+  typedef Items<TILE_COLUMNS> OfSource;
+  int row_blocks = (out_channels + TILE_ROWS - 1) / TILE_ROWS;
+  int first_row = blockIdx.x % row_blocks * TILE_ROWS, first_term = blockIdx.x / row_blocks * TILE_COLUMNS;
   int all_terms = kernel_h * kernel_w * in_channels;
   INDEX group = blockIdx.z;
   INDEX plane = (INDEX)out_height * out_width;
@@ -93,14 +96,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) weight_gradient_of_part
       p.column = (int)j * stride_w;
       p.at = image * x_image + i * stride_h * x_row + j * stride_w * x_column;
       pixels[step % 2].place[k] = p;
-      pixels[step % 2].grad[k] = exists ? image * g_image + i * g_row + j * g_column : -1;
+      pixels[step % 2].grad[k] = exists ? image * g_image + i * g_row + j * g_column : NO_PLACE;
     }
   };
 
   Read of_grad[OfGrad::COUNT], of_source[OfSource::COUNT];
   Place own[VECTOR == 1 ? 1 : OfSource::COUNT];
   if (VECTOR == 1) {
-    for (int column = threadIdx.x; column < COLUMNS; column += THREADS) terms[column] = term_of(column);
+    for (int column = threadIdx.x; column < TILE_COLUMNS; column += THREADS) terms[column] = term_of(column);
   } else {
 #pragma unroll
     for (int i = 0; i < OfSource::COUNT; ++i) own[VECTOR == 1 ? 0 : i] = term_of(OfSource::side(i));
@@ -112,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) weight_gradient_of_part
     for (int i = 0; i < OfGrad::COUNT; ++i) {
       INDEX at = now.grad[OfGrad::inner(i)];
       int channel = first_row + OfGrad::side(i);
-      of_grad[i] = at >= 0 && channel < out_channels ? *(const Read*)(of_group + (at + channel * g_channel)) : nothing;
+      of_grad[i] = at != NO_PLACE && channel < out_channels ? *(const Read*)(of_group + (at + channel * g_channel)) : nothing;
     }
 #pragma unroll
     for (int i = 0; i < OfSource::COUNT; ++i) {
@@ -158,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) weight_gradient_of_part
     if (all_terms % WIDE_SUMS == 0) {
       constexpr int OF_ROW = Product::SLICE / WIDE_SUMS;
 #pragma unroll 1
-      for (int item = threadIdx.x; item < ROWS * OF_ROW; item += THREADS) {
+      for (int item = threadIdx.x; item < TILE_ROWS * OF_ROW; item += THREADS) {
         int row = item / OF_ROW, column = item % OF_ROW * WIDE_SUMS;
         if (first_row + row < out_channels && first + column < all_terms)
           *(WideSums*)(found + (INDEX)(first_row + row) * all_terms + first + column) =
@@ -166,7 +169,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) weight_gradient_of_part
       }
     } else {
 #pragma unroll 1
-      for (int item = threadIdx.x; item < ROWS * Product::SLICE; item += THREADS) {
+      for (int item = threadIdx.x; item < TILE_ROWS * Product::SLICE; item += THREADS) {
         int row = item / Product::SLICE, column = item % Product::SLICE;
         if (first_row + row < out_channels && first + column < all_terms)
           found[(INDEX)(first_row + row) * all_terms + first + column] = staging[row * Product::PITCH + column];
