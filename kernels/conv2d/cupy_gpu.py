@@ -13,9 +13,10 @@ from kernels.conv2d.cuda_tiles import (
     CHUNK,
     MOST_OF_CHANNEL,
     product_tile,
-    sum_threads,
     vector_elements,
 )
+from kernels.conv2d.cupy_sums import constants as constants_of_sums
+from kernels.conv2d.cupy_sums import sum_of_parts, sums_over_pixels
 from kernels.conv2d.gpu_tiles import parts_of_pixels
 from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
 from kernels.op import Implementation
@@ -73,7 +74,7 @@ def _packed(p: Problem, weight: Array, columns_of_tile: int, transposed: bool) -
     launch(
         "conv2d/sums.cu", "pack_weight", (-(-items // block),), (block,), weight, packed, items, inner, columns, line,
         *p.kernel, outer * of_k, of_inner, of_column, of_row, of_tap,
-        constants=_types(p, weight, packed) | {"THREADS": FLAT_THREADS, "CHUNK": CHUNK},
+        constants=constants_of_sums(p.x.dtype, weight, packed),
     )  # fmt: skip
     return packed
 
@@ -134,7 +135,7 @@ def _convolve(
 def _weight_gradient(p: Problem, source: Array, grad: Array, form: ArraySpec) -> Array:
     """The gradient of conv2d's weight from its image and its output's gradient, in the layout of `form`."""
     if depthwise(p):
-        return _sums(p, grad, source, form)
+        return sums_over_pixels(grad, form, source, _geometry(p), p.weight.shape[0] // p.groups)
     outputs, channels = p.weight.shape[0] // p.groups, p.weight.shape[1]
     terms = channels * p.kernel[0] * p.kernel[1]
     pixels = grad.shape[0] * grad.shape[2] * grad.shape[3]
@@ -156,48 +157,7 @@ def _weight_gradient(p: Problem, source: Array, grad: Array, form: ArraySpec) ->
         source, of_parts, grad.shape[0], channels, outputs, *source.shape[2:], *grad.shape[2:], part, form.size,
         *element_strides(grad), *element_strides(source), *_geometry(p), constants=constants,
     )  # fmt: skip
-    return _added(p, of_parts, form, channels)
-
-
-# ----- sums over pixels --------------------------------------------------------------------------------------------
-
-
-def _sums(p: Problem, grad: Array, source: Array | None, form: ArraySpec) -> Array:
-    """Sums over the pixels of grad: a bias's gradient, or with a source a depthwise weight's, of `form`."""
-    channels = grad.shape[1]
-    strides = element_strides(grad)
-    block = sum_threads(channels, strides[1] == 1)
-    taps = form.size // channels
-    pixels = grad.shape[0] * grad.shape[2] * grad.shape[3]
-    blocks = taps * -(-channels // block[0])
-    parts, part = parts_of_pixels(pixels, blocks, target_of(grad))
-    of_parts = empty((parts, form.size), computed_dtype(p.x.dtype))
-    geometry = _geometry(p) if source is not None else (1, 1, 1, 1, 0, 0, 1, 1)
-    of_source = ((*source.shape[2:],), element_strides(source)) if source is not None else ((1, 1), (0, 0, 0, 0))
-    launch(
-        "conv2d/sums.cu", "sums_of_pixels", (blocks, parts), block, grad, source, of_parts, grad.shape[0], channels,
-        *of_source[0], *grad.shape[2:], part, *strides, *of_source[1], *geometry, p.weight.shape[0] // p.groups,
-        constants=_types(p, grad, source, of_parts) | {"THREADS": FLAT_THREADS, "CHUNK": CHUNK},
-    )  # fmt: skip
-    return _added(p, of_parts, form, 1)
-
-
-def _added(p: Problem, of_parts: Array, form: ArraySpec, inner: int) -> Array:
-    """The sum of parts (parts, K * taps * inner) in the layout of `form`: (K, inner, kh, kw), or a bias's (K,)."""
-    out = empty_like_form(form)
-    block = flat_block(form.size, target_of(of_parts))
-    taps = form.size // form.shape[0] // inner
-    outer_step, inner_step, tap_step = 1, 0, 0
-    if form.ndim == 4:
-        outer_step, inner_step, of_row, of_column = element_strides(out)
-        # Neighbouring taps of a row are as far apart as rows are of each other, over their number.
-        tap_step = of_column if p.kernel[1] > 1 else of_row
-    launch(
-        "conv2d/sums.cu", "add_parts", (-(-form.size // block),), (block,), of_parts, out, form.size,
-        of_parts.shape[0], taps, inner, outer_step, tap_step, inner_step,
-        constants=_types(p, of_parts, out) | {"THREADS": FLAT_THREADS, "CHUNK": CHUNK},
-    )  # fmt: skip
-    return out
+    return sum_of_parts(of_parts, form, channels)
 
 
 # ----- depthwise ---------------------------------------------------------------------------------------------------
@@ -273,14 +233,16 @@ def conv2d_backward(
     return (
         _convolve(p, grad, weight, None, of_x, transposed=True)[0] if wants_x else None,
         _weight_gradient(p, x, grad, of_weight) if wants_weight else None,
-        _sums(p, grad, None, of_bias) if wants_bias and of_bias is not None else None,
+        sums_over_pixels(grad, of_bias) if wants_bias and of_bias is not None else None,
     )
 
 
 # ----- conv_transpose2d --------------------------------------------------------------------------------------------
 
 
-def conv_transpose2d(p: ConvTranspose2dProblem, x: Array, weight: Array, bias: Array | None) -> tuple[Array | None, ...]:
+def conv_transpose2d(
+    p: ConvTranspose2dProblem, x: Array, weight: Array, bias: Array | None
+) -> tuple[Array | None, ...]:
     """x (N, C_in, H, W), weight (C_in, C_out / G, kh, kw), bias (C_out,) -> output."""
     if p.empty:
         return empty_results(p)
@@ -301,7 +263,7 @@ def conv_transpose2d_backward(
     return (
         _convolve(p, grad_output, weight, None, of_x, transposed=False)[0] if wants_x else None,
         _weight_gradient(p, grad_output, x, of_weight) if wants_weight else None,
-        _sums(p, grad_output, None, of_bias) if wants_bias and of_bias is not None else None,
+        sums_over_pixels(grad_output, of_bias) if wants_bias and of_bias is not None else None,
     )
 
 

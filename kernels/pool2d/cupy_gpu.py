@@ -55,7 +55,7 @@ def _windows(p: Pooling) -> dict[str, tuple[int, ...]]:
 
 
 def elements_of_thread(p: Pooling, indices: bool, *arrays: Array) -> int:
-    """How many channels a thread takes: 128 bits of them, or `PAIR` with indices, where all arrays have such vectors."""
+    """How many channels a thread takes: 128 bits of them, or `PAIR` with indices, where all arrays have them so."""
     itemsize = p.x.itemsize
     wanted = min(WIDEST // itemsize, PAIR) if indices else WIDEST // itemsize
     fits = p.x.channels_last and all(has_vectors(a, 1, wanted) for a in arrays)

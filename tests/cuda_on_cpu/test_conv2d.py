@@ -127,7 +127,9 @@ def test_strides_and_dilations(window: dict[str, Any], channels: tuple[int, int,
     """Phases of the data gradient with several taps, with one, and with none."""
     inputs, outputs, groups = channels
     x, weight = helpers.numbers(2, inputs, 13, 14), helpers.numbers(outputs, inputs // groups, 3, 2, seed=1)
-    expected = oracle.expect("conv2d", {"x": channels_last(x) if last else x, "weight": weight, "groups": groups, **window})
+    expected = oracle.expect(
+        "conv2d", {"x": channels_last(x) if last else x, "weight": weight, "groups": groups, **window}
+    )
     with on_cpu():
         found = oracle.with_vjp("conv2d", expected.arguments, expected.incoming, "cupy")
     report(expected.complaints(found))
@@ -220,7 +222,7 @@ def test_infinite_weights_do_not_reach_the_padding(groups: int):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_aligned_channels_are_read_in_whole_sectors_without_conflicts(dtype: str):
-    """Channels-last: at most a tenth more sectors than the bytes asked for, and turns of shared memory than requests."""
+    """Channels-last: at most a tenth more sectors than the bytes asked for, and turns of shared memory likewise."""
     vector = 16 // numpy_dtype(dtype).itemsize
     x = channels_last(helpers.numbers(1, 64, 8, 16).astype(numpy_dtype(dtype)))
     weight = channels_last(helpers.numbers(64, 64, 1, 1, seed=1).astype(numpy_dtype(dtype)))
@@ -276,7 +278,8 @@ def test_tiles_are_shared_out_evenly(itemsize: int):
 
 
 @pytest.mark.parametrize(
-    "channels, neighbours, expected", [(64, True, (32, 8)), (3, True, (4, 64)), (1, True, (1, 256)), (64, False, (1, 256))]
+    "channels, neighbours, expected",
+    [(64, True, (32, 8)), (3, True, (4, 64)), (1, True, (1, 256)), (64, False, (1, 256))],
 )
 def test_threads_of_sums(channels: int, neighbours: bool, expected: tuple[int, int]):
     assert sum_threads(channels, neighbours) == expected
