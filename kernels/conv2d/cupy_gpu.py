@@ -114,19 +114,22 @@ def _convolve(
     packed = _packed(p, weight, tile.columns, transposed)
     vectors = form.channels_last and _group_vectors(in_channels, source)
     wide = form.channels_last and _group_vectors(out_channels, out)
+    if wide and bias is not None and not has_vectors(bias, 0, vector_elements(itemsize)):
+        bias = bias.copy()
     common = [math.gcd(p.stride[d], p.dilation[d]) for d in (0, 1)]
     constants = {
         **_types(p, source, packed, out),
         **tile.constants(),
         "VECTOR": vector_elements(itemsize) if vectors else 1,
         "LAST": int(form.channels_last),
+        "WRITE": vector_elements(itemsize) if wide else 1,
         **CODES,
     }
     grid = (-(-pixels // tile.rows) * -(-out_channels // tile.columns), phases[0] * phases[1], p.groups)
     launch(
         "conv2d/product.cu", "convolve", grid, (tile.threads,), source, packed, bias, out, sums, source.shape[0],
         in_channels, out_channels, *source.shape[2:], *form.shape[2:], packed.shape[3], *element_strides(source),
-        *element_strides(out), *_geometry(p), *common, int(transposed), int(wide), code_of(activation),
+        *element_strides(out), *_geometry(p), *common, int(transposed), code_of(activation),
         constants=constants,
     )  # fmt: skip
     return out, sums

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kernels.arrays import ArraySpec
-from kernels.conv2d.cuda_tiles import CHUNK, sum_threads
+from kernels.conv2d.cuda_tiles import CHUNK, sum_threads, vector_elements
 from kernels.conv2d.gpu_tiles import parts_of_pixels
 from kernels.runtime.cuda_tiles import FLAT_THREADS, flat_block
 from kernels.runtime.cupy_gpu import (
@@ -13,6 +13,7 @@ from kernels.runtime.cupy_gpu import (
     element_strides,
     empty,
     empty_like_form,
+    has_vectors,
     index_type,
     launch,
     target_of,
@@ -25,9 +26,9 @@ Array = Any
 ONE_TAP = (1, 1, 1, 1, 0, 0, 1, 1)
 
 
-def constants(dtype: str, *arrays: Array | None) -> dict[str, Any]:
+def constants(dtype: str, *arrays: Array | None, vector: int = 1) -> dict[str, Any]:
     """Those of every kernel of sums.cu."""
-    return types(dtype) | {"INDEX": index_type(*arrays), "THREADS": FLAT_THREADS, "CHUNK": CHUNK}
+    return types(dtype) | {"INDEX": index_type(*arrays), "THREADS": FLAT_THREADS, "VECTOR": vector, "CHUNK": CHUNK}
 
 
 def sums_over_pixels(
@@ -39,20 +40,33 @@ def sums_over_pixels(
     meets there: a depthwise weight's gradient (K, 1, kh, kw).
     """
     channels = grad.shape[1]
-    strides = element_strides(grad)
-    block = sum_threads(channels, strides[1] == 1)
-    taps = form.size // channels
-    pixels = grad.shape[0] * grad.shape[2] * grad.shape[3]
-    blocks = taps * -(-channels // block[0])
-    parts, part = parts_of_pixels(pixels, blocks, target_of(grad))
+    extents, strides = (grad.shape[0], *grad.shape[2:]), element_strides(grad)
+    if source is None:
+        extents, strides = _joined(extents, strides)
+    wide = vector_elements(form.itemsize)
+    vectors = has_vectors(grad, 1, wide) and multiplier == 1 and (source is None or has_vectors(source, 1, wide))
+    vector = wide if vectors else 1
+    block = sum_threads(channels // vector, strides[1] == 1)
+    blocks = form.size // channels * -(-channels // (block[0] * vector))
+    parts, part = parts_of_pixels(extents[0] * extents[1] * extents[2], blocks, target_of(grad))
     of_parts = empty((parts, form.size), computed_dtype(form.dtype))
     plane, of_source = ((1, 1), (0, 0, 0, 0)) if source is None else (source.shape[2:], element_strides(source))
     launch(
-        "conv2d/sums.cu", "sums_of_pixels", (blocks, parts), block, grad, source, of_parts, grad.shape[0], channels,
-        *plane, *grad.shape[2:], part, *strides, *of_source, *geometry, multiplier,
-        constants=constants(form.dtype, grad, source, of_parts),
+        "conv2d/sums.cu", "sums_of_pixels", (blocks, parts), block, grad, source, of_parts, extents[0], channels,
+        *plane, *extents[1:], part, *strides, *of_source, *geometry, multiplier,
+        constants=constants(form.dtype, grad, source, of_parts, vector=vector),
     )  # fmt: skip
     return sum_of_parts(of_parts, form, 1)
+
+
+def _joined(extents: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(images, height, width) and strides of (N, C, H, W) with rows, and then images, that follow each other as one."""
+    (images, height, width), (of_image, of_channel, of_row, of_column) = extents, strides
+    if height == 1 or of_row == width * of_column:
+        height, width = 1, height * width
+        if images == 1 or of_image == width * of_column:
+            images, width = 1, images * width
+    return (images, height, width), (of_image, of_channel, of_row, of_column)
 
 
 def sum_of_parts(of_parts: Array, form: ArraySpec, inner: int) -> Array:

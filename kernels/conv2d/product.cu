@@ -2,9 +2,12 @@
 // its image, which is the gradient of x and conv_transpose2d, is the same product for each phase of its strides.
 //
 // Constants: those of product.cuh and activation.cuh. VECTOR > 1 only where the channels of a group lie side by side in
-// the source, VECTOR divides their number and every stride, and the source is aligned to 16 bytes.
+// the source, VECTOR divides their number and every stride, and the source is aligned to 16 bytes. WRITE: elements that
+// are written at once, WIDE only where that is so of the result, and the bias is aligned.
 #include "activation/activation.cuh"
 #include "conv2d/product.cuh"
+
+static_assert(WRITE == 1 || (WRITE == WIDE && LAST), "one element, or 16 bytes of neighbouring channels");
 
 namespace {
 
@@ -39,7 +42,7 @@ struct Load {
   static constexpr int SOURCE_ITEMS = TILE_ROWS * INNER / VECTOR / THREADS;
   typedef Across<TILE_COLUMNS, WIDE> Weights;
   Read source[SOURCE_ITEMS];
-  Wide weight[Weights::ITEMS];
+  ReadWide weight[Weights::ITEMS];
 };
 
 // Which pixel of the tile and which vector of the step source item i of this thread is.
@@ -65,7 +68,7 @@ __device__ __forceinline__ int vector_of(int i) {
 // out_channels,) or null. out, sums: (images, K, out_height, out_width) with strides y_image to y_column. All are the
 // caller's. in_channels, out_channels: of a group. kernel, stride, padding (top, left), dilation: of the convolution;
 // common_h, common_w: greatest common divisors of stride and dilation. transposed: source is of the convolution's
-// output's shape, and out of its image's. wide: out's channels lie side by side in whole, aligned vectors of 16 bytes.
+// output's shape, and out of its image's.
 // Blocks: columns of tiles, the fastest, times rows of tiles; phases (stride_h * stride_w where transposed, else 1);
 // groups.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
@@ -74,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
     int width, int out_height, int out_width, INDEX weight_line, INDEX x_image, INDEX x_channel, INDEX x_row,
     INDEX x_column, INDEX y_image, INDEX y_channel, INDEX y_row, INDEX y_column, int kernel_h, int kernel_w,
     int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, int common_h,
-    int common_w, int transposed, int wide, int activation) {
+    int common_w, int transposed, int activation) {
   __shared__ __align__(32) unsigned char memory[Memory<Product>::BYTES];
   __shared__ Terms terms[2];
   __shared__ INDEX targets[TILE_ROWS];
@@ -123,15 +126,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
   }
 
   // ----- the steps -------------------------------------------------------------------------------------------------
-  int all_terms = down.taps * along.taps * in_channels;
+  unsigned all_terms = down.taps * along.taps * in_channels;
   int steps = (all_terms + INNER - 1) / INNER;
   const STORAGE* filters = weight + group * kernel_h * kernel_w * in_channels * weight_line + first_channel;
 
   auto find_terms = [&](int step) {
     if (threadIdx.x < INNER / VECTOR) {
-      int term = step * INNER + threadIdx.x * VECTOR;
-      int tap = term / in_channels, c = term % in_channels;
-      int a = tap / along.taps, b = tap % along.taps;
+      unsigned term = step * INNER + threadIdx.x * VECTOR;
+      unsigned tap = term / (unsigned)in_channels;
+      int c = term % (unsigned)in_channels, a = tap / (unsigned)along.taps, b = tap % (unsigned)along.taps;
       bool exists = term < all_terms;
       Place p;
       p.row = exists ? a * down.move : 2 * NOWHERE;
@@ -150,17 +153,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
     for (int i = 0; i < Load::SOURCE_ITEMS; ++i) {
       const Place& p = pixel_of[VECTOR == 1 ? 0 : i];
       Place term = now.place[vector_of(i)];
-      Read nothing = {};
-      load.source[i] = meets(p, term, height, width) ? *(const Read*)(source + (p.at + term.at)) : nothing;
+      load.source[i] = read_if<Read>(meets(p, term, height, width), source + (p.at + term.at));
     }
 #pragma unroll
     for (int i = 0; i < Load::Weights::ITEMS; ++i) {
       int item = i * THREADS + threadIdx.x;
       int k = Load::Weights::inner(item);
       INDEX line = now.line[k / VECTOR];
-      Wide nothing = {};
       const STORAGE* from = filters + (line + k % VECTOR) * weight_line + Load::Weights::vector(item) * WIDE;
-      load.weight[i] = line >= 0 ? *(const Wide*)from : nothing;
+      load.weight[i] = read_if<ReadWide>(line >= 0, from);
     }
   };
   auto keep = [&](STORAGE* a, STORAGE* b) {
@@ -171,13 +172,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
         *(Read*)(a + Product::A::place(row, k)) = load.source[i];
       } else {
 #pragma unroll
-        for (int lane = 0; lane < VECTOR; ++lane) a[Product::A::place(row, k + lane)] = load.source[i].v[lane];
+        for (int lane = 0; lane < VECTOR; ++lane)
+          a[Product::A::place(row, k + lane)] = reinterpret_cast<const STORAGE*>(&load.source[i])[lane];
       }
     }
 #pragma unroll
     for (int i = 0; i < Load::Weights::ITEMS; ++i) {
       int item = i * THREADS + threadIdx.x;
-      *(Wide*)(b + Product::B::place(Load::Weights::vector(item) * WIDE, Load::Weights::inner(item))) = load.weight[i];
+      *(ReadWide*)(b + Product::B::place(Load::Weights::vector(item) * WIDE, Load::Weights::inner(item))) = load.weight[i];
     }
   };
 
@@ -213,15 +215,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
     product.stage(slice, staging);
     __syncthreads();
     int first = first_channel + slice * Product::SLICE;
-    if (LAST && wide) {
+    if constexpr (WRITE > 1) {
       // A thread has one vector of channels, of several pixels.
       constexpr int OF_ROW = Product::SLICE / WIDE;
       int column = threadIdx.x % OF_ROW * WIDE;
       int channel = first + column;
-      COMPUTED added[WIDE];
-#pragma unroll
-      for (int lane = 0; lane < WIDE; ++lane)
-        added[lane] = bias && channel < out_channels ? widen(bias[channel_of_group + channel + lane]) : (COMPUTED)0;
+      COMPUTED added[WIDE] = {};
+      if (bias && channel < out_channels) load_vector(bias + channel_of_group + channel, added);
 #pragma unroll 1
       for (int row = threadIdx.x / OF_ROW; row < TILE_ROWS; row += THREADS / OF_ROW) {
         INDEX target = targets[row];

@@ -18,9 +18,25 @@
 #define WIDE (16 / (int)sizeof(STORAGE))
 #define WIDE_SUMS (16 / (int)sizeof(COMPUTED))
 
-typedef Vector<STORAGE, VECTOR> Read;
 typedef Vector<STORAGE, WIDE> Wide;
 typedef Vector<COMPUTED, WIDE_SUMS> WideSums;
+
+// Bytes on their way from memory to shared memory, in registers. Not as numbers: of halves the compiler would take each
+// apart as soon as it is there, and so wait for memory where it should multiply.
+template <int BYTES> struct Raw;
+template <> struct Raw<2> { typedef unsigned short type; };
+template <> struct Raw<4> { typedef unsigned type; };
+template <> struct Raw<8> { typedef uint2 type; };
+template <> struct Raw<16> { typedef uint4 type; };
+typedef Raw<(int)sizeof(STORAGE) * VECTOR>::type Read;
+typedef Raw<16>::type ReadWide;
+
+// What is at an address, or zeros.
+template <class T> __device__ __forceinline__ T read_if(bool exists, const STORAGE* from) {
+  T found = {};
+  if (exists) found = *reinterpret_cast<const T*>(from);
+  return found;
+}
 
 // A pixel, or a tap and channel: how far it is from the start of an image, and its part of the row and column that the
 // two meet together. Of one that does not exist the row is far outside of any image.

@@ -2,9 +2,11 @@
 // and the sums of parts.
 //
 // Constants: STORAGE (type of the images and of the weight), COMPUTED (float, or double for double), INDEX (int, or long
-// long where an array is too long for it), THREADS (of a block, at most), CHUNK (lines of a packed weight that a thread
-// writes). All arrays are the caller's; none is written that is read.
+// long where an array is too long for it), THREADS (of a block, at most), VECTOR (see sums_of_pixels; else 1), CHUNK (lines
+// of a packed weight that a thread writes). All arrays are the caller's; none is written that is read.
 #include "runtime/cuda/types.cuh"
+
+typedef Vector<STORAGE, VECTOR> Numbers;
 
 // packed = weight as product.cu reads it: (groups, taps, inner, line), where line is at least `columns`, and what is
 // behind these 0. weight: element (group, inner, column, row, tap's column) with strides w_group, w_inner, w_column,
@@ -34,46 +36,69 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pack_weight(
 // of grad alone (source null: a bias's gradient, taps 1), or times what the tap meets in the source (images, channels /
 // multiplier, height, width): a depthwise weight's gradient. parts: (gridDim.y, channels * taps).
 //
-// A block has blockDim.x neighbouring channels (blockDim.x of 1 where pixels lie side by side, in place of channels) and
-// blockDim.y pixels at a time. Blocks: taps, the fastest, times groups of channels; parts. Threads: a power of two.
+// A thread has VECTOR channels: more than 1 only where these lie side by side in grad and in the source, multiplier is 1,
+// and both are aligned. A block has blockDim.x of such threads, neighbours (blockDim.x of 1 where pixels lie side by side,
+// in place of channels), and blockDim.y pixels at a time, a power of two. Blocks: taps, the fastest, times groups of
+// channels; parts.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) sums_of_pixels(
     const STORAGE* __restrict__ grad, const STORAGE* __restrict__ source, COMPUTED* __restrict__ parts, int images,
     int channels, int height, int width, int out_height, int out_width, INDEX part, INDEX g_image, INDEX g_channel,
     INDEX g_row, INDEX g_column, INDEX x_image, INDEX x_channel, INDEX x_row, INDEX x_column, int kernel_h,
     int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w,
     int multiplier) {
-  __shared__ COMPUTED sums[THREADS];
+  __shared__ COMPUTED sums[VECTOR][THREADS];
   int taps = kernel_h * kernel_w;
   int tap = blockIdx.x % taps;
-  int channel = blockIdx.x / taps * blockDim.x + threadIdx.x;
+  int channel = (blockIdx.x / taps * blockDim.x + threadIdx.x) * VECTOR;
   int down = tap / kernel_w * dilation_h - padding_h, right = tap % kernel_w * dilation_w - padding_w;
   INDEX plane = (INDEX)out_height * out_width;
   INDEX first = blockIdx.y * part, end = plane * images;
   end = end - first < part ? end : first + part;
   const STORAGE* of_grad = grad + channel * g_channel;
   const STORAGE* of_source = source ? source + channel / multiplier * x_channel : nullptr;
-  COMPUTED total = 0;
-  if (channel < channels)
-    for (INDEX pixel = first + threadIdx.y; pixel < end; pixel += blockDim.y) {
-      INDEX image = pixel / plane, in_plane = pixel % plane;
-      INDEX i = in_plane / out_width, j = in_plane % out_width;
-      COMPUTED g = widen(of_grad[image * g_image + i * g_row + j * g_column]);
+  // A pixel's place, and how far the thread's next one is: no division for each.
+  INDEX pixel = first + threadIdx.y;
+  INDEX image = pixel / plane, i = pixel % plane / out_width, j = pixel % plane % out_width;
+  INDEX by_image = blockDim.y / plane, by_row = blockDim.y % plane / out_width, by = blockDim.y % plane % out_width;
+  COMPUTED total[VECTOR] = {};
+  if (channel < channels) {
+#pragma unroll 4
+    for (; pixel < end; pixel += blockDim.y) {
+      Numbers g = *(const Numbers*)(of_grad + image * g_image + i * g_row + j * g_column);
       if (of_source) {
         INDEX h = i * stride_h + down, w = j * stride_w + right;
-        if (h >= 0 && h < height && w >= 0 && w < width)
-          total += g * widen(of_source[image * x_image + h * x_row + w * x_column]);
+        if (h >= 0 && h < height && w >= 0 && w < width) {
+          Numbers x = *(const Numbers*)(of_source + image * x_image + h * x_row + w * x_column);
+#pragma unroll
+          for (int lane = 0; lane < VECTOR; ++lane) total[lane] += widen(g.v[lane]) * widen(x.v[lane]);
+        }
       } else {
-        total += g;
+#pragma unroll
+        for (int lane = 0; lane < VECTOR; ++lane) total[lane] += widen(g.v[lane]);
       }
+      j += by;
+      if (j >= out_width) j -= out_width, ++i;
+      i += by_row;
+      if (i >= out_height) i -= out_height, ++image;
+      image += by_image;
     }
+  }
   int thread = threadIdx.y * blockDim.x + threadIdx.x;
-  sums[thread] = total;
+#pragma unroll
+  for (int lane = 0; lane < VECTOR; ++lane) sums[lane][thread] = total[lane];
   for (int half = blockDim.y / 2; half; half /= 2) {
     __syncthreads();
-    if (threadIdx.y < half) sums[thread] = total = total + sums[thread + half * blockDim.x];
+    if (threadIdx.y < half) {
+#pragma unroll
+      for (int lane = 0; lane < VECTOR; ++lane)
+        sums[lane][thread] = total[lane] = total[lane] + sums[lane][thread + half * blockDim.x];
+    }
   }
-  if (threadIdx.y == 0 && channel < channels)
-    parts[(INDEX)blockIdx.y * channels * taps + (INDEX)channel * taps + tap] = total;
+  if (threadIdx.y == 0 && channel < channels) {
+#pragma unroll
+    for (int lane = 0; lane < VECTOR; ++lane)
+      parts[(INDEX)blockIdx.y * channels * taps + (INDEX)(channel + lane) * taps + tap] = total[lane];
+  }
 }
 
 // out = the sum over the parts, in their order. parts: (count, whole), each counted as (outer, taps, inner). out: those

@@ -110,18 +110,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) weight_gradient_of_part
   }
   auto fetch = [&](int step) {
     const Pixels& now = pixels[step % 2];
-    Read nothing = {};
 #pragma unroll
     for (int i = 0; i < OfGrad::COUNT; ++i) {
       INDEX at = now.grad[OfGrad::inner(i)];
       int channel = first_row + OfGrad::side(i);
-      of_grad[i] = at != NO_PLACE && channel < out_channels ? *(const Read*)(of_group + (at + channel * g_channel)) : nothing;
+      of_grad[i] = read_if<Read>(at != NO_PLACE && channel < out_channels, of_group + (at + channel * g_channel));
     }
 #pragma unroll
     for (int i = 0; i < OfSource::COUNT; ++i) {
       Place pixel = now.place[OfSource::inner(i)];
       Place term = VECTOR == 1 ? terms[OfSource::side(i)] : own[VECTOR == 1 ? 0 : i];
-      of_source[i] = meets(pixel, term, height, width) ? *(const Read*)(source + (pixel.at + term.at)) : nothing;
+      of_source[i] = read_if<Read>(meets(pixel, term, height, width), source + (pixel.at + term.at));
     }
   };
 
@@ -158,7 +157,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) weight_gradient_of_part
     product.stage(slice, staging);
     __syncthreads();
     int first = first_term + slice * Product::SLICE;
-    if (all_terms % WIDE_SUMS == 0) {
+    if constexpr (VECTOR > 1) {
       constexpr int OF_ROW = Product::SLICE / WIDE_SUMS;
 #pragma unroll 1
       for (int item = threadIdx.x; item < TILE_ROWS * OF_ROW; item += THREADS) {

@@ -64,7 +64,7 @@ def test_any_layout(op: str, layout: str):
 
 # ----- every tile, every form --------------------------------------------------------------------------------------
 
-FORMS = ("first", "last", "vectors")
+FORMS = ("first", "last", "written", "vectors")
 TILES = [pytest.param(tile, dtype, form, id=f"{dtype}-{tile.rows}x{tile.columns}-{form}")
          for dtype in DTYPES for tile in product_tiles(numpy_dtype(dtype).itemsize) for form in FORMS]  # fmt: skip
 
@@ -73,7 +73,7 @@ def _arguments(tile: ProductTile, dtype: str, form: str) -> dict[str, Any]:
     """A convolution whose channels and pixels fill a tile and a little more, with a last step that is not whole."""
     vector = 16 // numpy_dtype(dtype).itemsize
     channels = vector if form == "vectors" else 3
-    outputs = tile.columns + (vector if form == "vectors" else 1)
+    outputs = tile.columns + (vector if form in ("written", "vectors") else 1)
     x = helpers.numbers(2, channels, 9, 2 + tile.rows // 8)
     return {
         "x": x if form == "first" else channels_last(x),
@@ -96,9 +96,12 @@ def test_every_tile(tile: ProductTile, dtype: str, form: str):
             given = helpers.in_dtype(case.arguments, dtype)
             expected = oracle.expect("conv2d", given)
             report(expected.complaints(oracle.with_vjp("conv2d", given, expected.incoming, "cupy")))
-    vector = 16 // numpy_dtype(dtype).itemsize if form == "vectors" else 1
-    assert set(constants(launched, "convolve", "VECTOR")) == {vector}
-    assert constants(launched, "weight_gradient_of_parts", "VECTOR") == [vector]
+    wide = 16 // numpy_dtype(dtype).itemsize
+    read, written = (wide if form == "vectors" else 1), (wide if form in ("written", "vectors") else 1)
+    # Forward reads what backward writes, and writes what it reads.
+    assert constants(launched, "convolve", "VECTOR") == [read, written]
+    assert constants(launched, "convolve", "WRITE") == [written, read]
+    assert constants(launched, "weight_gradient_of_parts", "VECTOR") == [read]
     assert set(constants(launched, "convolve", "LAST")) == {int(form != "first")}
 
 
