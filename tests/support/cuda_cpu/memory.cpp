@@ -151,7 +151,7 @@ static void check(uintptr_t address, unsigned bytes, bool write, bool atomic, ui
     return;
   }
   uintptr_t stacks = (uintptr_t)running.stacks;
-  if (address >= stacks && address < stacks + running.threads * STACK) return;             // local variables
+  if (address >= stacks && address < stacks + MOST_THREADS * STACK) return;                // local variables
   if (address >= running.library_low && address < running.library_high) return;            // constants, the harness
   const Watched* nearest = nullptr;
   uintptr_t least = 1 << 20;
