@@ -1,0 +1,371 @@
+"""The recurrent layers in CUDA C++: matrix products for all steps, and kernels that walk through the steps.
+
+Forward: the inputs' products of all steps, both directions in one; then the steps. Backward: the steps again, which
+leave the gradients of all sums; of these, one matrix product each for the gradients of x and of the weights. A place is
+a row's step; places lie in the order of x. tiles_cuda.py decides whether a launch runs all steps or one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER, implement
+from kernels.recurrence.plan_gpu import sequence_strides
+from kernels.recurrence.problem import SUFFIXES, Layer, Weights
+from kernels.recurrence.tiles_cuda import Cell, StepTile, cell_of, step_tile, wide
+from kernels.runtime.cuda_source import storage
+from kernels.runtime.cupy_gpu import (
+    DTYPES,
+    computed_dtype,
+    contiguous,
+    dtype_name,
+    empty,
+    empty_results,
+    full,
+    index_type,
+    launch,
+    element_strides,
+    target_of,
+    types,
+    vector_of,
+    zero_gradients,
+    zeros,
+)
+from kernels.runtime.cupy_products import matrix_product
+
+Array = Any
+_OPS = {"rnn": RNN_LAYER, "lstm": LSTM_LAYER, "gru": GRU_LAYER}
+
+
+def _tiles(total: int, tile: int) -> int:
+    return -(-total // tile)
+
+
+# ----- weights -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Columns or terms of a product: `groups` of `count` each, of which `width` lie side by side, and their strides."""
+
+    groups: int
+    count: int
+    width: int
+    group_stride: int
+    stride: int
+
+
+def _packed(sources: list[Array], columns: list[_Axis], terms: list[_Axis]) -> Array:
+    """Each direction's weights as pack_weights.cu lays them out: [D][tiles][terms / pack][columns of a tile][pack]."""
+    first, dtype = columns[0], dtype_name(sources[0])
+    tiles = _tiles(first.count, first.width)
+    tile_columns, all_terms = first.groups * first.width, terms[0].groups * terms[0].width
+    packed = empty((len(sources), tiles, all_terms * tile_columns), dtype)
+    for d, (source, column, term) in enumerate(zip(sources, columns, terms)):
+        constants = {"STORAGE": storage(dtype), "INDEX": index_type(source, packed)}
+        launch(
+            "recurrence/pack_weights.cu", "pack_weights",
+            (_tiles(tile_columns, 32), _tiles(all_terms, 32), tiles), (256,),
+            source, packed[d], tile_columns, all_terms, column.width, term.width, column.count, term.count,
+            term.stride == 1, column.group_stride, column.stride, term.group_stride, term.stride, constants=constants,
+        )  # fmt: skip
+    return packed
+
+
+def _packed_weights(cell: Cell, tile: StepTile, directions: tuple[Weights, ...], *, backward: bool) -> tuple[Array, ...]:
+    """(weights of the first product, of the second or None) of every direction."""
+    units, hidden = wide(cell.units), wide(cell.hidden)
+
+    def packed(sources: list[Array], rows: tuple[int, int, int], columns: tuple[int, int]) -> Array:
+        """rows: groups, rows of each, of which so many side by side; columns: how many, side by side."""
+        row_axes, column_axes = [], []
+        for source in sources:
+            down, across = element_strides(source)
+            row_axes.append(_Axis(*rows, rows[1] * down, down))
+            column_axes.append(_Axis(1, *columns, 0, across))
+        return _packed(sources, *((column_axes, row_axes) if backward else (row_axes, column_axes)))
+
+    recurrent = [w.w_hh for w in directions]
+    rows = (cell.first_gates, cell.units, units if backward else tile.unit_tile)
+    first = packed(recurrent, rows, (cell.hidden, tile.hidden_tile if backward else hidden))
+    if cell.kind == "gru_before":
+        new = [w[2 * cell.units :] for w in recurrent]
+        rows = (1, cell.units, units if backward else tile.unit_tile)
+        return first, packed(new, rows, (cell.units, tile.unit_tile if backward else units))
+    if cell.projects:
+        rows = (1, cell.hidden, hidden if backward else tile.hidden_tile)
+        columns = (cell.units, tile.unit_tile if backward else units)
+        return first, packed([w.w_hr for w in directions], rows, columns)
+    return first, None
+
+
+def _input_weights(p: Layer, directions: tuple[Weights, ...]) -> Array:
+    """w_ih of every direction, one below the other."""
+    if len(directions) == 1:
+        return directions[0].w_ih
+    rows = p.gates * p.units
+    joined = empty((p.directions * rows, p.inputs), p.x.dtype)
+    for d, w in enumerate(directions):
+        joined[d * rows : (d + 1) * rows] = w.w_ih
+    return joined
+
+
+# ----- steps -------------------------------------------------------------------------------------------------------
+
+
+def _constants(p: Layer, cell: Cell, tile: StepTile, lengths: Array | None, *arrays: Array | None) -> dict[str, Any]:
+    length = "long long" if lengths is None else storage(dtype_name(lengths))
+    return {**types(p.x.dtype), "INDEX": index_type(*arrays), "LENGTH": length, **tile.named(cell)}
+
+
+def _order(p: Layer, tile: StepTile, lengths: Array | None) -> Array | None:
+    """The rows by falling length, so that a block costs its longest row; None where that changes nothing."""
+    if lengths is None or tile.path == "stepwise" or not 1 < tile.rows < p.batch:
+        return None
+    return (-lengths).argsort()
+
+
+def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
+    """The op's inputs -> its results."""
+    if p.empty:
+        return empty_results(p)
+    named = p.named(inputs)
+    x, lengths, directions = named["x"], named["lengths"], p.weights(named)
+    cell, tile = cell_of(p), step_tile(p, target_of(x), backward=False)
+    calculated, places = computed_dtype(p.x.dtype), p.steps * p.batch
+    sums = empty((places, p.directions * p.gates * p.units), calculated)
+    matrix_product(x.reshape(places, p.inputs), _input_weights(p, directions).T, sums)
+    weights, second = _packed_weights(cell, tile, directions, backward=False)
+    make = empty if lengths is None else zeros  # what lies past a row's length is 0
+    op = _OPS[p.cell]
+    made = {name: form and make(form.shape, form.dtype) for name, form in zip(op.results, p.results())}
+    all_states, last = made.get("hidden"), None
+    if p.return_last:
+        last = made["output"]
+    else:
+        all_states = made["output"]
+    kept, cells, c_n = made.get("gate_values"), made.get("cells"), made.get("c_n")
+    biases = [None if bias is None else contiguous(bias) for w in directions for bias in (w.b_ih, w.b_hh)]
+    biases += [None] * (4 - len(biases))
+    h0, c0 = (None if a is None else contiguous(a) for a in (named["h0"], named.get("c0")))
+    constants = _constants(p, cell, tile, lengths, sums, weights, second, all_states, kept, made["h_n"])
+    sizes = (p.steps, p.batch, p.units, p.hidden, *sequence_strides(p, 1), *sequence_strides(p, p.directions * p.hidden))
+    rows = _tiles(p.batch, tile.rows)
+    written = (all_states, last, made["h_n"], c_n, kept, cells)
+    given = (sums, weights, second, *biases, h0, c0, lengths, _order(p, tile, lengths))
+
+    def run(phase: int, tiles: int, states: tuple[Array | None, ...], begin: int, end: int) -> None:
+        launch(
+            "recurrence/forward.cu", "recurrence_forward", (rows, tiles, p.directions), (tile.threads,),
+            *given, *states, *written, begin, end, *sizes,
+            constants={**constants, "PHASE": phase}, shared_bytes=tile.shared_bytes,
+        )  # fmt: skip
+
+    if tile.path != "stepwise":
+        run(0, 1, (None,) * 5, 0, p.steps)
+        return tuple(made.values())
+    states = [zeros((p.directions, p.batch, wide(p.hidden)), calculated) for _ in range(2)]
+    of_cells = empty((p.directions, p.batch, p.units), calculated) if p.cell == "lstm" else None
+    between = update = None
+    if cell.has_second:
+        between = zeros((p.directions, p.batch, wide(p.units)), calculated)
+        update = empty((p.directions, p.batch, p.units), calculated)
+    unit_tiles, hidden_tiles = _tiles(p.units, tile.unit_tile), _tiles(p.hidden, tile.hidden_tile)
+    for step in range(p.steps):
+        of_step = (states[step % 2], states[1 - step % 2], of_cells, between, update)
+        run(int(cell.has_second), unit_tiles, of_step, step, step + 1)
+        if cell.has_second:
+            run(2, hidden_tiles, of_step, step, step + 1)
+    return tuple(made.values())
+
+
+def backward(p: Layer, *incoming: Array | None, **saved: Array | None) -> tuple[Array | None, ...]:
+    """Gradients of output, h_n (and c_n), each possibly None -> gradients of the inputs."""
+    if p.empty:
+        return zero_gradients(p)
+    x: Array = saved["x"]
+    lengths, directions = saved["lengths"], p.weights(saved)
+    wanted = dict(zip(_OPS[p.cell].inputs, p.needs_grad))
+    walked = _walk_back(p, directions, wanted, incoming, saved)
+    found: dict[str, Array | None] = {"h0": walked.h0, "c0": walked.c0}
+    places, rows = p.steps * p.batch, p.gates * p.units
+    sums = walked.sums.reshape(places, p.directions * rows)
+    if wanted["x"]:
+        found["x"] = empty(p.x.shape, p.x.dtype)
+        matrix_product(sums, _input_weights(p, directions), found["x"].reshape(places, p.inputs))
+    if _wants(wanted, "w_ih"):
+        x = x.reshape(places, p.inputs) if lengths is None else _without_padding(p, x, lengths)
+    totals = _totals(p, walked, wanted)
+    for d, suffix in enumerate(SUFFIXES[: p.directions]):
+        mine = sums[:, d * rows : (d + 1) * rows]
+        if wanted["w_ih" + suffix]:
+            found["w_ih" + suffix] = matrix_product(mine.T, x, empty((rows, p.inputs), p.x.dtype))
+        if wanted["w_hh" + suffix]:
+            found["w_hh" + suffix] = _recurrent_gradient(p, d, mine, walked)
+        if wanted.get("w_hr" + suffix):
+            of_states, taken = walked.arrived[:, d], walked.met[:, d]
+            found["w_hr" + suffix] = matrix_product(of_states.T, taken, empty((p.hidden, p.units), p.x.dtype))
+        for name, total in zip(("b_ih", "b_hh"), totals):
+            if wanted[name + suffix]:
+                found[name + suffix] = total[d].copy()
+    return tuple(found[name] if wants else None for name, wants in wanted.items())
+
+
+def _wants(wanted: dict[str, bool], *names: str) -> bool:
+    """Whether any direction's gradient of these is wanted."""
+    return any(wanted.get(name + suffix) for name in names for suffix in SUFFIXES)
+
+
+@dataclass(frozen=True)
+class _Walked:
+    """What the steps backward leave. Where none of it is wanted it is None.
+
+    Attributes:
+        sums: (places, D, G H), gradients of the inputs' sums.
+        new: (places, D, H), of w_hn h + b_hn; of a GRU with the reset after.
+        old: (places, D, P), the state before each step.
+        met: (places, D, H), what the second product took forward.
+        arrived: (places, D, P), gradients of projected states.
+        h0, c0: gradients of the initial states.
+    """
+
+    sums: Array
+    new: Array
+    old: Array
+    met: Array
+    arrived: Array
+    h0: Array
+    c0: Array
+
+
+def _walk_back(
+    p: Layer, directions: tuple[Weights, ...], wanted: dict[str, bool], incoming: tuple[Array | None, ...],
+    saved: dict[str, Any],
+) -> _Walked:  # fmt: skip
+    """Backward through time."""
+    cell, tile = cell_of(p), step_tile(p, target_of(saved["x"]), backward=True)
+    dtype, calculated, lengths = p.x.dtype, computed_dtype(p.x.dtype), saved["lengths"]
+    weights, second = _packed_weights(cell, tile, directions, backward=True)
+    make = empty if lengths is None else zeros  # what lies past a row's length is 0
+
+    def of_places(width: int, *, needed: bool = True) -> Array | None:
+        return make((p.steps * p.batch, p.directions, width), dtype) if needed else None
+
+    met_by = ("w_hh", "w_hr") if cell.kind == "gru_before" else ("w_hr",)
+    walked = _Walked(
+        sums=of_places(p.gates * p.units),
+        new=of_places(p.units, needed=cell.kind == "gru_after"),
+        old=of_places(p.hidden, needed=_wants(wanted, "w_hh")),
+        met=of_places(p.units, needed=cell.has_second and _wants(wanted, *met_by)),
+        arrived=of_places(p.hidden, needed=_wants(wanted, "w_hr")),
+        h0=empty((p.directions, p.batch, p.hidden), dtype),
+        c0=empty((p.directions, p.batch, p.units), dtype) if p.cell == "lstm" else None,
+    )
+    h0, c0, states, kept, cells, grad_h, grad_c = (
+        None if a is None else contiguous(a)
+        for a in (
+            saved["h0"], saved.get("c0"), saved["hidden" if p.return_last else "output"], saved.get("gate_values"),
+            saved.get("cells"), incoming[1], incoming[2] if len(incoming) > 2 else None,
+        )
+    )  # fmt: skip
+    grad_strides: tuple[int, ...] = (0, 0, 0)
+    if incoming[0] is not None:
+        grad_strides = element_strides(incoming[0])
+        if p.return_last:
+            grad_strides = (0, *grad_strides)
+        elif p.batch_first:
+            grad_strides = (grad_strides[1], grad_strides[0], grad_strides[2])
+    given = (weights, second, h0, c0, lengths, _order(p, tile, lengths), states, kept, cells, incoming[0], grad_h, grad_c)
+    written = (walked.sums, walked.new, walked.old, walked.met, walked.arrived, walked.h0, walked.c0)
+    constants = _constants(
+        p, cell, tile, lengths, weights, second, states, kept, incoming[0], walked.sums, walked.old, walked.h0
+    )  # fmt: skip
+    width = p.directions * p.hidden
+    sizes = (p.steps, p.batch, p.units, p.hidden, p.return_last, *sequence_strides(p, 1), *sequence_strides(p, width))
+    rows = _tiles(p.batch, tile.rows)
+
+    def run(phase: int, tiles: int, carried: tuple[Array | None, ...], begin: int, end: int) -> None:
+        launch(
+            "recurrence/backward.cu", "recurrence_backward", (rows, tiles, p.directions), (tile.threads,),
+            *given, *carried, *written, begin, end, *sizes, *grad_strides,
+            constants={**constants, "PHASE": phase}, shared_bytes=tile.shared_bytes,
+        )  # fmt: skip
+
+    if tile.path != "stepwise":
+        run(0, 1, (None,) * 5, 0, p.steps + 1)
+        return walked
+    terms = cell.first_gates * wide(p.units)
+    sums = [zeros((p.directions, p.batch, terms), calculated) for _ in range(2)]
+    of_states = empty((p.directions, p.batch, p.hidden), calculated)
+    of_cells = empty((p.directions, p.batch, p.units), calculated) if p.cell == "lstm" else None
+    between = None
+    if cell.has_second:
+        between = zeros((p.directions, p.batch, wide(p.hidden)), calculated)
+    unit_tiles, hidden_tiles = _tiles(p.units, tile.unit_tile), _tiles(p.hidden, tile.hidden_tile)
+    for number in range(p.steps + 1):
+        carried = (sums[number % 2], sums[1 - number % 2], of_states, of_cells, between)
+        run(int(cell.has_second), hidden_tiles, carried, number, number + 1)
+        if cell.has_second and number < p.steps:
+            run(2, unit_tiles, carried, number, number + 1)
+    return walked
+
+
+# ----- gradients of weights ----------------------------------------------------------------------------------------
+
+
+def _without_padding(p: Layer, x: Array, lengths: Array) -> Array:
+    """x (places, I) with zeros past the rows' lengths: there 0 would meet whatever lies in x, NaN perhaps."""
+    masked = empty((p.steps * p.batch, p.inputs), p.x.dtype)
+    strides = element_strides(x)
+    vector = vector_of(p.inputs, x, masked)
+    by_time = (strides[1], strides[0]) if p.batch_first else strides[:2]
+    constants = {
+        "STORAGE": storage(p.x.dtype),
+        "INDEX": index_type(x, masked),
+        "LENGTH": storage(dtype_name(lengths)),
+        "VECTOR": vector,
+    }
+    launch(
+        "recurrence/mask_padding.cu", "mask_padding", (_tiles(masked.size // vector, 256),), (256,),
+        x, lengths, masked, p.steps, p.batch, p.inputs, p.batch_first, *by_time, strides[2], constants=constants,
+    )  # fmt: skip
+    return masked
+
+
+def _recurrent_gradient(p: Layer, d: int, sums: Array, walked: _Walked) -> Array:
+    """The gradient of a direction's w_hh; the new gate of a GRU meets other numbers than its other gates."""
+    found = empty((p.gates * p.units, p.hidden), p.x.dtype)
+    old, both = walked.old[:, d], 2 * p.units
+    if p.cell != "gru":
+        return matrix_product(sums.T, old, found)
+    matrix_product(sums[:, :both].T, old, found[:both])
+    if walked.new is not None:
+        matrix_product(walked.new[:, d].T, old, found[both:])
+    else:
+        matrix_product(sums[:, both:].T, walked.met[:, d], found[both:])
+    return found
+
+
+def _totals(p: Layer, walked: _Walked, wanted: dict[str, bool]) -> tuple[Array | None, Array | None]:
+    """Gradients of b_ih and of b_hh of all directions, (D, G H): sums over the places."""
+    if not _wants(wanted, "b_ih", "b_hh"):
+        return None, None
+    places = p.steps * p.batch
+    ones = full((1, places), p.x.dtype, 1)
+
+    def total(gradients: Array) -> Array:
+        width = gradients.shape[2]
+        made = empty((1, p.directions * width), p.x.dtype)
+        return matrix_product(ones, gradients.reshape(places, -1), made).reshape(p.directions, width)
+
+    of_input = total(walked.sums)
+    if walked.new is None:
+        return of_input, of_input
+    of_state = of_input.copy()
+    of_state[:, 2 * p.units :] = total(walked.new)
+    return of_input, of_state
+
+
+for _op in _OPS.values():
+    implement(_op, "cupy", forward, backward, dtypes=DTYPES)

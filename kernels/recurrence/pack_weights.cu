@@ -1,0 +1,42 @@
+// Recurrent weights as the steps' products read them (product.cuh).
+//
+// Constants: STORAGE, INDEX (types).
+#include "runtime/cuda/types.cuh"
+
+#define PACK (16 / (int)sizeof(STORAGE))
+
+// One direction's weights: [tiles][terms / PACK][columns of a tile][PACK].
+//
+// The columns of a tile come in groups of column_tile, the terms in groups of terms_wide; what lies past `columns` (of
+// all tiles) or `terms` of a group becomes 0. Column c of group g and term k of group f is
+// source[g column_group + c column_step + f term_group + k term_step]. along_terms: a warp reads along the terms, whose
+// step is 1; else along the columns.
+// grid: (columns of a tile / 32, terms / 32, tiles), rounded up. block: 256.
+extern "C" __global__ void __launch_bounds__(256) pack_weights(
+    const STORAGE* __restrict__ source,  // the caller's weights, any strides
+    STORAGE* __restrict__ packed,  // written
+    int tile_columns, int all_terms, int column_tile, int terms_wide, int columns, int terms, bool along_terms,
+    INDEX column_group, INDEX column_step, INDEX term_group, INDEX term_step) {
+  // Two-byte numbers lie two to a bank: with 34 of them a row, rows are an odd number of banks apart.
+  __shared__ STORAGE tile[32][32 + (sizeof(STORAGE) == 2 ? 2 : 1)];  // [column][term]
+  const int first_column = blockIdx.x * 32, first_term = blockIdx.y * 32;
+  for (int i = threadIdx.x; i < 32 * 32; i += 256) {
+    const int c = along_terms ? i / 32 : i % 32, k = along_terms ? i % 32 : i / 32;
+    const int group = (first_column + c) / column_tile, part = (first_term + k) / terms_wide;
+    const int column = blockIdx.z * column_tile + (first_column + c) % column_tile, term = (first_term + k) % terms_wide;
+    STORAGE value = STORAGE(0.0f);
+    if (first_column + c < tile_columns && first_term + k < all_terms && column < columns && term < terms)
+      value = source[group * column_group + column * column_step + part * term_group + term * term_step];
+    tile[c][k] = value;
+  }
+  __syncthreads();
+  STORAGE* to = packed + ((INDEX)blockIdx.z * all_terms + first_term) * tile_columns + (INDEX)first_column * PACK;
+  for (int i = threadIdx.x; i < 32 * 32 / PACK; i += 256) {
+    const int c = i % 32, chunk = i / 32;
+    if (first_column + c >= tile_columns || first_term + chunk * PACK >= all_terms) continue;
+    Vector<STORAGE, PACK> values;
+#pragma unroll
+    for (int e = 0; e < PACK; ++e) values.v[e] = tile[c][chunk * PACK + e];
+    *reinterpret_cast<Vector<STORAGE, PACK>*>(to + (INDEX)chunk * tile_columns * PACK + c * PACK) = values;
+  }
+}
