@@ -17,6 +17,13 @@
 #define ITEMS ((ROWS * UNIT_TILE + THREADS - 1) / THREADS)
 #define HIDDEN_ITEMS ((ROWS * HIDDEN_TILE + THREADS - 1) / THREADS)
 
+// What backward reads of a unit's step.
+struct Kept {
+  COMPUTED gates[4];  // as many as there are; then the gradients of their sums
+  COMPUTED c_new, c_old;  // LSTM
+  COMPUTED h_new;  // rnn
+};
+
 // Sizes: T steps, B rows, D directions (gridDim.z), H units, P the size of the hidden state; a place is a row's step.
 // grid: tiles of rows, tiles of states (in PHASE 2: of units), directions. block: THREADS.
 // The launch undoes the steps begin to end, counted from the last one; number T stands for what is left after all.
@@ -106,9 +113,56 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
 
   const int longest = STEPWISE ? steps : longest_of(ends);
   for (int number = begin; number < min(end, longest + 1); ++number) {
-    const int t = d ? number : longest - 1 - number, undone = d ? t - 1 : t + 1;
+    const int t = d ? number : longest - 1 - number, undone = d ? t - 1 : t + 1, before = d ? t + 1 : t - 1;
     const INDEX step = ((INDEX)d * steps + t) * batch;
+    const bool is_step = number < longest;
+
+    // What was kept of the step, of a place's unit.
+    auto old_state = [&](int r, INDEX row, int p) {
+      const bool is_first = d ? before >= ends[r] : before < 0;
+      if (is_first) return at_or_zero(h0, ((INDEX)d * batch + row) * hidden + p);
+      return widen(full[before * full_time + row * full_row + d * (INDEX)hidden + p]);
+    };
+    auto kept_of = [&](int r, INDEX row, int unit) {
+      Kept found;
+#pragma unroll
+      for (int gate = 0; gate < KEPT; ++gate)
+        found.gates[gate] = widen(kept[((step + row) * KEPT + gate) * (INDEX)units + unit]);
+#if KIND == LSTM
+      const bool is_first = d ? before >= ends[r] : before < 0;
+      const INDEX at = (step + row) * units + unit;
+      found.c_new = widen(cells[at]);
+      if (is_first) found.c_old = at_or_zero(c0, ((INDEX)d * batch + row) * units + unit);
+      else found.c_old = widen(cells[at + (before - t) * (INDEX)batch * units]);
+#elif KIND == RNN_TANH || KIND == RNN_RELU
+      found.h_new = widen(full[t * full_time + row * full_row + d * (INDEX)hidden + unit]);
+#endif
+      return found;
+    };
+    // The numbers of an item: row of the block, place in the tile, state or unit; false where it is not there.
+    auto is_item = [&](int item, int tile, int size, int& r, int& j, int& unit) {
+      r = item / tile, j = item % tile, unit = (int)blockIdx.y * tile + j;
+      return (ROWS * tile % THREADS == 0 || r < ROWS) && unit < size && rows[r] >= 0;
+    };
+
+    // Asked for before the product, which hides the way to memory. A GRU's new gate needs it behind both products.
+    COMPUTED h_old[HIDDEN_ITEMS];
+    Kept was[ITEMS];
 #if PHASE != 2
+    COMPUTED arriving[HIDDEN_ITEMS];
+#pragma unroll
+    for (int i = 0; i < HIDDEN_ITEMS; ++i) {
+      int r, j, p;
+      if (!is_item(threadIdx.x + i * THREADS, HIDDEN_TILE, hidden, r, j, p) || !is_step || t >= ends[r]) continue;
+      const INDEX row = rows[r];
+      h_old[i] = old_state(r, row, p);
+      arriving[i] = 0;
+      if (grad_output && (!only_last || t + 1 == ends[r]))
+        arriving[i] = widen(grad_output[t * grad_time + row * grad_row + (d * (INDEX)hidden + p) * grad_one]);
+#if !PROJECTS
+      was[i] = kept_of(r, row, p);
+#endif
+    }
     // The gradient of each state: what is carried, what the product brings, what comes in at this step.
     if (number > 0) {
       multiply<FIRST_TERMS, STATE_STRIDE, HIDDEN_TILE, FIRST_LANES, FIRST_EACH, FIRST_STRIDE>(ds, weights, sums);
@@ -116,12 +170,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
     }
 #pragma unroll
     for (int i = 0; i < HIDDEN_ITEMS; ++i) {
-      const int item = threadIdx.x + i * THREADS, r = item / HIDDEN_TILE, j = item % HIDDEN_TILE, p = first_hidden + j;
-      if ((ROWS * HIDDEN_TILE % THREADS && r >= ROWS) || rows[r] < 0 || p >= hidden) continue;
+      const int item = threadIdx.x + i * THREADS;
+      int r, j, p;
+      if (!is_item(item, HIDDEN_TILE, hidden, r, j, p)) continue;
       const INDEX row = rows[r], place = (INDEX)t * place_time + row * place_row;
       COMPUTED dh = carried[item];
       if (number > 0 && undone < ends[r]) dh += sum_of<HIDDEN_TILE, FIRST_LANES, FIRST_STRIDE>(sums, r, j);
-      if (number == longest) {
+      if (!is_step) {
         grad_h0[((INDEX)d * batch + row) * hidden + p] = narrow<STORAGE>(dh);
         continue;
       }
@@ -129,110 +184,94 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
         carried[item] = dh;
         continue;
       }
-      if (grad_output && (!only_last || t + 1 == ends[r]))
-        dh += widen(grad_output[t * grad_time + row * grad_row + (d * (INDEX)hidden + p) * grad_one]);
-      const bool is_first = d ? t + 1 >= ends[r] : t == 0;
-      const int before = d ? t + 1 : t - 1;
-      COMPUTED h_old;
-      if (is_first) h_old = at_or_zero(h0, ((INDEX)d * batch + row) * hidden + p);
-      else h_old = widen(full[before * full_time + row * full_row + d * (INDEX)hidden + p]);
-      if (old_states) old_states[(place * gridDim.z + d) * hidden + p] = narrow<STORAGE>(h_old);
+      dh += arriving[i];
+      if (old_states) old_states[(place * gridDim.z + d) * hidden + p] = narrow<STORAGE>(h_old[i]);
+#if HAS_SECOND
+      COMPUTED* taken = between + r * BETWEEN_STRIDE + p;
+      if (STEPWISE) taken = between_state + ((INDEX)d * batch + row) * SECOND_TERMS + p;
+#endif
 #if PROJECTS
       carried[item] = 0;
-      (STEPWISE ? between_state[((INDEX)d * batch + row) * SECOND_TERMS + p] : between[r * BETWEEN_STRIDE + p]) = dh;
+      *taken = dh;
       if (arrived) arrived[(place * gridDim.z + d) * hidden + p] = narrow<STORAGE>(dh);
 #else
       STORAGE* to = grad_sums + (place * gridDim.z + d) * (GATES * (INDEX)units) + p;
       COMPUTED* next = STEPWISE ? sums_after + ((INDEX)d * batch + row) * FIRST_TERMS + p : ds + r * STATE_STRIDE + p;
-#if KIND == RNN_TANH || KIND == RNN_RELU
-      const COMPUTED gradient = rnn_cell_back(dh, widen(full[t * full_time + row * full_row + d * (INDEX)hidden + p]));
-      carried[item] = 0;
-      next[0] = gradient;
-      to[0] = narrow<STORAGE>(gradient);
-#else
-      const STORAGE* from = kept + (step + row) * KEPT * units + p;
 #if KIND == GRU_BEFORE
       COMPUTED dz, dn;
-      gru_new_back(dh, widen(from[units]), widen(from[2 * (INDEX)units]), h_old, dz, dn);
+      gru_new_back(dh, was[i].gates[1], was[i].gates[2], h_old[i], dz, dn);
       carried[item] = dh;
-      (STEPWISE ? between_state[((INDEX)d * batch + row) * SECOND_TERMS + p] : between[r * BETWEEN_STRIDE + p]) = dn;
+      *taken = dn;
       next[UNITS_WIDE] = dz;
       to[units] = narrow<STORAGE>(dz);
       to[2 * (INDEX)units] = narrow<STORAGE>(dn);
 #else
-      COMPUTED gates[4];
-#pragma unroll
-      for (int gate = 0; gate < 4; ++gate) gates[gate] = widen(from[gate * (INDEX)units]);
 #if KIND == LSTM
-      const INDEX of_step = (step + row) * units + p;
-      COMPUTED c_old;
-      if (is_first) c_old = at_or_zero(c0, ((INDEX)d * batch + row) * units + p);
-      else c_old = widen(cells[of_step + (before - t) * (INDEX)batch * units]);
       COMPUTED cell = dc[item];
-      lstm_cell_back(gates, dh, cell, widen(cells[of_step]), c_old);
+      lstm_cell_back(was[i].gates, dh, cell, was[i].c_new, was[i].c_old);
       dc[item] = cell;
       carried[item] = 0;
-#else
-      gru_cell_back(gates, dh, h_old);
+#elif KIND == GRU_AFTER
+      gru_cell_back(was[i].gates, dh, h_old[i]);
       carried[item] = dh;
-      grad_new[(place * gridDim.z + d) * units + p] = narrow<STORAGE>(gates[3]);
+      grad_new[(place * gridDim.z + d) * units + p] = narrow<STORAGE>(was[i].gates[3]);
+#else
+      was[i].gates[0] = rnn_cell_back(dh, was[i].h_new);
+      carried[item] = 0;
 #endif
 #pragma unroll
       for (int gate = 0; gate < GATES; ++gate) {
-        to[gate * (INDEX)units] = narrow<STORAGE>(gates[gate]);
+        to[gate * (INDEX)units] = narrow<STORAGE>(was[i].gates[gate]);
         // The recurrent product's n of GRU_AFTER is q.
-        next[gate * UNITS_WIDE] = gates[KIND == GRU_AFTER && gate == 2 ? 3 : gate];
+        next[gate * UNITS_WIDE] = was[i].gates[KIND == GRU_AFTER && gate == 2 ? 3 : gate];
       }
-#endif
 #endif
 #endif
     }
     __syncthreads();
 #endif
 #if HAS_SECOND && PHASE != 1
-    if (number == longest) break;
+    if (!is_step) break;
+#if PROJECTS || PHASE == 2
+#pragma unroll
+    for (int i = 0; i < ITEMS; ++i) {
+      int r, j, unit;
+      if (!is_item(threadIdx.x + i * THREADS, UNIT_TILE, units, r, j, unit) || t >= ends[r]) continue;
+      was[i] = kept_of(r, rows[r], unit);
+#if !PROJECTS
+      h_old[i] = old_state(r, rows[r], unit);
+#endif
+    }
+#endif
     multiply<SECOND_TERMS, BETWEEN_STRIDE, UNIT_TILE, SECOND_LANES, SECOND_EACH, SECOND_STRIDE>(between, second, sums);
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
-      const int item = threadIdx.x + i * THREADS, r = item / UNIT_TILE, j = item % UNIT_TILE, unit = first_unit + j;
-      if ((ROWS * UNIT_TILE % THREADS && r >= ROWS) || t >= ends[r] || unit >= units) continue;
+      const int item = threadIdx.x + i * THREADS;
+      int r, j, unit;
+      if (!is_item(item, UNIT_TILE, units, r, j, unit) || t >= ends[r]) continue;
       const INDEX row = rows[r], place = (INDEX)t * place_time + row * place_row;
-      const bool is_first = d ? t + 1 >= ends[r] : t == 0;
-      const int before = d ? t + 1 : t - 1;
       const COMPUTED gradient = sum_of<UNIT_TILE, SECOND_LANES, SECOND_STRIDE>(sums, r, j);
       STORAGE* to = grad_sums + (place * gridDim.z + d) * (GATES * (INDEX)units) + unit;
-      const STORAGE* from = kept + (step + row) * KEPT * units + unit;
       COMPUTED* next = STEPWISE ? sums_after + ((INDEX)d * batch + row) * FIRST_TERMS + unit : ds + r * STATE_STRIDE + unit;
 #if KIND == GRU_BEFORE
-      COMPUTED h_old;
-      if (is_first) h_old = at_or_zero(h0, ((INDEX)d * batch + row) * units + unit);
-      else h_old = widen(full[before * full_time + row * full_row + d * (INDEX)units + unit]);
-      const COMPUTED reset = widen(from[0]);
+      const COMPUTED reset = was[i].gates[0];
       COMPUTED dh = carried[item];
-      const COMPUTED dr = gru_reset_back(dh, gradient, reset, h_old);
+      const COMPUTED dr = gru_reset_back(dh, gradient, reset, h_old[i]), took = reset * h_old[i];
       carried[item] = dh;
       next[0] = dr;
       to[0] = narrow<STORAGE>(dr);
-      const COMPUTED taken = reset * h_old;
 #else
-      COMPUTED gates[4];
-#pragma unroll
-      for (int gate = 0; gate < 4; ++gate) gates[gate] = widen(from[gate * (INDEX)units]);
-      const INDEX of_step = (step + row) * units + unit;
-      COMPUTED c_old;
-      if (is_first) c_old = at_or_zero(c0, ((INDEX)d * batch + row) * units + unit);
-      else c_old = widen(cells[of_step + (before - t) * (INDEX)batch * units]);
       COMPUTED cell = dc[item];
-      const COMPUTED taken = lstm_cell_back(gates, gradient, cell, widen(cells[of_step]), c_old);
+      const COMPUTED took = lstm_cell_back(was[i].gates, gradient, cell, was[i].c_new, was[i].c_old);
       dc[item] = cell;
 #pragma unroll
       for (int gate = 0; gate < 4; ++gate) {
-        to[gate * (INDEX)units] = narrow<STORAGE>(gates[gate]);
-        next[gate * UNITS_WIDE] = gates[gate];
+        to[gate * (INDEX)units] = narrow<STORAGE>(was[i].gates[gate]);
+        next[gate * UNITS_WIDE] = was[i].gates[gate];
       }
 #endif
-      if (met) met[(place * gridDim.z + d) * units + unit] = narrow<STORAGE>(taken);
+      if (met) met[(place * gridDim.z + d) * units + unit] = narrow<STORAGE>(took);
     }
     __syncthreads();
 #endif

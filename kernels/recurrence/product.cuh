@@ -24,7 +24,7 @@ __device__ __forceinline__ void multiply(const COMPUTED* rows, const STORAGE* we
   const int lane = threadIdx.x % LANES, split = threadIdx.x / LANES;
   for (int first = 0; first < COLUMNS; first += LANES * EACH) {
     COMPUTED sums[EACH][ROWS] = {};
-#pragma unroll 2
+#pragma unroll(PACK > 4 ? 1 : 2)
     for (int chunk = split; chunk < CHUNKS; chunk += SPLIT) {
       Vector<STORAGE, PACK> w[EACH];
 #pragma unroll

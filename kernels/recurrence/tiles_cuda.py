@@ -331,9 +331,10 @@ def _stepwise(cell: Cell, p: Layer, target: Target, asked: Asked, *, backward: b
     best: tuple[float, StepTile] | None = None
     rows = asked.rows or min(most_rows(cell), _power_of_two(p.batch))
     while rows >= 1:
-        for size in (asked.unit_tile,) if asked.unit_tile else UNIT_TILES:
-            hidden_size = size if not cell.projects else min(size, wide(cell.hidden))
-            tile = _tile(cell, "stepwise", rows, size, hidden_size, backward=backward)
+        # Rows of a tile are whole sectors of 32 bytes.
+        usual = [size for size in UNIT_TILES if size * cell.itemsize >= 32]
+        for size in (asked.unit_tile,) if asked.unit_tile else usual:
+            tile = _tile(cell, "stepwise", rows, size, size, backward=backward)
             if tile.shared_bytes > target.block_shared:
                 continue
             elements = tile_elements(cell, tile, backward=backward)
