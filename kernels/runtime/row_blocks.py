@@ -66,8 +66,10 @@ class RowBlock:
 MOST_THREADS = 512
 #: Threads of a block of short rows.
 USUAL_THREADS = 128
-#: Elements of a row that a thread keeps, ordinarily and at most.
-USUAL_KEPT, MOST_KEPT = 8, 32
+#: Elements of a row that a thread keeps, ordinarily; and at most, by the type that they are computed in. Longer rows
+#: are read again, from the caches for the most part.
+USUAL_KEPT = 8
+MOST_KEPT = {"float32": 16, "float64": 8}
 
 _override: ContextVar[RowBlock | None] = ContextVar("row_block", default=None)
 
@@ -82,14 +84,14 @@ def use_row_block(block: RowBlock) -> Iterator[None]:
         _override.reset(token)
 
 
-def row_block(outer: int, n: int, inner: int, vector: int, target: Target, most_kept: int = MOST_KEPT) -> RowBlock:
+def row_block(outer: int, n: int, inner: int, vector: int, target: Target, most_kept: int) -> RowBlock:
     """The block for an array (outer, n, inner).
 
     Args:
         outer, n, inner: sizes, at least 1.
         vector: elements that a thread can read at once, along n where inner is 1, else along inner.
         target: the GPU.
-        most_kept: elements of a row, at most, that a thread keeps; 0 for a kernel that keeps none.
+        most_kept: elements of a row, at most, that a thread keeps, see `MOST_KEPT`.
 
     Raises:
         ValueError: a block was asked for by `use_row_block` that cannot hold the rows.

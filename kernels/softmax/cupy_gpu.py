@@ -19,7 +19,7 @@ from kernels.runtime.cupy_gpu import (
     vector_of,
     zero_gradients,
 )
-from kernels.runtime.row_blocks import RowBlock, row_block
+from kernels.runtime.row_blocks import MOST_KEPT, RowBlock, row_block
 from kernels.softmax.op import LOG_SOFTMAX, SOFTMAX, SoftmaxProblem
 
 Array = Any
@@ -33,7 +33,8 @@ def _block(extents: tuple[int, int, int], *arrays: Array) -> RowBlock:
         vector = vector_of(n, *(a[:, :, 0] for a in arrays))
     else:
         vector = vector_of(inner, *arrays)
-    return row_block(outer, n, inner, vector, target_of(arrays[0]))
+    most_kept = MOST_KEPT[computed_dtype(dtype_name(arrays[0]))]
+    return row_block(outer, n, inner, vector, target_of(arrays[0]), most_kept)
 
 
 def _launch(

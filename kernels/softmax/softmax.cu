@@ -21,7 +21,7 @@ struct Statistics {
   __device__ __forceinline__ COMPUTED total_below(COMPUTED found) const { return total * exp(largest - shift(found)); }
 };
 
-extern "C" __global__ void __launch_bounds__(ROW_THREADS) softmax_rows(
+extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) softmax_rows(
     const STORAGE* __restrict__ x,  // (outer, n), read
     STORAGE* __restrict__ out,      // (outer, n), contiguous, written
     long long outer, int n, long long x_outer, long long x_n,
@@ -86,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) softmax_rows(
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(ROW_THREADS) softmax_columns(
+extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) softmax_columns(
     const STORAGE* __restrict__ x,  // (outer, n, inner), read
     STORAGE* __restrict__ out,      // (outer, n, inner), contiguous, written
     int n, int inner, long long x_outer, long long x_n, long long x_inner,
@@ -166,7 +166,7 @@ __device__ __forceinline__ COMPUTED gradient(COMPUTED grad, COMPUTED y, COMPUTED
   return is_log ? grad - exp(y) * total : y * (grad - total);
 }
 
-extern "C" __global__ void __launch_bounds__(ROW_THREADS) softmax_gradient_rows(
+extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) softmax_gradient_rows(
     const STORAGE* __restrict__ grad,  // (outer, n), of y, read
     const STORAGE* __restrict__ y,     // (outer, n), the output, read
     STORAGE* __restrict__ out,         // (outer, n), contiguous, written
@@ -214,7 +214,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) softmax_gradient_rows(
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(ROW_THREADS) softmax_gradient_columns(
+extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) softmax_gradient_columns(
     const STORAGE* __restrict__ grad,  // (outer, n, inner), of y, read
     const STORAGE* __restrict__ y,     // (outer, n, inner), the output, read
     STORAGE* __restrict__ out,         // (outer, n, inner), contiguous, written
