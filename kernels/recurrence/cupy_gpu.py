@@ -20,12 +20,12 @@ from kernels.runtime.cupy_gpu import (
     computed_dtype,
     contiguous,
     dtype_name,
+    element_strides,
     empty,
     empty_results,
     full,
     index_type,
     launch,
-    element_strides,
     target_of,
     types,
     vector_of,
@@ -40,6 +40,10 @@ _OPS = {"rnn": RNN_LAYER, "lstm": LSTM_LAYER, "gru": GRU_LAYER}
 
 def _tiles(total: int, tile: int) -> int:
     return -(-total // tile)
+
+
+def _dense(array: Array | None) -> Array | None:
+    return None if array is None else contiguous(array)
 
 
 # ----- weights -----------------------------------------------------------------------------------------------------
@@ -63,7 +67,7 @@ def _packed(sources: list[Array], columns: list[_Axis], terms: list[_Axis]) -> A
     tile_columns, all_terms = first.groups * first.width, terms[0].groups * terms[0].width
     packed = empty((len(sources), tiles, all_terms * tile_columns), dtype)
     for d, (source, column, term) in enumerate(zip(sources, columns, terms)):
-        constants = {"STORAGE": storage(dtype), "INDEX": index_type(source, packed)}
+        constants: dict[str, int | str] = {"STORAGE": storage(dtype), "INDEX": index_type(source, packed)}
         launch(
             "recurrence/pack_weights.cu", "pack_weights",
             (_tiles(tile_columns, 32), _tiles(all_terms, 32), tiles), (256,),
@@ -73,7 +77,9 @@ def _packed(sources: list[Array], columns: list[_Axis], terms: list[_Axis]) -> A
     return packed
 
 
-def _packed_weights(cell: Cell, tile: StepTile, directions: tuple[Weights, ...], *, backward: bool) -> tuple[Array, ...]:
+def _packed_weights(
+    cell: Cell, tile: StepTile, directions: tuple[Weights, ...], *, backward: bool
+) -> tuple[Array, ...]:
     """(weights of the first product, of the second or None) of every direction."""
     units, hidden = wide(cell.units), wide(cell.hidden)
 
@@ -131,7 +137,7 @@ def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
     if p.empty:
         return empty_results(p)
     named = p.named(inputs)
-    x, lengths, directions = named["x"], named["lengths"], p.weights(named)
+    x, lengths, directions = named["x"], _dense(named["lengths"]), p.weights(named)
     cell, tile = cell_of(p), step_tile(p, target_of(x), backward=False)
     calculated, places = computed_dtype(p.x.dtype), p.steps * p.batch
     sums = empty((places, p.directions * p.gates * p.units), calculated)
@@ -146,11 +152,18 @@ def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
     else:
         all_states = made["output"]
     kept, cells, c_n = made.get("gate_values"), made.get("cells"), made.get("c_n")
-    biases = [None if bias is None else contiguous(bias) for w in directions for bias in (w.b_ih, w.b_hh)]
+    biases = [_dense(bias) for w in directions for bias in (w.b_ih, w.b_hh)]
     biases += [None] * (4 - len(biases))
-    h0, c0 = (None if a is None else contiguous(a) for a in (named["h0"], named.get("c0")))
+    h0, c0 = _dense(named["h0"]), _dense(named.get("c0"))
     constants = _constants(p, cell, tile, lengths, sums, weights, second, all_states, kept, made["h_n"])
-    sizes = (p.steps, p.batch, p.units, p.hidden, *sequence_strides(p, 1), *sequence_strides(p, p.directions * p.hidden))
+    sizes = (
+        p.steps,
+        p.batch,
+        p.units,
+        p.hidden,
+        *sequence_strides(p, 1),
+        *sequence_strides(p, p.directions * p.hidden),
+    )
     rows = _tiles(p.batch, tile.rows)
     written = (all_states, last, made["h_n"], c_n, kept, cells)
     given = (sums, weights, second, *biases, h0, c0, lengths, _order(p, tile, lengths))
@@ -185,10 +198,10 @@ def backward(p: Layer, *incoming: Array | None, **saved: Array | None) -> tuple[
     if p.empty:
         return zero_gradients(p)
     x: Array = saved["x"]
-    lengths, directions = saved["lengths"], p.weights(saved)
+    lengths, directions = _dense(saved["lengths"]), p.weights(saved)
     wanted = dict(zip(_OPS[p.cell].inputs, p.needs_grad))
     walked = _walk_back(p, directions, wanted, incoming, saved)
-    found: dict[str, Array | None] = {"h0": walked.h0, "c0": walked.c0}
+    found: dict[str, Array] = {"h0": walked.h0, "c0": walked.c0}
     places, rows = p.steps * p.batch, p.gates * p.units
     sums = walked.sums.reshape(places, p.directions * rows)
     if wanted["x"]:
@@ -245,7 +258,7 @@ def _walk_back(
 ) -> _Walked:  # fmt: skip
     """Backward through time."""
     cell, tile = cell_of(p), step_tile(p, target_of(saved["x"]), backward=True)
-    dtype, calculated, lengths = p.x.dtype, computed_dtype(p.x.dtype), saved["lengths"]
+    dtype, calculated, lengths = p.x.dtype, computed_dtype(p.x.dtype), _dense(saved["lengths"])
     weights, second = _packed_weights(cell, tile, directions, backward=True)
     make = empty if lengths is None else zeros  # what lies past a row's length is 0
 
@@ -263,7 +276,7 @@ def _walk_back(
         c0=empty((p.directions, p.batch, p.units), dtype) if p.cell == "lstm" else None,
     )
     h0, c0, states, kept, cells, grad_h, grad_c = (
-        None if a is None else contiguous(a)
+        _dense(a)
         for a in (
             saved["h0"], saved.get("c0"), saved["hidden" if p.return_last else "output"], saved.get("gate_values"),
             saved.get("cells"), incoming[1], incoming[2] if len(incoming) > 2 else None,
@@ -276,7 +289,20 @@ def _walk_back(
             grad_strides = (0, *grad_strides)
         elif p.batch_first:
             grad_strides = (grad_strides[1], grad_strides[0], grad_strides[2])
-    given = (weights, second, h0, c0, lengths, _order(p, tile, lengths), states, kept, cells, incoming[0], grad_h, grad_c)
+    given = (
+        weights,
+        second,
+        h0,
+        c0,
+        lengths,
+        _order(p, tile, lengths),
+        states,
+        kept,
+        cells,
+        incoming[0],
+        grad_h,
+        grad_c,
+    )
     written = (walked.sums, walked.new, walked.old, walked.met, walked.arrived, walked.h0, walked.c0)
     constants = _constants(
         p, cell, tile, lengths, weights, second, states, kept, incoming[0], walked.sums, walked.old, walked.h0
@@ -320,7 +346,7 @@ def _without_padding(p: Layer, x: Array, lengths: Array) -> Array:
     strides = element_strides(x)
     vector = vector_of(p.inputs, x, masked)
     by_time = (strides[1], strides[0]) if p.batch_first else strides[:2]
-    constants = {
+    constants: dict[str, int | str] = {
         "STORAGE": storage(p.x.dtype),
         "INDEX": index_type(x, masked),
         "LENGTH": storage(dtype_name(lengths)),
@@ -347,7 +373,7 @@ def _recurrent_gradient(p: Layer, d: int, sums: Array, walked: _Walked) -> Array
     return found
 
 
-def _totals(p: Layer, walked: _Walked, wanted: dict[str, bool]) -> tuple[Array | None, Array | None]:
+def _totals(p: Layer, walked: _Walked, wanted: dict[str, bool]) -> tuple[Array, Array]:
     """Gradients of b_ih and of b_hh of all directions, (D, G H): sums over the places."""
     if not _wants(wanted, "b_ih", "b_hh"):
         return None, None
@@ -367,5 +393,34 @@ def _totals(p: Layer, walked: _Walked, wanted: dict[str, bool]) -> tuple[Array |
     return of_input, of_state
 
 
+# ----- what `explain` is told --------------------------------------------------------------------------------------
+
+_WORDS = {
+    "held": "whole sequence in one launch, weights held on chip",
+    "streamed": "whole sequence in one launch, weights from L2",
+    "stepwise": "one launch a step",
+}
+
+
+def reasons(p: Layer) -> list[str]:
+    """Why the current device cannot run it: states of a single row that are more than its shared memory."""
+    try:
+        for backward in (False, True)[: 1 + p.trains]:
+            step_tile(p, target_of(None), backward=backward)
+    except ValueError as error:
+        return [f"{error} of shared memory"]
+    return []
+
+
+def describe(p: Layer) -> str:
+    """The path, and the tile."""
+    tile = step_tile(p, target_of(None), backward=False)
+    words = _WORDS[tile.path]
+    if tile.path == "stepwise" and cell_of(p).has_second:
+        words = "two launches a step"
+    units = f" and {tile.unit_tile} units" if tile.path == "stepwise" else ""
+    return f"{words}, {tile.rows} row{'s' if tile.rows > 1 else ''}{units} a block"
+
+
 for _op in _OPS.values():
-    implement(_op, "cupy", forward, backward, dtypes=DTYPES)
+    implement(_op, "cupy", forward, backward, dtypes=DTYPES, reasons=reasons, describe=describe)

@@ -150,7 +150,7 @@ class Asked:
     unit_tile: int | None = None
 
 
-_override: ContextVar[Asked] = ContextVar("step_tile", default=Asked())
+_override: ContextVar[Asked | None] = ContextVar("step_tile", default=None)
 
 
 @contextmanager
@@ -294,7 +294,7 @@ def step_tile(p: Layer, target: Target, *, backward: bool) -> StepTile:
     Raises:
         ValueError: no tile fits the GPU's shared memory.
     """
-    cell, asked = cell_of(p), _override.get()
+    cell, asked = cell_of(p), _override.get() or Asked()
     if asked.path != "stepwise":
         tile = _whole(cell, p, target, asked, backward=backward)
         if tile is not None:

@@ -40,7 +40,7 @@ def cases(*names: str, op: str = "") -> list[Any]:
 
 def kinds() -> list[Any]:
     """One parameter for each kind of cell, in the most general of its cases."""
-    found = [p for p in cases("lengths, both directions, batch first", "relu")]
+    found = cases("lengths, both directions, batch first", "relu")
     return found + cases("reset before, lengths, both directions", "projection, lengths, both directions")
 
 
@@ -284,6 +284,25 @@ def test_saturated_gates_are_finite():
         value, pullback = kernels.vjp("lstm_layer", **arguments, backend="cupy")
         gradients = pullback(*(np.ones_like(v) for v in value))
     assert all(np.isfinite(a).all() for a in (*value, *gradients) if a is not None)
+
+
+def test_explain_names_the_path():
+    gru, lstm = layer("gru", (2, 9, 3, 5)), layer("lstm", (2, 9, 3, 8), projection=3)
+    with on_cpu():
+        assert "one launch, weights held on chip, 8 rows a block" in str(kernels.explain("gru_layer", **gru))
+    with on("streamed"):
+        assert "one launch, weights from L2, 2 rows a block" in str(kernels.explain("gru_layer", **gru))
+    with on("stepwise"):
+        assert "one launch a step, 2 rows and 8 units a block" in str(kernels.explain("gru_layer", **gru))
+        assert "two launches a step, 2 rows and 8 units a block" in str(kernels.explain("lstm_layer", **lstm))
+
+
+def test_states_that_fit_no_block_are_a_reason():
+    w_hh = np.broadcast_to(np.float32(0), (60000, 60000))
+    x, w_ih = np.zeros((1, 1, 2), np.float32), np.zeros((60000, 2), np.float32)
+    message = "a step's 60000 units and 60000 states do not fit 232448 bytes of shared memory"
+    with on_cpu(), pytest.raises(kernels.BackendError, match=message):
+        kernels.rnn_layer(x, w_ih, w_hh, backend="cupy")
 
 
 # ----- how memory is used ------------------------------------------------------------------------------------------
