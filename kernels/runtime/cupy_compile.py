@@ -8,7 +8,7 @@ architecture and the cache on disk are replaced, inside of CuPy 14. Needs NVRTC 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,9 +18,6 @@ from kernels.runtime import cupy_gpu, machine_code
 from kernels.runtime.cuda_source import Source
 from kernels.runtime.machine_code import Compiled
 from kernels.runtime.targets import TARGETS
-
-#: Static and system's shared memory cannot be told apart before sm_90, where the system's is not counted.
-_COUNTED_FROM = 90
 
 
 def missing() -> str | None:
@@ -83,8 +80,21 @@ def cubin(source: Source, target: str) -> bytes:
 @functools.cache
 def facts(source: Source, target: str) -> dict[str, machine_code.Facts]:
     """What the compiler left of each kernel of a source, by name."""
-    counted = int(target.removeprefix("sm_")) >= _COUNTED_FROM
-    return machine_code.read_nvidia(cubin(source, target), TARGETS[target].reserved if counted else 0)
+    return machine_code.read_nvidia(cubin(source, target), _system_shared(target))
+
+
+@functools.cache
+def resources(source: Source, target: str) -> dict[str, machine_code.Facts]:
+    """Registers, stack and static shared memory of each kernel alone: a spilled register shows as stack."""
+    return {
+        name: found | {"spills": 0, "instructions": {}}
+        for name, found in machine_code.resources(cubin(source, target), _system_shared(target)).items()
+    }
+
+
+def _system_shared(target: str) -> int:
+    """Bytes of shared memory that the compiler counts for the system: on sm_90 and newer."""
+    return TARGETS[target].reserved if int(target.removeprefix("sm_")) >= 90 else 0
 
 
 def _unwritten(shape: tuple[int, ...], dtype: str) -> Any:
@@ -93,11 +103,14 @@ def _unwritten(shape: tuple[int, ...], dtype: str) -> Any:
 
 
 @contextmanager
-def compiling(target: str) -> Iterator[list[Compiled]]:
+def compiling(
+    target: str, read: Callable[[Source, str], dict[str, machine_code.Facts]] = facts
+) -> Iterator[list[Compiled]]:
     """Every launch inside the block is compiled for a target in place of being run; arrays are NumPy's.
 
     Args:
         target: name in `kernels.runtime.targets.TARGETS`, one of NVIDIA's.
+        read: what is looked for in the machine code: `facts`, or `resources` alone.
 
     Yields:
         what was compiled, in order.
@@ -108,7 +121,7 @@ def compiling(target: str) -> Iterator[list[Compiled]]:
     def compile_launch(
         source: Source, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], _: tuple[Any, ...], shared: int
     ) -> None:
-        known = dict(facts(source, target)[kernel])
+        known = dict(read(source, target)[kernel])
         threads = int(np.prod(block))
         options = {n: v for n, v in source.constants if n not in _TYPES}
         found.append(

@@ -1,7 +1,7 @@
 """Matrix products by cuBLAS, for what its library does best: whole layers of linear maps and of recurrences.
 
-Half precision is multiplied on tensor cores and summed in float32, which may be kept. float32 is not rounded to tf32. On
-NumPy arrays (in the tests) NumPy multiplies, in the type that numbers are computed in.
+Half precision is multiplied on tensor cores and summed in float32, which may be kept. float32 stays float32: tf32 is
+not taken. On NumPy arrays (in the tests) NumPy multiplies, in the type that numbers are computed in.
 """
 
 from __future__ import annotations

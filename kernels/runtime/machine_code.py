@@ -125,30 +125,31 @@ def _tool(name: str, *arguments: str, data: bytes) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def read_nvidia(cubin: bytes, reserved: int) -> dict[str, Facts]:
-    """The facts of every kernel in a cubin, by name.
+def resources(cubin: bytes, reserved: int) -> dict[str, Facts]:
+    """Registers, stack and static shared memory of every kernel in a cubin, by name: quickly read.
 
     Args:
         cubin: the machine code.
         reserved: bytes of shared memory that the compiler counts for the system (1024 from sm_90 on).
     """
-    usage = {
-        name: {n: int(v) for n, v in re.findall(r"(REG|STACK|SHARED):(\d+)", line)}
-        for name, line in _USAGE.findall(_tool("cuobjdump", "--dump-resource-usage", data=cubin))
-    }
+    found = {}
+    for name, line in _USAGE.findall(_tool("cuobjdump", "--dump-resource-usage", data=cubin)):
+        numbers = {n: int(v) for n, v in re.findall(r"(REG|STACK|SHARED):(\d+)", line)}
+        shared = max(numbers["SHARED"] - reserved, 0)
+        found[name] = {"registers": numbers["REG"], "stack": numbers["STACK"], "shared": shared}
+    return found
+
+
+def read_nvidia(cubin: bytes, reserved: int) -> dict[str, Facts]:
+    """All facts of every kernel in a cubin, by name; arguments as of `resources`."""
+    usage = resources(cubin, reserved)
     found: dict[str, Facts] = {}
     for name, body in _TEXT.findall(_tool("nvdisasm", "-c", data=cubin)):
         if name not in usage:
             continue
         instructions, loop = read_assembly(body, _LABEL, _INSTRUCTION, r"BRA")
-        found[name] = {
-            "registers": usage[name]["REG"],
-            "stack": usage[name]["STACK"],
-            "spills": sum(n for o, n in instructions.items() if re.match(r"(LDL|STL)\b", o)),
-            "instructions": instructions,
-            "loop": loop,
-            "shared": max(usage[name]["SHARED"] - reserved, 0),
-        }
+        spills = sum(n for o, n in instructions.items() if re.match(r"(LDL|STL)\b", o))
+        found[name] = usage[name] | {"spills": spills, "instructions": instructions, "loop": loop}
     return found
 
 

@@ -63,10 +63,9 @@ def test_what_cublas_is_asked_for(first: str, second: str, sizes: tuple[int, int
         flat = (np.ctypeslib.ctypes.c_double * (distance * (across - 1) + down)).from_address(at)
         return np.lib.stride_tricks.as_strided(np.frombuffer(flat), (down, across), (8, 8 * distance))
 
-    def gemm_ex(
-        _: Any, op_a: int, op_b: int, m: int, n: int, k: int, alpha: int, at_a: int, type_a: int, lda: int,
-        at_b: int, type_b: int, ldb: int, beta: int, at_c: int, type_c: int, ldc: int, *rest: int,
-    ) -> None:  # fmt: skip
+    def gemm_ex(_: Any, op_a: int, op_b: int, m: int, n: int, k: int, alpha: int, at_a: int, type_a: int, lda: int,
+                at_b: int, type_b: int, ldb: int, beta: int, at_c: int, type_c: int, ldc: int,
+                *rest: int) -> None:  # fmt: skip
         assert (type_a, type_b, type_c, rest) == (1, 1, 1, (70, -1))
         assert (matrix(alpha, 1, 1, 1), matrix(beta, 1, 1, 1)) == (1, 0)
         left = matrix(at_a, k, m, lda).T if op_a else matrix(at_a, m, k, lda)
