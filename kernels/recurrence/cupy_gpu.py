@@ -26,6 +26,7 @@ from kernels.runtime.cupy_gpu import (
     full,
     index_type,
     launch,
+    missing,
     target_of,
     types,
     vector_of,
@@ -33,6 +34,7 @@ from kernels.runtime.cupy_gpu import (
     zeros,
 )
 from kernels.runtime.cupy_products import matrix_product
+from kernels.runtime.targets import TARGETS
 
 Array = Any
 _OPS = {"rnn": RNN_LAYER, "lstm": LSTM_LAYER, "gru": GRU_LAYER}
@@ -403,10 +405,11 @@ _WORDS = {
 
 
 def reasons(p: Layer) -> list[str]:
-    """Why the current device cannot run it: states of a single row that are more than its shared memory."""
+    """Why no device can run it, or not the current one: states of a single row are more than its shared memory."""
+    target = target_of(None) if missing() is None else TARGETS["sm_90"]
     try:
         for backward in (False, True)[: 1 + p.trains]:
-            step_tile(p, target_of(None), backward=backward)
+            step_tile(p, target, backward=backward)
     except ValueError as error:
         return [f"{error} of shared memory"]
     return []
