@@ -60,10 +60,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
   COMPUTED* shared = reinterpret_cast<COMPUTED*>(memory);
   int* rows = reinterpret_cast<int*>(shared + AT_ROWS);
   int* ends = rows + ROWS;
-  COMPUTED* ds = shared + AT_STATE;  // [ROWS][FIRST_TERMS], rows STATE_STRIDE apart
+  FACTOR* ds = reinterpret_cast<FACTOR*>(shared + AT_STATE);  // [FACTOR_ROWS][FIRST_TERMS], rows STATE_STRIDE apart
   COMPUTED* carried = shared + AT_CARRIED;  // [ROWS][HIDDEN_TILE], gradients of states beside what the product gives
   COMPUTED* dc = shared + AT_CELL;  // [ROWS][UNIT_TILE]
-  COMPUTED* between = shared + AT_BETWEEN;  // [ROWS][SECOND_TERMS], rows BETWEEN_STRIDE apart
+  FACTOR* between = reinterpret_cast<FACTOR*>(shared + AT_BETWEEN);  // [FACTOR_ROWS][SECOND_TERMS], rows BETWEEN_STRIDE apart
   COMPUTED* sums = shared + AT_SUMS;
   const int d = blockIdx.z, first_unit = blockIdx.y * UNIT_TILE, first_hidden = blockIdx.y * HIDDEN_TILE;
 
@@ -100,13 +100,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
 #if PHASE == 2
   load_rows<SECOND_TERMS, BETWEEN_STRIDE>(between_state + (INDEX)d * batch * SECOND_TERMS, rows, between);
 #else
-  if (begin == 0) {
-    for (int i = threadIdx.x; i < ROWS * STATE_STRIDE; i += THREADS) ds[i] = 0;
-  } else {
-    load_rows<FIRST_TERMS, STATE_STRIDE>(sums_before + (INDEX)d * batch * FIRST_TERMS, rows, ds);
-  }
+  if (begin == 0) clear_rows<STATE_STRIDE>(ds);
+  else load_rows<FIRST_TERMS, STATE_STRIDE>(sums_before + (INDEX)d * batch * FIRST_TERMS, rows, ds);
 #if HAS_SECOND && PHASE == 0
-  for (int i = threadIdx.x; i < ROWS * BETWEEN_STRIDE; i += THREADS) between[i] = 0;
+  clear_rows<BETWEEN_STRIDE>(between);
 #endif
 #endif
   __syncthreads();
@@ -145,6 +142,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
       return (ROWS * tile % THREADS == 0 || r < ROWS) && unit < size && rows[r] >= 0;
     };
 
+    // Gradients for the next products: of a sum, gate by gate UNITS_WIDE apart, and between the two products.
+    auto put_sum = [&](int r, INDEX row, int at, COMPUTED value) {
+      if (STEPWISE) sums_after[((INDEX)d * batch + row) * FIRST_TERMS + at] = value;
+      else ds[r * STATE_STRIDE + at] = narrow<FACTOR>(value);
+    };
+    auto put_between = [&](int r, INDEX row, int at, COMPUTED value) {
+      if (STEPWISE) between_state[((INDEX)d * batch + row) * SECOND_TERMS + at] = value;
+      else between[r * BETWEEN_STRIDE + at] = narrow<FACTOR>(value);
+    };
+
     // Asked for before the product, which hides the way to memory. A GRU's new gate needs it behind both products.
     COMPUTED h_old[HIDDEN_ITEMS];
     Kept was[ITEMS];
@@ -165,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
     }
     // The gradient of each state: what is carried, what the product brings, what comes in at this step.
     if (number > 0) {
-      multiply<FIRST_TERMS, STATE_STRIDE, HIDDEN_TILE, FIRST_LANES, FIRST_EACH, FIRST_STRIDE>(ds, weights, sums);
+      multiply<FIRST_TERMS, STATE_STRIDE, HIDDEN_TILE, FIRST_LANES, FIRST_EACH, FIRST_SPLIT, FIRST_STRIDE>(ds, weights, sums);
       __syncthreads();
     }
 #pragma unroll
@@ -175,7 +182,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
       if (!is_item(item, HIDDEN_TILE, hidden, r, j, p)) continue;
       const INDEX row = rows[r], place = (INDEX)t * place_time + row * place_row;
       COMPUTED dh = carried[item];
-      if (number > 0 && undone < ends[r]) dh += sum_of<HIDDEN_TILE, FIRST_LANES, FIRST_STRIDE>(sums, r, j);
+      if (number > 0 && undone < ends[r]) dh += sum_of<HIDDEN_TILE, FIRST_SPLIT, FIRST_STRIDE>(sums, r, j);
       if (!is_step) {
         grad_h0[((INDEX)d * batch + row) * hidden + p] = narrow<STORAGE>(dh);
         continue;
@@ -186,23 +193,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
       }
       dh += arriving[i];
       if (old_states) old_states[(place * gridDim.z + d) * hidden + p] = narrow<STORAGE>(h_old[i]);
-#if HAS_SECOND
-      COMPUTED* taken = between + r * BETWEEN_STRIDE + p;
-      if (STEPWISE) taken = between_state + ((INDEX)d * batch + row) * SECOND_TERMS + p;
-#endif
 #if PROJECTS
       carried[item] = 0;
-      *taken = dh;
+      put_between(r, row, p, dh);
       if (arrived) arrived[(place * gridDim.z + d) * hidden + p] = narrow<STORAGE>(dh);
 #else
       STORAGE* to = grad_sums + (place * gridDim.z + d) * (GATES * (INDEX)units) + p;
-      COMPUTED* next = STEPWISE ? sums_after + ((INDEX)d * batch + row) * FIRST_TERMS + p : ds + r * STATE_STRIDE + p;
 #if KIND == GRU_BEFORE
       COMPUTED dz, dn;
       gru_new_back(dh, was[i].gates[1], was[i].gates[2], h_old[i], dz, dn);
       carried[item] = dh;
-      *taken = dn;
-      next[UNITS_WIDE] = dz;
+      put_between(r, row, p, dn);
+      put_sum(r, row, UNITS_WIDE + p, dz);
       to[units] = narrow<STORAGE>(dz);
       to[2 * (INDEX)units] = narrow<STORAGE>(dn);
 #else
@@ -223,7 +225,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
       for (int gate = 0; gate < GATES; ++gate) {
         to[gate * (INDEX)units] = narrow<STORAGE>(was[i].gates[gate]);
         // The recurrent product's n of GRU_AFTER is q.
-        next[gate * UNITS_WIDE] = was[i].gates[KIND == GRU_AFTER && gate == 2 ? 3 : gate];
+        put_sum(r, row, gate * UNITS_WIDE + p, was[i].gates[KIND == GRU_AFTER && gate == 2 ? 3 : gate]);
       }
 #endif
 #endif
@@ -243,7 +245,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
 #endif
     }
 #endif
-    multiply<SECOND_TERMS, BETWEEN_STRIDE, UNIT_TILE, SECOND_LANES, SECOND_EACH, SECOND_STRIDE>(between, second, sums);
+    multiply<SECOND_TERMS, BETWEEN_STRIDE, UNIT_TILE, SECOND_LANES, SECOND_EACH, SECOND_SPLIT, SECOND_STRIDE>(between, second, sums);
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
@@ -251,15 +253,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
       int r, j, unit;
       if (!is_item(item, UNIT_TILE, units, r, j, unit) || t >= ends[r]) continue;
       const INDEX row = rows[r], place = (INDEX)t * place_time + row * place_row;
-      const COMPUTED gradient = sum_of<UNIT_TILE, SECOND_LANES, SECOND_STRIDE>(sums, r, j);
+      const COMPUTED gradient = sum_of<UNIT_TILE, SECOND_SPLIT, SECOND_STRIDE>(sums, r, j);
       STORAGE* to = grad_sums + (place * gridDim.z + d) * (GATES * (INDEX)units) + unit;
-      COMPUTED* next = STEPWISE ? sums_after + ((INDEX)d * batch + row) * FIRST_TERMS + unit : ds + r * STATE_STRIDE + unit;
 #if KIND == GRU_BEFORE
       const COMPUTED reset = was[i].gates[0];
       COMPUTED dh = carried[item];
       const COMPUTED dr = gru_reset_back(dh, gradient, reset, h_old[i]), took = reset * h_old[i];
       carried[item] = dh;
-      next[0] = dr;
+      put_sum(r, row, unit, dr);
       to[0] = narrow<STORAGE>(dr);
 #else
       COMPUTED cell = dc[item];
@@ -268,7 +269,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
 #pragma unroll
       for (int gate = 0; gate < 4; ++gate) {
         to[gate * (INDEX)units] = narrow<STORAGE>(was[i].gates[gate]);
-        next[gate * UNITS_WIDE] = was[i].gates[gate];
+        put_sum(r, row, gate * UNITS_WIDE + unit, was[i].gates[gate]);
       }
 #endif
       if (met) met[(place * gridDim.z + d) * units + unit] = narrow<STORAGE>(took);

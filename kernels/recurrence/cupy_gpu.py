@@ -13,7 +13,7 @@ from typing import Any
 from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER, implement
 from kernels.recurrence.plan_gpu import sequence_strides
 from kernels.recurrence.problem import SUFFIXES, Layer, Weights
-from kernels.recurrence.tiles_cuda import Cell, StepTile, cell_of, step_tile, wide
+from kernels.recurrence.tiles_cuda import Cell, StepTile, cell_of, step_tile
 from kernels.runtime.cuda_source import storage
 from kernels.runtime.cupy_gpu import (
     DTYPES,
@@ -62,14 +62,18 @@ class _Axis:
     stride: int
 
 
-def _packed(sources: list[Array], columns: list[_Axis], terms: list[_Axis]) -> Array:
-    """Each direction's weights as pack_weights.cu lays them out: [D][tiles][terms / pack][columns of a tile][pack]."""
+def _packed(sources: list[Array], columns: list[_Axis], terms: list[_Axis], *, cores: bool) -> Array:
+    """Each direction's weights as pack_weights.cu lays them out, (D, tiles, terms * columns of a tile)."""
     first, dtype = columns[0], dtype_name(sources[0])
     tiles = _tiles(first.count, first.width)
     tile_columns, all_terms = first.groups * first.width, terms[0].groups * terms[0].width
     packed = empty((len(sources), tiles, all_terms * tile_columns), dtype)
     for d, (source, column, term) in enumerate(zip(sources, columns, terms)):
-        constants: dict[str, int | str] = {"STORAGE": storage(dtype), "INDEX": index_type(source, packed)}
+        constants: dict[str, int | str] = {
+            "STORAGE": storage(dtype),
+            "INDEX": index_type(source, packed),
+            "CORES": int(cores),
+        }
         launch(
             "recurrence/pack_weights.cu", "pack_weights",
             (_tiles(tile_columns, 32), _tiles(all_terms, 32), tiles), (256,),
@@ -83,7 +87,7 @@ def _packed_weights(
     cell: Cell, tile: StepTile, directions: tuple[Weights, ...], *, backward: bool
 ) -> tuple[Array, ...]:
     """(weights of the first product, of the second or None) of every direction."""
-    units, hidden = wide(cell.units), wide(cell.hidden)
+    units, hidden = cell.wide(cell.units), cell.wide(cell.hidden)
 
     def packed(sources: list[Array], rows: tuple[int, int, int], columns: tuple[int, int]) -> Array:
         """rows: groups, rows of each, of which so many side by side; columns: how many, side by side."""
@@ -92,7 +96,7 @@ def _packed_weights(
             down, across = element_strides(source)
             row_axes.append(_Axis(*rows, rows[1] * down, down))
             column_axes.append(_Axis(1, *columns, 0, across))
-        return _packed(sources, *((column_axes, row_axes) if backward else (row_axes, column_axes)))
+        return _packed(sources, *((column_axes, row_axes) if backward else (row_axes, column_axes)), cores=cell.cores)
 
     recurrent = [w.w_hh for w in directions]
     rows = (cell.first_gates, cell.units, units if backward else tile.unit_tile)
@@ -180,11 +184,11 @@ def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
     if tile.path != "stepwise":
         run(0, 1, (None,) * 5, 0, p.steps)
         return tuple(made.values())
-    states = [zeros((p.directions, p.batch, wide(p.hidden)), calculated) for _ in range(2)]
+    states = [zeros((p.directions, p.batch, cell.wide(p.hidden)), calculated) for _ in range(2)]
     of_cells = empty((p.directions, p.batch, p.units), calculated) if p.cell == "lstm" else None
     between = update = None
     if cell.has_second:
-        between = zeros((p.directions, p.batch, wide(p.units)), calculated)
+        between = zeros((p.directions, p.batch, cell.wide(p.units)), calculated)
         update = empty((p.directions, p.batch, p.units), calculated)
     unit_tiles, hidden_tiles = _tiles(p.units, tile.unit_tile), _tiles(p.hidden, tile.hidden_tile)
     for step in range(p.steps):
@@ -323,13 +327,13 @@ def _walk_back(
     if tile.path != "stepwise":
         run(0, 1, (None,) * 5, 0, p.steps + 1)
         return walked
-    terms = cell.first_gates * wide(p.units)
+    terms = cell.first_gates * cell.wide(p.units)
     sums = [zeros((p.directions, p.batch, terms), calculated) for _ in range(2)]
     of_states = empty((p.directions, p.batch, p.hidden), calculated)
     of_cells = empty((p.directions, p.batch, p.units), calculated) if p.cell == "lstm" else None
     between = None
     if cell.has_second:
-        between = zeros((p.directions, p.batch, wide(p.hidden)), calculated)
+        between = zeros((p.directions, p.batch, cell.wide(p.hidden)), calculated)
     unit_tiles, hidden_tiles = _tiles(p.units, tile.unit_tile), _tiles(p.hidden, tile.hidden_tile)
     for number in range(p.steps + 1):
         carried = (sums[number % 2], sums[1 - number % 2], of_states, of_cells, between)

@@ -1,10 +1,10 @@
 // A recurrent layer forward: all steps of a tile of rows in one launch, or one step of a tile of rows and units.
 //
 // Constants (tiles_cuda.py says what they are): STORAGE, COMPUTED, INDEX, LENGTH (types), KIND, PROJECTS, STEPWISE, PHASE,
-// HELD, ROWS, THREADS, UNIT_TILE, UNITS_WIDE, HIDDEN_TILE, HIDDEN_WIDE; of the products FIRST_LANES, FIRST_EACH,
-// FIRST_STRIDE, SECOND_LANES, SECOND_EACH, SECOND_STRIDE; places in shared memory and distances of rows there, in numbers
-// of COMPUTED: AT_ROWS, AT_BIAS, AT_STATE, AT_CELL, AT_BETWEEN, AT_UPDATE, AT_SUMS, AT_WEIGHTS, AT_SECOND, STATE_STRIDE,
-// BETWEEN_STRIDE.
+// HELD, CORES, ROWS, THREADS, UNIT_TILE, UNITS_WIDE, HIDDEN_TILE, HIDDEN_WIDE; of the products FIRST_LANES, FIRST_EACH,
+// FIRST_SPLIT, FIRST_STRIDE, SECOND_LANES, SECOND_EACH, SECOND_SPLIT, SECOND_STRIDE; places in shared memory in numbers of
+// COMPUTED: AT_ROWS, AT_BIAS, AT_STATE, AT_OWN, AT_CELL, AT_BETWEEN, AT_UPDATE, AT_SUMS, AT_WEIGHTS, AT_SECOND; and
+// distances of rows there in numbers of FACTOR: STATE_STRIDE, BETWEEN_STRIDE.
 //
 // Not STEPWISE: a block has all units of its rows and runs the steps begin to end. STEPWISE: it has UNIT_TILE units and
 // runs the step `begin`; what goes from step to step lies in the arrays that are called states. A cell with a second
@@ -59,9 +59,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_forward(
   int* rows = reinterpret_cast<int*>(shared + AT_ROWS);
   int* ends = rows + ROWS;
   COMPUTED* biases = shared + AT_BIAS;  // [BIASES][UNIT_TILE]
-  COMPUTED* h = shared + AT_STATE;  // [ROWS][HIDDEN_WIDE], rows STATE_STRIDE apart
+  FACTOR* states = reinterpret_cast<FACTOR*>(shared + AT_STATE);  // [FACTOR_ROWS][HIDDEN_WIDE], rows STATE_STRIDE apart
+  COMPUTED* h = shared + AT_OWN;  // [ROWS][HIDDEN_TILE], the states that this block makes
   COMPUTED* c = shared + AT_CELL;  // [ROWS][UNIT_TILE]
-  COMPUTED* between = shared + AT_BETWEEN;  // [ROWS][UNITS_WIDE], rows BETWEEN_STRIDE apart
+  FACTOR* between = reinterpret_cast<FACTOR*>(shared + AT_BETWEEN);  // [FACTOR_ROWS][UNITS_WIDE], rows BETWEEN_STRIDE apart
   COMPUTED* update = shared + AT_UPDATE;  // [ROWS][UNIT_TILE]
   COMPUTED* sums = shared + AT_SUMS;
   const int d = blockIdx.z, first_unit = blockIdx.y * UNIT_TILE, first_hidden = blockIdx.y * HIDDEN_TILE;
@@ -96,22 +97,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_forward(
 #endif
   __syncthreads();
 
-  // The states before the first step of this launch; in PHASE 2 no more than the block changes.
-#if PHASE == 2
+  // The states before the first step of this launch: those of the block, and all of them for the product.
   for (int i = threadIdx.x; i < ROWS * HIDDEN_TILE; i += THREADS) {
-    const int r = i / HIDDEN_TILE, row = rows[r], p = first_hidden + i % HIDDEN_TILE;
-    if (row < 0 || p >= hidden) continue;
+    const int row = rows[i / HIDDEN_TILE], p = first_hidden + i % HIDDEN_TILE;
     const INDEX state = (INDEX)d * batch + row;
-    h[r * STATE_STRIDE + p] = begin == 0 ? at_or_zero(h0, state * hidden + p) : state_before[state * HIDDEN_WIDE + p];
+    COMPUTED value = 0;
+    if (row >= 0 && p < hidden)
+      value = begin == 0 ? at_or_zero(h0, state * hidden + p) : state_before[state * HIDDEN_WIDE + p];
+    h[i] = value;
   }
-#else
+#if PHASE != 2
   if (begin == 0) {
-    for (int i = threadIdx.x; i < ROWS * HIDDEN_WIDE; i += THREADS) {
-      const int row = rows[i / HIDDEN_WIDE], p = i % HIDDEN_WIDE;
-      h[i / HIDDEN_WIDE * STATE_STRIDE + p] = row >= 0 && p < hidden ? at_or_zero(h0, ((INDEX)d * batch + row) * hidden + p) : COMPUTED(0);
+    for (int i = threadIdx.x; i < FACTOR_ROWS * HIDDEN_WIDE; i += THREADS) {
+      const int r = i / HIDDEN_WIDE, row = r < ROWS ? rows[r] : -1, p = i % HIDDEN_WIDE;
+      COMPUTED value = 0;
+      if (row >= 0 && p < hidden) value = at_or_zero(h0, ((INDEX)d * batch + row) * hidden + p);
+      states[r * STATE_STRIDE + p] = narrow<FACTOR>(value);
     }
   } else {
-    load_rows<HIDDEN_WIDE, STATE_STRIDE>(state_before + (INDEX)d * batch * HIDDEN_WIDE, rows, h);
+    load_rows<HIDDEN_WIDE, STATE_STRIDE>(state_before + (INDEX)d * batch * HIDDEN_WIDE, rows, states);
   }
 #endif
 #if KIND == LSTM && PHASE != 2
@@ -124,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_forward(
 #if PHASE == 2
   load_rows<UNITS_WIDE, BETWEEN_STRIDE>(between_state + (INDEX)d * batch * UNITS_WIDE, rows, between);
 #elif HAS_SECOND && PHASE == 0
-  for (int i = threadIdx.x; i < ROWS * BETWEEN_STRIDE; i += THREADS) between[i] = 0;
+  clear_rows<BETWEEN_STRIDE>(between);
 #endif
   __syncthreads();
 
@@ -145,7 +149,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_forward(
         for (int gate = 0; gate < GATES; ++gate) ahead[i][gate] = from[gate * (INDEX)units];
       }
     }
-    multiply<HIDDEN_WIDE, STATE_STRIDE, FIRST_COLUMNS, FIRST_LANES, FIRST_EACH, FIRST_STRIDE>(h, weights, sums);
+    multiply<HIDDEN_WIDE, STATE_STRIDE, FIRST_COLUMNS, FIRST_LANES, FIRST_EACH, FIRST_SPLIT, FIRST_STRIDE>(states, weights, sums);
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
@@ -157,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_forward(
       for (int gate = 0; gate < GATES; ++gate) {
         total[gate] = ahead[i][gate] + biases[gate * UNIT_TILE + j];
         if (gate < FIRST_GATES && !(KIND == GRU_AFTER && gate == 2))
-          total[gate] += sum_of<FIRST_COLUMNS, FIRST_LANES, FIRST_STRIDE>(sums, r, gate * UNIT_TILE + j);
+          total[gate] += sum_of<FIRST_COLUMNS, FIRST_SPLIT, FIRST_STRIDE>(sums, r, gate * UNIT_TILE + j);
       }
       STORAGE* keep = kept + (step + row) * KEPT * units + unit;
 #if KIND == LSTM
@@ -171,15 +175,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_forward(
       }
 #elif KIND == GRU_AFTER
       COMPUTED gates[4] = {total[0], total[1], total[2], 0};
-      gates[3] = sum_of<FIRST_COLUMNS, FIRST_LANES, FIRST_STRIDE>(sums, r, 2 * UNIT_TILE + j) + biases[3 * UNIT_TILE + j];
-      const COMPUTED value = gru_cell(gates, h[r * STATE_STRIDE + unit]);
+      gates[3] = sum_of<FIRST_COLUMNS, FIRST_SPLIT, FIRST_STRIDE>(sums, r, 2 * UNIT_TILE + j) + biases[3 * UNIT_TILE + j];
+      const COMPUTED value = gru_cell(gates, h[item]);
       if (kept) {
 #pragma unroll
         for (int gate = 0; gate < 4; ++gate) keep[gate * (INDEX)units] = narrow<STORAGE>(gates[gate]);
       }
 #elif KIND == GRU_BEFORE
       const COMPUTED reset = sigmoid(total[0]), z = sigmoid(total[1]);
-      const COMPUTED value = reset * h[r * STATE_STRIDE + unit];
+      const COMPUTED value = reset * h[item];
       // The sum of n waits for the second product beside z.
       const INDEX state_at = ((INDEX)d * batch + row) * units + unit;
       (STEPWISE ? update_state[state_at] : update[item]) = z;
@@ -191,9 +195,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_forward(
       const COMPUTED value = rnn_cell(total[0]);
 #endif
 #if HAS_SECOND
-      (STEPWISE ? between_state[((INDEX)d * batch + row) * UNITS_WIDE + unit] : between[r * BETWEEN_STRIDE + unit]) = value;
+      if (STEPWISE) between_state[((INDEX)d * batch + row) * UNITS_WIDE + unit] = value;
+      else between[r * BETWEEN_STRIDE + unit] = narrow<FACTOR>(value);
 #else
-      h[r * STATE_STRIDE + unit] = value;
+      h[item] = value;
+      if (!STEPWISE) states[r * STATE_STRIDE + unit] = narrow<FACTOR>(value);
       if (full) full[t * full_time + row * full_row + d * (INDEX)hidden + unit] = narrow<STORAGE>(value);
       if (last && t + 1 == ends[r]) last[(row * gridDim.z + d) * hidden + unit] = narrow<STORAGE>(value);
 #endif
@@ -201,7 +207,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_forward(
     __syncthreads();
 #endif
 #if HAS_SECOND && PHASE != 1
-    multiply<UNITS_WIDE, BETWEEN_STRIDE, SECOND_COLUMNS, SECOND_LANES, SECOND_EACH, SECOND_STRIDE>(between, second, sums);
+    multiply<UNITS_WIDE, BETWEEN_STRIDE, SECOND_COLUMNS, SECOND_LANES, SECOND_EACH, SECOND_SPLIT, SECOND_STRIDE>(between, second, sums);
     __syncthreads();
 #if KIND == GRU_BEFORE
     constexpr int COUNT = ITEMS, TILE = UNIT_TILE;
@@ -213,7 +219,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_forward(
       const int item = threadIdx.x + i * THREADS, r = item / TILE, j = item % TILE, p = blockIdx.y * TILE + j;
       if ((ROWS * TILE % THREADS && r >= ROWS) || t >= ends[r] || p >= hidden) continue;
       const INDEX row = rows[r];
-      COMPUTED value = sum_of<SECOND_COLUMNS, SECOND_LANES, SECOND_STRIDE>(sums, r, j);
+      COMPUTED value = sum_of<SECOND_COLUMNS, SECOND_SPLIT, SECOND_STRIDE>(sums, r, j);
 #if KIND == GRU_BEFORE
 #if PHASE == 2
       const INDEX place = (INDEX)t * input_time + row * input_row;
@@ -223,10 +229,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_forward(
       const COMPUTED of_input = ahead[i][2], z = update[item];
 #endif
       const COMPUTED n = tangent(of_input + biases[2 * UNIT_TILE + j] + value);
-      value = n + z * (h[r * STATE_STRIDE + p] - n);
+      value = n + z * (h[item] - n);
       if (kept) kept[((step + row) * 3 + 2) * (INDEX)units + p] = narrow<STORAGE>(n);
 #endif
-      h[r * STATE_STRIDE + p] = value;
+      h[item] = value;
+      if (!STEPWISE) states[r * STATE_STRIDE + p] = narrow<FACTOR>(value);
       if (full) full[t * full_time + row * full_row + d * (INDEX)hidden + p] = narrow<STORAGE>(value);
       if (last && t + 1 == ends[r]) last[(row * gridDim.z + d) * hidden + p] = narrow<STORAGE>(value);
     }
@@ -246,9 +253,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_forward(
 #endif
 #if PHASE != 1
   for (int i = threadIdx.x; i < ROWS * HIDDEN_TILE; i += THREADS) {
-    const int r = i / HIDDEN_TILE, row = rows[r], p = first_hidden + i % HIDDEN_TILE;
+    const int row = rows[i / HIDDEN_TILE], p = first_hidden + i % HIDDEN_TILE;
     if (row < 0 || p >= hidden) continue;
-    const COMPUTED value = h[r * STATE_STRIDE + p];
+    const COMPUTED value = h[i];
     if (is_final) h_n[((INDEX)d * batch + row) * hidden + p] = narrow<STORAGE>(value);
     else state_after[((INDEX)d * batch + row) * HIDDEN_WIDE + p] = value;
   }

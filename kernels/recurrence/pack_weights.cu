@@ -1,11 +1,12 @@
 // Recurrent weights as the steps' products read them (product.cuh).
 //
-// Constants: STORAGE, INDEX (types).
+// Constants: STORAGE, INDEX (types), CORES (whether tensor cores multiply them).
 #include "runtime/cuda/types.cuh"
 
 #define PACK (16 / (int)sizeof(STORAGE))
 
-// One direction's weights: [tiles][terms / PACK][columns of a tile][PACK].
+// One direction's weights: [tiles][terms / PACK][columns of a tile][PACK]. For tensor cores [tiles][terms / 16]
+// [columns of a tile / 16][32][8]: 16 columns and 16 terms as mma.m16n8k16 has them, eight numbers of each lane together.
 //
 // The columns of a tile come in groups of column_tile, the terms in groups of terms_wide; what lies past `columns` (of
 // all tiles) or `terms` of a group becomes 0. Column c of group g and term k of group f is
@@ -30,13 +31,25 @@ extern "C" __global__ void __launch_bounds__(256) pack_weights(
     tile[c][k] = value;
   }
   __syncthreads();
-  STORAGE* to = packed + ((INDEX)blockIdx.z * all_terms + first_term) * tile_columns + (INDEX)first_column * PACK;
+  // In both orders a pack (or 16) of terms of all columns lies together.
+  STORAGE* to = packed + ((INDEX)blockIdx.z * all_terms + first_term) * tile_columns;
+  to += (INDEX)first_column * (CORES ? 16 : PACK);
   for (int i = threadIdx.x; i < 32 * 32 / PACK; i += 256) {
+    Vector<STORAGE, PACK> values;
+#if CORES
+    // Two tiles of columns, two of terms. A lane's pairs of terms: its column and that 8 behind, then 8 terms behind.
+    const int lane = i % 32, c = i / 32 % 2 * 16, k = i / 64 * 16;
+    if (first_column + c >= tile_columns || first_term + k >= all_terms) continue;
+#pragma unroll
+    for (int e = 0; e < PACK; ++e)
+      values.v[e] = tile[c + lane / 4 + e / 2 % 2 * 8][k + lane % 4 * 2 + e % 2 + e / 4 * 8];
+    *reinterpret_cast<Vector<STORAGE, PACK>*>(to + (INDEX)k * tile_columns + c * 16 + lane * 8) = values;
+#else
     const int c = i % 32, chunk = i / 32;
     if (first_column + c >= tile_columns || first_term + chunk * PACK >= all_terms) continue;
-    Vector<STORAGE, PACK> values;
 #pragma unroll
     for (int e = 0; e < PACK; ++e) values.v[e] = tile[c][chunk * PACK + e];
     *reinterpret_cast<Vector<STORAGE, PACK>*>(to + (INDEX)chunk * tile_columns * PACK + c * PACK) = values;
+#endif
   }
 }

@@ -2,7 +2,8 @@
 
 A step multiplies the states of a few rows, in shared memory, by packed weights. The threads of a block stand in `lanes`
 columns and in splits of the terms; each has `each` columns `lanes` apart and all rows, so that one load of 16 bytes of
-weights serves rows x 16 bytes of products. Sums go through shared memory, where the cells add the splits up.
+weights serves rows x 16 bytes of products. In half precision tensor cores multiply, 16 columns and terms by eight rows
+at a time. Sums go through shared memory, where the cells add the splits up.
 
 Everything here is a pure function; the kernels get the numbers as compile-time constants.
 """
@@ -28,8 +29,8 @@ STREAMED_BYTES = 512 << 10
 MOST_SUMS = 32
 #: Numbers of the input's sums that a thread asks for ahead, in 4 bytes.
 MOST_AHEAD = 32
-#: Sizes are rounded up to this: 16 bytes of half precision, and columns that fill whole sectors of 32 bytes.
-ROUND = 8
+#: Sizes are rounded up to this, so that columns fill whole sectors of 32 bytes; on tensor cores to their tiles.
+ROUND, CORES_ROUND = 8, 16
 #: Units of a block where it has not all of them.
 UNIT_TILES = (64, 32, 16, 8)
 
@@ -63,6 +64,16 @@ class Cell:
         return 16 // self.itemsize
 
     @property
+    def cores(self) -> bool:
+        """Whether tensor cores multiply."""
+        return self.itemsize == 2
+
+    def wide(self, n: int) -> int:
+        """A number of units or states rounded up to whole packs and tiles."""
+        step = CORES_ROUND if self.cores else ROUND
+        return -(-n // step) * step
+
+    @property
     def gates(self) -> int:
         """G."""
         return {"lstm": 4, "gru_after": 3, "gru_before": 3}.get(self.kind, 1)
@@ -83,13 +94,15 @@ class ProductTile:
     """How the threads of a block share a product.
 
     Attributes:
-        lanes: threads side by side in the columns.
-        each: columns of a thread, `lanes` apart.
+        lanes: columns that are taken side by side, by a thread each, or 16 of them by a warp with tensor cores.
+        each: how many of a thread, `lanes` apart.
+        split: groups of threads that share out the terms.
         row_stride: distance of the rows in the sums [rows][splits][columns], which keeps banks apart.
     """
 
     lanes: int
     each: int
+    split: int
     row_stride: int
 
 
@@ -125,17 +138,20 @@ class StepTile:
             "PROJECTS": int(cell.projects),
             "STEPWISE": int(self.path == "stepwise"),
             "HELD": int(self.path == "held"),
+            "CORES": int(cell.cores),
             "ROWS": self.rows,
             "THREADS": self.threads,
             "UNIT_TILE": self.unit_tile,
-            "UNITS_WIDE": wide(cell.units),
+            "UNITS_WIDE": cell.wide(cell.units),
             "HIDDEN_TILE": self.hidden_tile,
-            "HIDDEN_WIDE": wide(cell.hidden),
+            "HIDDEN_WIDE": cell.wide(cell.hidden),
             "FIRST_LANES": self.first.lanes,
             "FIRST_EACH": self.first.each,
+            "FIRST_SPLIT": self.first.split,
             "FIRST_STRIDE": self.first.row_stride,
             "SECOND_LANES": self.second.lanes,
             "SECOND_EACH": self.second.each,
+            "SECOND_SPLIT": self.second.split,
             "SECOND_STRIDE": self.second.row_stride,
             **dict(self.constants),
         }
@@ -169,11 +185,6 @@ def cell_of(p: Layer) -> Cell:
     return Cell(kind_of(p), p.units, p.hidden, p.projects, p.x.itemsize)
 
 
-def wide(n: int) -> int:
-    """`n` rounded up to whole packs."""
-    return -(-n // ROUND) * ROUND
-
-
 def stride_for(width: int, tile: int) -> int:
     """The least stride from `width` on with which rows of `tile` neighbours follow each other through the banks."""
     return width + (tile - width) % 32
@@ -202,61 +213,76 @@ def product_tile(columns: int, terms: int, rows: int, threads: int, tile: int, c
         tile: units or states of which the columns are made up, gate by gate.
         cell: for the sizes of numbers.
     """
-    chunks = -(-terms // cell.pack)
+    chunks = -(-terms // (16 if cell.cores else cell.pack))
+    step, most = (16, threads // 2) if cell.cores else (ROUND, threads)
     best: tuple[float, int, int] | None = None
-    for lanes in range(ROUND, threads + 1, ROUND):
-        if threads % lanes or (lanes > 32 and lanes % 32) or not _banks_apart(lanes, columns):
+    for lanes in range(step, most + 1, step):
+        split = most // lanes
+        apart = cell.cores or ((lanes <= 32 or lanes % 32 == 0) and _banks_apart(lanes, columns))
+        if most % lanes or not apart:
             continue
-        split = threads // lanes
         for each in range(1, 5):
-            if each > 1 and each * rows * cell.computed_size // 4 > MOST_SUMS:
+            if each > 1 and not cell.cores and each * rows * cell.computed_size // 4 > MOST_SUMS:
                 continue
-            # Issue slots of a thread: loads of 16 bytes of weights take four, products one, sums are stored and read.
+            # Issue slots of a thread: loads of 16 bytes of weights take four, products one (on tensor cores two and two
+            # loads of states), sums are stored and read.
             turn = 4 * each + rows * cell.pack * cell.computed_size // 16 + each * rows * cell.pack
-            work = -(-columns // (lanes * each)) * (-(-chunks // split) * turn + each * rows)
+            if cell.cores:
+                turn = 4 * each + 2 + 2 * each
+            work = -(-columns // (lanes * each)) * (-(-chunks // split) * turn + each * (4 if cell.cores else rows))
             cost = work + rows * columns / threads * split
             if best is None or cost < best[0]:
                 best = cost, lanes, each
     assert best is not None  # a whole warp always does
-    split = threads // best[1]
-    return ProductTile(best[1], best[2], stride_for(split * columns, tile))
+    split = most // best[1]
+    # Tensor cores leave the sums of rows 0, 2, 4, 6 of eight columns in a warp.
+    stride = stride_for(split * columns, 4 if cell.cores else tile)
+    return ProductTile(best[1], best[2], split, stride)
 
 
 def _shared(
     cell: Cell, tile: StepTile, *, backward: bool, held_elements: tuple[int, int]
 ) -> tuple[tuple[tuple[str, int], ...], int]:
-    """(places in shared memory, in numbers that are computed with, and strides; bytes)."""
-    first_terms = cell.first_gates * wide(cell.units) if backward else wide(cell.hidden)
-    second_terms = wide(cell.units) if cell.kind == "gru_before" or not backward else wide(cell.hidden)
-    state_stride = stride_for(first_terms, tile.hidden_tile)
-    second_tile = tile.hidden_tile if backward and cell.projects else tile.unit_tile
-    between_stride = stride_for(second_terms, second_tile) if cell.has_second else 0
+    """(places in shared memory, in numbers that are computed with, and strides of factors; bytes)."""
+    first_terms = cell.first_gates * cell.wide(cell.units) if backward else cell.wide(cell.hidden)
+    second_terms = cell.wide(cell.hidden if backward and cell.projects else cell.units)
+    if cell.cores:
+        # Eight rows, four words apart: the pairs that the lanes of a warp take lie in different banks.
+        factor_rows, factor_size = 8, cell.itemsize
+        state_stride, between_stride = (2 * stride_for(n // 2, 4) for n in (first_terms, second_terms))
+    else:
+        factor_rows, factor_size = tile.rows, cell.computed_size
+        second_tile = tile.hidden_tile if backward and cell.projects else tile.unit_tile
+        state_stride, between_stride = stride_for(first_terms, tile.hidden_tile), stride_for(second_terms, second_tile)
+    between_stride *= cell.has_second
     sums = max(tile.first.row_stride, tile.second.row_stride if cell.has_second else 0)
-    held = tuple(n * cell.itemsize // cell.computed_size if tile.path == "held" else 0 for n in held_elements)
+    held = tuple(n * cell.itemsize if tile.path == "held" else 0 for n in held_elements)
     biases = 0 if backward else cell.gates + (cell.kind == "gru_after")
+    of_unit, of_state = (tile.rows * size * cell.computed_size for size in (tile.unit_tile, tile.hidden_tile))
     sizes = {
-        "AT_ROWS": -(-2 * tile.rows * 4 // 16) * 16 // cell.computed_size,
+        "AT_ROWS": 2 * tile.rows * 4,
         "AT_WEIGHTS": held[0],
         "AT_SECOND": held[1],
-        "AT_STATE": tile.rows * state_stride,
-        "AT_BETWEEN": tile.rows * between_stride,
-        "AT_BIAS": biases * tile.unit_tile,
-        "AT_CELL": tile.rows * tile.unit_tile if cell.kind == "lstm" else 0,
-        "AT_UPDATE": tile.rows * tile.unit_tile if cell.kind == "gru_before" and not backward else 0,
-        "AT_CARRIED": tile.rows * tile.hidden_tile if backward else 0,
-        "AT_SUMS": tile.rows * sums,
+        "AT_STATE": factor_rows * state_stride * factor_size,
+        "AT_BETWEEN": factor_rows * between_stride * factor_size,
+        "AT_BIAS": biases * tile.unit_tile * cell.computed_size,
+        "AT_OWN": 0 if backward else of_state,
+        "AT_CELL": of_unit if cell.kind == "lstm" else 0,
+        "AT_UPDATE": of_unit if cell.kind == "gru_before" and not backward else 0,
+        "AT_CARRIED": of_state if backward else 0,
+        "AT_SUMS": tile.rows * sums * cell.computed_size,
     }
     places, at = {}, 0
     for name, size in sizes.items():
         places[name] = at
-        at += -(-size * cell.computed_size // 16) * 16 // cell.computed_size
+        at += -(-size // 16) * 16 // cell.computed_size
     places |= {"STATE_STRIDE": state_stride, "BETWEEN_STRIDE": between_stride}
     return tuple(places.items()), at * cell.computed_size
 
 
 def _tile(cell: Cell, path: str, rows: int, unit_tile: int, hidden_tile: int, *, backward: bool) -> StepTile:
     """The tile of a path, of so many rows, units and states."""
-    units, hidden = wide(cell.units), wide(cell.hidden)
+    units, hidden = cell.wide(cell.units), cell.wide(cell.hidden)
     if backward:
         first = (hidden_tile, cell.first_gates * units, hidden_tile)
         second = (unit_tile, hidden if cell.projects else units, unit_tile)
@@ -306,7 +332,7 @@ def _whole(cell: Cell, p: Layer, target: Target, asked: Asked, *, backward: bool
     """The tile that runs all steps in one launch, or None where the weights are too large for that."""
     rows = _power_of_two(-(-p.batch * p.directions // target.multiprocessors))
     rows = asked.rows or min(rows, most_rows(cell), _power_of_two(p.batch))
-    units, hidden = wide(cell.units), wide(cell.hidden)
+    units, hidden = cell.wide(cell.units), cell.wide(cell.hidden)
     # More units than this would need more registers for what is asked for ahead.
     ahead = -(-units // 512) * cell.gates * cell.computed_size // 4
     if asked.path is None and ahead > MOST_AHEAD:
@@ -339,8 +365,8 @@ def _stepwise(cell: Cell, p: Layer, target: Target, asked: Asked, *, backward: b
                 continue
             elements = tile_elements(cell, tile, backward=backward)
             blocks = -(-p.batch // rows) * -(-cell.units // size) * p.directions
-            # Clocks of a block: 64 bytes of weights each from the L2 cache, or 128 products.
-            clocks = max(elements * cell.itemsize / 64, elements * rows / 128)
+            # Clocks of a block: 64 bytes of weights each from the L2 cache, or 128 products; tensor cores 1024.
+            clocks = max(elements * cell.itemsize / 64, elements * (1 / 128 if cell.cores else rows / 128))
             time = -(-blocks // target.multiprocessors) * clocks
             if best is None or time < best[0]:
                 best = time, tile
@@ -355,5 +381,5 @@ def _stepwise(cell: Cell, p: Layer, target: Target, asked: Asked, *, backward: b
 def tile_elements(cell: Cell, tile: StepTile, *, backward: bool) -> int:
     """Weights of the first product that a block reads at a step."""
     if backward:
-        return tile.hidden_tile * cell.first_gates * wide(cell.units)
-    return tile.unit_tile * cell.first_gates * wide(cell.hidden)
+        return tile.hidden_tile * cell.first_gates * cell.wide(cell.units)
+    return tile.unit_tile * cell.first_gates * cell.wide(cell.hidden)
