@@ -72,9 +72,9 @@ def test_every_path(case: Case, path: str):
 @pytest.mark.parametrize("path", ["streamed", "stepwise"])
 @pytest.mark.parametrize("case", kinds())
 def test_every_path_in_other_types(case: Case, path: str, dtype: str):
-    with on(path):
-        of_dtype = helpers.half_complaints if dtype in helpers.HALVES else helpers.complaints
-        report(of_dtype(case, dtype))
+    half = dtype in helpers.HALVES
+    with on(path, unit_tile=16 if half else 8):
+        report(helpers.half_complaints(case, dtype) if half else helpers.complaints(case, dtype))
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -316,7 +316,7 @@ def test_whole_sectors_and_no_conflicts_of_banks(cell: str, path: str, dtype: st
     more: dict[str, Any] = {"reset before": {"reset_after": False}, "projection": {"projection": 32}}.get(cell, {})
     arguments = layer({"reset before": "gru", "projection": "lstm"}.get(cell, cell), (2, 4, 16, 64), **more)
     op = {"reset before": "gru_layer", "projection": "lstm_layer"}.get(cell, f"{cell}_layer")
-    with on(path, "prof", rows=4, unit_tile=16) as launched:
+    with on(path, "prof", rows=4, unit_tile=32) as launched:
         value, pullback = kernels.vjp(op, **helpers.in_dtype(arguments, dtype), backend="cupy")
         pullback(*(np.ones_like(v) for v in value))
     for kernel, c in zip(launched.kernels, launched.counts, strict=True):

@@ -22,7 +22,6 @@ from kernels.recurrence.tiles_cuda import (
     step_tile,
     stride_for,
     use_step_tile,
-    wide,
 )
 from kernels.runtime.targets import TARGETS
 
@@ -78,9 +77,7 @@ def test_tiles(kind: str, batch: int, units: int, dtype: str, target: str, forwa
 
 @functools.cache
 def _all_tiles() -> list[tuple[Layer, Any, bool, StepTile]]:
-    sizes = itertools.product(
-        KINDS, (1, 5, 1000), (2, 17, 64, 150, 700), ("float16", "float32", "float64")
-    )
+    sizes = itertools.product(KINDS, (1, 5, 1000), (2, 17, 64, 150, 700), ("float16", "float32", "float64"))
     return [
         (p, target, backward, step_tile(p, target, backward=backward))
         for kind, batch, units, dtype in sizes for p in (problem(kind, batch, units, dtype),)
@@ -98,21 +95,27 @@ def test_every_tile_is_sound():
         if tile.path == "stepwise":
             assert tile.unit_tile * cell.itemsize >= 32 and tile.unit_tile == tile.hidden_tile
         else:
-            assert (tile.unit_tile, tile.hidden_tile) == (wide(p.units), wide(p.hidden))
+            assert (tile.unit_tile, tile.hidden_tile) == (cell.wide(p.units), cell.wide(p.hidden))
             items = -(-tile.rows * tile.unit_tile // tile.threads)
             assert items * cell.gates * cell.computed_size // 4 <= MOST_AHEAD
         for product in (tile.first, tile.second):
-            assert tile.threads % product.lanes == 0
-            sums = product.each * tile.rows * cell.computed_size // 4
-            assert product.each == 1 or sums <= MOST_SUMS
-        # Places in shared memory follow each other and leave room for what lies there.
+            if cell.cores:
+                assert product.lanes % 16 == 0 and product.lanes // 16 * product.split * 32 == tile.threads
+                assert product.row_stride % 32 == 4 and tile.rows <= 8
+            else:
+                assert product.lanes * product.split == tile.threads
+                assert product.each == 1 or product.each * tile.rows * cell.computed_size // 4 <= MOST_SUMS
+        # What lies in shared memory has room there.
         named = dict(tile.constants)
-        rows = wide(p.hidden) if not backward else cell.first_gates * wide(p.units)
-        assert named["STATE_STRIDE"] >= rows and named["AT_SUMS"] * cell.computed_size < tile.shared_bytes
-        splits = tile.threads // tile.first.lanes
+        terms = cell.first_gates * cell.wide(p.units) if backward else cell.wide(p.hidden)
         columns = tile.hidden_tile if backward else cell.first_gates * tile.unit_tile
-        assert tile.first.row_stride >= splits * columns
+        assert named["STATE_STRIDE"] >= terms and tile.first.row_stride >= tile.first.split * columns
         assert (named["AT_SUMS"] + tile.rows * tile.first.row_stride) * cell.computed_size <= tile.shared_bytes
+        if tile.path == "held":
+            assert named["AT_STATE"] * cell.computed_size >= terms * columns * cell.itemsize
+            assert all(
+                named[name] % (16 // cell.computed_size) == 0 for name in ("AT_WEIGHTS", "AT_SECOND", "AT_STATE")
+            )
 
 
 def test_the_path_is_a_matter_of_the_weights_bytes():
@@ -141,6 +144,17 @@ def test_sums_of_a_warp_lie_in_different_banks(columns: int, threads: int):
         found = product_tile(columns, 256, rows, threads, columns, Cell("rnn_tanh", columns, columns, False, 4))
         lanes = [(i % found.lanes, i // found.lanes) for i in range(32)]
         assert len({(split * columns + lane) % 32 for lane, split in lanes}) == 32
+
+
+@pytest.mark.parametrize("columns", [16, 48, 256])
+def test_tensor_cores_load_and_store_in_different_banks(columns: int):
+    """mma.m16n8k16: a lane has pairs of terms of row lane / 4, and sums of rows 2 (lane % 4) in column lane / 4."""
+    cell = Cell("lstm", columns, columns, False, 2)
+    found = product_tile(4 * columns, columns, 8, 256, columns, cell)
+    assert len({(2 * (lane % 4) * found.row_stride + lane // 4) % 32 for lane in range(32)}) == 32
+    tile = step_tile(problem("lstm", 1, columns, "float16"), TARGETS["sm_90"], backward=False)
+    stride = dict(tile.constants)["STATE_STRIDE"]
+    assert len({(lane // 4 * stride // 2 + lane % 4) % 32 for lane in range(32)}) == 32
 
 
 def test_a_path_that_does_not_fit_is_refused():
