@@ -12,7 +12,7 @@ MATRIX_KERNELS: dict[str, set[str]] = {
         *("attention_forward", "query_gradient", "key_gradients", "bias_gradient"),
         *("convolve", "weight_gradient_of_parts"),
     },
-    "cupy": set(),
+    "cupy": {"convolve", "weight_gradient_of_parts"},
 }
 
 #: By backend and kernel: accesses of a number a row beside its tiles, which no vector can hold.
@@ -34,7 +34,11 @@ OF_WINDOWS: dict[str, set[str]] = {
         *("max_of_windows", "mean_of_windows", "gradient_of_maxima", "gradient_of_means", "sums_of_pixels"),
         *("convolve", "weight_gradient_of_parts", "convolve_depthwise", "spread_depthwise"),
     },
-    "cupy": set(),
+    "cupy": {
+        *("max_of_windows", "mean_of_windows", "power_mean_of_windows"),
+        *("gradient_of_maxima", "gradient_of_means", "gradient_of_power_means", "sums_of_pixels"),
+        *("convolve", "weight_gradient_of_parts", "convolve_depthwise", "spread_depthwise"),
+    },
 }
 
 
@@ -82,6 +86,8 @@ def _follows_windows(kernel: Compiled) -> bool:
 
     In channels-last images they read neighbouring channels, and are held to the rule.
     """
+    if kernel.backend == "cupy":
+        return kernel.name in OF_WINDOWS["cupy"] and kernel.options["VECTOR"] == 1
     last = kernel.options.get("VECTORS", kernel.options.get("LAST", True))
     return kernel.name in OF_WINDOWS[kernel.backend] and not last
 

@@ -74,11 +74,18 @@ void load_matrix_sync(fragment<accumulator, M, N, K, T>& f, const P* p, unsigned
   }
   together();
 }
+// By rows, two neighbours at a time, as the hardware stores 16 x 16 sums.
 template <int M, int N, int K, class T, class P>
-void store_matrix_sync(P* p, const fragment<accumulator, M, N, K, T>& f, unsigned stride, layout_t layout) {
+CUDA_CPU_RAW __attribute__((noinline)) void store_matrix_sync(P* p, const fragment<accumulator, M, N, K, T>& f,
+                                                              unsigned stride, layout_t layout) {
+  bool by_rows = layout == mem_row_major;
+  int neighbours = by_rows && M == 16 && N == 16 ? 2 : 1;
   for (int e = 0; e < f.num_elements; ++e) {
     Place at = place_of<M, N>(e);
-    p[layout == mem_row_major ? at.row * stride + at.column : at.column * stride + at.row] = f.x[e];
+    P* to = p + (by_rows ? at.row * stride + at.column : at.column * stride + at.row);
+    if (e % neighbours == 0)
+      cuda_cpu::touch((uintptr_t)to, neighbours * sizeof(P), true, false, (uintptr_t)__builtin_return_address(0));
+    *to = f.x[e];
   }
   together();
 }
