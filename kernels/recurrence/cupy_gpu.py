@@ -27,6 +27,7 @@ from kernels.runtime.cupy_gpu import (
     index_type,
     launch,
     missing,
+    prepare,
     target_of,
     types,
     vector_of,
@@ -174,28 +175,30 @@ def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
     written = (all_states, last, made["h_n"], c_n, kept, cells)
     given = (sums, weights, second, *biases, h0, c0, lengths, _order(p, tile, lengths))
 
-    def run(phase: int, tiles: int, states: tuple[Array | None, ...], begin: int, end: int) -> None:
-        launch(
+    def prepared(phase: int, tiles: int, states: tuple[Array | None, ...]) -> Any:
+        """A launch from the first step to the last."""
+        return prepare(
             "recurrence/forward.cu", "recurrence_forward", (rows, tiles, p.directions), (tile.threads,),
-            *given, *states, *written, begin, end, *sizes,
+            *given, *states, *written, 0, p.steps, *sizes,
             constants={**constants, "PHASE": phase}, shared_bytes=tile.shared_bytes,
         )  # fmt: skip
 
     if tile.path != "stepwise":
-        run(0, 1, (None,) * 5, 0, p.steps)
+        prepared(0, 1, (None,) * 5)()
         return tuple(made.values())
-    states = [zeros((p.directions, p.batch, cell.wide(p.hidden)), calculated) for _ in range(2)]
+    before, after = (zeros((p.directions, p.batch, cell.wide(p.hidden)), calculated) for _ in range(2))
     of_cells = empty((p.directions, p.batch, p.units), calculated) if p.cell == "lstm" else None
     between = update = None
     if cell.has_second:
         between = zeros((p.directions, p.batch, cell.wide(p.units)), calculated)
         update = empty((p.directions, p.batch, p.units), calculated)
-    unit_tiles, hidden_tiles = _tiles(p.units, tile.unit_tile), _tiles(p.hidden, tile.hidden_tile)
+    tiles = (_tiles(p.units, tile.unit_tile), _tiles(p.hidden, tile.hidden_tile))
+    phases = ((1, tiles[0]), (2, tiles[1])) if cell.has_second else ((0, tiles[0]),)
+    launches = [prepared(*phase, (before, after, of_cells, between, update)) for phase in phases]
     for step in range(p.steps):
-        of_step = (states[step % 2], states[1 - step % 2], of_cells, between, update)
-        run(int(cell.has_second), unit_tiles, of_step, step, step + 1)
-        if cell.has_second:
-            run(2, hidden_tiles, of_step, step, step + 1)
+        for run in launches:
+            run(state_before=before, state_after=after, begin=step, end=step + 1)
+        before, after = after, before
     return tuple(made.values())
 
 
@@ -317,29 +320,30 @@ def _walk_back(
     sizes = (p.steps, p.batch, p.units, p.hidden, p.return_last, *sequence_strides(p, 1), *sequence_strides(p, width))
     rows = _tiles(p.batch, tile.rows)
 
-    def run(phase: int, tiles: int, carried: tuple[Array | None, ...], begin: int, end: int) -> None:
-        launch(
+    def prepared(phase: int, tiles: int, carried: tuple[Array | None, ...]) -> Any:
+        """A launch from the last step to what is left after the first."""
+        return prepare(
             "recurrence/backward.cu", "recurrence_backward", (rows, tiles, p.directions), (tile.threads,),
-            *given, *carried, *written, begin, end, *sizes, *grad_strides,
+            *given, *carried, *written, 0, p.steps + 1, *sizes, *grad_strides,
             constants={**constants, "PHASE": phase}, shared_bytes=tile.shared_bytes,
         )  # fmt: skip
 
     if tile.path != "stepwise":
-        run(0, 1, (None,) * 5, 0, p.steps + 1)
+        prepared(0, 1, (None,) * 5)()
         return walked
     terms = cell.first_gates * cell.wide(p.units)
-    sums = [zeros((p.directions, p.batch, terms), calculated) for _ in range(2)]
+    before, after = (zeros((p.directions, p.batch, terms), calculated) for _ in range(2))
     of_states = empty((p.directions, p.batch, p.hidden), calculated)
     of_cells = empty((p.directions, p.batch, p.units), calculated) if p.cell == "lstm" else None
-    between = None
-    if cell.has_second:
-        between = zeros((p.directions, p.batch, cell.wide(p.hidden)), calculated)
-    unit_tiles, hidden_tiles = _tiles(p.units, tile.unit_tile), _tiles(p.hidden, tile.hidden_tile)
+    between = zeros((p.directions, p.batch, cell.wide(p.hidden)), calculated) if cell.has_second else None
+    tiles = (_tiles(p.hidden, tile.hidden_tile), _tiles(p.units, tile.unit_tile))
+    phases = ((1, tiles[0]), (2, tiles[1])) if cell.has_second else ((0, tiles[0]),)
+    launches = [prepared(*phase, (before, after, of_states, of_cells, between)) for phase in phases]
     for number in range(p.steps + 1):
-        carried = (sums[number % 2], sums[1 - number % 2], of_states, of_cells, between)
-        run(int(cell.has_second), hidden_tiles, carried, number, number + 1)
-        if cell.has_second and number < p.steps:
-            run(2, unit_tiles, carried, number, number + 1)
+        # What is left after the first step has no second product.
+        for run in launches[: 1 if number == p.steps else None]:
+            run(sums_before=before, sums_after=after, begin=number, end=number + 1)
+        before, after = after, before
     return walked
 
 
