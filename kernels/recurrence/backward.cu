@@ -108,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
 #endif
   __syncthreads();
 
-  const int longest = STEPWISE ? steps : longest_of(ends);
+  const int most = longest_of(ends), longest = STEPWISE ? steps : most;
   for (int number = begin; number < min(end, longest + 1); ++number) {
     const int t = d ? number : longest - 1 - number, undone = d ? t - 1 : t + 1, before = d ? t + 1 : t - 1;
     const INDEX step = ((INDEX)d * steps + t) * batch;
@@ -171,7 +171,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
 #endif
     }
     // The gradient of each state: what is carried, what the product brings, what comes in at this step.
-    if (number > 0) {
+    if (number > 0 && undone < most) {
       multiply<FIRST_TERMS, STATE_STRIDE, HIDDEN_TILE, FIRST_LANES, FIRST_EACH, FIRST_SPLIT, FIRST_STRIDE>(ds, weights, sums);
       __syncthreads();
     }
@@ -233,7 +233,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
     __syncthreads();
 #endif
 #if HAS_SECOND && PHASE != 1
-    if (!is_step) break;
+    if (!is_step || t >= most) continue;
 #if PROJECTS || PHASE == 2
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {

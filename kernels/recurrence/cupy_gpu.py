@@ -13,7 +13,8 @@ from typing import Any
 from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER, implement
 from kernels.recurrence.plan_gpu import sequence_strides
 from kernels.recurrence.problem import SUFFIXES, Layer, Weights
-from kernels.recurrence.tiles_cuda import Cell, StepTile, cell_of, step_tile
+from kernels.recurrence.tiles_cuda import StepTile, step_tile
+from kernels.recurrence.weights_cupy import blocks_for, input_weights, packed_weights
 from kernels.runtime.cuda_source import storage
 from kernels.runtime.cupy_gpu import (
     DTYPES,
@@ -41,95 +42,16 @@ Array = Any
 _OPS = {"rnn": RNN_LAYER, "lstm": LSTM_LAYER, "gru": GRU_LAYER}
 
 
-def _tiles(total: int, tile: int) -> int:
-    return -(-total // tile)
-
-
 def _dense(array: Array | None) -> Array | None:
     return None if array is None else contiguous(array)
-
-
-# ----- weights -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """Columns or terms of a product: `groups` of `count` each, of which `width` lie side by side, and their strides."""
-
-    groups: int
-    count: int
-    width: int
-    group_stride: int
-    stride: int
-
-
-def _packed(sources: list[Array], columns: list[_Axis], terms: list[_Axis], *, cores: bool) -> Array:
-    """Each direction's weights as pack_weights.cu lays them out, (D, tiles, terms * columns of a tile)."""
-    first, dtype = columns[0], dtype_name(sources[0])
-    tiles = _tiles(first.count, first.width)
-    tile_columns, all_terms = first.groups * first.width, terms[0].groups * terms[0].width
-    packed = empty((len(sources), tiles, all_terms * tile_columns), dtype)
-    for d, (source, column, term) in enumerate(zip(sources, columns, terms)):
-        constants: dict[str, int | str] = {
-            "STORAGE": storage(dtype),
-            "INDEX": index_type(source, packed),
-            "CORES": int(cores),
-        }
-        launch(
-            "recurrence/pack_weights.cu", "pack_weights",
-            (_tiles(tile_columns, 32), _tiles(all_terms, 32), tiles), (256,),
-            source, packed[d], tile_columns, all_terms, column.width, term.width, column.count, term.count,
-            term.stride == 1, column.group_stride, column.stride, term.group_stride, term.stride, constants=constants,
-        )  # fmt: skip
-    return packed
-
-
-def _packed_weights(
-    cell: Cell, tile: StepTile, directions: tuple[Weights, ...], *, backward: bool
-) -> tuple[Array, ...]:
-    """(weights of the first product, of the second or None) of every direction."""
-    units, hidden = cell.wide(cell.units), cell.wide(cell.hidden)
-
-    def packed(sources: list[Array], rows: tuple[int, int, int], columns: tuple[int, int]) -> Array:
-        """rows: groups, rows of each, of which so many side by side; columns: how many, side by side."""
-        row_axes, column_axes = [], []
-        for source in sources:
-            down, across = element_strides(source)
-            row_axes.append(_Axis(*rows, rows[1] * down, down))
-            column_axes.append(_Axis(1, *columns, 0, across))
-        return _packed(sources, *((column_axes, row_axes) if backward else (row_axes, column_axes)), cores=cell.cores)
-
-    recurrent = [w.w_hh for w in directions]
-    rows = (cell.first_gates, cell.units, units if backward else tile.unit_tile)
-    first = packed(recurrent, rows, (cell.hidden, tile.hidden_tile if backward else hidden))
-    if cell.kind == "gru_before":
-        new = [w[2 * cell.units :] for w in recurrent]
-        rows = (1, cell.units, units if backward else tile.unit_tile)
-        return first, packed(new, rows, (cell.units, tile.unit_tile if backward else units))
-    if cell.projects:
-        rows = (1, cell.hidden, hidden if backward else tile.hidden_tile)
-        columns = (cell.units, tile.unit_tile if backward else units)
-        return first, packed([w.w_hr for w in directions], rows, columns)
-    return first, None
-
-
-def _input_weights(p: Layer, directions: tuple[Weights, ...]) -> Array:
-    """w_ih of every direction, one below the other."""
-    if len(directions) == 1:
-        return directions[0].w_ih
-    rows = p.gates * p.units
-    joined = empty((p.directions * rows, p.inputs), p.x.dtype)
-    for d, w in enumerate(directions):
-        joined[d * rows : (d + 1) * rows] = w.w_ih
-    return joined
 
 
 # ----- steps -------------------------------------------------------------------------------------------------------
 
 
-def _constants(p: Layer, cell: Cell, tile: StepTile, lengths: Array | None, *arrays: Array | None) -> dict[str, Any]:
+def _constants(p: Layer, tile: StepTile, lengths: Array | None, *arrays: Array | None) -> dict[str, Any]:
     length = "long long" if lengths is None else storage(dtype_name(lengths))
-    return {**types(p.x.dtype), "INDEX": index_type(*arrays), "LENGTH": length, **tile.named(cell)}
+    return {**types(p.x.dtype), "INDEX": index_type(*arrays), "LENGTH": length, **tile.named()}
 
 
 def _order(p: Layer, tile: StepTile, lengths: Array | None) -> Array | None:
@@ -145,11 +67,12 @@ def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
         return empty_results(p)
     named = p.named(inputs)
     x, lengths, directions = named["x"], _dense(named["lengths"]), p.weights(named)
-    cell, tile = cell_of(p), step_tile(p, target_of(x), backward=False)
+    tile = step_tile(p, target_of(x), backward=False)
+    cell = tile.cell
     calculated, places = computed_dtype(p.x.dtype), p.steps * p.batch
     sums = empty((places, p.directions * p.gates * p.units), calculated)
-    matrix_product(x.reshape(places, p.inputs), _input_weights(p, directions).T, sums)
-    weights, second = _packed_weights(cell, tile, directions, backward=False)
+    matrix_product(x.reshape(places, p.inputs), input_weights(p, directions).T, sums)
+    weights, second = packed_weights(tile, directions, backward=False)
     make = empty if lengths is None else zeros  # what lies past a row's length is 0
     op = _OPS[p.cell]
     made = {name: form and make(form.shape, form.dtype) for name, form in zip(op.results, p.results())}
@@ -162,7 +85,7 @@ def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
     biases = [_dense(bias) for w in directions for bias in (w.b_ih, w.b_hh)]
     biases += [None] * (4 - len(biases))
     h0, c0 = _dense(named["h0"]), _dense(named.get("c0"))
-    constants = _constants(p, cell, tile, lengths, sums, weights, second, all_states, kept, made["h_n"])
+    constants = _constants(p, tile, lengths, sums, weights, second, all_states, kept, made["h_n"])
     sizes = (
         p.steps,
         p.batch,
@@ -171,7 +94,7 @@ def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
         *sequence_strides(p, 1),
         *sequence_strides(p, p.directions * p.hidden),
     )
-    rows = _tiles(p.batch, tile.rows)
+    rows = blocks_for(p.batch, tile.rows)
     written = (all_states, last, made["h_n"], c_n, kept, cells)
     given = (sums, weights, second, *biases, h0, c0, lengths, _order(p, tile, lengths))
 
@@ -192,7 +115,7 @@ def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
     if cell.has_second:
         between = zeros((p.directions, p.batch, cell.wide(p.units)), calculated)
         update = empty((p.directions, p.batch, p.units), calculated)
-    tiles = (_tiles(p.units, tile.unit_tile), _tiles(p.hidden, tile.hidden_tile))
+    tiles = (blocks_for(p.units, tile.unit_tile), blocks_for(p.hidden, tile.hidden_tile))
     phases = ((1, tiles[0]), (2, tiles[1])) if cell.has_second else ((0, tiles[0]),)
     launches = [prepared(*phase, (before, after, of_cells, between, update)) for phase in phases]
     for step in range(p.steps):
@@ -215,7 +138,7 @@ def backward(p: Layer, *incoming: Array | None, **saved: Array | None) -> tuple[
     sums = walked.sums.reshape(places, p.directions * rows)
     if wanted["x"]:
         found["x"] = empty(p.x.shape, p.x.dtype)
-        matrix_product(sums, _input_weights(p, directions), found["x"].reshape(places, p.inputs))
+        matrix_product(sums, input_weights(p, directions), found["x"].reshape(places, p.inputs))
     if _wants(wanted, "w_ih"):
         x = x.reshape(places, p.inputs) if lengths is None else _without_padding(p, x, lengths)
     totals = _totals(p, walked, wanted)
@@ -266,9 +189,10 @@ def _walk_back(
     saved: dict[str, Any],
 ) -> _Walked:  # fmt: skip
     """Backward through time."""
-    cell, tile = cell_of(p), step_tile(p, target_of(saved["x"]), backward=True)
+    tile = step_tile(p, target_of(saved["x"]), backward=True)
+    cell = tile.cell
     dtype, calculated, lengths = p.x.dtype, computed_dtype(p.x.dtype), _dense(saved["lengths"])
-    weights, second = _packed_weights(cell, tile, directions, backward=True)
+    weights, second = packed_weights(tile, directions, backward=True)
     make = empty if lengths is None else zeros  # what lies past a row's length is 0
 
     def of_places(width: int, *, needed: bool = True) -> Array | None:
@@ -314,11 +238,11 @@ def _walk_back(
     )
     written = (walked.sums, walked.new, walked.old, walked.met, walked.arrived, walked.h0, walked.c0)
     constants = _constants(
-        p, cell, tile, lengths, weights, second, states, kept, incoming[0], walked.sums, walked.old, walked.h0
+        p, tile, lengths, weights, second, states, kept, incoming[0], walked.sums, walked.old, walked.h0
     )  # fmt: skip
     width = p.directions * p.hidden
     sizes = (p.steps, p.batch, p.units, p.hidden, p.return_last, *sequence_strides(p, 1), *sequence_strides(p, width))
-    rows = _tiles(p.batch, tile.rows)
+    rows = blocks_for(p.batch, tile.rows)
 
     def prepared(phase: int, tiles: int, carried: tuple[Array | None, ...]) -> Any:
         """A launch from the last step to what is left after the first."""
@@ -336,7 +260,7 @@ def _walk_back(
     of_states = empty((p.directions, p.batch, p.hidden), calculated)
     of_cells = empty((p.directions, p.batch, p.units), calculated) if p.cell == "lstm" else None
     between = zeros((p.directions, p.batch, cell.wide(p.hidden)), calculated) if cell.has_second else None
-    tiles = (_tiles(p.hidden, tile.hidden_tile), _tiles(p.units, tile.unit_tile))
+    tiles = (blocks_for(p.hidden, tile.hidden_tile), blocks_for(p.units, tile.unit_tile))
     phases = ((1, tiles[0]), (2, tiles[1])) if cell.has_second else ((0, tiles[0]),)
     launches = [prepared(*phase, (before, after, of_states, of_cells, between)) for phase in phases]
     for number in range(p.steps + 1):
@@ -363,7 +287,7 @@ def _without_padding(p: Layer, x: Array, lengths: Array) -> Array:
         "VECTOR": vector,
     }
     launch(
-        "recurrence/mask_padding.cu", "mask_padding", (_tiles(masked.size // vector, 256),), (256,),
+        "recurrence/mask_padding.cu", "mask_padding", (blocks_for(masked.size // vector, 256),), (256,),
         x, lengths, masked, p.steps, p.batch, p.inputs, p.batch_first, *by_time, strides[2], constants=constants,
     )  # fmt: skip
     return masked
@@ -427,7 +351,7 @@ def describe(p: Layer) -> str:
     """The path, and the tile."""
     tile = step_tile(p, target_of(None), backward=False)
     words = _WORDS[tile.path]
-    if tile.path == "stepwise" and cell_of(p).has_second:
+    if tile.path == "stepwise" and tile.cell.has_second:
         words = "two launches a step"
     units = f" and {tile.unit_tile} units" if tile.path == "stepwise" else ""
     return f"{words}, {tile.rows} row{'s' if tile.rows > 1 else ''}{units} a block"

@@ -132,9 +132,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_forward(
 #endif
   __syncthreads();
 
-  const int longest = STEPWISE ? steps : longest_of(ends);
+  const int most = longest_of(ends), longest = STEPWISE ? steps : most;
   for (int number = begin; number < min(end, longest); ++number) {
     const int t = d ? longest - 1 - number : number;
+    if (t >= most) continue;  // no row of the block has the step
     const INDEX step = ((INDEX)d * steps + t) * batch;
 #if PHASE != 2
     // The inputs' sums are asked for before the product, which hides the way to memory.

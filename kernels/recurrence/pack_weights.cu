@@ -5,6 +5,16 @@
 
 #define PACK (16 / (int)sizeof(STORAGE))
 
+// Where a tile of 32 columns and 32 terms has a number in shared memory, so that the threads of a warp find different
+// banks whether they go along the terms, along the columns, or as the packs do. Two-byte numbers lie two to a bank.
+__device__ __forceinline__ int place_of(int column, int term) {
+#if CORES
+  return column * 32 + ((term / 2) ^ (column / 2 % 4 * 4 + column / 8)) * 2 + term % 2;
+#else
+  return column * (32 + (sizeof(STORAGE) == 2 ? 2 : 1)) + term;
+#endif
+}
+
 // One direction's weights: [tiles][terms / PACK][columns of a tile][PACK]. For tensor cores [tiles][terms / 16]
 // [columns of a tile / 16][32][8]: 16 columns and 16 terms as mma.m16n8k16 has them, eight numbers of each lane together.
 //
@@ -18,8 +28,7 @@ extern "C" __global__ void __launch_bounds__(256) pack_weights(
     STORAGE* __restrict__ packed,  // written
     int tile_columns, int all_terms, int column_tile, int terms_wide, int columns, int terms, bool along_terms,
     INDEX column_group, INDEX column_step, INDEX term_group, INDEX term_step) {
-  // Two-byte numbers lie two to a bank: with 34 of them a row, rows are an odd number of banks apart.
-  __shared__ STORAGE tile[32][32 + (sizeof(STORAGE) == 2 ? 2 : 1)];  // [column][term]
+  __shared__ STORAGE tile[32 * 34];
   const int first_column = blockIdx.x * 32, first_term = blockIdx.y * 32;
   for (int i = threadIdx.x; i < 32 * 32; i += 256) {
     const int c = along_terms ? i / 32 : i % 32, k = along_terms ? i % 32 : i / 32;
@@ -28,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(256) pack_weights(
     STORAGE value = STORAGE(0.0f);
     if (first_column + c < tile_columns && first_term + k < all_terms && column < columns && term < terms)
       value = source[group * column_group + column * column_step + part * term_group + term * term_step];
-    tile[c][k] = value;
+    tile[place_of(c, k)] = value;
   }
   __syncthreads();
   // In both orders a pack (or 16) of terms of all columns lies together.
@@ -42,13 +51,13 @@ extern "C" __global__ void __launch_bounds__(256) pack_weights(
     if (first_column + c >= tile_columns || first_term + k >= all_terms) continue;
 #pragma unroll
     for (int e = 0; e < PACK; ++e)
-      values.v[e] = tile[c + lane / 4 + e / 2 % 2 * 8][k + lane % 4 * 2 + e % 2 + e / 4 * 8];
+      values.v[e] = tile[place_of(c + lane / 4 + e / 2 % 2 * 8, k + lane % 4 * 2 + e % 2 + e / 4 * 8)];
     *reinterpret_cast<Vector<STORAGE, PACK>*>(to + (INDEX)k * tile_columns + c * 16 + lane * 8) = values;
 #else
     const int c = i % 32, chunk = i / 32;
     if (first_column + c >= tile_columns || first_term + chunk * PACK >= all_terms) continue;
 #pragma unroll
-    for (int e = 0; e < PACK; ++e) values.v[e] = tile[c][chunk * PACK + e];
+    for (int e = 0; e < PACK; ++e) values.v[e] = tile[place_of(c, chunk * PACK + e)];
     *reinterpret_cast<Vector<STORAGE, PACK>*>(to + (INDEX)chunk * tile_columns * PACK + c * PACK) = values;
 #endif
   }

@@ -45,6 +45,7 @@ class Cell:
         hidden: P, size of the hidden state.
         projects: whether the hidden state is a projection of the units.
         itemsize: bytes of a stored number.
+        cores: whether tensor cores multiply.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class Cell:
     hidden: int
     projects: bool
     itemsize: int
+    cores: bool
 
     @property
     def computed_size(self) -> int:
@@ -62,11 +64,6 @@ class Cell:
     def pack(self) -> int:
         """Stored numbers in 16 bytes."""
         return 16 // self.itemsize
-
-    @property
-    def cores(self) -> bool:
-        """Whether tensor cores multiply."""
-        return self.itemsize == 2
 
     def wide(self, n: int) -> int:
         """A number of units or states rounded up to whole packs and tiles."""
@@ -111,6 +108,7 @@ class StepTile:
     """What a block works on.
 
     Attributes:
+        cell: what is computed.
         path: one of `PATHS`.
         rows: rows of the batch, a power of two.
         threads: of a block.
@@ -121,6 +119,7 @@ class StepTile:
         shared_bytes: shared memory of a block.
     """
 
+    cell: Cell
     path: str
     rows: int
     threads: int
@@ -131,8 +130,9 @@ class StepTile:
     constants: tuple[tuple[str, int], ...] = field(repr=False)
     shared_bytes: int
 
-    def named(self, cell: Cell) -> dict[str, int]:
+    def named(self) -> dict[str, int]:
         """Every constant of the kernels that is a number."""
+        cell = self.cell
         return {
             "KIND": NUMBERS[cell.kind],
             "PROJECTS": int(cell.projects),
@@ -164,15 +164,18 @@ class Asked:
     path: str | None = None
     rows: int | None = None
     unit_tile: int | None = None
+    cores: bool | None = None
 
 
 _override: ContextVar[Asked | None] = ContextVar("step_tile", default=None)
 
 
 @contextmanager
-def use_step_tile(path: str | None = None, rows: int | None = None, unit_tile: int | None = None) -> Iterator[None]:
-    """Take this path, so many rows a block, and (stepwise) so many units, for every recurrence inside the block."""
-    token = _override.set(Asked(path, rows, unit_tile))
+def use_step_tile(
+    path: str | None = None, rows: int | None = None, unit_tile: int | None = None, cores: bool | None = None
+) -> Iterator[None]:
+    """For every recurrence inside the block: this path, so many rows a block and (stepwise) units, tensor cores or not."""
+    token = _override.set(Asked(path, rows, unit_tile, cores))
     try:
         yield
     finally:
@@ -182,7 +185,7 @@ def use_step_tile(path: str | None = None, rows: int | None = None, unit_tile: i
 def cell_of(p: Layer) -> Cell:
     """The cell of a problem."""
     assert (kind_of(p) == "gru_before" or p.projects) == has_second_product(p)
-    return Cell(kind_of(p), p.units, p.hidden, p.projects, p.x.itemsize)
+    return Cell(kind_of(p), p.units, p.hidden, p.projects, p.x.itemsize, p.x.itemsize == 2)
 
 
 def stride_for(width: int, tile: int) -> int:
@@ -241,9 +244,10 @@ def product_tile(columns: int, terms: int, rows: int, threads: int, tile: int, c
 
 
 def _shared(
-    cell: Cell, tile: StepTile, *, backward: bool, held_elements: tuple[int, int]
+    tile: StepTile, *, backward: bool, held_elements: tuple[int, int]
 ) -> tuple[tuple[tuple[str, int], ...], int]:
     """(places in shared memory, in numbers that are computed with, and strides of factors; bytes)."""
+    cell = tile.cell
     first_terms = cell.first_gates * cell.wide(cell.units) if backward else cell.wide(cell.hidden)
     second_terms = cell.wide(cell.hidden if backward and cell.projects else cell.units)
     if cell.cores:
@@ -294,9 +298,9 @@ def _tile(cell: Cell, path: str, rows: int, unit_tile: int, hidden_tile: int, *,
     products = [product_tile(c, k, rows, threads, t, cell) for c, k, t in (first, second)]
     if not cell.has_second:
         products[1] = products[0]
-    tile = StepTile(path, rows, threads, unit_tile, hidden_tile, products[0], products[1], (), 0)
+    tile = StepTile(cell, path, rows, threads, unit_tile, hidden_tile, products[0], products[1], (), 0)
     held = (elements, second[0] * second[1] if cell.has_second else 0)
-    constants, shared = _shared(cell, tile, backward=backward, held_elements=held)
+    constants, shared = _shared(tile, backward=backward, held_elements=held)
     return replace(tile, constants=constants, shared_bytes=shared)
 
 
@@ -321,6 +325,8 @@ def step_tile(p: Layer, target: Target, *, backward: bool) -> StepTile:
         ValueError: no tile fits the GPU's shared memory.
     """
     cell, asked = cell_of(p), _override.get() or Asked()
+    if asked.cores is not None:
+        cell = replace(cell, cores=asked.cores)
     if asked.path != "stepwise":
         tile = _whole(cell, p, target, asked, backward=backward)
         if tile is not None:
@@ -363,7 +369,7 @@ def _stepwise(cell: Cell, p: Layer, target: Target, asked: Asked, *, backward: b
             tile = _tile(cell, "stepwise", rows, size, size, backward=backward)
             if tile.shared_bytes > target.block_shared:
                 continue
-            elements = tile_elements(cell, tile, backward=backward)
+            elements = _elements(tile, backward=backward)
             blocks = -(-p.batch // rows) * -(-cell.units // size) * p.directions
             # Clocks of a block: 64 bytes of weights each from the L2 cache, or 128 products; tensor cores 1024.
             clocks = max(elements * cell.itemsize / 64, elements * (1 / 128 if cell.cores else rows / 128))
@@ -373,13 +379,17 @@ def _stepwise(cell: Cell, p: Layer, target: Target, asked: Asked, *, backward: b
         if asked.rows:
             break
         rows //= 2
+    if best is None and cell.cores:
+        # Tensor cores want eight rows of states, ordinary units do with one.
+        return _stepwise(replace(cell, cores=False), p, target, asked, backward=backward)
     if best is None:
         raise ValueError(f"a step's {cell.units} units and {cell.hidden} states do not fit {target.block_shared} bytes")
     return best[1]
 
 
-def tile_elements(cell: Cell, tile: StepTile, *, backward: bool) -> int:
+def _elements(tile: StepTile, *, backward: bool) -> int:
     """Weights of the first product that a block reads at a step."""
+    cell = tile.cell
     if backward:
         return tile.hidden_tile * cell.first_gates * cell.wide(cell.units)
     return tile.unit_tile * cell.first_gates * cell.wide(cell.hidden)

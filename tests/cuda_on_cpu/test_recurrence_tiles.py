@@ -17,7 +17,6 @@ from kernels.recurrence.tiles_cuda import (
     STREAMED_BYTES,
     Cell,
     StepTile,
-    cell_of,
     product_tile,
     step_tile,
     stride_for,
@@ -63,7 +62,7 @@ def seen(tile: StepTile) -> tuple[Any, ...]:
         ("lstm", 1024, 64, "float32", "sm_90", ("held", 8, 256, 64, 64, 4), ("held", 8, 256, 64, 32, 2)),
         # 256 KiB of weights do not fit, 128 KiB of them do.
         ("lstm", 32, 128, "float32", "sm_90", ("streamed", 1, 512, 128, 128, 4), ("streamed", 1, 512, 128, 32, 4)),
-        ("lstm", 32, 128, "float16", "sm_90", ("held", 1, 512, 128, 128, 4), ("held", 1, 512, 128, 32, 4)),
+        ("lstm", 32, 128, "float16", "sm_90", ("held", 1, 512, 128, 256, 2), ("held", 1, 512, 128, 64, 2)),
         # A mebibyte is for all of the GPU.
         ("lstm", 32, 256, "float32", "sm_90", ("stepwise", 8, 256, 8, 32, 1), ("stepwise", 8, 256, 8, 8, 1)),
         ("lstm", 32, 1024, "float32", "sm_90", ("stepwise", 8, 512, 32, 32, 4), ("stepwise", 8, 512, 32, 32, 1)),
@@ -89,7 +88,7 @@ def test_every_tile_is_sound():
     tiles = _all_tiles()
     assert {t.path for *_, t in tiles} == set(PATHS)
     for p, target, backward, tile in tiles:
-        cell = cell_of(p)
+        cell = tile.cell
         assert tile.shared_bytes <= target.block_shared
         assert tile.rows & (tile.rows - 1) == 0 and tile.threads % 32 == 0 and tile.threads <= 512
         if tile.path == "stepwise":
@@ -141,7 +140,7 @@ def test_rows_go_on_in_the_banks_where_the_last_one_ended(width: int, tile: int)
 @pytest.mark.parametrize("threads", [128, 256, 512])
 def test_sums_of_a_warp_lie_in_different_banks(columns: int, threads: int):
     for rows in (1, 2, 8):
-        found = product_tile(columns, 256, rows, threads, columns, Cell("rnn_tanh", columns, columns, False, 4))
+        found = product_tile(columns, 256, rows, threads, columns, Cell("rnn_tanh", columns, columns, False, 4, False))
         lanes = [(i % found.lanes, i // found.lanes) for i in range(32)]
         assert len({(split * columns + lane) % 32 for lane, split in lanes}) == 32
 
@@ -149,7 +148,7 @@ def test_sums_of_a_warp_lie_in_different_banks(columns: int, threads: int):
 @pytest.mark.parametrize("columns", [16, 48, 256])
 def test_tensor_cores_load_and_store_in_different_banks(columns: int):
     """mma.m16n8k16: a lane has pairs of terms of row lane / 4, and sums of rows 2 (lane % 4) in column lane / 4."""
-    cell = Cell("lstm", columns, columns, False, 2)
+    cell = Cell("lstm", columns, columns, False, 2, True)
     found = product_tile(4 * columns, columns, 8, 256, columns, cell)
     assert len({(2 * (lane % 4) * found.row_stride + lane // 4) % 32 for lane in range(32)}) == 32
     tile = step_tile(problem("lstm", 1, columns, "float16"), TARGETS["sm_90"], backward=False)
@@ -160,6 +159,13 @@ def test_tensor_cores_load_and_store_in_different_banks(columns: int):
 def test_a_path_that_does_not_fit_is_refused():
     with use_step_tile("held"), pytest.raises(ValueError, match="^use_step_tile: path 'held' must fit 101376 bytes"):
         step_tile(problem("lstm", 1, 128), TARGETS["sm_86"], backward=False)
+
+
+def test_what_is_too_large_for_tensor_cores_is_multiplied_without():
+    """Eight rows of the gradients of 4 x 2048 sums are 128 KiB, one row in float32 is 32 KiB."""
+    p = problem("lstm", 8, 2048, "bfloat16")
+    assert [step_tile(p, TARGETS[t], backward=True).cell.cores for t in ("sm_80", "sm_86")] == [True, False]
+    assert step_tile(p, TARGETS["sm_86"], backward=False).cell.cores
 
 
 def test_states_that_fit_no_block_are_refused():
