@@ -22,7 +22,8 @@ OF_SINGLES: dict[str, set[str]] = {
     "cupy": {"recurrence_forward", "recurrence_backward", "pack_weights"},
 }
 
-#: By backend and kernel: accesses of a number a row beside its tiles, which no vector can hold.
+#: By backend and kernel: accesses of a number a row beside its tiles, which no vector can hold; of CUDA C++ also those
+#: of what lies behind the last whole vector.
 OF_ROWS: dict[str, dict[str, int]] = {
     "triton": {
         **{"losses_of_rows": 6, "gradient_of_rows": 6, "normalise_rows": 2, "gradients_of_parts": 2},
@@ -32,7 +33,13 @@ OF_ROWS: dict[str, dict[str, int]] = {
         **{"convolve": 16, "sums_of_pixels": 1, "convolve_depthwise": 1},
         **{"sum_losses": 2, "finish_loss": 8, "gradient_of_long_rows": 2, "sums_of_columns": 2, "sum_parts": 1},
     },
-    "cupy": {"mask_padding": 1},
+    "cupy": {
+        **{"losses_of_rows": 7, "losses_of_columns": 72, "loss_gradient_rows": 6, "loss_gradient_columns": 44},
+        **{"sum_losses": 8, "finish_loss": 4},
+        **{"normalise_rows": 2, "gradients_of_parts": 2, "gradient_of_rows": 2, "sums_of_columns": 6},
+        **{"drop_elements": 17, "factors_of_rows": 2, "gather_rows": 2, "bounds_of_rows": 3, "add_rows": 7},
+        **{"mask_padding": 1},
+    },
 }
 
 #: By backend: kernels that gather windows of images.

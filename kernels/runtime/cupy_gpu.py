@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +137,20 @@ def _fresh(shape: Size, dtype: str) -> Any:
     return cupy.empty(shape, numpy_dtype(dtype))
 
 
+#: Who allocates for the call that runs: torch, where its tensors came in.
+_allocating: ContextVar[Allocator | None] = ContextVar("cupy_allocator", default=None)
+
+
+@contextmanager
+def allocating(allocator: Allocator) -> Iterator[None]:
+    """`empty` asks ``allocator(shape, dtype name)`` inside the block, in this thread."""
+    token = _allocating.set(allocator)
+    try:
+        yield
+    finally:
+        _allocating.reset(token)
+
+
 _launcher: Launcher = _on_device
 _allocator: Allocator = _fresh
 _target: Target | None = None
@@ -161,7 +176,7 @@ def elsewhere(launcher: Launcher, target: Target, allocator: Allocator = _fresh)
 
 
 def launch(
-    file: str, kernel: str, grid: Size, block: Size, *arguments: Any, constants: dict[str, int | str],
+    file: str, kernel: str, grid: Size, block: Size, *arguments: Any, constants: Mapping[str, int | str],
     shared_bytes: int = 0,
 ) -> None:  # fmt: skip
     """Run a kernel on the current device and stream of CuPy. A grid without blocks runs nothing.
@@ -240,7 +255,7 @@ def numpy_dtype(name: str) -> Any:
 
 def empty(shape: Size, dtype: str) -> Any:
     """A fresh contiguous array on the current device, for a result or for scratch, not initialised."""
-    return _allocator(tuple(shape), dtype)
+    return (_allocating.get() or _allocator)(tuple(shape), dtype)
 
 
 def zeros(shape: Size, dtype: str) -> Any:

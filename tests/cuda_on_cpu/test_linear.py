@@ -1,4 +1,4 @@
-"""linear and the activations on the backend "cupy": NumPy multiplies in cuBLAS's place, the rest is CUDA C++ on the CPU."""
+"""linear and the activations on the backend "cupy": NumPy multiplies in cuBLAS's place, the rest is run on the CPU."""
 
 from __future__ import annotations
 
