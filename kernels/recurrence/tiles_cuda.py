@@ -174,7 +174,7 @@ _override: ContextVar[Asked | None] = ContextVar("step_tile", default=None)
 def use_step_tile(
     path: str | None = None, rows: int | None = None, unit_tile: int | None = None, cores: bool | None = None
 ) -> Iterator[None]:
-    """For every recurrence inside the block: this path, so many rows and (stepwise) units a block, tensor cores or not."""
+    """For every recurrence inside: this path, so many rows and (stepwise) units a block, tensor cores or not."""
     token = _override.set(Asked(path, rows, unit_tile, cores))
     try:
         yield

@@ -198,7 +198,7 @@ def launch(
 
 
 def prepare(
-    file: str, kernel: str, grid: Size, block: Size, *arguments: Any, constants: dict[str, int | str],
+    file: str, kernel: str, grid: Size, block: Size, *arguments: Any, constants: Mapping[str, int | str],
     shared_bytes: int = 0,
 ) -> Callable[..., None]:  # fmt: skip
     """What `launch` does, for a kernel that runs many times: checked once.
