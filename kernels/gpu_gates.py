@@ -12,7 +12,14 @@ MATRIX_KERNELS: dict[str, set[str]] = {
         *("attention_forward", "query_gradient", "key_gradients", "bias_gradient"),
         *("convolve", "weight_gradient_of_parts"),
     },
-    "cupy": {"convolve", "weight_gradient_of_parts"},
+    "cupy": {"convolve", "weight_gradient_of_parts", "recurrence_forward", "recurrence_backward"},
+}
+
+#: By backend: kernels whose threads have one number each of most arrays, neighbours in a warp, which are whole sectors
+#: (the tests on the CPU count them); what is wide there are the recurrent weights.
+OF_SINGLES: dict[str, set[str]] = {
+    "triton": set(),
+    "cupy": {"recurrence_forward", "recurrence_backward", "pack_weights"},
 }
 
 #: By backend and kernel: accesses of a number a row beside its tiles, which no vector can hold; of CUDA C++ also those
@@ -31,6 +38,7 @@ OF_ROWS: dict[str, dict[str, int]] = {
         **{"sum_losses": 8, "finish_loss": 4},
         **{"normalise_rows": 2, "gradients_of_parts": 2, "gradient_of_rows": 2, "sums_of_columns": 6},
         **{"drop_elements": 17, "factors_of_rows": 2, "gather_rows": 2, "bounds_of_rows": 3, "add_rows": 7},
+        **{"mask_padding": 1},
     },
 }
 
@@ -76,6 +84,7 @@ def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
     narrow = max(kernel.narrow - of_rows, 0)
     # A bool mask is read where the tensor cores leave the scores, two neighbours a thread; Shaw's term is gathered.
     scattered = kernel.options.get("HAS_MASK") or kernel.options.get("TERM") == 1 or _follows_windows(kernel)
+    scattered = scattered or (kernel.name in OF_SINGLES[kernel.backend] and kernel.wide > 0)
     if not kernel.target.amd and not scattered and narrow > 0.1 * (kernel.wide + narrow):
         broken.append(f"{narrow} of {kernel.wide + narrow} global accesses are narrower than 128 bits")
     if kernel.name in MATRIX_KERNELS[kernel.backend] and dtype in ("float16", "bfloat16"):

@@ -231,10 +231,11 @@ def typed_arguments(signature: Signature, arguments: tuple[Any, ...]) -> tuple[A
     parameters = signature.parameters
     if len(arguments) != len(parameters):
         raise ValueError(f"{signature.kernel}: must be given {len(parameters)} arguments, got {len(arguments)}")
-    return tuple(_typed(signature.kernel, p, a) for p, a in zip(parameters, arguments))
+    return tuple(typed_argument(signature.kernel, p, a) for p, a in zip(parameters, arguments))
 
 
-def _typed(kernel: str, parameter: Parameter, value: Any) -> Any:
+def typed_argument(kernel: str, parameter: Parameter, value: Any) -> Any:
+    """One of them."""
     where = f"{kernel}: {parameter.name}"
     if parameter.pointer:
         if value is None:
