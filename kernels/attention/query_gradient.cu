@@ -1,0 +1,149 @@
+// Attention's gradients of queries, of the relative term's numbers, and of a bias as large as the scores. The weights are
+// made again from the log-sum-exp; a block has some queries and goes over the keys that they see. Constants and names as
+// in attention_forward.cu; equations in reference.py.
+#include "attention/gradients.cuh"
+#include "attention/tile_rows.cuh"
+
+// grad (B, H, L, EV), query (B, H, L, E), key (B, H / GROUP, S, E), value (B, H / GROUP, S, EV), mask, bias, lengths,
+// term, seed as in attention_forward.cu. lse, delta (B, H, L) contiguous.
+// grad_query (B, H, L, E) contiguous, of type RESULT. grad_term: of TERM 1 (B, H, L, 2 limit + 1), zeros before; of TERM 2
+// (B, H, L); else null. grad_bias (B, H, L, S), zeros before, or null. All are the caller's.
+// Blocks: blocks of queries of each head, the last ones first.
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) query_gradient(
+    const STORAGE* grad, const STORAGE* query, const STORAGE* key, const STORAGE* value, const bool* mask,
+    const STORAGE* bias, const LENGTHS* lengths, const TERMS* term, const long long* seed, const COMPUTED* lse,
+    const COMPUTED* delta, RESULT* grad_query, COMPUTED* grad_term, STORAGE* grad_bias, int B, int H, int GROUP, int L,
+    int S, int E, int EV, INDEX g_b, INDEX g_h, INDEX g_i, INDEX g_e, INDEX q_b, INDEX q_h, INDEX q_i, INDEX q_e,
+    INDEX k_b, INDEX k_h, INDEX k_j, INDEX k_e, INDEX v_b, INDEX v_h, INDEX v_j, INDEX v_e, INDEX mask_b, INDEX mask_h,
+    INDEX mask_i, INDEX mask_j, INDEX bias_b, INDEX bias_h, INDEX bias_i, INDEX bias_j, INDEX term_b, INDEX term_h,
+    INDEX term_i, INDEX term_row, COMPUTED scale, COMPUTED cap, int left, int right, int from_end, int limit,
+    long long threshold, COMPUTED kept) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  STORAGE* const queries = reinterpret_cast<STORAGE*>(shared + AT_QUERY);
+  STORAGE* const incoming = reinterpret_cast<STORAGE*>(shared + AT_GRAD);
+  STORAGE* const keys = reinterpret_cast<STORAGE*>(shared + AT_KEY);
+  STORAGE* const values = reinterpret_cast<STORAGE*>(shared + AT_VALUE);
+  COMPUTED* const tile = reinterpret_cast<COMPUTED*>(shared + AT_SCORES);
+  COMPUTED* const changes = reinterpret_cast<COMPUTED*>(shared + AT_CHANGES);
+  const STORAGE* const weights = reinterpret_cast<const STORAGE*>(tile);
+  int* const flags = reinterpret_cast<int*>(shared + AT_FLAGS);
+  int* const odd_tile = reinterpret_cast<int*>(shared + AT_ODD);
+
+  const int blocks = (L + BLOCK_M - 1) / BLOCK_M;
+  const int first = (blocks - 1 - (int)(blockIdx.x % blocks)) * BLOCK_M;
+  const int number = blockIdx.x / blocks, b = number / H, h = number % H, kv = h / GROUP;
+  Scores s{mask, bias, term, seed, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
+           term_i, term_row, scale, cap, kept, (unsigned long long)threshold, H, L, S, 0, 0, left, right, limit};
+  s.row_of_batch(lengths, b, from_end);
+  int low, high;
+  s.keys_seen(first, min(first + BLOCK_M, L), low, high);
+  low = max(low, 0) / BLOCK_N * BLOCK_N;
+  const auto query_at = [&](int row) { return s.query(b, h, first + row, first + row < L); };
+  const auto number_of = [&](int row) { return (INDEX)number * L + first + row; };
+  const STORAGE* const key_rows = key + (b * k_b + kv * k_h);
+  const STORAGE* const value_rows = value + (b * v_b + kv * v_h);
+  if (threadIdx.x == 0) *odd_tile = -1;
+  load_rows<BLOCK_M, WIDTH_E, PITCH_E>(
+      queries, E, q_e, [&](int r) { return first + r < L ? query + (b * q_b + h * q_h + (first + r) * q_i) : nullptr; });
+  load_rows<BLOCK_M, WIDTH_V, PITCH_V>(
+      incoming, EV, g_e, [&](int r) { return first + r < L ? grad + (b * g_b + h * g_h + (first + r) * g_i) : nullptr; });
+  PlacesOfSums places;
+  places.find(tile);
+  Product<BLOCK_M, WIDTH_E, true, false> sums;
+  sums.clear();
+  // Of TERM 1: what all keys at least `limit` behind and ahead get; of TERM 2 the sum of gradients and distances.
+  COMPUTED behind[ROUNDS], ahead[ROUNDS];
+#pragma unroll
+  for (int n = 0; n < ROUNDS; ++n) behind[n] = ahead[n] = 0;
+
+  for (int start = low; start < high; start += BLOCK_N) {
+    unsigned seen[ROUNDS];
+    const unsigned any = seen_of_rows(s, start, seen, query_at);
+    if (HAS_MASK) {
+      if (!__syncthreads_or((int)any)) continue;
+    } else {
+      __syncthreads();
+    }
+    const auto key_row = [&](int r) { return start + r < s.count ? key_rows + (start + r) * k_j : nullptr; };
+    const bool odd = load_rows<BLOCK_N, WIDTH_E, PITCH_E>(keys, E, k_e, key_row);
+    load_rows<BLOCK_N, WIDTH_V, PITCH_V>(
+        values, EV, v_e, [&](int r) { return start + r < s.count ? value_rows + (start + r) * v_j : nullptr; });
+    if (HIDES && odd) atomicExch(odd_tile, start);
+    __syncthreads();
+    {
+      Product<BLOCK_M, BLOCK_N, true, true> products;
+      products.clear();
+      products.template multiply<WIDTH_E>(queries, PITCH_E, keys, PITCH_E);
+      products.store(tile, PITCH_SCORES);
+      products.clear();
+      products.template multiply<WIDTH_V>(incoming, PITCH_V, values, PITCH_V);
+      products.store(changes, PITCH_SCORES);
+    }
+    __syncthreads();
+    gradients_of_scores<false>(
+        s, tile, changes, lse, delta, start, seen, query_at, number_of,
+        [&](int n, int, const Query& q, int j, unsigned bits, const COMPUTED(&dx)[VECTOR]) {
+          if constexpr (TERM == 1) {
+            COMPUTED* const own = grad_term + ((INDEX)number * L + q.i) * (2 * limit + 1) + limit;
+#pragma unroll
+            for (int t = 0; t < VECTOR; ++t) {
+              const int d = j + t - q.i - s.shift;
+              if (d <= -limit) behind[n] += dx[t];
+              else if (d >= limit) ahead[n] += dx[t];
+              // Between the clips a distance has one key of each query.
+              else if (bits >> t & 1) own[d] = dx[t];
+            }
+          }
+          if constexpr (TERM == 2) {
+#pragma unroll
+            for (int t = 0; t < VECTOR; ++t) behind[n] += dx[t] * (COMPUTED)abs(j + t - q.i - s.shift);
+          }
+          if constexpr (WRITES_BIAS) {
+            if (bits) {
+              STORAGE* const to = grad_bias + (((INDEX)number * L + q.i) * S + j);
+              Vector<STORAGE, VECTOR> stored;
+#pragma unroll
+              for (int t = 0; t < VECTOR; ++t) stored.v[t] = narrow<STORAGE>(dx[t]);
+              if constexpr (BIAS_WIDE) {
+                *reinterpret_cast<Vector<STORAGE, VECTOR>*>(to) = stored;
+              } else {
+#pragma unroll
+                for (int t = 0; t < VECTOR; ++t)
+                  if (bits >> t & 1) to[t] = stored.v[t];
+              }
+            }
+          }
+        });
+    const bool odd_keys = HIDES && *odd_tile == start;
+    if (odd_keys) clean<BLOCK_N, WIDTH_E, PITCH_E>(keys);
+    __syncthreads();
+    sums.template multiply<BLOCK_N>(weights, PITCH_WEIGHTS, keys, PITCH_E);
+    if (odd_keys) {
+      add_not_finite<BLOCK_M, BLOCK_N>(
+          sums, places, flags, E, k_e, key_row, [&](int m, int k) { return s.sees(query_at(m), start + k); },
+          [&](int m, int k) { return (COMPUTED)widen(weights[m * PITCH_WEIGHTS + k]); });
+    }
+  }
+
+  if constexpr (TERM != 0) {
+#pragma unroll
+    for (int n = 0; n < ROUNDS; ++n) {
+      const int row = row_of_round(n);
+      if (!row_exists(row)) continue;
+      const COMPUTED before = sum_of_row(behind[n]), after = TERM == 1 ? sum_of_row(ahead[n]) : (COMPUTED)0;
+      if (threadIdx.x % OF_ROW != 0 || first + row >= L) continue;
+      if constexpr (TERM == 1) {
+        COMPUTED* const own = grad_term + number_of(row) * (2 * limit + 1);
+        own[0] = limit == 0 ? before + after : before;
+        if (limit > 0) own[2 * limit] = after;
+      } else {
+        grad_term[number_of(row)] = before;
+      }
+    }
+  }
+  __syncthreads();
+  write_rows<BLOCK_M, WIDTH_E, PITCH_OUT>(
+      sums, places, reinterpret_cast<RESULT*>(shared), E,
+      [&](int r) { return first + r < L ? grad_query + number_of(r) * E : nullptr; },
+      [&](int, COMPUTED x) { return x * scale; });
+}
