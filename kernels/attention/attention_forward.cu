@@ -11,7 +11,7 @@
 // (B, H, L, S) by strides of 0; null if not compiled in, as term and seed (one number). lengths (B,) or null.
 // out (splits, B, H, L, EV) contiguous; lse (splits, B, H, L) contiguous, or null. All are the caller's.
 // Blocks: blocks of queries, the last ones first, of each split of the keys (`chunk` of them) of each head.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) attention_forward(
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forward(
     const STORAGE* query, const STORAGE* key, const STORAGE* value, const bool* mask, const STORAGE* bias,
     const LENGTHS* lengths, const TERMS* term, const long long* seed, RESULT* out, COMPUTED* lse, int B, int H,
     int GROUP, int L, int S, int E, int EV, int chunk, int splits, INDEX q_b, INDEX q_h, INDEX q_i, INDEX q_e,
@@ -27,6 +27,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) attention_forward(
   const STORAGE* const weights = reinterpret_cast<const STORAGE*>(tile);
   COMPUTED* const factors = reinterpret_cast<COMPUTED*>(shared + AT_FACTORS);
   int* const flags = reinterpret_cast<int*>(shared + AT_FLAGS);
+  STORAGE* const odd_row = reinterpret_cast<STORAGE*>(shared + AT_ODD_ROW);
   int* const odd_tile = reinterpret_cast<int*>(shared + AT_ODD);
 
   // Heads of queries, or packed: heads of keys with all queries of theirs.
@@ -42,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) attention_forward(
   const auto query_of = [&](int row) { return PACKED ? (first + row) % L : first + row; };
   const auto is_here = [&](int row) { return first + row < of_head; };
 
-  Scores s{mask, bias, term, seed, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
+  Scores s{mask, bias, term, DROPOUT ? *seed : 0, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
            term_i, term_row, scale, cap, kept, (unsigned long long)threshold, H, L, S, 0, 0, left, right, limit};
   s.row_of_batch(lengths, b, from_end);
   const auto query_at = [&](int row) { return s.query(b, head_of(row), query_of(row), is_here(row)); };
@@ -147,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) attention_forward(
     sums.template multiply<BLOCK_N>(weights, PITCH_WEIGHTS, values, PITCH_V);
     if (odd_values) {
       add_not_finite<BLOCK_M, BLOCK_N>(
-          sums, places, flags, EV, v_e, value_row,
+          sums, places, flags, odd_row, EV, v_e, value_row,
           [&](int m, int k) { return s.sees(query_at(m), start + k); },
           [&](int m, int k) { return (COMPUTED)widen(weights[m * PITCH_WEIGHTS + k]); });
     }

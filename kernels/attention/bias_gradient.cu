@@ -7,7 +7,7 @@
 // parts (chunks, of_b, of_h, of_i, of_j) contiguous, the caller's: each chunk of the tiles of scores that a tile of the
 // bias is added to, summed in turn.
 // Blocks: tiles of the bias in each chunk.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) bias_gradient(
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bias_gradient(
     const STORAGE* grad, const STORAGE* query, const STORAGE* key, const STORAGE* value, const bool* mask,
     const STORAGE* bias, const LENGTHS* lengths, const TERMS* term, const long long* seed, const COMPUTED* lse,
     const COMPUTED* delta, COMPUTED* parts, int B, int H, int GROUP, int L, int S, int E, int EV, int of_b, int of_h,
@@ -36,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) bias_gradient(
   const int times_j = SUM_J ? (S + BLOCK_N - 1) / BLOCK_N : 1, times_i = SUM_I ? (L + BLOCK_M - 1) / BLOCK_M : 1;
   const int times_h = SUM_H ? H : 1, times_b = SUM_B ? B : 1;
   const long long steps = (long long)times_b * times_h * times_i * times_j, of_chunk = (steps + chunks - 1) / chunks;
-  Scores s{mask, bias, term, seed, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
+  Scores s{mask, bias, term, DROPOUT ? *seed : 0, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
            term_i, term_row, scale, cap, kept, (unsigned long long)threshold, H, L, S, 0, 0, left, right, limit};
   COMPUTED sums[ROUNDS][STEPS][VECTOR];
 #pragma unroll

@@ -26,11 +26,13 @@ class CudaTile:
     Attributes:
         queries, keys: the tile of scores, powers of two; 8 threads have a row of it, 16 bytes of computed numbers each.
         warps: warps of a block.
+        blocks: blocks that a multiprocessor should hold: the compiler leaves registers for so many.
     """
 
     queries: int
     keys: int
     warps: int
+    blocks: int = 1
 
 
 _override: ContextVar[CudaTile | None] = ContextVar("cuda_tile", default=None)
@@ -56,19 +58,19 @@ def width_block(width: int, itemsize: int) -> int:
 
 #: By bytes of an element: the first tile whose width is not exceeded.
 _FORWARD = {
-    2: ((64, CudaTile(64, 64, 4)), (128, CudaTile(64, 64, 8)), (256, CudaTile(64, 32, 8))),
-    4: ((64, CudaTile(64, 64, 8)), (128, CudaTile(64, 32, 8)), (256, CudaTile(32, 32, 8))),
-    8: ((64, CudaTile(32, 32, 8)), (128, CudaTile(32, 16, 8)), (256, CudaTile(16, 16, 8))),
+    2: ((64, CudaTile(64, 64, 4, 2)), (128, CudaTile(64, 64, 8, 1)), (256, CudaTile(64, 32, 8, 1))),
+    4: ((64, CudaTile(64, 64, 8, 2)), (128, CudaTile(64, 32, 8, 2)), (256, CudaTile(32, 32, 8, 1))),
+    8: ((64, CudaTile(32, 32, 8, 1)), (128, CudaTile(32, 16, 8, 1)), (256, CudaTile(16, 16, 8, 1))),
 }
 _OF_QUERIES = {
-    2: ((64, CudaTile(64, 64, 4)), (128, CudaTile(64, 32, 8)), (256, CudaTile(32, 32, 8))),
-    4: ((64, CudaTile(64, 32, 8)), (128, CudaTile(32, 32, 8)), (256, CudaTile(16, 32, 8))),
-    8: ((64, CudaTile(32, 16, 8)), (128, CudaTile(16, 16, 8)), (256, CudaTile(16, 16, 8))),
+    2: ((64, CudaTile(64, 64, 4, 2)), (128, CudaTile(64, 32, 8, 2)), (256, CudaTile(32, 32, 8, 2))),
+    4: ((64, CudaTile(64, 32, 8, 2)), (128, CudaTile(32, 32, 8, 2)), (256, CudaTile(16, 32, 8, 1))),
+    8: ((64, CudaTile(32, 16, 8, 1)), (128, CudaTile(16, 16, 8, 1)), (256, CudaTile(16, 16, 8, 1))),
 }
 _OF_KEYS = {
-    2: ((64, CudaTile(64, 64, 4)), (128, CudaTile(32, 64, 8)), (256, CudaTile(32, 32, 8))),
-    4: ((64, CudaTile(32, 64, 8)), (128, CudaTile(32, 32, 8)), (256, CudaTile(16, 32, 8))),
-    8: ((64, CudaTile(16, 32, 8)), (128, CudaTile(16, 16, 8)), (256, CudaTile(16, 16, 8))),
+    2: ((64, CudaTile(64, 64, 4, 2)), (128, CudaTile(32, 64, 8, 1)), (256, CudaTile(32, 32, 8, 1))),
+    4: ((64, CudaTile(32, 64, 8, 2)), (128, CudaTile(32, 32, 8, 2)), (256, CudaTile(16, 32, 8, 1))),
+    8: ((64, CudaTile(16, 32, 8, 1)), (128, CudaTile(16, 16, 8, 1)), (256, CudaTile(16, 16, 8, 1))),
 }
 
 
@@ -164,7 +166,8 @@ def shared_layout(
     for name, size in parts.items():
         found[name], end = end, end + _aligned(size)
     end = max(end, _aligned(written))
-    kept = {"AT_FACTORS": tile.queries * wide, "AT_FLAGS": 4 * max(tile.queries, tile.keys), "AT_ODD": 8}
+    kept = {"AT_FACTORS": tile.queries * wide, "AT_ODD": 8}
+    kept |= {"AT_FLAGS": 4 * max(tile.queries, tile.keys), "AT_ODD_ROW": max(width_e, width_v) * itemsize}
     for name, size in kept.items():
         found[name], end = end, end + _aligned(size)
     return SharedLayout(tuple(found.items()), end)

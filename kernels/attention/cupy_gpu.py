@@ -119,6 +119,7 @@ class _Call:
             "BLOCK_M": tile.queries,
             "BLOCK_N": tile.keys,
             "WARPS": tile.warps,
+            "BLOCKS": tile.blocks,
             "WIDTH_E": width_e,
             "WIDTH_V": width_v,
             "ALIGNED": int(all(vector_of(width, *given) == line for width, *given in rows)),

@@ -6,7 +6,7 @@
 // grad, query, key, value, mask, bias, lengths, term, seed, lse, delta as in query_gradient.cu.
 // grad_key (B, H / GROUP, S, E), grad_value (B, H / GROUP, S, EV), contiguous. All are the caller's.
 // Blocks: blocks of keys of each head of keys.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) key_gradients(
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) key_gradients(
     const STORAGE* grad, const STORAGE* query, const STORAGE* key, const STORAGE* value, const bool* mask,
     const STORAGE* bias, const LENGTHS* lengths, const TERMS* term, const long long* seed, const COMPUTED* lse,
     const COMPUTED* delta, STORAGE* grad_key, STORAGE* grad_value, int B, int H, int GROUP, int L, int S, int E, int EV,
@@ -25,13 +25,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) key_gradients(
   const STORAGE* const weights = reinterpret_cast<const STORAGE*>(tile);
   const STORAGE* const gradients = reinterpret_cast<const STORAGE*>(changes);
   int* const flags = reinterpret_cast<int*>(shared + AT_FLAGS);
+  STORAGE* const odd_row = reinterpret_cast<STORAGE*>(shared + AT_ODD_ROW);
   int* const odd_queries = reinterpret_cast<int*>(shared + AT_ODD);
   int* const odd_incoming = odd_queries + 1;
 
   const int blocks = (S + BLOCK_N - 1) / BLOCK_N, heads = H / GROUP;
   const int first = (int)(blockIdx.x % blocks) * BLOCK_N;
   const int number = blockIdx.x / blocks, b = number / heads, kv = number % heads;
-  Scores s{mask, bias, term, seed, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
+  Scores s{mask, bias, term, DROPOUT ? *seed : 0, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
            term_i, term_row, scale, cap, kept, (unsigned long long)threshold, H, L, S, 0, 0, left, right, limit};
   s.row_of_batch(lengths, b, from_end);
   int low, high;
@@ -96,14 +97,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) key_gradients(
     key_sums.template multiply<BLOCK_M>(gradients, PITCH_WEIGHTS, queries, PITCH_E);
     const auto sees = [&](int m, int k) { return s.sees(query_at(k), first + m); };
     if (clean_incoming) {
-      add_not_finite<BLOCK_N, BLOCK_M>(value_sums, places, flags, EV, g_e, incoming_row, sees, [&](int m, int k) {
+      add_not_finite<BLOCK_N, BLOCK_M>(value_sums, places, flags, odd_row, EV, g_e, incoming_row, sees, [&](int m, int k) {
         return (COMPUTED)widen(weights[k * PITCH_WEIGHTS + m]);
       });
     }
     if (clean_queries) {
-      // The flags of the one above are still being read.
-      if (clean_incoming) __syncthreads();
-      add_not_finite<BLOCK_N, BLOCK_M>(key_sums, places, flags, E, q_e, query_row, sees, [&](int m, int k) {
+      add_not_finite<BLOCK_N, BLOCK_M>(key_sums, places, flags, odd_row, E, q_e, query_row, sees, [&](int m, int k) {
         return (COMPUTED)widen(gradients[k * PITCH_WEIGHTS + m]);
       });
     }

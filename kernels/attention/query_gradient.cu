@@ -9,7 +9,7 @@
 // grad_query (B, H, L, E) contiguous, of type RESULT. grad_term: of TERM 1 (B, H, L, 2 limit + 1), zeros before; of TERM 2
 // (B, H, L); else null. grad_bias (B, H, L, S), zeros before, or null. All are the caller's.
 // Blocks: blocks of queries of each head, the last ones first.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) query_gradient(
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
     const STORAGE* grad, const STORAGE* query, const STORAGE* key, const STORAGE* value, const bool* mask,
     const STORAGE* bias, const LENGTHS* lengths, const TERMS* term, const long long* seed, const COMPUTED* lse,
     const COMPUTED* delta, RESULT* grad_query, COMPUTED* grad_term, STORAGE* grad_bias, int B, int H, int GROUP, int L,
@@ -27,12 +27,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) query_gradient(
   COMPUTED* const changes = reinterpret_cast<COMPUTED*>(shared + AT_CHANGES);
   const STORAGE* const weights = reinterpret_cast<const STORAGE*>(tile);
   int* const flags = reinterpret_cast<int*>(shared + AT_FLAGS);
+  STORAGE* const odd_row = reinterpret_cast<STORAGE*>(shared + AT_ODD_ROW);
   int* const odd_tile = reinterpret_cast<int*>(shared + AT_ODD);
 
   const int blocks = (L + BLOCK_M - 1) / BLOCK_M;
   const int first = (blocks - 1 - (int)(blockIdx.x % blocks)) * BLOCK_M;
   const int number = blockIdx.x / blocks, b = number / H, h = number % H, kv = h / GROUP;
-  Scores s{mask, bias, term, seed, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
+  Scores s{mask, bias, term, DROPOUT ? *seed : 0, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
            term_i, term_row, scale, cap, kept, (unsigned long long)threshold, H, L, S, 0, 0, left, right, limit};
   s.row_of_batch(lengths, b, from_end);
   int low, high;
@@ -120,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) query_gradient(
     sums.template multiply<BLOCK_N>(weights, PITCH_WEIGHTS, keys, PITCH_E);
     if (odd_keys) {
       add_not_finite<BLOCK_M, BLOCK_N>(
-          sums, places, flags, E, k_e, key_row, [&](int m, int k) { return s.sees(query_at(m), start + k); },
+          sums, places, flags, odd_row, E, k_e, key_row, [&](int m, int k) { return s.sees(query_at(m), start + k); },
           [&](int m, int k) { return (COMPUTED)widen(weights[m * PITCH_WEIGHTS + k]); });
     }
   }

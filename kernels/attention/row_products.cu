@@ -19,6 +19,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) row_products(
   if (here) {
     const STORAGE* const g = grad + (b * g_b + h * g_h + i * g_i);
     const STORAGE* const o = out + (b * o_b + h * o_h + i * o_i);
+#pragma unroll 1
     for (int e = threadIdx.x % LANES * AT_A_TIME; e < EV; e += LANES * AT_A_TIME) {
       if constexpr (ALIGNED) {
         const auto x = *reinterpret_cast<const Vector<STORAGE, AT_A_TIME>*>(g + e);

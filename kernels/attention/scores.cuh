@@ -36,7 +36,7 @@ struct Scores {
   const bool* mask;
   const STORAGE* bias;
   const TERMS* term;
-  const long long* seed;
+  long long seed;
   INDEX mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h, term_i, term_row;
   COMPUTED scale, cap, kept;
   unsigned long long threshold;
@@ -158,8 +158,8 @@ struct Scores {
     const unsigned long long element = q.element + j;
     const unsigned phase = (unsigned)element & 3u;
     unsigned words[4], more[4] = {0, 0, 0, 0};
-    philox_block((unsigned long long)*seed, element >> 2, 0, words);
-    if (phase + VECTOR > 4) philox_block((unsigned long long)*seed, (element >> 2) + 1, 0, more);
+    philox_block((unsigned long long)seed, element >> 2, 0, words);
+    if (phase + VECTOR > 4) philox_block((unsigned long long)seed, (element >> 2) + 1, 0, more);
 #pragma unroll
     for (int t = 0; t < VECTOR; ++t) {
       const unsigned n = phase + t, word = n < 4 ? philox_word(words, n) : philox_word(more, n - 4);

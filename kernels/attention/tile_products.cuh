@@ -69,7 +69,7 @@ template <int M, int N, bool A_ALONG_K, bool B_ALONG_K> struct RegisterProduct {
   template <int K> __device__ __forceinline__ void multiply(const COMPUTED* a, int lda, const COMPUTED* b, int ldb) {
     if (!works()) return;
     if constexpr (A_ALONG_K) {
-#pragma unroll 2
+#pragma unroll 1
       for (int k = 0; k < K; k += VECTOR) {
         Numbers left[ROWS];
 #pragma unroll
@@ -172,7 +172,8 @@ template <int M, int N, bool A_ALONG_K, bool B_ALONG_K> struct TensorProduct {
 
   template <int K> __device__ __forceinline__ void multiply(const STORAGE* a, int lda, const STORAGE* b, int ldb) {
     if (!works()) return;
-#pragma unroll
+    // Not unrolled: what is loaded ahead would take the registers of the sums.
+#pragma unroll 1
     for (int k = 0; k < K; k += 16) {
       Left left[ROWS];
 #pragma unroll

@@ -67,26 +67,34 @@ template <int ROWS, int WIDTH, int PITCH> __device__ __noinline__ void clean(STO
 }
 
 // sums[m, n] += weight(m, k) * x[k, n] for all x[k, n] that are not finite and all m with sees(m, k). All threads of the
-// block call this. row(k): address of row k of x in global memory, null where there is none. flags: M numbers.
+// block call this. row(k): address of row k of x in global memory, null where there is none. flags: M numbers, odd_row:
+// `width` numbers of shared memory.
 template <int M, int K, class Sums, class Row, class Sees, class Weight>
 __device__ __forceinline__ void add_not_finite(
-    Sums& sums, const PlacesOfSums& places, int* flags, int width, INDEX step, Row row, Sees sees,
+    Sums& sums, const PlacesOfSums& places, int* flags, STORAGE* odd_row, int width, INDEX step, Row row, Sees sees,
     Weight weight) {
 #pragma unroll 1
   for (int k = 0; k < K; ++k) {
     const STORAGE* from = row(k);
+    if (from == nullptr) continue;
     bool odd = false;
-    if (from != nullptr)
-      for (int e = threadIdx.x; e < width; e += THREADS) odd |= !is_finite(widen(from[e * step]));
-    if (!__syncthreads_or(odd)) continue;
-    for (int m = threadIdx.x; m < M; m += THREADS) flags[m] = sees(m, k);
+#pragma unroll 1
+    for (int e = threadIdx.x; e < width; e += THREADS) {
+      odd_row[e] = from[e * step];
+      odd |= !is_finite(widen(odd_row[e]));
+    }
+    if (__syncthreads_or(odd)) {
+#pragma unroll 1
+      for (int m = threadIdx.x; m < M; m += THREADS) flags[m] = sees(m, k);
+      __syncthreads();
+      sums.each(places, [&](int m, int n, COMPUTED& sum) {
+        if (n < width && flags[m]) {
+          const COMPUTED x = widen(odd_row[n]);
+          if (!is_finite(x)) sum += weight(m, k) * x;
+        }
+      });
+    }
     __syncthreads();
-    sums.each(places, [&](int m, int n, COMPUTED& sum) {
-      if (n < width && flags[m]) {
-        const COMPUTED x = widen(from[n * step]);
-        if (!is_finite(x)) sum += weight(m, k) * x;
-      }
-    });
   }
 }
 
