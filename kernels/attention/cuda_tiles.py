@@ -137,7 +137,7 @@ def shared_layout(
     """The layout for a kernel.
 
     Args:
-        kernel: "attention_forward", "query_gradient", "key_gradients" or "bias_gradient".
+        kernel: "attention_forward", "query_gradient", "key_gradients", "bias_gradient" or "shaw".
         tile: its tile.
         width_e, width_v: `width_block` of the widths of queries and values.
         itemsize: bytes of an element.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
+
+import numpy as np
 
 from kernels.attention.cuda_tiles import (
     WIDEST,
@@ -17,6 +20,7 @@ from kernels.attention.cuda_tiles import (
 from kernels.attention.gpu_tiles import split_count
 from kernels.attention.op import ATTENTION, SCALED_DOT_PRODUCT_ATTENTION, ScaledDotProductAttentionProblem
 from kernels.attention.problem import AttentionProblem
+from kernels.attention.relative import t5_buckets
 from kernels.attention.scaled_dot_product import through_attention
 from kernels.op import Implementation
 from kernels.random import drop_threshold
@@ -28,6 +32,7 @@ from kernels.runtime.cupy_gpu import (
     dtype_name,
     empty,
     empty_results,
+    from_host,
     index_type,
     launch,
     element_strides,
@@ -51,7 +56,7 @@ class _Call:
 
     def __init__(self, p: AttentionProblem, *inputs: Any, grad: Any = None) -> None:
         self.p, self.grad = p, grad
-        self.query, self.key, self.value, self.mask, self.bias, lengths, self.term, self.seed = inputs
+        self.query, self.key, self.value, self.mask, self.bias, lengths, self.table, self.seed = inputs
         self.lengths = None if lengths is None else contiguous(lengths)
         self.dtype = dtype_name(self.query)
         self.wide = computed_dtype(self.dtype)
@@ -59,6 +64,66 @@ class _Call:
         self.batch, self.heads, self.queries, self.keys = p.score_shape
         self.widths = p.query.shape[3], p.value.shape[3]
         self.target = target_of(self.query)
+        self.limit, self.places = p.relative_limit, None
+        if p.relative_kind == "t5":
+            # Beyond the largest distance that there is, or that T5 tells apart, nothing changes.
+            self.limit = min(self.limit, self.queries + self.keys)
+            places = _buckets(self.limit, p.relative_limit, self.table.shape[0], p.bidirectional)
+            self.places = from_host(places, self.query)
+        self.term = self._term()
+
+    def _term(self) -> Any:
+        """The relative term as the kernels read it, 4-d."""
+        kind, table = self.p.relative_kind, self.table
+        if kind == "alibi":
+            return contiguous(table).reshape(1, -1, 1, 1)
+        if kind == "t5":
+            heads, count = self.heads, 2 * self.limit + 1
+            term = empty((1, heads, 1, count), self.wide)
+            self.launch_sums(
+                "take_rows", heads * count, table, self.places, term, heads, count, *element_strides(table),
+                index=(table, term),
+            )  # fmt: skip
+            return term
+        if kind == "shaw":
+            rows = table.shape[0]
+            term = empty((self.batch, self.heads, self.queries, rows), self.wide)
+            tile = query_tile(self.queries, self.widths[0], self.itemsize)
+            blocks = _blocks(rows, tile.keys) * _blocks(self.queries, tile.queries) * self.batch * self.heads
+            self.launch_shaw(
+                "shaw_products", blocks, tile, self.query, table, term, self.heads, self.queries, self.widths[0], rows,
+                *element_strides(self.query), *element_strides(table), float(self.p.score_scale), index=(term,),
+            )  # fmt: skip
+            return term
+        return None
+
+    def launch_sums(self, kernel: str, places: int, *arguments: Any, index: tuple[Any, ...], **more: int | str) -> None:
+        """Run a kernel of sums.cu that has a thread for each of some places (or, with a grid of its own, `places`)."""
+        constants = types(self.dtype) | {"RESULT": storage(self.dtype), "COLUMNS": 32, "WARPS": WARPS} | more
+        blocks = places if kernel == "sum_queries" else _blocks(places, WARPS * 32)
+        launch(
+            "attention/sums.cu", kernel, (blocks,), (WARPS * 32,), *arguments,
+            constants=constants | {"INDEX": index_type(*index)},
+        )  # fmt: skip
+
+    def launch_shaw(self, kernel: str, blocks: int, tile: CudaTile, *arguments: Any, index: tuple[Any, ...]) -> None:
+        """Run a kernel of shaw.cu."""
+        width = width_block(self.widths[0], self.itemsize)
+        layout = shared_layout("shaw", tile, width, width, self.itemsize, self.itemsize)
+        line = 16 // self.itemsize
+        constants = types(self.dtype) | {
+            "INDEX": index_type(self.query, self.table, *index),
+            "BLOCK_M": tile.queries,
+            "BLOCK_N": tile.keys,
+            "WARPS": tile.warps,
+            "WIDTH_E": width,
+            "ALIGNED": int(vector_of(self.widths[0], self.query, self.table) == line),
+            **dict(layout.constants),
+        }
+        launch(
+            "attention/shaw.cu", kernel, (blocks,), (tile.warps * 32,), *arguments, constants=constants,
+            shared_bytes=layout.size,
+        )  # fmt: skip
 
     @property
     def width(self) -> int:
@@ -84,7 +149,7 @@ class _Call:
         p, most = self.p, self.queries + self.keys
         left, right = (min(side, most) for side in p.reach)
         return (
-            float(p.score_scale), float(p.softcap or 0.0), left, right, int(p.from_end), p.relative_limit,
+            float(p.score_scale), float(p.softcap or 0.0), left, right, int(p.from_end), self.limit,
             drop_threshold(p.dropout_p), float(p.kept),
         )  # fmt: skip
 
@@ -108,7 +173,8 @@ class _Call:
         width_e, width_v = (width_block(w, self.itemsize) for w in self.widths)
         size = 8 if result == "float64" else 4 if result == "float32" else 2
         layout = shared_layout(kernel, tile, width_e, width_v, self.itemsize, size)
-        rows = ((self.widths[0], self.query, self.key), (self.widths[1], self.value, self.grad))
+        table = self.table if p.relative_kind == "shaw" else None
+        rows = ((self.widths[0], self.query, self.key, table), (self.widths[1], self.value, self.grad))
         line = 16 // self.itemsize
         vector = 16 // max(self.itemsize, 4)
         constants = types(self.dtype) | {
@@ -144,6 +210,12 @@ class _Call:
 
 def _blocks(count: int, size: int) -> int:
     return -(-count // size)
+
+
+@functools.lru_cache(maxsize=32)
+def _buckets(limit: int, most: int, buckets: int, bidirectional: bool) -> np.ndarray[Any, Any]:
+    """T5's bucket of each distance from -limit to limit, int32."""
+    return t5_buckets(np.arange(-limit, limit + 1), buckets, bidirectional, most).astype(np.int32)
 
 
 def attention(
@@ -220,11 +292,19 @@ def attention_backward(
     if whole:
         grad_bias = zeros(p.score_shape, call.dtype)
     if wants[0] or wants[6] or whole:
-        grad_query = empty(p.query.shape, call.dtype)
+        shaw = p.relative_kind == "shaw"
+        grad_query, grad_term = empty(p.query.shape, call.dtype), None
+        if call.term is not None and (wants[6] or shaw):
+            count = 1 if p.relative_kind == "alibi" else 2 * call.limit + 1
+            grad_term = zeros((batch, heads, queries, count), call.wide)
+        table, steps = (relative, element_strides(relative)) if shaw else (None, (0, 0))
         call.launch(
-            "query_gradient", _blocks(queries, tile.queries) * batch * heads, tile, before,
-            (grad_query, None, grad_bias), (), call.dtype, WRITES_BIAS=int(whole),
+            "query_gradient", _blocks(queries, tile.queries) * batch * heads, tile, (*before, table),
+            (grad_query, grad_term, grad_bias), steps, call.dtype, WRITES_BIAS=int(whole),
+            GRAD_TERM=int(grad_term is not None), SHAW=int(shaw),
         )  # fmt: skip
+        if wants[6]:
+            grad_table = _table_gradient(call, grad_term)
     if wants[1] or wants[2]:
         grad_key, grad_value = empty(p.key.shape, call.dtype), empty(p.value.shape, call.dtype)
         of_keys = key_tile(queries, call.width, call.itemsize)
@@ -276,18 +356,50 @@ def _bias_gradient(call: _Call, tile: CudaTile, before: tuple[Any, ...]) -> Any:
         "bias_gradient", tiles * chunks, tile, before, (parts,), (*shape, chunks), call.wide,
         **{f"SUM_{name}": int(is_sum) for name, is_sum in zip("BHIJ", sums)},
     )  # fmt: skip
-    return _sum_parts(parts, shape, call.dtype)
+    return _sum_parts(call, parts, shape)
 
 
-def _sum_parts(parts: Any, shape: tuple[int, ...], dtype: str, factor: float = 1.0) -> Any:
+def _sum_parts(call: _Call, parts: Any, shape: tuple[int, ...], factor: float = 1.0) -> Any:
     """factor * the sum of `parts` over their first dimension, in turn."""
-    out = empty(shape, dtype)
-    constants = types(dtype) | {"RESULT": storage(dtype), "INDEX": index_type(parts), "WARPS": WARPS}
-    launch(
-        "attention/sums.cu", "sum_parts", (_blocks(out.size, WARPS * 32),), (WARPS * 32,), parts, out, out.size,
-        parts.shape[0], factor, constants=constants,
+    out = empty(shape, call.dtype)
+    call.launch_sums("sum_parts", out.size, parts, out, out.size, parts.shape[0], factor, index=(parts,))
+    return out
+
+
+def _table_gradient(call: _Call, grad_term: Any) -> Any:
+    """The gradient of the relative term's table, from that of its numbers (B, H, L, C)."""
+    batch, heads, queries, count = grad_term.shape
+    if call.p.relative_kind == "shaw":
+        tile = query_tile(queries, call.widths[0], call.itemsize)
+        chunk, chunks = _chunks(batch * heads * queries, tile.queries)
+        parts = empty((chunks, *call.table.shape), call.wide)
+        call.launch_shaw(
+            "shaw_gradient", _blocks(count, tile.keys) * chunks, tile, call.query, grad_term, parts, batch, heads,
+            queries, call.widths[0], count, chunk, *element_strides(call.query), index=(grad_term, parts),
+        )  # fmt: skip
+        return _sum_parts(call, parts, call.table.shape, float(call.p.score_scale))
+    alibi = call.p.relative_kind == "alibi"
+    columns = 1 if alibi else 32
+    chunk, chunks = _chunks(batch * queries, WARPS * 32 // columns)
+    parts = empty((chunks, heads, count), call.wide)
+    call.launch_sums(
+        "sum_queries", _blocks(count, columns) * heads * chunks, grad_term, parts, batch, heads, queries, count, chunk,
+        index=(grad_term, parts), COLUMNS=columns,
+    )  # fmt: skip
+    if alibi:
+        return _sum_parts(call, parts, (heads,), -1.0)
+    rows = call.table.shape[0]
+    out = empty(call.table.shape, call.dtype)
+    call.launch_sums(
+        "sum_rows", out.size, parts, call.places, out, rows, heads, count, chunks, index=(parts, out),
     )  # fmt: skip
     return out
+
+
+def _chunks(count: int, least: int) -> tuple[int, int]:
+    """(length, number) of the chunks of a sum: a multiple of `least` long, at most `CHUNKS` of them."""
+    length = least * _blocks(_blocks(count, least), CHUNKS)
+    return length, _blocks(count, length)
 
 
 def _reasons(p: AttentionProblem) -> list[str]:
@@ -295,8 +407,6 @@ def _reasons(p: AttentionProblem) -> list[str]:
     for name, width in (("query", p.query.shape[3]), ("value", p.value.shape[3])):
         if not 1 <= width <= WIDEST:
             found.append(f"{name} has {width} columns; it takes 1 to {WIDEST}")
-    if p.relative_kind is not None:
-        found.append("it has no relative terms")
     return found
 
 

@@ -1,19 +1,20 @@
 // Attention's gradients of queries, of the relative term's numbers, and of a bias as large as the scores. The weights are
 // made again from the log-sum-exp; a block has some queries and goes over the keys that they see. Constants and names as
-// in attention_forward.cu; equations in reference.py.
+// in attention_forward.cu, and GRAD_TERM: the gradient of the relative term is wanted; SHAW: the term is Shaw's;
+// WRITES_BIAS: grad_bias is wanted. Equations in reference.py.
 #include "attention/gradients.cuh"
 #include "attention/tile_rows.cuh"
 
 // grad (B, H, L, EV), query (B, H, L, E), key (B, H / GROUP, S, E), value (B, H / GROUP, S, EV), mask, bias, lengths,
-// term, seed as in attention_forward.cu. lse, delta (B, H, L) contiguous.
+// term, seed as in attention_forward.cu. lse, delta (B, H, L) contiguous. table (2 limit + 1, E), of SHAW's term, or null.
 // grad_query (B, H, L, E) contiguous, of type RESULT. grad_term: of TERM 1 (B, H, L, 2 limit + 1), zeros before; of TERM 2
-// (B, H, L); else null. grad_bias (B, H, L, S), zeros before, or null. All are the caller's.
+// (B, H, L); null where nobody asks for it. grad_bias (B, H, L, S), zeros before, or null. All are the caller's.
 // Blocks: blocks of queries of each head, the last ones first.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
     const STORAGE* grad, const STORAGE* query, const STORAGE* key, const STORAGE* value, const bool* mask,
     const STORAGE* bias, const LENGTHS* lengths, const TERMS* term, const long long* seed, const COMPUTED* lse,
-    const COMPUTED* delta, RESULT* grad_query, COMPUTED* grad_term, STORAGE* grad_bias, int B, int H, int GROUP, int L,
-    int S, int E, int EV, INDEX g_b, INDEX g_h, INDEX g_i, INDEX g_e, INDEX q_b, INDEX q_h, INDEX q_i, INDEX q_e,
+    const COMPUTED* delta, const STORAGE* table, RESULT* grad_query, COMPUTED* grad_term, STORAGE* grad_bias, int B, int H, int GROUP, int L,
+    int S, int E, int EV, INDEX t_row, INDEX t_e, INDEX g_b, INDEX g_h, INDEX g_i, INDEX g_e, INDEX q_b, INDEX q_h, INDEX q_i, INDEX q_e,
     INDEX k_b, INDEX k_h, INDEX k_j, INDEX k_e, INDEX v_b, INDEX v_h, INDEX v_j, INDEX v_e, INDEX mask_b, INDEX mask_h,
     INDEX mask_i, INDEX mask_j, INDEX bias_b, INDEX bias_h, INDEX bias_i, INDEX bias_j, INDEX term_b, INDEX term_h,
     INDEX term_i, INDEX term_row, COMPUTED scale, COMPUTED cap, int left, int right, int from_end, int limit,
@@ -84,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
     gradients_of_scores<false>(
         s, tile, changes, lse, delta, start, seen, query_at, number_of,
         [&](int n, int, const Query& q, int j, unsigned bits, const COMPUTED(&dx)[VECTOR]) {
-          if constexpr (TERM == 1) {
+          if constexpr (GRAD_TERM && TERM == 1) {
             COMPUTED* const own = grad_term + ((INDEX)number * L + q.i) * (2 * limit + 1) + limit;
 #pragma unroll
             for (int t = 0; t < VECTOR; ++t) {
@@ -95,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
               else if (bits >> t & 1) own[d] = dx[t];
             }
           }
-          if constexpr (TERM == 2) {
+          if constexpr (GRAD_TERM && TERM == 2) {
 #pragma unroll
             for (int t = 0; t < VECTOR; ++t) behind[n] += dx[t] * (COMPUTED)abs(j + t - q.i - s.shift);
           }
@@ -126,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
     }
   }
 
-  if constexpr (TERM != 0) {
+  if constexpr (GRAD_TERM) {
 #pragma unroll
     for (int n = 0; n < ROUNDS; ++n) {
       const int row = row_of_round(n);
@@ -140,6 +141,23 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
       } else {
         grad_term[number_of(row)] = before;
       }
+    }
+  }
+  if constexpr (SHAW) {
+    // The table is as more keys, whose weights are the gradients of its numbers: this block's own rows of grad_term.
+    const int rows = 2 * limit + 1;
+    STORAGE* const stored = reinterpret_cast<STORAGE*>(tile);
+    for (int from = 0; from < rows; from += BLOCK_N) {
+      __syncthreads();
+      for (int place = threadIdx.x; place < BLOCK_M * BLOCK_N; place += THREADS) {
+        const int r = place / BLOCK_N, c = place % BLOCK_N;
+        const bool here = first + r < L && from + c < rows;
+        stored[r * PITCH_WEIGHTS + c] = narrow<STORAGE>(here ? grad_term[number_of(r) * rows + from + c] : (COMPUTED)0);
+      }
+      load_rows<BLOCK_N, WIDTH_E, PITCH_E>(
+          keys, E, t_e, [&](int r) { return from + r < rows ? table + (from + r) * t_row : nullptr; });
+      __syncthreads();
+      sums.template multiply<BLOCK_N>(weights, PITCH_WEIGHTS, keys, PITCH_E);
     }
   }
   __syncthreads();

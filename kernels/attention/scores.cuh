@@ -141,7 +141,7 @@ struct Scores {
         if (bits >> t & 1) y[t] += widen(q.term[(clipped(j + t - q.i - shift) + limit) * term_row]);
     }
     if constexpr (TERM == 2) {
-      const COMPUTED slope = widen(*q.term);
+      const COMPUTED slope = bits != 0 ? widen(*q.term) : (COMPUTED)0;
 #pragma unroll
       for (int t = 0; t < VECTOR; ++t) y[t] -= slope * (COMPUTED)abs(j + t - q.i - shift);
     }
