@@ -5,6 +5,7 @@
 //   multiply<K>(a, lda, b, ldb)     sums += a . b over K places; no barrier within
 //   store(tile, pitch)              sums to shared memory, row by row
 //   each(places, f)                 f(row, column, x) for every sum x that this thread holds
+//   round_to(room, pitch, places, value)  room[row][column] = value(row, x), in room's type
 //   scale_rows(places, factors)     x *= factors[row], factors in shared memory
 //
 // ALONG_K says in which order a factor lies in shared memory: true for a[m][k] or b[n][k], false for a[k][m] or b[k][n].
@@ -132,6 +133,22 @@ template <int M, int N, bool A_ALONG_K, bool B_ALONG_K> struct RegisterProduct {
       for (int c = 0; c < COLUMNS; ++c) f(row(r), column(c), x[r][c]);
   }
 
+  // room[row][column] = value(row, x), VECTOR neighbours at once.
+  template <class T, class Places, class Value>
+  __device__ __forceinline__ void round_to(T* room, int pitch, const Places&, Value value) {
+    static_assert(!B_ALONG_K, "a thread's columns are neighbours");
+    if (!works()) return;
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+      for (int c = 0; c < COLUMNS; c += VECTOR) {
+        Vector<T, VECTOR> made;
+#pragma unroll
+        for (int t = 0; t < VECTOR; ++t) made.v[t] = narrow<T>(value(row(r), x[r][c + t]));
+        *reinterpret_cast<Vector<T, VECTOR>*>(room + row(r) * pitch + column(c)) = made;
+      }
+  }
+
   template <class Places> __device__ __forceinline__ void scale_rows(const Places&, const COMPUTED* factors) {
     if (!works()) return;
 #pragma unroll
@@ -211,6 +228,11 @@ template <int M, int N, bool A_ALONG_K, bool B_ALONG_K> struct TensorProduct {
 #pragma unroll
         for (int e = 0; e < Sums::num_elements; ++e)
           f(row() + r * 16 + places.at[e] / 16, column() + c * 16 + places.at[e] % 16, x[r][c].x[e]);
+  }
+
+  template <class T, class Places, class Value>
+  __device__ __forceinline__ void round_to(T* room, int pitch, const Places& places, Value value) {
+    each(places, [&](int m, int n, float& sum) { room[m * pitch + n] = narrow<T>(value(m, sum)); });
   }
 
   template <class Places> __device__ __forceinline__ void scale_rows(const Places& places, const float* factors) {

@@ -99,11 +99,11 @@ __device__ __forceinline__ void add_not_finite(
 }
 
 // Sums as RESULT in shared memory, then out of it row by row. row(r): address of row r, null where there is none;
-// value(m, n, x): what is written for the sum x. All threads of the block call this; `room` is theirs until the next barrier.
+// value(m, x): what is written for the sum x. All threads of the block call this; `room` is theirs until the next barrier.
 template <int ROWS, int WIDTH, int PITCH, class RESULT_TYPE, class Sums, class Row, class Value>
 __device__ __forceinline__ void write_rows(
     Sums& sums, const PlacesOfSums& places, RESULT_TYPE* room, int width, Row row, Value value) {
-  sums.each(places, [&](int m, int n, COMPUTED& x) { room[m * PITCH + n] = narrow<RESULT_TYPE>(value(m, x)); });
+  sums.round_to(room, PITCH, places, value);
   __syncthreads();
   constexpr int OF_LINE = ALIGNED ? 16 / (int)sizeof(RESULT_TYPE) : 1, OF_ROW = WIDTH / OF_LINE;
   for (int place = threadIdx.x; place < ROWS * OF_ROW; place += THREADS) {
