@@ -1,23 +1,24 @@
 // Attention's forward pass: the softmax is taken while tiles of keys stream by (Dao, FlashAttention-2, 2023).
 //
-// Constants (-D): STORAGE, COMPUTED, RESULT, TERMS, LENGTHS, INDEX types; BLOCK_M x BLOCK_N the tile of scores; WIDTH_E,
-// WIDTH_V what a tile holds of E and EV; WARPS; ALIGNED, MASK_WIDE, BIAS_WIDE: loads of 128 bits; HIDES: some query may
-// be kept from a key that another sees; HAS_MASK, HAS_BIAS, HAS_CAP, TERM, DROPOUT; PACKED: a tile has the queries of all
-// heads that share keys; AT_*: bytes into shared memory; PITCH_*: elements of a row there.
+// Constants (-D): STORAGE, COMPUTED, RESULT, INDEX types; BLOCK_M x BLOCK_N the tile of scores; WIDTH_E, WIDTH_V what a
+// tile holds of E and EV; WARPS; BLOCKS of a multiprocessor; ALIGNED: loads of 128 bits; HIDES: some query may be kept
+// from a key that another sees; HAS_MASK; EXTRAS: see scores.cuh; AT_*: bytes into shared memory; PITCH_*: elements of a
+// row there.
 #include "attention/scores.cuh"
 #include "attention/tile_rows.cuh"
 
 // query (B, H, L, E), key (B, H / GROUP, S, E), value (B, H / GROUP, S, EV), strides of theirs. mask, bias broadcast to
-// (B, H, L, S) by strides of 0; null if not compiled in, as term and seed (one number). lengths (B,) or null.
+// (B, H, L, S) by strides of 0, or are null, as term (see scores.cuh) and seed (one number) may be. lengths (B,) or null.
+// packed: a tile has the queries of all heads that share keys. wide: 1, the mask's rows take vectors; 2, the bias's do.
 // out (splits, B, H, L, EV) contiguous; lse (splits, B, H, L) contiguous, or null. All are the caller's.
 // Blocks: blocks of queries, the last ones first, of each split of the keys (`chunk` of them) of each head.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forward(
     const STORAGE* query, const STORAGE* key, const STORAGE* value, const bool* mask, const STORAGE* bias,
-    const LENGTHS* lengths, const TERMS* term, const long long* seed, RESULT* out, COMPUTED* lse, int B, int H,
-    int GROUP, int L, int S, int E, int EV, int chunk, int splits, INDEX q_b, INDEX q_h, INDEX q_i, INDEX q_e,
+    const long long* lengths, const COMPUTED* term, const long long* seed, RESULT* out, COMPUTED* lse, int B, int H,
+    int GROUP, int L, int S, int E, int EV, int chunk, int splits, int packed, INDEX q_b, INDEX q_h, INDEX q_i, INDEX q_e,
     INDEX k_b, INDEX k_h, INDEX k_j, INDEX k_e, INDEX v_b, INDEX v_h, INDEX v_j, INDEX v_e, INDEX mask_b, INDEX mask_h,
     INDEX mask_i, INDEX mask_j, INDEX bias_b, INDEX bias_h, INDEX bias_i, INDEX bias_j, INDEX term_b, INDEX term_h,
-    INDEX term_i, INDEX term_row, COMPUTED scale, COMPUTED cap, int left, int right, int from_end, int limit,
+    INDEX term_i, INDEX term_row, COMPUTED scale, COMPUTED cap, int left, int right, int from_end, int limit, int wide,
     long long threshold, COMPUTED kept) {
   extern __shared__ __align__(128) unsigned char shared[];
   STORAGE* const queries = reinterpret_cast<STORAGE*>(shared + AT_QUERY);
@@ -31,24 +32,24 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forwa
   int* const odd_tile = reinterpret_cast<int*>(shared + AT_ODD);
 
   // Heads of queries, or packed: heads of keys with all queries of theirs.
-  const int of_head = PACKED ? GROUP * L : L, heads = PACKED ? H / GROUP : H;
+  const int of_head = packed ? GROUP * L : L, heads = packed ? H / GROUP : H;
   const int blocks = (of_head + BLOCK_M - 1) / BLOCK_M;
   int program = blockIdx.x;
   const int first = (blocks - 1 - program % blocks) * BLOCK_M;
   program /= blocks;
   const int split = program % splits;
   program /= splits;
-  const int b = program / heads, head = program % heads, kv = PACKED ? head : head / GROUP;
-  const auto head_of = [&](int row) { return PACKED ? head * GROUP + (first + row) / L : head; };
-  const auto query_of = [&](int row) { return PACKED ? (first + row) % L : first + row; };
+  const int b = program / heads, head = program % heads, kv = packed ? head : head / GROUP;
+  const auto head_of = [&](int row) { return packed ? head * GROUP + (first + row) / L : head; };
+  const auto query_of = [&](int row) { return packed ? (first + row) % L : first + row; };
   const auto is_here = [&](int row) { return first + row < of_head; };
 
-  Scores s{mask, bias, term, DROPOUT ? *seed : 0, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
-           term_i, term_row, scale, cap, kept, (unsigned long long)threshold, H, L, S, 0, 0, left, right, limit};
+  Scores s{mask, bias, term, seed, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
+           term_i, term_row, scale, cap, kept, (unsigned long long)threshold, H, L, S, 0, 0, left, right, limit, wide};
   s.row_of_batch(lengths, b, from_end);
   const auto query_at = [&](int row) { return s.query(b, head_of(row), query_of(row), is_here(row)); };
   int low, high;
-  if (PACKED) s.keys_seen(0, L, low, high);
+  if (packed) s.keys_seen(0, L, low, high);
   else s.keys_seen(first, min(first + BLOCK_M, L), low, high);
   low = max(low, split * chunk) / BLOCK_N * BLOCK_N;
   high = (int)min((long long)high, (split + 1LL) * chunk);
@@ -106,7 +107,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forwa
         for (int t = 0; t < VECTOR; ++t) y[k][t] = product.v[t];
         unsigned bits = seen[n] >> (k * VECTOR) & ((1u << VECTOR) - 1);
         s.scores(q, start + key_of_step(k), y[k], bits);
-        if (HAS_BIAS) seen[n] &= ~(((1u << VECTOR) - 1) << (k * VECTOR)) | bits << (k * VECTOR);
+        if (EXTRAS) seen[n] &= ~(((1u << VECTOR) - 1) << (k * VECTOR)) | bits << (k * VECTOR);
 #pragma unroll
         for (int t = 0; t < VECTOR; ++t)
           if (bits >> t & 1) found = largest_of(y[k][t], found);
@@ -129,8 +130,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forwa
       if (TENSOR_CORES) __syncwarp();
 #pragma unroll
       for (int k = 0; k < STEPS; ++k) {
-        if constexpr (DROPOUT) {
-          if (seen[n] >> (k * VECTOR) & ((1u << VECTOR) - 1)) {
+        if constexpr (EXTRAS) {
+          if (threshold > 0 && seen[n] >> (k * VECTOR) & ((1u << VECTOR) - 1)) {
             COMPUTED f[VECTOR];
             s.factors(q, start + key_of_step(k), f);
 #pragma unroll

@@ -1,21 +1,21 @@
 // Attention's gradient of a bias that broadcasts, summed to the bias's own shape. Constants and names as in attention_forward.cu;
-// equations in reference.py. SUM_B, SUM_H, SUM_I, SUM_J: dimensions in which the bias has one place for all.
+// equations in reference.py.
 #include "attention/gradients.cuh"
 #include "attention/tile_rows.cuh"
 
 // grad, query, key, value, mask, bias, lengths, term, seed, lse, delta as in query_gradient.cu.
 // parts (chunks, of_b, of_h, of_i, of_j) contiguous, the caller's: each chunk of the tiles of scores that a tile of the
-// bias is added to, summed in turn.
+// bias is added to, summed in turn; where the bias has one place for all, all are summed.
 // Blocks: tiles of the bias in each chunk.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bias_gradient(
     const STORAGE* grad, const STORAGE* query, const STORAGE* key, const STORAGE* value, const bool* mask,
-    const STORAGE* bias, const LENGTHS* lengths, const TERMS* term, const long long* seed, const COMPUTED* lse,
+    const STORAGE* bias, const long long* lengths, const COMPUTED* term, const long long* seed, const COMPUTED* lse,
     const COMPUTED* delta, COMPUTED* parts, int B, int H, int GROUP, int L, int S, int E, int EV, int of_b, int of_h,
     int of_i, int of_j, int chunks, INDEX g_b, INDEX g_h, INDEX g_i, INDEX g_e, INDEX q_b, INDEX q_h, INDEX q_i,
     INDEX q_e, INDEX k_b, INDEX k_h, INDEX k_j, INDEX k_e, INDEX v_b, INDEX v_h, INDEX v_j, INDEX v_e, INDEX mask_b,
     INDEX mask_h, INDEX mask_i, INDEX mask_j, INDEX bias_b, INDEX bias_h, INDEX bias_i, INDEX bias_j, INDEX term_b,
     INDEX term_h, INDEX term_i, INDEX term_row, COMPUTED scale, COMPUTED cap, int left, int right, int from_end,
-    int limit, long long threshold, COMPUTED kept) {
+    int limit, int wide, long long threshold, COMPUTED kept) {
   extern __shared__ __align__(128) unsigned char shared[];
   STORAGE* const queries = reinterpret_cast<STORAGE*>(shared + AT_QUERY);
   STORAGE* const incoming = reinterpret_cast<STORAGE*>(shared + AT_GRAD);
@@ -33,11 +33,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bias_gradient(
   const int own_h = (int)(program % of_h);
   program /= of_h;
   const int own_b = (int)(program % of_b), chunk = (int)(program / of_b);
-  const int times_j = SUM_J ? (S + BLOCK_N - 1) / BLOCK_N : 1, times_i = SUM_I ? (L + BLOCK_M - 1) / BLOCK_M : 1;
-  const int times_h = SUM_H ? H : 1, times_b = SUM_B ? B : 1;
+  const int times_j = of_j == 1 ? (S + BLOCK_N - 1) / BLOCK_N : 1, times_i = of_i == 1 ? (L + BLOCK_M - 1) / BLOCK_M : 1;
+  const int times_h = of_h == 1 ? H : 1, times_b = of_b == 1 ? B : 1;
   const long long steps = (long long)times_b * times_h * times_i * times_j, of_chunk = (steps + chunks - 1) / chunks;
-  Scores s{mask, bias, term, DROPOUT ? *seed : 0, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
-           term_i, term_row, scale, cap, kept, (unsigned long long)threshold, H, L, S, 0, 0, left, right, limit};
+  Scores s{mask, bias, term, seed, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
+           term_i, term_row, scale, cap, kept, (unsigned long long)threshold, H, L, S, 0, 0, left, right, limit, wide};
   COMPUTED sums[ROUNDS][STEPS][VECTOR];
 #pragma unroll
   for (int n = 0; n < ROUNDS; ++n)
@@ -101,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bias_gradient(
 #pragma unroll
         for (int t = 0; t < VECTOR; ++t) tile[row_of_round(n) * PITCH_SCORES + key_of_step(k) + t] = sums[n][k][t];
   __syncthreads();
-  if (SUM_I) {
+  if (of_i == 1) {
     for (int j = threadIdx.x; j < BLOCK_N; j += THREADS) {
       COMPUTED sum = 0;
       for (int i = 0; i < BLOCK_M; ++i) sum += tile[i * PITCH_SCORES + j];
@@ -109,8 +109,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bias_gradient(
     }
     __syncthreads();
   }
-  if (SUM_J) {
-    for (int i = threadIdx.x; i < (SUM_I ? 1 : BLOCK_M); i += THREADS) {
+  if (of_j == 1) {
+    for (int i = threadIdx.x; i < (of_i == 1 ? 1 : BLOCK_M); i += THREADS) {
       COMPUTED sum = 0;
       for (int j = 0; j < BLOCK_N; ++j) sum += tile[i * PITCH_SCORES + j];
       tile[i * PITCH_SCORES] = sum;

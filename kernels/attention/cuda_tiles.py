@@ -11,7 +11,7 @@ from kernels.runtime.row_tiles import power_of_two
 
 #: The widest queries, keys and values that a tile holds.
 WIDEST = 256
-#: Queries that a tile has at least: tensor cores multiply no less.
+#: Queries of a tile where there are no more: tensor cores multiply no less.
 LEAST_QUERIES = 16
 #: Heads that share keys are taken together where all their queries are no more than this.
 PACKED_QUERIES = 64
@@ -79,7 +79,7 @@ def _chosen(table: dict[int, tuple[tuple[int, CudaTile], ...]], queries: int, wi
     if asked is not None:
         return asked
     tile = next(tile for widest, tile in table[itemsize] if width <= widest)
-    return replace(tile, queries=min(tile.queries, max(power_of_two(queries), LEAST_QUERIES)))
+    return replace(tile, queries=min(tile.queries, LEAST_QUERIES)) if queries <= LEAST_QUERIES else tile
 
 
 def forward_tile(queries: int, width: int, itemsize: int) -> CudaTile:

@@ -48,7 +48,6 @@ from kernels.runtime.row_tiles import power_of_two
 WARPS = 8
 #: Blocks that share the sum over a bias that broadcasts, at most.
 CHUNKS = 64
-_TERMS = {None: 0, "shaw": 1, "t5": 1, "alibi": 2}
 
 
 class _Call:
@@ -57,7 +56,7 @@ class _Call:
     def __init__(self, p: AttentionProblem, *inputs: Any, grad: Any = None) -> None:
         self.p, self.grad = p, grad
         self.query, self.key, self.value, self.mask, self.bias, lengths, self.table, self.seed = inputs
-        self.lengths = None if lengths is None else contiguous(lengths)
+        self.lengths = None if lengths is None else contiguous(lengths.astype("int64", copy=False))
         self.dtype = dtype_name(self.query)
         self.wide = computed_dtype(self.dtype)
         self.itemsize = self.query.dtype.itemsize
@@ -70,20 +69,20 @@ class _Call:
             self.limit = min(self.limit, self.queries + self.keys)
             places = _buckets(self.limit, p.relative_limit, self.table.shape[0], p.bidirectional)
             self.places = from_host(places, self.query)
+        elif p.relative_kind == "alibi":
+            self.limit, self.places = -1, from_host(np.zeros(1, np.int32), self.query)
         self.term = self._term()
 
     def _term(self) -> Any:
         """The relative term as the kernels read it, 4-d."""
         kind, table = self.p.relative_kind, self.table
-        if kind == "alibi":
-            return contiguous(table).reshape(1, -1, 1, 1)
-        if kind == "t5":
-            heads, count = self.heads, 2 * self.limit + 1
+        if kind in ("t5", "alibi"):
+            heads, count = self.heads, self.places.size
             term = empty((1, heads, 1, count), self.wide)
+            steps = element_strides(table if kind == "t5" else table.reshape(1, -1))
             self.launch_sums(
-                "take_rows", heads * count, table, self.places, term, heads, count, *element_strides(table),
-                index=(table, term),
-            )  # fmt: skip
+                "take_rows", heads * count, table, self.places, term, heads, count, *steps, index=(table, term)
+            )
             return term
         if kind == "shaw":
             rows = table.shape[0]
@@ -145,17 +144,22 @@ class _Call:
         return tuple(s for a in given for s in ((0, 0, 0, 0) if a is None else element_strides(a)))
 
     def numbers(self) -> tuple[float | int, ...]:
-        """scale, cap, left, right, from_end, limit, threshold, kept."""
+        """scale, cap, left, right, from_end, limit, wide, threshold, kept."""
         p, most = self.p, self.queries + self.keys
+        vector = 16 // max(self.itemsize, 4)
+        wide = sum(
+            bit for bit, array in ((1, self.mask), (2, self.bias))
+            if array is not None and vector_of(self.keys, array) >= vector
+        ) + (4 if self.keys % vector == 0 else 0)  # fmt: skip
         left, right = (min(side, most) for side in p.reach)
         return (
-            float(p.score_scale), float(p.softcap or 0.0), left, right, int(p.from_end), self.limit,
+            float(p.score_scale), float(p.softcap or 0.0), left, right, int(p.from_end), self.limit, wide,
             drop_threshold(p.dropout_p), float(p.kept),
         )  # fmt: skip
 
     def launch(
         self, kernel: str, blocks: int, tile: CudaTile, before: tuple[Any, ...], results: tuple[Any, ...],
-        sizes: tuple[int, ...], result: str, **more: int | str,
+        sizes: tuple[int, ...], result: str,
     ) -> None:  # fmt: skip
         """Run one of the kernels that make scores.
 
@@ -167,7 +171,6 @@ class _Call:
             results: what it writes.
             sizes: numbers behind EV.
             result: dtype of the rows that it writes.
-            **more: constants of its own.
         """
         p = self.p
         width_e, width_v = (width_block(w, self.itemsize) for w in self.widths)
@@ -176,11 +179,9 @@ class _Call:
         table = self.table if p.relative_kind == "shaw" else None
         rows = ((self.widths[0], self.query, self.key, table), (self.widths[1], self.value, self.grad))
         line = 16 // self.itemsize
-        vector = 16 // max(self.itemsize, 4)
+        extras = p.dropout_p > 0 or any(given is not None for given in (p.bias, p.softcap, p.relative_kind))
         constants = types(self.dtype) | {
             "RESULT": storage(result),
-            "TERMS": storage(self.wide if self.term is None else dtype_name(self.term)),
-            "LENGTHS": storage("int64" if self.lengths is None else dtype_name(self.lengths)),
             "INDEX": index_type(self.grad, *self.arrays(), *before, *results),
             "BLOCK_M": tile.queries,
             "BLOCK_N": tile.keys,
@@ -189,16 +190,10 @@ class _Call:
             "WIDTH_E": width_e,
             "WIDTH_V": width_v,
             "ALIGNED": int(all(vector_of(width, *given) == line for width, *given in rows)),
-            "MASK_WIDE": int(self.mask is not None and vector_of(self.keys, self.mask) >= vector),
-            "BIAS_WIDE": int(self.bias is not None and vector_of(self.keys, self.bias) >= vector),
-            "HIDES": int(p.hides),
+            "HIDES": int(p.hides or extras),
             "HAS_MASK": int(self.mask is not None),
-            "HAS_BIAS": int(self.bias is not None),
-            "HAS_CAP": int(p.softcap is not None),
-            "TERM": _TERMS[p.relative_kind],
-            "DROPOUT": int(p.dropout_p > 0),
+            "EXTRAS": int(extras),
             **dict(layout.constants),
-            **more,
         }
         incoming = () if self.grad is None else (self.grad,)
         launch(
@@ -246,8 +241,8 @@ def attention(
         parts, part_lse = empty((splits, *out.shape), call.wide), empty((splits, *out.shape[:3]), call.wide)
     chunk = tile.keys * _blocks(_blocks(keys, tile.keys), splits)
     call.launch(
-        "attention_forward", blocks * splits, tile, (), (parts, part_lse), (chunk, splits),
-        call.wide if splits > 1 else call.dtype, PACKED=int(packed),
+        "attention_forward", blocks * splits, tile, (), (parts, part_lse), (chunk, splits, int(packed)),
+        call.wide if splits > 1 else call.dtype,
     )  # fmt: skip
     if splits > 1:
         rows = batch * heads * queries
@@ -300,8 +295,7 @@ def attention_backward(
         table, steps = (relative, element_strides(relative)) if shaw else (None, (0, 0))
         call.launch(
             "query_gradient", _blocks(queries, tile.queries) * batch * heads, tile, (*before, table),
-            (grad_query, grad_term, grad_bias), steps, call.dtype, WRITES_BIAS=int(whole),
-            GRAD_TERM=int(grad_term is not None), SHAW=int(shaw),
+            (grad_query, grad_term, grad_bias), steps, call.dtype,
         )  # fmt: skip
         if wants[6]:
             grad_table = _table_gradient(call, grad_term)
@@ -353,8 +347,7 @@ def _bias_gradient(call: _Call, tile: CudaTile, before: tuple[Any, ...]) -> Any:
     chunks = max(1, min(summed, CHUNKS, _blocks(2 * call.target.multiprocessors, tiles)))
     parts = empty((chunks, *shape), call.wide)
     call.launch(
-        "bias_gradient", tiles * chunks, tile, before, (parts,), (*shape, chunks), call.wide,
-        **{f"SUM_{name}": int(is_sum) for name, is_sum in zip("BHIJ", sums)},
+        "bias_gradient", tiles * chunks, tile, before, (parts,), (*shape, chunks), call.wide
     )  # fmt: skip
     return _sum_parts(call, parts, shape)
 

@@ -35,13 +35,13 @@ __device__ __forceinline__ void gradients_of_scores(
         f[t] = 1;
       }
       s.scores(q, j, y, bits);
-      if (DROPOUT && bits) s.factors(q, j, f);
+      if (EXTRAS && s.threshold > 0 && bits != 0) s.factors(q, j, f);
 #pragma unroll
       for (int t = 0; t < VECTOR; ++t) {
         const bool sees = bits >> t & 1;
         const COMPUTED weight = sees ? power_of_e(y[t] - level) : (COMPUTED)0;
         COMPUTED d = weight * (change.v[t] * f[t] - row_delta);
-        if (HAS_CAP) d *= 1 - y[t] / s.cap * (y[t] / s.cap);
+        if (EXTRAS && s.cap > 0) d *= 1 - y[t] / s.cap * (y[t] / s.cap);
         dx[k][t] = sees ? d : (COMPUTED)0;
         p[k][t] = sees ? weight * f[t] : (COMPUTED)0;
       }

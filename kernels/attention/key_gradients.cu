@@ -8,12 +8,12 @@
 // Blocks: blocks of keys of each head of keys.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) key_gradients(
     const STORAGE* grad, const STORAGE* query, const STORAGE* key, const STORAGE* value, const bool* mask,
-    const STORAGE* bias, const LENGTHS* lengths, const TERMS* term, const long long* seed, const COMPUTED* lse,
+    const STORAGE* bias, const long long* lengths, const COMPUTED* term, const long long* seed, const COMPUTED* lse,
     const COMPUTED* delta, STORAGE* grad_key, STORAGE* grad_value, int B, int H, int GROUP, int L, int S, int E, int EV,
     INDEX g_b, INDEX g_h, INDEX g_i, INDEX g_e, INDEX q_b, INDEX q_h, INDEX q_i, INDEX q_e, INDEX k_b, INDEX k_h,
     INDEX k_j, INDEX k_e, INDEX v_b, INDEX v_h, INDEX v_j, INDEX v_e, INDEX mask_b, INDEX mask_h, INDEX mask_i,
     INDEX mask_j, INDEX bias_b, INDEX bias_h, INDEX bias_i, INDEX bias_j, INDEX term_b, INDEX term_h, INDEX term_i,
-    INDEX term_row, COMPUTED scale, COMPUTED cap, int left, int right, int from_end, int limit, long long threshold,
+    INDEX term_row, COMPUTED scale, COMPUTED cap, int left, int right, int from_end, int limit, int wide, long long threshold,
     COMPUTED kept) {
   extern __shared__ __align__(128) unsigned char shared[];
   STORAGE* const queries = reinterpret_cast<STORAGE*>(shared + AT_QUERY);
@@ -32,8 +32,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) key_gradients(
   const int blocks = (S + BLOCK_N - 1) / BLOCK_N, heads = H / GROUP;
   const int first = (int)(blockIdx.x % blocks) * BLOCK_N;
   const int number = blockIdx.x / blocks, b = number / heads, kv = number % heads;
-  Scores s{mask, bias, term, DROPOUT ? *seed : 0, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
-           term_i, term_row, scale, cap, kept, (unsigned long long)threshold, H, L, S, 0, 0, left, right, limit};
+  Scores s{mask, bias, term, seed, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
+           term_i, term_row, scale, cap, kept, (unsigned long long)threshold, H, L, S, 0, 0, left, right, limit, wide};
   s.row_of_batch(lengths, b, from_end);
   int low, high;
   s.queries_that_see(first, min(first + BLOCK_N, s.count), low, high);

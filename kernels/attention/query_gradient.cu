@@ -1,23 +1,23 @@
 // Attention's gradients of queries, of the relative term's numbers, and of a bias as large as the scores. The weights are
 // made again from the log-sum-exp; a block has some queries and goes over the keys that they see. Constants and names as
-// in attention_forward.cu, and GRAD_TERM: the gradient of the relative term is wanted; SHAW: the term is Shaw's;
-// WRITES_BIAS: grad_bias is wanted. Equations in reference.py.
+// in attention_forward.cu; equations in reference.py.
 #include "attention/gradients.cuh"
 #include "attention/tile_rows.cuh"
 
 // grad (B, H, L, EV), query (B, H, L, E), key (B, H / GROUP, S, E), value (B, H / GROUP, S, EV), mask, bias, lengths,
-// term, seed as in attention_forward.cu. lse, delta (B, H, L) contiguous. table (2 limit + 1, E), of SHAW's term, or null.
-// grad_query (B, H, L, E) contiguous, of type RESULT. grad_term: of TERM 1 (B, H, L, 2 limit + 1), zeros before; of TERM 2
-// (B, H, L); null where nobody asks for it. grad_bias (B, H, L, S), zeros before, or null. All are the caller's.
+// term, seed as in attention_forward.cu. lse, delta (B, H, L) contiguous. table (2 limit + 1, E), of Shaw's term, or null.
+// grad_query (B, H, L, E) contiguous, of type RESULT. grad_term (B, H, L, 2 limit + 1), zeros before, of ALiBi's slopes
+// (B, H, L), or null. grad_bias (B, H, L, S), zeros before, or null. All are the caller's. wide: as there, and 4:
+// grad_bias's rows take vectors.
 // Blocks: blocks of queries of each head, the last ones first.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
     const STORAGE* grad, const STORAGE* query, const STORAGE* key, const STORAGE* value, const bool* mask,
-    const STORAGE* bias, const LENGTHS* lengths, const TERMS* term, const long long* seed, const COMPUTED* lse,
+    const STORAGE* bias, const long long* lengths, const COMPUTED* term, const long long* seed, const COMPUTED* lse,
     const COMPUTED* delta, const STORAGE* table, RESULT* grad_query, COMPUTED* grad_term, STORAGE* grad_bias, int B, int H, int GROUP, int L,
     int S, int E, int EV, INDEX t_row, INDEX t_e, INDEX g_b, INDEX g_h, INDEX g_i, INDEX g_e, INDEX q_b, INDEX q_h, INDEX q_i, INDEX q_e,
     INDEX k_b, INDEX k_h, INDEX k_j, INDEX k_e, INDEX v_b, INDEX v_h, INDEX v_j, INDEX v_e, INDEX mask_b, INDEX mask_h,
     INDEX mask_i, INDEX mask_j, INDEX bias_b, INDEX bias_h, INDEX bias_i, INDEX bias_j, INDEX term_b, INDEX term_h,
-    INDEX term_i, INDEX term_row, COMPUTED scale, COMPUTED cap, int left, int right, int from_end, int limit,
+    INDEX term_i, INDEX term_row, COMPUTED scale, COMPUTED cap, int left, int right, int from_end, int limit, int wide,
     long long threshold, COMPUTED kept) {
   extern __shared__ __align__(128) unsigned char shared[];
   STORAGE* const queries = reinterpret_cast<STORAGE*>(shared + AT_QUERY);
@@ -34,8 +34,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
   const int blocks = (L + BLOCK_M - 1) / BLOCK_M;
   const int first = (blocks - 1 - (int)(blockIdx.x % blocks)) * BLOCK_M;
   const int number = blockIdx.x / blocks, b = number / H, h = number % H, kv = h / GROUP;
-  Scores s{mask, bias, term, DROPOUT ? *seed : 0, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
-           term_i, term_row, scale, cap, kept, (unsigned long long)threshold, H, L, S, 0, 0, left, right, limit};
+  Scores s{mask, bias, term, seed, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
+           term_i, term_row, scale, cap, kept, (unsigned long long)threshold, H, L, S, 0, 0, left, right, limit, wide};
   s.row_of_batch(lengths, b, from_end);
   int low, high;
   s.keys_seen(first, min(first + BLOCK_M, L), low, high);
@@ -53,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
   places.find(tile);
   Product<BLOCK_M, WIDTH_E, true, false> sums;
   sums.clear();
-  // Of TERM 1: what all keys at least `limit` behind and ahead get; of TERM 2 the sum of gradients and distances.
+  // What all keys at least `limit` behind and ahead get; of ALiBi's slopes the sum of gradients times distances.
   COMPUTED behind[ROUNDS], ahead[ROUNDS];
 #pragma unroll
   for (int n = 0; n < ROUNDS; ++n) behind[n] = ahead[n] = 0;
@@ -85,28 +85,27 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
     gradients_of_scores<false>(
         s, tile, changes, lse, delta, start, seen, query_at, number_of,
         [&](int n, int, const Query& q, int j, unsigned bits, const COMPUTED(&dx)[VECTOR]) {
-          if constexpr (GRAD_TERM && TERM == 1) {
-            COMPUTED* const own = grad_term + ((INDEX)number * L + q.i) * (2 * limit + 1) + limit;
+          if constexpr (EXTRAS) {
+            if (grad_term != nullptr && limit >= 0) {
+              COMPUTED* const own = grad_term + ((INDEX)number * L + q.i) * (2 * limit + 1) + limit;
 #pragma unroll
-            for (int t = 0; t < VECTOR; ++t) {
-              const int d = j + t - q.i - s.shift;
-              if (d <= -limit) behind[n] += dx[t];
-              else if (d >= limit) ahead[n] += dx[t];
-              // Between the clips a distance has one key of each query.
-              else if (bits >> t & 1) own[d] = dx[t];
+              for (int t = 0; t < VECTOR; ++t) {
+                const int d = j + t - q.i - s.shift;
+                if (d <= -limit) behind[n] += dx[t];
+                else if (d >= limit) ahead[n] += dx[t];
+                // Between the clips a distance has one key of each query.
+                else if (bits >> t & 1) own[d] = dx[t];
+              }
+            } else if (grad_term != nullptr) {
+#pragma unroll
+              for (int t = 0; t < VECTOR; ++t) behind[n] += dx[t] * (COMPUTED)abs(j + t - q.i - s.shift);
             }
-          }
-          if constexpr (GRAD_TERM && TERM == 2) {
-#pragma unroll
-            for (int t = 0; t < VECTOR; ++t) behind[n] += dx[t] * (COMPUTED)abs(j + t - q.i - s.shift);
-          }
-          if constexpr (WRITES_BIAS) {
-            if (bits) {
+            if (grad_bias != nullptr && bits != 0) {
               STORAGE* const to = grad_bias + (((INDEX)number * L + q.i) * S + j);
               Vector<STORAGE, VECTOR> stored;
 #pragma unroll
               for (int t = 0; t < VECTOR; ++t) stored.v[t] = narrow<STORAGE>(dx[t]);
-              if constexpr (BIAS_WIDE) {
+              if (wide & 4) {
                 *reinterpret_cast<Vector<STORAGE, VECTOR>*>(to) = stored;
               } else {
 #pragma unroll
@@ -127,23 +126,23 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
     }
   }
 
-  if constexpr (GRAD_TERM) {
+  if (EXTRAS && grad_term != nullptr) {
 #pragma unroll
     for (int n = 0; n < ROUNDS; ++n) {
       const int row = row_of_round(n);
       if (!row_exists(row)) continue;
-      const COMPUTED before = sum_of_row(behind[n]), after = TERM == 1 ? sum_of_row(ahead[n]) : (COMPUTED)0;
+      const COMPUTED before = sum_of_row(behind[n]), after = sum_of_row(ahead[n]);
       if (threadIdx.x % OF_ROW != 0 || first + row >= L) continue;
-      if constexpr (TERM == 1) {
+      if (limit < 0) {
+        grad_term[number_of(row)] = before;
+      } else {
         COMPUTED* const own = grad_term + number_of(row) * (2 * limit + 1);
         own[0] = limit == 0 ? before + after : before;
         if (limit > 0) own[2 * limit] = after;
-      } else {
-        grad_term[number_of(row)] = before;
       }
     }
   }
-  if constexpr (SHAW) {
+  if (EXTRAS && table != nullptr) {
     // The table is as more keys, whose weights are the gradients of its numbers: this block's own rows of grad_term.
     const int rows = 2 * limit + 1;
     STORAGE* const stored = reinterpret_cast<STORAGE*>(tile);

@@ -4,9 +4,11 @@
 //   count        keys that the row of the batch has
 //   shift        position of query 0: count - L where the last query stands at the last key, else 0
 //   left, right  how many keys before and after its position a query sees; -1: all of them
-//   cap          softcap (HAS_CAP)
-//   TERM         relative term: 0 none, 1 a number for each clipped distance (term[b, h, i, clip(d) + limit]), 2 ALiBi's
+//   cap          softcap, 0 for none
+//   limit        of the relative term: a number for each clipped distance (term[b, h, i, clip(d) + limit]); -1 for ALiBi's
 //                slopes (term[h])
+// EXTRAS: a score may be more than a product: bias, relative term, cap and dropout, each there or not at run time, since
+// all their combinations would be too many to compile. HAS_MASK: there is a mask.
 // A thread has VECTOR neighbouring keys of a row at a time; what it sees of them is a bit each.
 #pragma once
 #include "attention/tile_products.cuh"
@@ -28,25 +30,25 @@ struct Query {
   bool here;
   const bool* mask;
   const STORAGE* bias;
-  const TERMS* term;
+  const COMPUTED* term;
   unsigned long long element;  // of dropout: the number of its first score among all
 };
 
 struct Scores {
   const bool* mask;
   const STORAGE* bias;
-  const TERMS* term;
-  long long seed;
+  const COMPUTED* term;
+  const long long* seed;
   INDEX mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h, term_i, term_row;
   COMPUTED scale, cap, kept;
   unsigned long long threshold;
-  int H, L, S, count, shift, left, right, limit;
+  int H, L, S, count, shift, left, right, limit, wide;
 
-  __device__ __forceinline__ void row_of_batch(const LENGTHS* lengths, int b, int from_end) {
+  __device__ __forceinline__ void row_of_batch(const long long* lengths, int b, int from_end) {
     count = S;
     if (lengths != nullptr) {
       // They were checked before, but not while a CUDA graph is captured.
-      const long long given = (long long)lengths[b];
+      const long long given = lengths[b];
       count = given < 0 ? 0 : given > S ? S : (int)given;
     }
     shift = from_end ? count - L : 0;
@@ -73,9 +75,11 @@ struct Scores {
     q.i = i;
     q.here = here;
     if (HAS_MASK) q.mask = mask + (b * mask_b + h * mask_h + i * mask_i);
-    if (HAS_BIAS) q.bias = bias + (b * bias_b + h * bias_h + i * bias_i);
-    if (TERM) q.term = term + (b * term_b + h * term_h + i * term_i);
-    if (DROPOUT) q.element = (((unsigned long long)b * H + h) * L + i) * S;
+    if (EXTRAS) {
+      q.bias = bias + (b * bias_b + h * bias_h + i * bias_i);
+      q.term = term + (b * term_b + h * term_h + i * term_i);
+      q.element = (((unsigned long long)b * H + h) * L + i) * S;
+    }
     return q;
   }
 
@@ -92,7 +96,7 @@ struct Scores {
     for (int t = 0; t < VECTOR; ++t) bits |= (unsigned)in_reach(q.i, j + t) << t;
     if constexpr (HAS_MASK) {
       if (bits == 0) return bits;
-      if constexpr (MASK_WIDE) {
+      if (wide & 1) {
         const auto found = *reinterpret_cast<const Vector<unsigned char, VECTOR>*>(q.mask + j);
 #pragma unroll
         for (int t = 0; t < VECTOR; ++t)
@@ -110,17 +114,18 @@ struct Scores {
   __device__ __forceinline__ bool sees(const Query& q, int j) const {
     if (!q.here || !in_reach(q.i, j)) return false;
     if (HAS_MASK && !q.mask[j * mask_j]) return false;
-    return !HAS_BIAS || (COMPUTED)widen(q.bias[j * bias_j]) != minus_infinity(scale);
+    return !EXTRAS || bias == nullptr || (COMPUTED)widen(q.bias[j * bias_j]) != minus_infinity(scale);
   }
 
   // Products of the query with VECTOR keys from j on become scores; `bits` loses the keys that a bias of -inf hides.
   __device__ __forceinline__ void scores(const Query& q, int j, COMPUTED (&y)[VECTOR], unsigned& bits) const {
 #pragma unroll
     for (int t = 0; t < VECTOR; ++t) y[t] *= scale;
-    if constexpr (HAS_BIAS) {
-      if (bits != 0) {
+    if constexpr (EXTRAS) {
+      if (bits == 0) return;
+      if (bias != nullptr) {
         Vector<STORAGE, VECTOR> added;
-        if constexpr (BIAS_WIDE) {
+        if (wide & 2) {
           added = *reinterpret_cast<const Vector<STORAGE, VECTOR>*>(q.bias + j);
         } else {
 #pragma unroll
@@ -134,20 +139,19 @@ struct Scores {
           y[t] += x;
         }
       }
-    }
-    if constexpr (TERM == 1) {
+      if (term != nullptr && limit >= 0) {
 #pragma unroll
-      for (int t = 0; t < VECTOR; ++t)
-        if (bits >> t & 1) y[t] += widen(q.term[(clipped(j + t - q.i - shift) + limit) * term_row]);
-    }
-    if constexpr (TERM == 2) {
-      const COMPUTED slope = bits != 0 ? widen(*q.term) : (COMPUTED)0;
+        for (int t = 0; t < VECTOR; ++t)
+          if (bits >> t & 1) y[t] += q.term[(clipped(j + t - q.i - shift) + limit) * term_row];
+      } else if (term != nullptr) {
+        const COMPUTED slope = *q.term;
 #pragma unroll
-      for (int t = 0; t < VECTOR; ++t) y[t] -= slope * (COMPUTED)abs(j + t - q.i - shift);
-    }
-    if constexpr (HAS_CAP) {
+        for (int t = 0; t < VECTOR; ++t) y[t] -= slope * (COMPUTED)abs(j + t - q.i - shift);
+      }
+      if (cap > 0) {
 #pragma unroll
-      for (int t = 0; t < VECTOR; ++t) y[t] = cap * tangent(y[t] / cap);
+        for (int t = 0; t < VECTOR; ++t) y[t] = cap * tangent(y[t] / cap);
+      }
     }
   }
 
@@ -158,8 +162,8 @@ struct Scores {
     const unsigned long long element = q.element + j;
     const unsigned phase = (unsigned)element & 3u;
     unsigned words[4], more[4] = {0, 0, 0, 0};
-    philox_block((unsigned long long)seed, element >> 2, 0, words);
-    if (phase + VECTOR > 4) philox_block((unsigned long long)seed, (element >> 2) + 1, 0, more);
+    philox_block((unsigned long long)*seed, element >> 2, 0, words);
+    if (phase + VECTOR > 4) philox_block((unsigned long long)*seed, (element >> 2) + 1, 0, more);
 #pragma unroll
     for (int t = 0; t < VECTOR; ++t) {
       const unsigned n = phase + t, word = n < 4 ? philox_word(words, n) : philox_word(more, n - 4);
