@@ -63,7 +63,7 @@ _FORWARD = {
     8: ((64, CudaTile(32, 32, 8, 1)), (128, CudaTile(32, 16, 8, 1)), (256, CudaTile(16, 16, 8, 1))),
 }
 _OF_QUERIES = {
-    2: ((64, CudaTile(64, 64, 4, 2)), (128, CudaTile(64, 32, 8, 2)), (256, CudaTile(32, 32, 8, 2))),
+    2: ((64, CudaTile(64, 64, 4, 2)), (128, CudaTile(64, 32, 8, 1)), (256, CudaTile(32, 32, 8, 2))),
     4: ((64, CudaTile(64, 32, 8, 2)), (128, CudaTile(32, 32, 8, 2)), (256, CudaTile(16, 32, 8, 1))),
     8: ((64, CudaTile(32, 16, 8, 1)), (128, CudaTile(16, 16, 8, 1)), (256, CudaTile(16, 16, 8, 1))),
 }
