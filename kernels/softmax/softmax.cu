@@ -1,27 +1,9 @@
 // softmax and log_softmax. Constants: see runtime/cuda/rows.cuh; STEPS = 0 where a row does not stay in registers.
 // Half precision is computed in float. In every kernel `outer`, `n`, `inner` are the sizes of arrays seen so, and
 // strides are in elements.
-#include "runtime/cuda/rows.cuh"
+#include "softmax/statistics.cuh"
 
-// The maximum of a part of a row, and the sum of exp(x - maximum), brought up to date with another x.
-// M. Milakov and N. Gimelshein, Online normalizer calculation for softmax (2018).
-struct Statistics {
-  COMPUTED largest = negative_infinity<COMPUTED>(), total = 0;
-
-  // With nothing above -inf so far there is no difference to it.
-  static __device__ __forceinline__ COMPUTED shift(COMPUTED largest) {
-    return largest == negative_infinity<COMPUTED>() ? COMPUTED(0) : largest;
-  }
-  __device__ __forceinline__ void add(COMPUTED x) {
-    const COMPUTED found = Maximum()(largest, x);
-    total = total * exp(largest - shift(found)) + exp(x - shift(found));
-    largest = found;
-  }
-  // As a part of the whole that has this maximum.
-  __device__ __forceinline__ COMPUTED total_below(COMPUTED found) const { return total * exp(largest - shift(found)); }
-};
-
-extern "C" __global__ void __launch_bounds__(ROW_THREADS) softmax_rows(
+extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) softmax_rows(
     const STORAGE* __restrict__ x,  // (outer, n), read
     STORAGE* __restrict__ out,      // (outer, n), contiguous, written
     long long outer, int n, long long x_outer, long long x_n,
@@ -86,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) softmax_rows(
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(ROW_THREADS) softmax_columns(
+extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) softmax_columns(
     const STORAGE* __restrict__ x,  // (outer, n, inner), read
     STORAGE* __restrict__ out,      // (outer, n, inner), contiguous, written
     int n, int inner, long long x_outer, long long x_n, long long x_inner,
@@ -166,7 +148,7 @@ __device__ __forceinline__ COMPUTED gradient(COMPUTED grad, COMPUTED y, COMPUTED
   return is_log ? grad - exp(y) * total : y * (grad - total);
 }
 
-extern "C" __global__ void __launch_bounds__(ROW_THREADS) softmax_gradient_rows(
+extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) softmax_gradient_rows(
     const STORAGE* __restrict__ grad,  // (outer, n), of y, read
     const STORAGE* __restrict__ y,     // (outer, n), the output, read
     STORAGE* __restrict__ out,         // (outer, n), contiguous, written
@@ -214,7 +196,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) softmax_gradient_rows(
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(ROW_THREADS) softmax_gradient_columns(
+extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) softmax_gradient_columns(
     const STORAGE* __restrict__ grad,  // (outer, n, inner), of y, read
     const STORAGE* __restrict__ y,     // (outer, n, inner), the output, read
     STORAGE* __restrict__ out,         // (outer, n, inner), contiguous, written

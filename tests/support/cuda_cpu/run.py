@@ -55,6 +55,7 @@ class _Launch(ctypes.Structure):
         ("grid", ctypes.c_uint * 3),
         ("block", ctypes.c_uint * 3),
         *((name, ctypes.c_uint) for name in ("shared", "shared_granule", "order", "profile", "seconds")),
+        ("stacks", ctypes.c_void_p),
         ("region_count", ctypes.c_uint64),
         ("regions", ctypes.POINTER(_Region)),
         ("counts", _Counts),
@@ -124,6 +125,18 @@ class _Guarded:
         _libc.mprotect(ctypes.c_void_p(self.base), self.whole, 3)
 
 
+_stack_memory: list[int] = []
+
+
+def _stacks(module: Module) -> int:
+    """The stacks of the fibers, which all modules share: each takes two mappings, of which a process has 65530."""
+    if not _stack_memory:
+        make = module.library.cuda_cpu_make_stacks
+        make.restype = ctypes.c_void_p
+        _stack_memory.append(make())
+    return _stack_memory[0]
+
+
 # ----- launching ---------------------------------------------------------------------------------------------------
 
 
@@ -151,7 +164,7 @@ def launch(
     Raises:
         KernelFault: the kernel, or the launch, is wrong.
     """
-    options = _Launch(shared=shared, order=order, profile=profile, seconds=seconds)
+    options = _Launch(stacks=_stacks(module), shared=shared, order=order, profile=profile, seconds=seconds)
     options.shared_granule = module.shared_granule
     options.grid[:] = (*grid, 1, 1)[:3]
     options.block[:] = (*block, 1, 1)[:3]

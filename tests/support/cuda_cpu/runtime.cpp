@@ -207,11 +207,11 @@ static int look_at_library(dl_phdr_info* info, size_t, void* found) {
 // ----- a launch ---------------------------------------------------------------------------------------------------
 
 // Every fiber's stack has a page before it that cannot be written.
-static void make_stacks() {
-  if (running.stacks) return;
+extern "C" __attribute__((visibility("default"))) char* cuda_cpu_make_stacks() {
   int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-  running.stacks = (char*)mmap(nullptr, MOST_THREADS * STACK, PROT_READ | PROT_WRITE, flags, -1, 0);
-  for (unsigned i = 0; i < MOST_THREADS; ++i) mprotect(running.stacks + i * STACK, 4096, PROT_NONE);
+  char* stacks = (char*)mmap(nullptr, MOST_THREADS * STACK, PROT_READ | PROT_WRITE, flags, -1, 0);
+  for (unsigned i = 0; i < MOST_THREADS; ++i) mprotect(stacks + i * STACK, 4096, PROT_NONE);
+  return stacks;
 }
 
 static void begin_thread(unsigned number) {
@@ -290,7 +290,7 @@ const char* launch(void (*call)(void*), void* context, Launch* options) {
   if (running.threads > MOST_THREADS || !running.threads || options->block[2] > 64)
     return "a block must have 1 to 1024 threads, and at most 64 in z";
   if (options->grid[1] > 65535 || options->grid[2] > 65535) return "a grid must have at most 65535 blocks in y and in z";
-  make_stacks();
+  running.stacks = options->stacks;
 
   *(volatile char*)&anchor = 0;
   Library library;

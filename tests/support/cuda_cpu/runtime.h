@@ -28,6 +28,7 @@ enum Order : unsigned { FORWARD, REVERSE };  // a larger number is the seed of a
 struct Launch {
   unsigned grid[3], block[3];
   unsigned shared, shared_granule, order, profile, seconds;
+  char* stacks;  // of cuda_cpu_make_stacks: MOST_THREADS of them, the same for all modules of a process
   uint64_t region_count;
   const Region* regions;
   Counts counts;

@@ -24,8 +24,8 @@ inline float number(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 template <class Use, int M, int N, int K, class T, class Layout = void> struct fragment {
   static constexpr bool of_sums = std::is_same_v<Use, accumulator>, is_a = std::is_same_v<Use, matrix_a>;
-  static constexpr int ROWS = is_a || of_sums ? M : K, COLUMNS = is_a ? K : N;
-  static constexpr int num_elements = of_sums ? M * N / 32 : ROWS * COLUMNS;
+  static constexpr int rows = is_a || of_sums ? M : K, columns = is_a ? K : N;
+  static constexpr int num_elements = of_sums ? M * N / 32 : rows * columns;
   typename Element<T>::type x[num_elements];
 };
 
@@ -60,10 +60,10 @@ CUDA_CPU_RAW __attribute__((noinline)) void load_matrix_sync(fragment<Use, M, N,
                                                              unsigned stride) {
   using F = fragment<Use, M, N, K, T, Layout>;
   constexpr bool by_rows = std::is_same_v<Layout, row_major>;
-  touch_tile(p, by_rows ? F::ROWS : F::COLUMNS, by_rows ? F::COLUMNS : F::ROWS, stride,
+  touch_tile(p, by_rows ? F::rows : F::columns, by_rows ? F::columns : F::rows, stride,
              (uintptr_t)__builtin_return_address(0));
-  for (int r = 0; r < F::ROWS; ++r)
-    for (int c = 0; c < F::COLUMNS; ++c) f.x[r * F::COLUMNS + c] = p[by_rows ? r * stride + c : c * stride + r];
+  for (int r = 0; r < F::rows; ++r)
+    for (int c = 0; c < F::columns; ++c) f.x[r * F::columns + c] = p[by_rows ? r * stride + c : c * stride + r];
   together();
 }
 template <int M, int N, int K, class T, class P>
@@ -74,11 +74,18 @@ void load_matrix_sync(fragment<accumulator, M, N, K, T>& f, const P* p, unsigned
   }
   together();
 }
+// By rows, two neighbours at a time, as the hardware stores 16 x 16 sums.
 template <int M, int N, int K, class T, class P>
-void store_matrix_sync(P* p, const fragment<accumulator, M, N, K, T>& f, unsigned stride, layout_t layout) {
+CUDA_CPU_RAW __attribute__((noinline)) void store_matrix_sync(P* p, const fragment<accumulator, M, N, K, T>& f,
+                                                              unsigned stride, layout_t layout) {
+  bool by_rows = layout == mem_row_major;
+  int neighbours = by_rows && M == 16 && N == 16 ? 2 : 1;
   for (int e = 0; e < f.num_elements; ++e) {
     Place at = place_of<M, N>(e);
-    p[layout == mem_row_major ? at.row * stride + at.column : at.column * stride + at.row] = f.x[e];
+    P* to = p + (by_rows ? at.row * stride + at.column : at.column * stride + at.row);
+    if (e % neighbours == 0)
+      cuda_cpu::touch((uintptr_t)to, neighbours * sizeof(P), true, false, (uintptr_t)__builtin_return_address(0));
+    *to = f.x[e];
   }
   together();
 }

@@ -1,0 +1,116 @@
+// What the products of convolutions need around them: the weight in the order in which they read it, sums over pixels,
+// and the sums of parts.
+//
+// Constants: STORAGE (type of the images and of the weight), COMPUTED (float, or double for double), INDEX (int, or long
+// long where an array is too long for it), THREADS (of a block, at most), VECTOR (see sums_of_pixels; else 1), CHUNK (lines
+// of a packed weight that a thread writes). All arrays are the caller's; none is written that is read.
+#include "runtime/cuda/types.cuh"
+
+typedef Vector<STORAGE, VECTOR> Numbers;
+
+// packed = weight as product.cu reads it: (groups, taps, inner, line), where line is at least `columns`, and what is
+// behind these 0. weight: element (group, inner, column, row, tap's column) with strides w_group, w_inner, w_column,
+// w_row, w_tap. Threads: columns, the fastest; chunks of inner; groups.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) pack_weight(
+    const STORAGE* __restrict__ weight, STORAGE* __restrict__ packed, INDEX items, int inner, int columns, int line,
+    int kernel_h, int kernel_w, INDEX w_group, INDEX w_inner, INDEX w_column, INDEX w_row, INDEX w_tap) {
+  INDEX item = (INDEX)blockIdx.x * blockDim.x + threadIdx.x;
+  if (item >= items) return;
+  int chunks = (inner + CHUNK - 1) / CHUNK;
+  int column = (int)(item % line);
+  item /= line;
+  int first = (int)(item % chunks) * CHUNK;
+  INDEX group = item / chunks;
+  int end = first + CHUNK < inner ? first + CHUNK : inner;
+  for (int i = first; i < end; ++i)
+    for (int r = 0; r < kernel_h; ++r)
+      for (int s = 0; s < kernel_w; ++s) {
+        STORAGE value = narrow<STORAGE>((COMPUTED)0);
+        if (column < columns)
+          value = weight[group * w_group + i * w_inner + column * w_column + r * w_row + s * w_tap];
+        packed[(((group * kernel_h + r) * kernel_w + s) * inner + i) * line + column] = value;
+      }
+}
+
+// parts[blockIdx.y, channel * taps + tap] = the sum, over `part` pixels of grad (images, channels, out_height, out_width),
+// of grad alone (source null: a bias's gradient, taps 1), or times what the tap meets in the source (images, channels /
+// multiplier, height, width): a depthwise weight's gradient. parts: (gridDim.y, channels * taps).
+//
+// A thread has VECTOR channels: more than 1 only where these lie side by side in grad and in the source, multiplier is 1,
+// and both are aligned. A block has blockDim.x of such threads, neighbours (blockDim.x of 1 where pixels lie side by side,
+// in place of channels), and blockDim.y pixels at a time, a power of two. Blocks: taps, the fastest, times groups of
+// channels; parts.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) sums_of_pixels(
+    const STORAGE* __restrict__ grad, const STORAGE* __restrict__ source, COMPUTED* __restrict__ parts, int images,
+    int channels, int height, int width, int out_height, int out_width, INDEX part, INDEX g_image, INDEX g_channel,
+    INDEX g_row, INDEX g_column, INDEX x_image, INDEX x_channel, INDEX x_row, INDEX x_column, int kernel_h,
+    int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w,
+    int multiplier) {
+  __shared__ COMPUTED sums[VECTOR][THREADS];
+  int taps = kernel_h * kernel_w;
+  int tap = blockIdx.x % taps;
+  int channel = (blockIdx.x / taps * blockDim.x + threadIdx.x) * VECTOR;
+  int down = tap / kernel_w * dilation_h - padding_h, right = tap % kernel_w * dilation_w - padding_w;
+  INDEX plane = (INDEX)out_height * out_width;
+  INDEX first = blockIdx.y * part, end = plane * images;
+  end = end - first < part ? end : first + part;
+  const STORAGE* of_grad = grad + channel * g_channel;
+  const STORAGE* of_source = source ? source + channel / multiplier * x_channel : nullptr;
+  // A pixel's place, and how far the thread's next one is: no division for each.
+  INDEX pixel = first + threadIdx.y;
+  INDEX image = pixel / plane, i = pixel % plane / out_width, j = pixel % plane % out_width;
+  INDEX by_image = blockDim.y / plane, by_row = blockDim.y % plane / out_width, by = blockDim.y % plane % out_width;
+  COMPUTED total[VECTOR] = {};
+  if (channel < channels) {
+#pragma unroll 4
+    for (; pixel < end; pixel += blockDim.y) {
+      Numbers g = *(const Numbers*)(of_grad + image * g_image + i * g_row + j * g_column);
+      if (of_source) {
+        INDEX h = i * stride_h + down, w = j * stride_w + right;
+        if (h >= 0 && h < height && w >= 0 && w < width) {
+          Numbers x = *(const Numbers*)(of_source + image * x_image + h * x_row + w * x_column);
+#pragma unroll
+          for (int lane = 0; lane < VECTOR; ++lane) total[lane] += widen(g.v[lane]) * widen(x.v[lane]);
+        }
+      } else {
+#pragma unroll
+        for (int lane = 0; lane < VECTOR; ++lane) total[lane] += widen(g.v[lane]);
+      }
+      j += by;
+      if (j >= out_width) j -= out_width, ++i;
+      i += by_row;
+      if (i >= out_height) i -= out_height, ++image;
+      image += by_image;
+    }
+  }
+  int thread = threadIdx.y * blockDim.x + threadIdx.x;
+#pragma unroll
+  for (int lane = 0; lane < VECTOR; ++lane) sums[lane][thread] = total[lane];
+  for (int half = blockDim.y / 2; half; half /= 2) {
+    __syncthreads();
+    if (threadIdx.y < half) {
+#pragma unroll
+      for (int lane = 0; lane < VECTOR; ++lane)
+        sums[lane][thread] = total[lane] = total[lane] + sums[lane][thread + half * blockDim.x];
+    }
+  }
+  if (threadIdx.y == 0 && channel < channels) {
+#pragma unroll
+    for (int lane = 0; lane < VECTOR; ++lane)
+      parts[(INDEX)blockIdx.y * channels * taps + (INDEX)(channel + lane) * taps + tap] = total[lane];
+  }
+}
+
+// out = the sum over the parts, in their order. parts: (count, whole), each counted as (outer, taps, inner). out: those
+// elements with strides o_outer, o_tap, o_inner.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) add_parts(
+    const COMPUTED* __restrict__ parts, STORAGE* __restrict__ out, INDEX whole, int count, int taps, int inner,
+    INDEX o_outer, INDEX o_tap, INDEX o_inner) {
+  INDEX item = (INDEX)blockIdx.x * blockDim.x + threadIdx.x;
+  if (item >= whole) return;
+  COMPUTED total = 0;
+#pragma unroll 4
+  for (int part = 0; part < count; ++part) total += parts[part * whole + item];
+  INDEX i = item % inner, rest = item / inner;
+  out[rest / taps * o_outer + rest % taps * o_tap + i * o_inner] = narrow<STORAGE>(total);
+}
