@@ -25,7 +25,9 @@ OF_ROWS: dict[str, dict[str, int]] = {
         **{"convolve": 16, "sums_of_pixels": 1, "convolve_depthwise": 1},
         **{"sum_losses": 2, "finish_loss": 8, "gradient_of_long_rows": 2, "sums_of_columns": 2, "sum_parts": 1},
     },
-    "cupy": {},
+    # Elements beside their indices, which are the wide ones; a weight's taps, and its gradient's where these lie apart;
+    # the result of a product with few channels.
+    "cupy": {"max_of_windows": 9, "gradient_of_maxima": 9, "pack_weight": 14, "add_parts": 5, "convolve": 6},
 }
 
 #: By backend: kernels that gather windows of images.

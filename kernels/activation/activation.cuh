@@ -1,9 +1,12 @@
-// The activations and their derivatives, in float or double. Which one is a number: the constants RELU, GELU, SILU, TANH,
-// SIGMOID and GELU_TANH of kernels/activation/cuda_codes.py; 0 is none.
+// The activations and their derivatives, in float or double. Which one is a number, so that one compiled kernel does for
+// all of them.
 //
 // gelu: Hendrycks and Gimpel, Gaussian Error Linear Units (2016); silu: Elfwing et al. (2017). The tanh form of gelu is
 // computed as x * sigmoid(2u), which is 0.5 * x * (1 + tanh(u)) without its cancellation.
 #pragma once
+
+// cuda_codes.py reads these numbers here; 0 is none.
+enum Activation { RELU = 1, GELU = 2, SILU = 3, TANH = 4, SIGMOID = 5, GELU_TANH = 6 };
 
 __device__ __forceinline__ float exponential(float x) { return expf(x); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }

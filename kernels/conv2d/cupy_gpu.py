@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from kernels.activation.cuda_codes import CODES, code_of
+from kernels.activation.cuda_codes import code_of
 from kernels.activation.cupy_gpu import gradient as activation_gradient
 from kernels.activation.functions import FROM_OUTPUT
 from kernels.arrays import ArraySpec
@@ -114,8 +114,6 @@ def _convolve(
     packed = _packed(p, weight, tile.columns, transposed)
     vectors = form.channels_last and _group_vectors(in_channels, source)
     wide = form.channels_last and _group_vectors(out_channels, out)
-    if wide and bias is not None and not has_vectors(bias, 0, vector_elements(itemsize)):
-        bias = bias.copy()
     common = [math.gcd(p.stride[d], p.dilation[d]) for d in (0, 1)]
     constants = {
         **_types(p, source, packed, out),
@@ -123,7 +121,6 @@ def _convolve(
         "VECTOR": vector_elements(itemsize) if vectors else 1,
         "LAST": int(form.channels_last),
         "WRITE": vector_elements(itemsize) if wide else 1,
-        **CODES,
     }
     grid = (-(-pixels // tile.rows) * -(-out_channels // tile.columns), phases[0] * phases[1], p.groups)
     launch(
@@ -160,7 +157,7 @@ def _weight_gradient(p: Problem, source: Array, grad: Array, form: ArraySpec) ->
         source, of_parts, grad.shape[0], channels, outputs, *source.shape[2:], *grad.shape[2:], part, form.size,
         *element_strides(grad), *element_strides(source), *_geometry(p), constants=constants,
     )  # fmt: skip
-    return sum_of_parts(of_parts, form, channels)
+    return sum_of_parts(of_parts, form, outputs_fastest=False)
 
 
 # ----- depthwise ---------------------------------------------------------------------------------------------------
@@ -182,7 +179,7 @@ def _convolve_depthwise(
     of_k, _, *of_taps = element_strides(weight)
     sizes = (items, form.shape[1], *source.shape[2:], *form.shape[2:], int(form.channels_last))
     numbers = (*sizes, *element_strides(source), of_k, *of_taps, *_geometry(p), multiplier)
-    constants = _types(p, source, weight, out) | {"THREADS": FLAT_THREADS, "VECTOR": vector, **CODES}
+    constants = _types(p, source, weight, out) | {"THREADS": FLAT_THREADS, "VECTOR": vector}
     grid = (-(-items // block),)
     if transposed:
         arrays = (source, weight, bias, out)
@@ -197,8 +194,13 @@ def _convolve_depthwise(
 # ----- conv2d ------------------------------------------------------------------------------------------------------
 
 
-def _side_by_side(bias: Array | None) -> Array | None:
-    return bias if bias is None or element_strides(bias) in ((1,), (0,)) and bias.strides[0] > 0 else bias.copy()
+def _aligned(bias: Array | None) -> Array | None:
+    """The bias with its elements side by side, and where whole vectors fill it, aligned to them."""
+    if bias is None:
+        return None
+    vector = vector_elements(bias.dtype.itemsize)
+    aligned = bias.shape[0] % vector != 0 or has_vectors(bias, 0, vector)
+    return bias if element_strides(bias) in ((0,), (1,)) and aligned else bias.copy()
 
 
 def conv2d(p: Conv2dProblem, x: Array, weight: Array, bias: Array | None) -> tuple[Array | None, ...]:
@@ -208,7 +210,7 @@ def conv2d(p: Conv2dProblem, x: Array, weight: Array, bias: Array | None) -> tup
     form, kept = p.results()
     assert form is not None
     return _convolve(
-        p, x, weight, _side_by_side(bias), form, transposed=False, activation=p.activation, keeps=kept is not None
+        p, x, weight, _aligned(bias), form, transposed=False, activation=p.activation, keeps=kept is not None
     )
 
 
@@ -251,7 +253,7 @@ def conv_transpose2d(
         return empty_results(p)
     (form,) = p.results()
     assert form is not None
-    return (_convolve(p, x, weight, _side_by_side(bias), form, transposed=True)[0],)
+    return (_convolve(p, x, weight, _aligned(bias), form, transposed=True)[0],)
 
 
 def conv_transpose2d_backward(

@@ -4,7 +4,7 @@
 // Constants: STORAGE (type of the images and of the weight), COMPUTED (float, or double for double), INDEX (int, or long
 // long where an array is too long for it), THREADS (of a block, at most), VECTOR (more than 1 only where multiplier is 1,
 // last is set, channels lie side by side in the source and in the weight, VECTOR divides their number and every stride,
-// and all are aligned), and those of activation.cuh.
+// and all are aligned).
 //
 // Arguments in common. items: threads with work, elements of the result / VECTOR. channels: of the result. height, width:
 // of the source. last: the result lies as (N, H, W, C), else as (N, C, H, W). weight: (K, 1, kernel_h, kernel_w) with
@@ -43,8 +43,10 @@ __device__ __forceinline__ INDEX item_of_thread() { return (INDEX)blockIdx.x * b
 
 __device__ __forceinline__ void add_bias(COMPUTED (&total)[VECTOR], const STORAGE* bias, INDEX channel) {
   if (!bias) return;
+  COMPUTED added[VECTOR];
+  load_vector(bias + channel, added);
 #pragma unroll
-  for (int lane = 0; lane < VECTOR; ++lane) total[lane] += widen(bias[channel + lane]);
+  for (int lane = 0; lane < VECTOR; ++lane) total[lane] += added[lane];
 }
 
 }  // namespace

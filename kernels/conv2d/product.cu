@@ -1,7 +1,7 @@
 // Convolutions as matrix products (implicit GEMM): no image of patches is ever made. The transpose of a convolution in
 // its image, which is the gradient of x and conv_transpose2d, is the same product for each phase of its strides.
 //
-// Constants: those of product.cuh and activation.cuh. VECTOR > 1 only where the channels of a group lie side by side in
+// Constants: those of product.cuh. VECTOR > 1 only where the channels of a group lie side by side in
 // the source, VECTOR divides their number and every stride, and the source is aligned to 16 bytes. WRITE: elements that
 // are written at once, WIDE only where that is so of the result, and the bias is aligned.
 #include "activation/activation.cuh"

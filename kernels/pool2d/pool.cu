@@ -134,7 +134,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) max_of_windows(
     best[lane] = -(COMPUTED)__int_as_float(0x7f800000);
     where[lane] = nearest;
   }
+#pragma unroll 1
   for (int h = top; h < bottom; h += dilation_h)
+#pragma unroll 4
     for (int w = left; w < right; w += dilation_w) {
       Numbers read = *(const Numbers*)(source + h * x_row + w * x_column);
 #pragma unroll
@@ -183,7 +185,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gradient_of_maxima(
   long long own = (long long)at.row * width + at.column;
   int bottom = down.end_cover(at.row), left = along.first_cover(at.column), right = along.end_cover(at.column);
   COMPUTED total[VECTOR] = {};
+#pragma unroll 1
   for (int row = down.first_cover(at.row); row < bottom; ++row)
+#pragma unroll 4
     for (int column = left; column < right; ++column) {
       Numbers read = *(const Numbers*)(g + row * g_row + column * g_column);
       Vector<long long, VECTOR < 2 ? 1 : 2> places;
@@ -219,7 +223,9 @@ __device__ __forceinline__ void mean_of_item(
   int bottom = down.end(at.row), left = along.first(at.column), right = along.end(at.column);
   const STORAGE* source = x + at.image * x_image + at.channel * x_channel;
   COMPUTED total[VECTOR] = {};
+#pragma unroll 1
   for (int h = down.first(at.row); h < bottom; ++h)
+#pragma unroll 4
     for (int w = left; w < right; ++w) {
       Numbers read = *(const Numbers*)(source + h * x_row + w * x_column);
 #pragma unroll
@@ -251,7 +257,9 @@ __device__ __forceinline__ void gradient_of_item(
   int bottom = down.end_cover(at.row), left = along.first_cover(at.column), right = along.end_cover(at.column);
   const STORAGE* g = grad + at.image * g_image + at.channel * g_channel;
   COMPUTED total[VECTOR] = {};
+#pragma unroll 1
   for (int row = down.first_cover(at.row); row < bottom; ++row)
+#pragma unroll 4
     for (int column = left; column < right; ++column) {
       COMPUTED count = divisor;
       if (divisor == 0)
