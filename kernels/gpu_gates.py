@@ -27,7 +27,7 @@ OF_ROWS: dict[str, dict[str, int]] = {
     },
     # Elements beside their indices, which are the wide ones; a weight's taps, and its gradient's where these lie apart;
     # the result of a product with few channels.
-    "cupy": {"max_of_windows": 9, "gradient_of_maxima": 9, "pack_weight": 14, "add_parts": 5, "convolve": 6},
+    "cupy": {"max_of_windows": 16, "gradient_of_maxima": 16, "pack_weight": 16, "add_parts": 5, "convolve": 6},
 }
 
 #: By backend: kernels that gather windows of images.
