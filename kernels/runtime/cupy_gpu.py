@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,7 +161,7 @@ def elsewhere(launcher: Launcher, target: Target, allocator: Allocator = _fresh)
 
 
 def launch(
-    file: str, kernel: str, grid: Size, block: Size, *arguments: Any, constants: dict[str, int | str],
+    file: str, kernel: str, grid: Size, block: Size, *arguments: Any, constants: Mapping[str, int | str],
     shared_bytes: int = 0,
 ) -> None:  # fmt: skip
     """Run a kernel on the current device and stream of CuPy. A grid without blocks runs nothing.

@@ -91,7 +91,7 @@ def row_block(outer: int, n: int, inner: int, vector: int, target: Target, most_
         outer, n, inner: sizes, at least 1.
         vector: elements that a thread can read at once, along n where inner is 1, else along inner.
         target: the GPU.
-        most_kept: elements of a row, at most, that a thread keeps, see `MOST_KEPT`.
+        most_kept: elements of a row, at most, that a thread keeps, see `MOST_KEPT`; 0 for a kernel that keeps none.
 
     Raises:
         ValueError: a block was asked for by `use_row_block` that cannot hold the rows.
@@ -112,7 +112,7 @@ def _of_rows(rows: int, n: int, vector: int, target: Target, most_kept: int) -> 
         group *= 2
     steps = power_of_two(-(-vectors // group))
     if steps * vector > most_kept:
-        group, steps = MOST_THREADS, 0
+        steps = 0
     several = max(USUAL_THREADS // group, 1)
     while several * group > 32 and several > 1 and rows // several < 2 * target.multiprocessors:
         several //= 2
@@ -128,3 +128,44 @@ def _of_columns(n: int, inner: int, vector: int, most_kept: int) -> RowBlock:
     if steps * vector > most_kept:
         steps = 0
     return RowBlock(side, depth, depth, vector, steps)
+
+
+# ----- sums over rows ----------------------------------------------------------------------------------------------
+
+#: Threads that a multiprocessor is given where a kernel adds up rows; more parts would only be more to add up again.
+_THREADS_OF_PARTS = 1024
+
+
+@dataclass(frozen=True)
+class RowParts:
+    """Rows cut into parts, each of which a block adds up; the parts' sums are added in one order.
+
+    Attributes:
+        parts: how many there are.
+        part: rows of each, of the last one fewer.
+    """
+
+    parts: int
+    part: int
+
+
+def row_parts(rows: int, blocks: int, threads: int, at_once: int, target: Target) -> RowParts:
+    """Parts for a GPU, as long as rows last.
+
+    Args:
+        rows: how many, at least 1.
+        blocks: of one part.
+        threads: of a block.
+        at_once: rows that a block has in its hands at a time.
+        target: the GPU.
+    """
+    wanted = max(target.multiprocessors * max(_THREADS_OF_PARTS // threads, 1) // blocks, 1)
+    turns = -(-rows // at_once)
+    part = at_once * -(-turns // wanted)
+    return RowParts(-(-rows // part), part)
+
+
+def column_block(n: int, vector: int, rows: int) -> tuple[int, int]:
+    """(side, depth) of a block that adds up rows of n columns: `vector` columns a thread, `depth` rows at a time."""
+    side = min(power_of_two(-(-n // vector)), 32)
+    return side, min(power_of_two(rows), 256 // side, 32)

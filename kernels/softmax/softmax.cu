@@ -1,25 +1,7 @@
 // softmax and log_softmax. Constants: see runtime/cuda/rows.cuh; STEPS = 0 where a row does not stay in registers.
 // Half precision is computed in float. In every kernel `outer`, `n`, `inner` are the sizes of arrays seen so, and
 // strides are in elements.
-#include "runtime/cuda/rows.cuh"
-
-// The maximum of a part of a row, and the sum of exp(x - maximum), brought up to date with another x.
-// M. Milakov and N. Gimelshein, Online normalizer calculation for softmax (2018).
-struct Statistics {
-  COMPUTED largest = negative_infinity<COMPUTED>(), total = 0;
-
-  // With nothing above -inf so far there is no difference to it.
-  static __device__ __forceinline__ COMPUTED shift(COMPUTED largest) {
-    return largest == negative_infinity<COMPUTED>() ? COMPUTED(0) : largest;
-  }
-  __device__ __forceinline__ void add(COMPUTED x) {
-    const COMPUTED found = Maximum()(largest, x);
-    total = total * exp(largest - shift(found)) + exp(x - shift(found));
-    largest = found;
-  }
-  // As a part of the whole that has this maximum.
-  __device__ __forceinline__ COMPUTED total_below(COMPUTED found) const { return total * exp(largest - shift(found)); }
-};
+#include "softmax/statistics.cuh"
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) softmax_rows(
     const STORAGE* __restrict__ x,  // (outer, n), read

@@ -13,6 +13,10 @@ template <class T> __device__ __forceinline__ T negative_infinity();
 template <> __device__ __forceinline__ float negative_infinity() { return __int_as_float(0xff800000); }
 template <> __device__ __forceinline__ double negative_infinity() { return __longlong_as_double(0xfff0000000000000ll); }
 
+template <class T> __device__ __forceinline__ T not_a_number();
+template <> __device__ __forceinline__ float not_a_number() { return __int_as_float(0x7fc00000); }
+template <> __device__ __forceinline__ double not_a_number() { return __longlong_as_double(0x7ff8000000000000ll); }
+
 struct Sum {
   template <class T> __device__ __forceinline__ T operator()(T a, T b) const { return a + b; }
 };

@@ -7,6 +7,7 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
+#include <math.h>  // float overloads in the global namespace, as CUDA has them
 #include <cstdint>
 #include <cstring>
 #include <tuple>
