@@ -40,6 +40,7 @@ OF_WINDOWS: dict[str, set[str]] = {
         *("max_of_windows", "mean_of_windows", "power_mean_of_windows"),
         *("gradient_of_maxima", "gradient_of_means", "gradient_of_power_means", "sums_of_pixels"),
         *("convolve", "weight_gradient_of_parts", "convolve_depthwise", "spread_depthwise"),
+        *("largest_of_windows", "spread_to_winners"),
     },
 }
 

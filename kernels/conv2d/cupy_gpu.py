@@ -272,7 +272,8 @@ def conv_transpose2d_backward(
     )
 
 
-def _reasons(p: Problem) -> list[str]:
+def reasons(p: Problem) -> list[str]:
+    """Why the kernels cannot run a problem."""
     if depthwise(p):
         return []
     found = []
@@ -283,15 +284,16 @@ def _reasons(p: Problem) -> list[str]:
     return found
 
 
-def _describe(p: Problem) -> str:
+def describe(p: Problem) -> str:
+    """Which kernel runs, in a few words."""
     if depthwise(p):
         return "depthwise, a sum over the taps for each output"
     by = "tensor cores" if p.x.itemsize == 2 else "registers"
     return f"implicit matrix product in {by}, {p.weight.shape[1] * p.kernel[0] * p.kernel[1]} terms"
 
 
-Implementation(CONV2D, "cupy", conv2d, conv2d_backward, reasons=_reasons, dtypes=DTYPES, describe=_describe)
+Implementation(CONV2D, "cupy", conv2d, conv2d_backward, reasons=reasons, dtypes=DTYPES, describe=describe)
 Implementation(
     CONV_TRANSPOSE2D, "cupy", conv_transpose2d, conv_transpose2d_backward,
-    reasons=_reasons, dtypes=DTYPES, describe=_describe,
+    reasons=reasons, dtypes=DTYPES, describe=describe,
 )  # fmt: skip
