@@ -1,5 +1,5 @@
-// The activations and their derivatives, in float or double. Which one is a number, so that one compiled kernel does for
-// all of them.
+// The activations and their derivatives, in float or double. Which one is a number, so that one compiled kernel does
+// for all of them.
 //
 // gelu: Hendrycks and Gimpel, Gaussian Error Linear Units (2016); silu: Elfwing et al. (2017). The tanh form of gelu is
 // computed as x * sigmoid(2u), which is 0.5 * x * (1 + tanh(u)) without its cancellation.
@@ -47,7 +47,8 @@ template <class T> __device__ __forceinline__ T activate(T x, int activation) {
   }
 }
 
-// grad * act'(x); value is act(x) for relu, tanh and sigmoid, else x. relu passes nothing on where it is 0, not even NaN.
+// grad * act'(x); value is act(x) for relu, tanh and sigmoid, else x. relu passes nothing on where it is 0, not even
+// NaN.
 template <class T> __device__ __forceinline__ T activation_gradient(T grad, T value, int activation) {
   switch (activation) {
     case RELU: return value <= 0 ? (T)0 : grad;

@@ -13,10 +13,11 @@ from kernels.conv2d.cuda_tiles import (
     CHUNK,
     MOST_OF_CHANNEL,
     product_tile,
+    splits_of_steps,
     vector_elements,
 )
 from kernels.conv2d.cupy_sums import constants as constants_of_sums
-from kernels.conv2d.cupy_sums import sum_of_parts, sums_over_pixels
+from kernels.conv2d.cupy_sums import finish_parts, sum_of_parts, sums_over_pixels
 from kernels.conv2d.gpu_tiles import parts_of_pixels
 from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
 from kernels.op import Implementation
@@ -122,13 +123,23 @@ def _convolve(
         "LAST": int(form.channels_last),
         "WRITE": vector_elements(itemsize) if wide else 1,
     }
-    grid = (-(-pixels // tile.rows) * -(-out_channels // tile.columns), phases[0] * phases[1], p.groups)
+    tiles = -(-pixels // tile.rows) * -(-out_channels // tile.columns)
+    # Phases share the taps.
+    steps = -(-in_channels * p.kernel[0] * p.kernel[1] // (phases[0] * phases[1] * tile.inner))
+    blocks = tiles * phases[0] * phases[1] * p.groups
+    splits = splits_of_steps(blocks, steps, p.groups, target_of(source))
+    parts = None if splits == 1 else empty((splits, form.size), computed_dtype(form.dtype))
+    if parts is not None:
+        constants["INDEX"] = index_type(source, packed, parts)
     launch(
-        "conv2d/product.cu", "convolve", grid, (tile.threads,), source, packed, bias, out, sums, source.shape[0],
+        "conv2d/product.cu", "convolve", (tiles, phases[0] * phases[1], p.groups * splits), (tile.threads,), source,
+        packed, bias, out, sums, parts, form.size, splits, source.shape[0],
         in_channels, out_channels, *source.shape[2:], *form.shape[2:], packed.shape[3], *element_strides(source),
         *element_strides(out), *_geometry(p), *common, int(transposed), code_of(activation),
         constants=constants,
     )  # fmt: skip
+    if parts is not None:
+        finish_parts(parts, bias, out, sums, form, code_of(activation))
     return out, sums
 
 

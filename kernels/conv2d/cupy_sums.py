@@ -7,7 +7,7 @@ from typing import Any
 from kernels.arrays import ArraySpec
 from kernels.conv2d.cuda_tiles import CHUNK, sum_threads, vector_elements
 from kernels.conv2d.gpu_tiles import parts_of_pixels
-from kernels.runtime.cuda_tiles import FLAT_THREADS
+from kernels.runtime.cuda_tiles import FLAT_THREADS, flat_block
 from kernels.runtime.cupy_gpu import (
     computed_dtype,
     element_strides,
@@ -98,3 +98,22 @@ def sum_of_parts(of_parts: Array, form: ArraySpec, *, outputs_fastest: bool) -> 
         constants=constants(form.dtype, of_parts, out, vector=vector),
     )  # fmt: skip
     return out
+
+
+def finish_parts(
+    of_parts: Array, bias: Array | None, out: Array, sums: Array | None, form: ArraySpec, activation: int
+) -> None:
+    """out = act(bias + the sum of parts), and sums what is before the activation; both of `form`, (N, K, H, W).
+
+    of_parts: (parts, elements), counted as they lie in out. activation: its number.
+    """
+    channels, plane = form.shape[1], 1 if form.channels_last else form.shape[2] * form.shape[3]
+    vector = vector_elements(form.itemsize)
+    if plane > 1 or channels % vector or (bias is not None and not has_vectors(bias, 0, vector)):
+        vector = 1
+    items = form.size // vector
+    block = flat_block(items, target_of(of_parts))
+    launch(
+        "conv2d/sums.cu", "finish_parts", (-(-items // block),), (block,), of_parts, bias, out, sums, items,
+        of_parts.shape[0], channels, plane, activation, constants=constants(form.dtype, of_parts, out, vector=vector),
+    )  # fmt: skip

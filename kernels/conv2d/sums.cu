@@ -1,9 +1,10 @@
 // What the products of convolutions need around them: the weight in the order in which they read it, sums over pixels,
 // and the sums of parts.
 //
-// Constants: STORAGE (type of the images and of the weight), COMPUTED (float, or double for double), INDEX (int, or long
-// long where an array is too long for it), THREADS (of a block, at most), VECTOR (of a thread), CHUNK (lines
-// of a packed weight that a thread writes). All arrays are the caller's; none is written that is read.
+// Constants: STORAGE (type of the images and of the weight), COMPUTED (float, or double for double), INDEX (int, or
+// long long where an array is too long for it), THREADS (of a block, at most), VECTOR (of a thread), CHUNK (lines of a
+// packed weight that a thread writes). All arrays are the caller's; none is written that is read.
+#include "activation/activation.cuh"
 #include "runtime/cuda/types.cuh"
 
 namespace {
@@ -78,10 +79,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pack_weight(
 // of grad alone (source null: a bias's gradient, taps 1), or times what the tap meets in the source (images, channels /
 // multiplier, height, width): a depthwise weight's gradient. parts: (gridDim.y, taps, channels).
 //
-// A thread has VECTOR channels: more than 1 only where these lie side by side in grad and in the source, multiplier is 1,
-// and both are aligned. A block has blockDim.x of such threads, neighbours (blockDim.x of 1 where pixels lie side by side,
-// in place of channels), and blockDim.y pixels at a time, a power of two. Blocks: taps, the fastest, times groups of
-// channels; parts.
+// A thread has VECTOR channels: more than 1 only where these lie side by side in grad and in the source, multiplier is
+// 1, and both are aligned. A block has blockDim.x of such threads, neighbours (blockDim.x of 1 where pixels lie side by
+// side, in place of channels), and blockDim.y pixels at a time, a power of two. Blocks: taps, the fastest, times groups
+// of channels; parts.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) sums_of_pixels(
     const STORAGE* __restrict__ grad, const STORAGE* __restrict__ source, COMPUTED* __restrict__ parts, int images,
     int channels, int height, int width, int out_height, int out_width, INDEX part, INDEX g_image, INDEX g_channel,
@@ -130,9 +131,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sums_of_pixels(
     store_sums(parts + ((INDEX)blockIdx.y * taps + tap) * channels + channel, total);
 }
 
-// out = the sum over the parts: thread y of a block takes part y, y + blockDim.y, ... parts: (count, whole), each counted
-// as (outer, taps, inner). out: those elements with strides o_outer, o_tap, o_inner. A thread has VECTOR of them: more
-// than 1 only where o_inner is 1, VECTOR divides inner and the other strides, and out is aligned. items: whole / VECTOR.
+// out = the sum over the parts: thread y of a block takes part y, y + blockDim.y, ... parts: (count, whole), each
+// counted as (outer, taps, inner). out: those elements with strides o_outer, o_tap, o_inner. A thread has VECTOR of
+// them: more than 1 only where o_inner is 1, VECTOR divides inner and the other strides, and out is aligned. items:
+// whole / VECTOR.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) add_parts(
     const COMPUTED* __restrict__ parts, STORAGE* __restrict__ out, INDEX items, int count, int taps, int inner,
     INDEX o_outer, INDEX o_tap, INDEX o_inner) {
@@ -152,4 +154,33 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) add_parts(
   if (threadIdx.y || item >= items) return;
   INDEX i = item * VECTOR % inner, rest = item * VECTOR / inner;
   store_vector(out + rest / taps * o_outer + rest % taps * o_tap + i * o_inner, total);
+}
+
+// out = act(bias + the sum over the parts, in their order), and what is before the activation where sums is not null.
+// parts: (count, elements of out), in the order in which they lie in out and sums. bias: (channels,) or null. plane:
+// elements from a channel to the next one. A thread has VECTOR elements: more than 1 only where plane is 1, VECTOR
+// divides channels, and the bias is aligned. items: elements / VECTOR.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) finish_parts(
+    const COMPUTED* __restrict__ parts, const STORAGE* __restrict__ bias, STORAGE* __restrict__ out,
+    STORAGE* __restrict__ sums, INDEX items, int count, int channels, INDEX plane, int activation) {
+  INDEX item = (INDEX)blockIdx.x * blockDim.x + threadIdx.x;
+  if (item >= items) return;
+  COMPUTED total[VECTOR] = {};
+#pragma unroll 4
+  for (int part = 0; part < count; ++part) {
+    COMPUTED more[VECTOR];
+    load_sums(parts + (part * items + item) * VECTOR, more);
+#pragma unroll
+    for (int lane = 0; lane < VECTOR; ++lane) total[lane] += more[lane];
+  }
+  if (bias) {
+    COMPUTED added[VECTOR];
+    load_vector(bias + item * VECTOR / plane % channels, added);
+#pragma unroll
+    for (int lane = 0; lane < VECTOR; ++lane) total[lane] += added[lane];
+  }
+  if (sums) store_vector(sums + item * VECTOR, total);
+#pragma unroll
+  for (int lane = 0; lane < VECTOR; ++lane) total[lane] = activate(total[lane], activation);
+  store_vector(out + item * VECTOR, total);
 }

@@ -1,14 +1,15 @@
-// What conv2d_max_pool2d does between the convolution and its result: the largest number of each window with the tap that
-// it is, and the gradient back to the taps. A thread has VECTOR neighbouring channels, or one element.
+// What conv2d_max_pool2d does between the convolution and its result: the largest number of each window with the tap
+// that it is, and the gradient back to the taps. A thread has VECTOR neighbouring channels, or one element.
 //
 // Constants: STORAGE (type of the images), COMPUTED (float, or double for double), WINNER (unsigned char, or long long
 // where a window has more taps), INDEX (int, or long long where an array is too long for it), THREADS (of a block, at
 // most), VECTOR (more than 1 only for channels-last images whose channels it divides, in whole and aligned vectors).
 //
 // Arguments in common. items: threads with work, elements of the result / VECTOR. channels: C. height, width: of the
-// convolution. out_height, out_width: of the windows. last: images lie as (N, H, W, C), else as (N, C, H, W); winners as
-// (N, H, W, C) always. kernel, stride, padding: of the windows, vertical and horizontal. Taps are counted by rows, those
-// in the padding too. All arrays are the caller's and dense, unless they have strides; none is written that is read.
+// convolution. out_height, out_width: of the windows. last: images lie as (N, H, W, C), else as (N, C, H, W); winners
+// as (N, H, W, C) always. kernel, stride, padding: of the windows, vertical and horizontal. Taps are counted by rows,
+// those in the padding too. All arrays are the caller's and dense, unless they have strides; none is written that is
+// read.
 #include "runtime/cuda/types.cuh"
 
 namespace {
@@ -68,7 +69,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) largest_of_windows(
     // The first tap inside: no window lies in the padding alone.
     tap[lane] = (top < 0 ? -top : 0) * kernel_w + (left < 0 ? -left : 0);
   }
-  int end_r = height - top < kernel_h ? height - top : kernel_h, end_s = width - left < kernel_w ? width - left : kernel_w;
+  int end_r = height - top < kernel_h ? height - top : kernel_h;
+  int end_s = width - left < kernel_w ? width - left : kernel_w;
 #pragma unroll 1
   for (int r = top < 0 ? -top : 0; r < end_r; ++r)
 #pragma unroll 4
@@ -109,7 +111,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) largest_of_windows(
 }
 
 // out[place] = the sum of grad over the windows whose winner that place is, in their order. grad: (N, channels,
-// out_height, out_width) with strides g_image to g_column; winners: of these extents. out: (N, channels, height, width).
+// out_height, out_width) with strides g_image to g_column; winners: of these extents. out: (N, channels, height,
+// width).
 extern "C" __global__ void __launch_bounds__(THREADS, 1) spread_to_winners(
     const STORAGE* __restrict__ grad, const WINNER* __restrict__ winners, STORAGE* __restrict__ out, INDEX items,
     int channels, int height, int width, int out_height, int out_width, int last, INDEX g_image, INDEX g_channel,
