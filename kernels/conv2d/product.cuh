@@ -1,13 +1,13 @@
 // What the matrix products of convolutions share: the tile that a block multiplies, and where its operands lie.
 //
-// A block has a tile of (TILE_ROWS, TILE_COLUMNS) sums and goes along the inner dimension INNER terms at a time. Both operands come
-// to shared memory, in two buffers: while one is multiplied, the next is on its way through registers.
+// A block has a tile of (TILE_ROWS, TILE_COLUMNS) sums and goes along the inner dimension INNER terms at a time. Both
+// operands come to shared memory, in two buffers: while one is multiplied, the next is on its way through registers.
 //
-// Constants: STORAGE (type of the images and of the weight), COMPUTED (float, or double for double), INDEX (int, or long
-// long where an array is too long for it), TILE_ROWS, TILE_COLUMNS, INNER, THREADS (of a block), VECTOR (elements of an image that
-// are read at once: 16 bytes of neighbouring channels, or 1), LAST (1: neighbours in memory of what is written go along
-// TILE_COLUMNS, 0: along TILE_ROWS), CORES (1: tensor cores, for half precision; 0: registers), ROW_PARTS and COLUMN_PARTS: with
-// CORES warps, else threads, along each side of the tile.
+// Constants: STORAGE (type of the images and of the weight), COMPUTED (float, or double for double), INDEX (int, or
+// long long where an array is too long for it), TILE_ROWS, TILE_COLUMNS, INNER, THREADS (of a block), VECTOR (elements
+// of an image that are read at once: 16 bytes of neighbouring channels, or 1), LAST (1: neighbours in memory of what is
+// written go along TILE_COLUMNS, 0: along TILE_ROWS), CORES (1: tensor cores, for half precision; 0: registers),
+// ROW_PARTS and COLUMN_PARTS: with CORES warps, else threads, along each side of the tile.
 #pragma once
 #include "runtime/cuda/types.cuh"
 #if CORES
@@ -75,8 +75,8 @@ template <int SIDE, int WIDTH> struct Across {
 template <bool FIRST, class T, class U> struct Pick { typedef T type; };
 template <class T, class U> struct Pick<false, T, U> { typedef U type; };
 
-// A fragment from shared memory. For bfloat16 the compiler does not see that the address is there, and would read word by
-// word; so PTX says it, which is otherwise what load_matrix_sync does.
+// A fragment from shared memory. For bfloat16 the compiler does not see that the address is there, and would read word
+// by word; so PTX says it, which is otherwise what load_matrix_sync does.
 template <class Fragment, class T> __device__ __forceinline__ void load_shared(Fragment& f, const T* from, int pitch) {
   nvcuda::wmma::load_matrix_sync(f, from, pitch);
 }
