@@ -12,9 +12,11 @@ PYTEST_ARGUMENTS ?= -n 2
 DEMO_ARGUMENTS ?=
 BENCH_ARGUMENTS ?=
 
-# The tests run and compile the GPU kernels with one version of Triton. By itself, because torch's wheels with CUDA demand
-# another one, and pip finds no set that satisfies both.
-TRITON := "triton; platform_system == 'Linux'"
+# The tests run and compile the GPU kernels with one version of Triton, and with CUDA's compiler and headers. These come
+# by themselves, because torch's wheels with CUDA demand other ones, and pip finds no set that satisfies both.
+LINUX := ; platform_system == 'Linux'
+GPU_COMPILERS := "triton$(LINUX)" "nvidia-cuda-nvrtc$(LINUX)" "nvidia-cuda-runtime$(LINUX)" "nvidia-cuda-crt$(LINUX)" \
+	"nvidia-cuda-cccl$(LINUX)"
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,7 +46,7 @@ setup: $(VENV)/installed-lint $(VENV)/installed-bench
 # One stamp for each set of extras of pyproject.toml, made anew when either file changes.
 $(VENV)/installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
-	$(if $(filter test lint,$*),$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(TRITON))
+	$(if $(filter test lint,$*),$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(GPU_COMPILERS))
 	touch $@
 
 .PRECIOUS: $(VENV)/installed-%

@@ -60,9 +60,9 @@ def _torch_missing() -> str | None:
 def _cupy_missing() -> str | None:
     if not _installed("cupy"):
         return "the package cupy is not installed: pip install nnlib-kernels[cupy]"
-    import cupy
+    from kernels.runtime import cupy_gpu
 
-    return None if cupy.cuda.is_available() else "CuPy finds no CUDA device or driver"
+    return cupy_gpu.missing()
 
 
 def _triton_missing() -> str | None:

@@ -13,7 +13,7 @@ from kernels.backends import BACKENDS, load
 from kernels.op import OPS
 
 #: Packages whose versions matter to somebody who reads a bug report.
-PACKAGES = ("nnlib-kernels", "numpy", "numba", "llvmlite", "torch", "triton", "cupy-cuda13x", "cupy-cuda12x")
+PACKAGES = ("nnlib-kernels", "numpy", "numba", "llvmlite", "torch", "triton", "cupy-cuda13x", "nvidia-cuda-nvrtc")
 
 
 @dataclass(frozen=True)

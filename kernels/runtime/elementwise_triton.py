@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.runtime.strides import collapse
 from kernels.runtime.targets import Target
 
 #: Dimensions that a kernel counts through, once neighbours that lie as one are joined.
@@ -30,26 +31,6 @@ def flat_tile(size: int, target: Target, of_thread: int = 8) -> dict[str, Any]:
     while block > 256 and size // block < 2 * target.multiprocessors:
         block //= 2
     return {"BLOCK": block, "LONG": size >= 2**31 - 2 * BLOCK, "num_warps": max(1, block // (of_thread * target.warp))}
-
-
-def collapse(
-    shape: tuple[int, ...], strides: list[tuple[int, ...]]
-) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """(shape, strides of each array) with the fewest dimensions: size 1 goes, neighbours that lie as one join."""
-    sizes: list[int] = []
-    kept: list[list[int]] = [[] for _ in strides]
-    for d, size in enumerate(shape):
-        if size == 1:
-            continue
-        if sizes and all(k[-1] == s[d] * size for k, s in zip(kept, strides)):
-            sizes[-1] *= size
-            for k, s in zip(kept, strides):
-                k[-1] = s[d]
-        else:
-            sizes.append(size)
-            for k, s in zip(kept, strides):
-                k.append(s[d])
-    return tuple(sizes), [tuple(k) for k in kept]
 
 
 def places_of(order: tuple[int, ...], *arrays: torch.Tensor) -> tuple[bool, tuple[int, ...], list[torch.Tensor]]:

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from kernels import gpu_report
-from kernels.gpu_report import REPORTED_TARGETS, WORKLOADS, Workload
+from kernels import gpu_gates, gpu_report
+from kernels.gpu_workloads import REPORTED_TARGETS, WORKLOADS, Workload
 from kernels.runtime import triton_gpu
-from kernels.runtime.triton_compile import Compiled, compiling
+from kernels.runtime.machine_code import Compiled
+from kernels.runtime.triton_compile import compiling
 from tests.triton_on_cpu import kernels_with_faults as faults
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,7 @@ def compiled(target: str, kernel: Any, *arguments: Any, grid: int = 8, **options
 @pytest.mark.parametrize("target", NVIDIA)
 def test_a_sound_kernel_passes(target: str):
     kernel = compiled(target, faults.copy, meta(4096), meta(4096), 4096, BLOCK=1024, num_warps=4)
-    assert gpu_report.gates(kernel) == []
+    assert gpu_gates.gates(kernel) == []
     assert (kernel.wide, kernel.narrow, kernel.spills, kernel.stack) == (4, 0, 0, 0)
 
 
@@ -49,7 +50,7 @@ def test_narrow_accesses_are_caught():
     odd = compiled("sm_90", faults.copy, meta(4097), meta(4097), 4097, BLOCK=1024, num_warps=4)
     apart = compiled("sm_90", faults.scattered, meta(9000), meta(4096), 4096, 2, BLOCK=1024, num_warps=4)
     for kernel in (odd, apart):
-        (complaint,) = gpu_report.gates(kernel)
+        (complaint,) = gpu_gates.gates(kernel)
         assert "global accesses are narrower than 128 bits" in complaint
 
 
@@ -57,20 +58,20 @@ def test_narrow_accesses_are_caught():
 def test_spilled_registers_are_caught(target: str):
     arguments = (meta(256, 256), meta(256, 256), meta(256, 256), 256)
     kernel = compiled(target, faults.too_much_at_once, *arguments, M=256, N=256, num_warps=4)
-    assert any("instructions spill registers" in c for c in gpu_report.gates(kernel))
-    assert any("a stack of" in c for c in gpu_report.gates(kernel))
+    assert any("instructions spill registers" in c for c in gpu_gates.gates(kernel))
+    assert any("a stack of" in c for c in gpu_gates.gates(kernel))
 
 
 def test_matrix_products_without_tensor_cores_are_caught(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gpu_report, "MATRIX_KERNELS", {"too_much_at_once"})
+    monkeypatch.setitem(gpu_gates.MATRIX_KERNELS, "triton", {"too_much_at_once"})
     arguments = (meta(64, 64), meta(64, 64), meta(64, 64), 64)
     kernel = compiled("sm_90", faults.too_much_at_once, *arguments, M=64, N=64, num_warps=8, num_stages=2)
-    found = gpu_report.gates(kernel, "float16")
+    found = gpu_gates.gates(kernel, "float16")
     assert "no (HGMMA|HMMA) in the loop" in found
     assert "no asynchronous copies, though there are stages" in found
 
 
-@pytest.mark.parametrize("target", REPORTED_TARGETS)
+@pytest.mark.parametrize("target", REPORTED_TARGETS["triton"])
 def test_tensor_cores_are_seen(target: str):
     half = torch.float16
     arguments = (meta(64, 64, dtype=half), meta(64, 64, dtype=half), meta(64, 64))
@@ -82,7 +83,7 @@ def test_too_much_shared_memory_and_registers_are_caught():
     whole = compiled("sm_90", faults.copy, meta(4096), meta(4096), 4096, BLOCK=1024, num_warps=4)
     facts = {f: getattr(whole, f) for f in whole.__dataclass_fields__}
     huge = Compiled(**(facts | {"shared": 300_000}))
-    assert gpu_report.gates(huge) == [
+    assert gpu_gates.gates(huge) == [
         "300000 bytes of shared memory, there are 232448",
         "no block fits on a multiprocessor: does not launch",
     ]
@@ -97,7 +98,7 @@ def committed() -> dict[str, Any]:
     return {gpu_report.key(row): row for row in rows}
 
 
-COMPILED = [pytest.param(w, t, id=f"{w.id}-{t}") for w in WORKLOADS for t in w.targets]
+COMPILED = [pytest.param(w, t, id=f"{w.id}-{t}") for w in WORKLOADS for t in w.targets("triton")]
 
 
 @pytest.mark.parametrize("workload, target", COMPILED)
@@ -111,7 +112,7 @@ def test_every_kernel_passes_the_gates_and_is_no_worse(workload: Workload, targe
             if old is None:
                 complaints.append(f"{done.name} {kernel.name}: {row['tile']} is not in docs/gpu_kernels.json")
                 continue
-            found = gpu_report.gates(kernel, workload.dtype) + gpu_report.worse(row, old)
+            found = gpu_gates.gates(kernel, workload.dtype) + gpu_gates.worse(row, old)
             complaints += [f"{done.name} {kernel.name}: {c}" for c in found]
     if complaints:
         pytest.fail("\n".join(complaints), pytrace=False)
@@ -119,19 +120,20 @@ def test_every_kernel_passes_the_gates_and_is_no_worse(workload: Workload, targe
 
 def test_the_report_names_what_is_worse(committed: dict[str, Any]):
     old = next(r for r in committed.values() if r["target"] == "sm_90" and r["wide"])
-    assert gpu_report.worse(old, old) == []
-    assert gpu_report.worse(old | {"registers": old["registers"] + 9}, old) == [
+    assert gpu_gates.worse(old, old) == []
+    assert gpu_gates.worse(old | {"registers": old["registers"] + 9}, old) == [
         f"registers {old['registers'] + 9}, were {old['registers']}"
     ]
-    assert "narrow" in gpu_report.worse(old | {"narrow": old["narrow"] + 1}, old)[0]
-    assert "occupancy 0.0, was" in gpu_report.worse(old | {"occupancy": 0.0}, old)[0]
-    assert gpu_report.worse(old | {"matrix": 0}, old | {"matrix": 4}) == ["matrix 0, were 4"]
+    assert "narrow" in gpu_gates.worse(old | {"narrow": old["narrow"] + 1}, old)[0]
+    assert "occupancy 0.0, was" in gpu_gates.worse(old | {"occupancy": 0.0}, old)[0]
+    assert gpu_gates.worse(old | {"matrix": 0}, old | {"matrix": 4}) == ["matrix 0, were 4"]
 
 
 def test_the_committed_tables_are_those_of_the_committed_report():
     report = json.loads((ROOT / "docs" / "gpu_kernels.json").read_text())
     assert gpu_report.document(report) == (ROOT / "docs" / "gpu_kernels.md").read_text()
-    assert {row["target"] for row in report["kernels"]} == set(REPORTED_TARGETS)
+    for backend, targets in REPORTED_TARGETS.items():
+        assert {row["target"] for row in report["kernels"] if row["backend"] == backend} == set(targets)
     assert {p["workload"] for p in report["passes"]} == {w.id for w in WORKLOADS}
 
 

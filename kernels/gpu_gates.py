@@ -1,0 +1,126 @@
+"""What compiled GPU kernels are held to: they fit, spill nothing, use the hardware, and are no worse than before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kernels.runtime.machine_code import Compiled
+
+#: Kernels whose work is matrix products, by backend: in half precision these must use tensor cores in their loop.
+MATRIX_KERNELS: dict[str, set[str]] = {
+    "triton": {
+        *("attention_forward", "query_gradient", "key_gradients", "bias_gradient"),
+        *("convolve", "weight_gradient_of_parts"),
+    },
+    "cupy": {"convolve", "weight_gradient_of_parts", "recurrence_forward", "recurrence_backward"},
+}
+
+#: By backend: kernels whose threads have one number each of most arrays, neighbours in a warp, which are whole sectors
+#: (the tests on the CPU count them); what is wide there are the recurrent weights.
+OF_SINGLES: dict[str, set[str]] = {
+    "triton": set(),
+    "cupy": {"recurrence_forward", "recurrence_backward", "pack_weights"},
+}
+
+#: By backend and kernel: accesses of a number a row beside its tiles, which no vector can hold; of CUDA C++ also those
+#: of what lies behind the last whole vector.
+OF_ROWS: dict[str, dict[str, int]] = {
+    "triton": {
+        **{"losses_of_rows": 6, "gradient_of_rows": 6, "normalise_rows": 2, "gradients_of_parts": 2},
+        **{"attention_forward": 2, "join_splits": 8, "row_products": 2, "query_gradient": 20, "key_gradients": 8},
+        **{"bias_gradient": 8},
+        **{"gather_rows": 6, "factors_of_rows": 6, "add_rows": 8, "drop_elements": 1},
+        **{"convolve": 16, "sums_of_pixels": 1, "convolve_depthwise": 1},
+        **{"sum_losses": 2, "finish_loss": 8, "gradient_of_long_rows": 2, "sums_of_columns": 2, "sum_parts": 1},
+    },
+    "cupy": {
+        **{"losses_of_rows": 7, "losses_of_columns": 72, "loss_gradient_rows": 6, "loss_gradient_columns": 44},
+        **{"sum_losses": 8, "finish_loss": 4},
+        **{"normalise_rows": 2, "gradients_of_parts": 2, "gradient_of_rows": 2, "sums_of_columns": 6},
+        **{"drop_elements": 17, "factors_of_rows": 2, "gather_rows": 2, "bounds_of_rows": 3, "add_rows": 7},
+        **{"mask_padding": 1},
+        # Elements beside their indices, which are the wide ones; a weight's taps, and its gradient's where these lie
+        # apart; the result of a product with few channels.
+        **{"max_of_windows": 16, "gradient_of_maxima": 16, "pack_weight": 16, "add_parts": 5, "convolve": 6},
+    },
+}
+
+#: By backend: kernels that gather windows of images.
+OF_WINDOWS: dict[str, set[str]] = {
+    "triton": {
+        *("max_of_windows", "mean_of_windows", "gradient_of_maxima", "gradient_of_means", "sums_of_pixels"),
+        *("convolve", "weight_gradient_of_parts", "convolve_depthwise", "spread_depthwise"),
+    },
+    "cupy": {
+        *("max_of_windows", "mean_of_windows", "power_mean_of_windows"),
+        *("gradient_of_maxima", "gradient_of_means", "gradient_of_power_means", "sums_of_pixels"),
+        *("convolve", "weight_gradient_of_parts", "convolve_depthwise", "spread_depthwise"),
+        *("largest_of_windows", "spread_to_winners"),
+    },
+}
+
+
+def soundness(kernel: Compiled) -> list[str]:
+    """What is wrong with a compiled kernel at any size of its arrays: it spills, or does not fit."""
+    broken = []
+    if kernel.spills:
+        broken.append(f"{kernel.spills} instructions spill registers")
+    if kernel.stack:
+        broken.append(f"a stack of {kernel.stack} bytes")
+    if kernel.shared > kernel.target.block_shared:
+        broken.append(f"{kernel.shared} bytes of shared memory, there are {kernel.target.block_shared}")
+    if not kernel.target.amd:
+        blocks, _, limiter = kernel.occupancy
+        if blocks < 1:
+            broken.append(f"no block fits on a multiprocessor: {limiter}")
+    return broken
+
+
+def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
+    """Every rule that a compiled kernel breaks, in words: it spills, does not fit, or does without the hardware.
+
+    Args:
+        kernel: the kernel, of arrays whose sizes and strides are multiples of wide vectors.
+        dtype: of its arrays; tensor cores are asked for in half precision (float32 has them only as tf32).
+    """
+    broken = soundness(kernel)
+    of_rows = OF_ROWS[kernel.backend].get(kernel.name, 0) * min(int(kernel.options.get("ROWS", 1)), 2)
+    narrow = max(kernel.narrow - of_rows, 0)
+    # A bool mask is read where the tensor cores leave the scores, two neighbours a thread; Shaw's term is gathered.
+    scattered = kernel.options.get("HAS_MASK") or kernel.options.get("TERM") == 1 or _follows_windows(kernel)
+    scattered = scattered or (kernel.name in OF_SINGLES[kernel.backend] and kernel.wide > 0)
+    if not kernel.target.amd and not scattered and narrow > 0.1 * (kernel.wide + narrow):
+        broken.append(f"{narrow} of {kernel.wide + narrow} global accesses are narrower than 128 bits")
+    if kernel.name in MATRIX_KERNELS[kernel.backend] and dtype in ("float16", "bfloat16"):
+        if not kernel.count(kernel.matrix_instructions, in_loop=bool(kernel.loop)):
+            broken.append(f"no {kernel.matrix_instructions} in the loop")
+        stages = int(kernel.options.get("num_stages", 1)) > 1 and bool(kernel.loop)
+        if stages and not kernel.target.amd and not kernel.asynchronous:
+            broken.append("no asynchronous copies, though there are stages")
+    return broken
+
+
+def _follows_windows(kernel: Compiled) -> bool:
+    """Whether neighbouring threads read where windows lie in (N, C, H, W), which begin anywhere: no vector holds that.
+
+    In channels-last images they read neighbouring channels, and are held to the rule.
+    """
+    if kernel.backend == "cupy":
+        return kernel.name in OF_WINDOWS["cupy"] and kernel.options["VECTOR"] == 1
+    last = kernel.options.get("VECTORS", kernel.options.get("LAST", True))
+    return kernel.name in OF_WINDOWS[kernel.backend] and not last
+
+
+def worse(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
+    """What of a report's line is worse than it was, in words. Slack is for a compiler's update."""
+    complaints = []
+    limits = (("registers", 8, 0.0), ("instructions", 8, 0.1), ("shared", 0, 0.0), ("narrow", 0, 0.0))
+    for name, slack, share in limits:
+        if new[name] > old[name] * (1 + share) + slack:
+            complaints.append(f"{name} {new[name]}, were {old[name]}")
+    if new["occupancy"] < old["occupancy"]:
+        complaints.append(f"occupancy {new['occupancy']}, was {old['occupancy']} (limited by {new['limiter']})")
+    for name in ("matrix", "asynchronous"):
+        if new[name] == 0 < old[name]:
+            complaints.append(f"{name} 0, were {old[name]}")
+    return complaints

@@ -1,0 +1,217 @@
+"""softmax, log_softmax and cross_entropy in CUDA C++: which kernels run, in which blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kernels.op import Implementation
+from kernels.runtime.cupy_gpu import (
+    DTYPES,
+    as_rows,
+    computed_dtype,
+    contiguous,
+    dtype_name,
+    empty,
+    empty_results,
+    full,
+    launch,
+    numpy_dtype,
+    storage,
+    target_of,
+    types,
+    vector_of,
+    zero_gradients,
+)
+from kernels.runtime.row_blocks import MOST_KEPT, RowBlock, row_block
+from kernels.softmax.op import CROSS_ENTROPY, LOG_SOFTMAX, SOFTMAX, CrossEntropyProblem, SoftmaxProblem
+
+Array = Any
+Extents = tuple[int, int, int]
+FILE, LOSS_FILE = "softmax/softmax.cu", "softmax/cross_entropy.cu"
+
+#: The losses of so many rows at least are summed by a block, and by so many blocks at most: finish_loss has as many
+#: threads.
+LEAST_ROWS, MOST_PARTS = 4096, 256
+
+
+def _block(extents: Extents, keeps: bool, *arrays: Array) -> RowBlock:
+    """The block for arrays seen as (outer, n, inner); a kernel keeps rows that are short enough, or none."""
+    outer, n, inner = extents
+    if inner == 1:
+        vector = vector_of(n, *(a[:, :, 0] for a in arrays))
+    else:
+        vector = vector_of(inner, *arrays)
+    most_kept = MOST_KEPT[computed_dtype(dtype_name(arrays[0]))] if keeps else 0
+    return row_block(outer, n, inner, vector, target_of(arrays[0]), most_kept)
+
+
+def _scratch(block: RowBlock, extents: Extents, dtype: str) -> int:
+    """Bytes of dynamic shared memory."""
+    return block.scratch_bytes(numpy_dtype(computed_dtype(dtype)).itemsize, extents[2])
+
+
+def _launch(
+    kernel: str, block: RowBlock, p: SoftmaxProblem, out: Array, *arrays: tuple[Array, tuple[int, ...]]
+) -> None:
+    """Run a kernel `..._rows` or `..._columns` on (array, strides) pairs."""
+    outer, n, inner = p.extents
+    dtype, is_log = dtype_name(out), p.op == "log_softmax"
+    pointers = (*(a for a, _ in arrays), out)
+    if inner == 1:
+        strides = (step for _, steps in arrays for step in steps[:2])
+        rest = (outer, n, *strides, block.group, is_log)
+    else:
+        rest = (n, inner, *(step for _, steps in arrays for step in steps), is_log)
+    launch(
+        FILE, kernel + ("_rows" if inner == 1 else "_columns"), block.grid(outer, inner), block.shape, *pointers, *rest,
+        constants=types(dtype) | block.constants, shared_bytes=_scratch(block, p.extents, dtype),
+    )  # fmt: skip
+
+
+def softmax(p: SoftmaxProblem, x: Array) -> tuple[Array | None, ...]:
+    """softmax or log_softmax, contiguous."""
+    if p.empty:
+        return empty_results(p)
+    out = empty(p.x.shape, p.x.dtype)
+    seen, strides = as_rows(x, p.extents)
+    _launch("softmax", _block(p.extents, True, seen, out.reshape(p.extents)), p, out, (seen, strides))
+    return (out,)
+
+
+def softmax_backward(p: SoftmaxProblem, grad_output: Array, output: Array) -> tuple[Array | None, ...]:
+    """The gradient of x, contiguous."""
+    if p.empty:
+        return zero_gradients(p)
+    out = empty(p.x.shape, p.x.dtype)
+    grad, y = as_rows(grad_output, p.extents), as_rows(output, p.extents)
+    block = _block(p.extents, True, grad[0], y[0], out.reshape(p.extents))
+    _launch("softmax_gradient", block, p, out, grad, y)
+    return (out,)
+
+
+def _target(p: CrossEntropyProblem, target: Array) -> tuple[Array, tuple[int, int, int]]:
+    """(target, its strides in outer, n and inner), 0 in n for class indices."""
+    outer, n, inner = p.extents
+    if not p.indexed:
+        seen, (of_outer, of_n, of_inner) = as_rows(target, (outer, n, inner))
+        return seen, (of_outer, of_n, of_inner)
+    seen, (of_outer, of_inner) = as_rows(target, (outer, inner))
+    return seen, (of_outer, 0, of_inner)
+
+
+def _constants(p: CrossEntropyProblem, vector: int) -> dict[str, int | str]:
+    return types(p.input.dtype) | {"VECTOR": vector, "TARGET": storage(p.target.dtype), "INDEXED": int(p.indexed)}
+
+
+def cross_entropy(
+    p: CrossEntropyProblem, input: Array, target: Array, weight: Array | None
+) -> tuple[Array | None, ...]:
+    """loss, maximum, log_sum, divisor."""
+    outer, n, inner = p.extents
+    if n == 0 or outer * inner == 0:
+        return _nothing_to_average(p)
+    dtype, wide = p.input.dtype, computed_dtype(p.input.dtype)
+    each = empty(p.rows_shape, dtype) if p.reduction == "none" else None
+    losses = empty(p.rows_shape, wide) if each is None else None
+    maxima = empty(p.rows_shape, wide) if p.trains else None
+    log_sums = empty(p.rows_shape, wide) if p.trains else None
+    (x, x_strides), (t, t_strides) = as_rows(input, p.extents), _target(p, target)
+    weights = None if weight is None else contiguous(weight)
+    block = _block(p.extents, False, x, *(() if p.indexed else (t,)))
+    pointers = (x, t, weights, each, losses, maxima, log_sums)
+    tail = (p.ignore_index, p.label_smoothing)
+    if inner == 1:
+        name, rest = "losses_of_rows", (outer, n, *x_strides[:2], *t_strides[:2], *tail, block.group)
+    else:
+        name, rest = "losses_of_columns", (n, inner, *x_strides, *t_strides, *tail)
+    launch(
+        LOSS_FILE, name, block.grid(outer, inner), block.shape, *pointers, *rest,
+        constants=_constants(p, block.vector), shared_bytes=_scratch(block, p.extents, dtype),
+    )  # fmt: skip
+    if each is not None:
+        return each, maxima, log_sums, None
+    loss, divisor = _reduce(p, losses, t, t_strides, weights, block.vector)
+    return loss, maxima, log_sums, divisor
+
+
+def _reduce(
+    p: CrossEntropyProblem,
+    losses: Array,
+    target: Array,
+    strides: tuple[int, int, int],
+    weight: Array | None,
+    vector: int,
+) -> tuple[Array, Array | None]:
+    """(loss, divisor), 0-d."""
+    rows, mean, wide = losses.size, p.reduction == "mean", computed_dtype(p.input.dtype)
+    of_part = max(LEAST_ROWS, -(-rows // MOST_PARTS))
+    parts = -(-rows // of_part)
+    sums = empty((parts,), wide)
+    counts = empty((parts,), wide) if mean else None
+    loss = empty((), p.input.dtype)
+    divisor = empty((), wide) if mean and p.trains else None
+    constants = _constants(p, vector)
+    launch(
+        LOSS_FILE, "sum_losses", (parts,), (256,), losses, target, weight, sums, counts, rows, *p.extents[1:],
+        strides[0], strides[2], p.ignore_index, of_part, constants=constants,
+    )  # fmt: skip
+    launch(LOSS_FILE, "finish_loss", (1,), (256,), sums, counts, loss, divisor, parts, constants=constants)
+    return loss, divisor
+
+
+def _nothing_to_average(p: CrossEntropyProblem) -> tuple[Array | None, ...]:
+    """The results without classes or without rows: losses of 0, whose mean is NaN."""
+    fill = (float("nan") if p.reduction == "mean" else 0.0, -float("inf"), -float("inf"), 0.0)
+    pairs = zip(p.results(), fill)
+    return tuple(None if form is None else full(form.shape, form.dtype, number) for form, number in pairs)
+
+
+def cross_entropy_backward(
+    p: CrossEntropyProblem,
+    grad_loss: Array,
+    input: Array,
+    target: Array,
+    weight: Array | None,
+    maximum: Array,
+    log_sum: Array,
+    divisor: Array | None = None,
+) -> tuple[Array | None, ...]:
+    """Gradients of input and of target probabilities."""
+    if p.input.size == 0:
+        return zero_gradients(p)
+    outer, n, inner = p.extents
+    dtype = p.input.dtype
+    grad_x = empty(p.input.shape, dtype) if p.needs_grad[0] else None
+    grad_soft = empty(p.input.shape, dtype) if p.needs_grad[1] and not p.indexed else None
+    (x, x_strides), (t, t_strides) = as_rows(input, p.extents), _target(p, target)
+    grad, grad_strides = as_rows(grad_loss, (outer, inner)) if p.reduction == "none" else (grad_loss, (0, 0))
+    weights = None if weight is None else contiguous(weight)
+    block = _block(p.extents, False, x, *(() if p.indexed else (t,)))
+    kept = (contiguous(maximum), contiguous(log_sum), divisor)
+    pointers = (grad, x, t, weights, *kept, grad_x, grad_soft)
+    tail = (p.ignore_index, p.label_smoothing)
+    if inner == 1:
+        name = "loss_gradient_rows"
+        rest = (outer, n, grad_strides[0], *x_strides[:2], *t_strides[:2], *tail, block.group)
+    else:
+        name, rest = "loss_gradient_columns", (n, inner, *grad_strides, *x_strides, *t_strides, *tail)
+    launch(
+        LOSS_FILE, name, block.grid(outer, inner), block.shape, *pointers, *rest,
+        constants=_constants(p, block.vector), shared_bytes=_scratch(block, p.extents, dtype),
+    )  # fmt: skip
+    return grad_x, grad_soft, None
+
+
+def _words(extents: Extents) -> str:
+    outer, n, inner = extents
+    where = "along the rows" if inner == 1 else "across the inner dimensions"
+    return f"{outer * inner} rows of {n}, threads {where}"
+
+
+def _describe(p: SoftmaxProblem | CrossEntropyProblem) -> str:
+    return _words(p.extents)
+
+
+Implementation(SOFTMAX, "cupy", softmax, softmax_backward, dtypes=DTYPES, describe=_describe)
+Implementation(LOG_SOFTMAX, "cupy", softmax, softmax_backward, dtypes=DTYPES, describe=_describe)
+Implementation(CROSS_ENTROPY, "cupy", cross_entropy, cross_entropy_backward, dtypes=DTYPES, describe=_describe)
