@@ -12,6 +12,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) join_splits(
   const COMPUTED none = (COMPUTED)__int_as_float((int)0xff800000u);
   const int lane = threadIdx.x % 32;
   COMPUTED largest = none, total = 0;
+#pragma unroll 1
   for (int split = lane; split < splits; split += 32) {
     const COMPUTED level = part_lse[split * rows + row];
     largest = level > largest ? level : largest;
@@ -22,6 +23,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) join_splits(
     largest = other > largest ? other : largest;
   }
   const COMPUTED level = largest == none ? (COMPUTED)0 : largest;
+#pragma unroll 1
   for (int split = lane; split < splits; split += 32) total += exp(part_lse[split * rows + row] - level);
 #pragma unroll
   for (int apart = 16; apart >= 1; apart /= 2) total += __shfl_xor_sync(0xffffffffu, total, apart);
@@ -29,6 +31,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) join_splits(
     COMPUTED sums[VECTOR];
 #pragma unroll
     for (int t = 0; t < VECTOR; ++t) sums[t] = 0;
+#pragma unroll 4
     for (int split = 0; split < splits; ++split) {
       const COMPUTED factor = exp(part_lse[split * rows + row] - level);
       // A part that sees nothing is 0, whatever the others are.
