@@ -1,13 +1,13 @@
 // What the matrix products of convolutions share: the tile that a block multiplies, and where its operands lie.
 //
-// A block has a tile of (TILE_ROWS, TILE_COLUMNS) sums and goes along the inner dimension INNER terms at a time. Both operands come
-// to shared memory, in two buffers: while one is multiplied, the next is on its way through registers.
+// A block has a tile of (TILE_ROWS, TILE_COLUMNS) sums and goes along the inner dimension INNER terms at a time. Both
+// operands come to shared memory, in two buffers: while one is multiplied, the next is on its way through registers.
 //
-// Constants: STORAGE (type of the images and of the weight), COMPUTED (float, or double for double), INDEX (int, or long
-// long where an array is too long for it), TILE_ROWS, TILE_COLUMNS, INNER, THREADS (of a block), VECTOR (elements of an image that
-// are read at once: 16 bytes of neighbouring channels, or 1), LAST (1: neighbours in memory of what is written go along
-// TILE_COLUMNS, 0: along TILE_ROWS), CORES (1: tensor cores, for half precision; 0: registers), ROW_PARTS and COLUMN_PARTS: with
-// CORES warps, else threads, along each side of the tile.
+// Constants: STORAGE (type of the images and of the weight), COMPUTED (float, or double for double), INDEX (int, or
+// long long where an array is too long for it), TILE_ROWS, TILE_COLUMNS, INNER, THREADS (of a block), VECTOR (elements
+// of an image that are read at once: 16 bytes of neighbouring channels, or 1), LAST (1: neighbours in memory of what is
+// written go along TILE_COLUMNS, 0: along TILE_ROWS), CORES (1: tensor cores, for half precision; 0: registers),
+// ROW_PARTS and COLUMN_PARTS: with CORES warps, else threads, along each side of the tile.
 #pragma once
 #include "runtime/cuda/types.cuh"
 #if CORES

@@ -196,7 +196,7 @@ void end_of_block() {
     }
     // So many lanes are served together: 128 bytes of them.
     int together = q.size > 4 ? 128 / q.size : 32;
-    uint64_t turns = 0;
+    uint64_t turns = 0, least = 0;
     for (int first = 0; first < 32; first += together) {
       std::vector<uintptr_t> words[32];
       size_t most = 0;
@@ -209,9 +209,11 @@ void end_of_block() {
       }
       for (auto& bank : words) most = std::max(most, bank.size());
       turns += most;
+      least += most > 0;
     }
     (q.write ? counts.shared_store_requests : counts.shared_load_requests)++;
     (q.write ? counts.shared_store_turns : counts.shared_load_turns) += turns;
+    (q.write ? counts.shared_store_least : counts.shared_load_least) += least;
   }
   requests.clear();
   times.clear();

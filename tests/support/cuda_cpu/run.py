@@ -32,6 +32,7 @@ COUNTS = (
     *("global_loaded", "global_stored", "shared_loaded", "shared_stored", "atomics", "unique_loaded", "unique_stored"),
     *("load_requests", "load_sectors", "store_requests", "store_sectors"),
     *("shared_load_requests", "shared_load_turns", "shared_store_requests", "shared_store_turns"),
+    *("shared_load_least", "shared_store_least"),
     *("barriers", "collectives"),
 )
 

@@ -11,6 +11,7 @@ struct Counts {
   uint64_t global_loaded, global_stored, shared_loaded, shared_stored, atomics, unique_loaded, unique_stored;
   uint64_t load_requests, load_sectors, store_requests, store_sectors;
   uint64_t shared_load_requests, shared_load_turns, shared_store_requests, shared_store_turns;
+  uint64_t shared_load_least, shared_store_least;  // turns that there would be without conflicts of banks
   uint64_t barriers, collectives;
 };
 
