@@ -160,14 +160,17 @@ struct Scores {
   // Dropout's factors of VECTOR weights from key j on: kept or 0, see kernels/random.py.
   __device__ __forceinline__ void factors(const Query& q, int j, COMPUTED (&f)[VECTOR]) const {
     const unsigned long long element = q.element + j;
-    const unsigned phase = (unsigned)element & 3u;
-    unsigned words[4], more[4] = {0, 0, 0, 0};
-    philox_block((unsigned long long)*seed, element >> 2, 0, words);
-    if (phase + VECTOR > 4) philox_block((unsigned long long)*seed, (element >> 2) + 1, 0, more);
+    const int phase = (int)(element & 3u);
+    // One copy of the generator in the code, though the numbers may lie in two of its blocks.
+#pragma unroll 1
+    for (int first = -phase; first < VECTOR; first += 4) {
+      unsigned words[4];
+      philox_block((unsigned long long)*seed, (element + first) >> 2, 0, words);
 #pragma unroll
-    for (int t = 0; t < VECTOR; ++t) {
-      const unsigned n = phase + t, word = n < 4 ? philox_word(words, n) : philox_word(more, n - 4);
-      f[t] = (unsigned long long)word >= threshold ? kept : (COMPUTED)0;
+      for (int t = 0; t < VECTOR; ++t) {
+        const bool own = t >= first && t < first + 4;
+        if (own) f[t] = (unsigned long long)philox_word(words, t - first) >= threshold ? kept : (COMPUTED)0;
+      }
     }
   }
 };

@@ -11,8 +11,7 @@
 // ALONG_K says in which order a factor lies in shared memory: true for a[m][k] or b[n][k], false for a[k][m] or b[k][n].
 // Pitches are in elements. Rows of 16 bytes times an odd number keep 8 threads that read 8 rows in different banks.
 #pragma once
-#include <mma.h>
-
+#include "runtime/cuda/fragments.cuh"
 #include "runtime/cuda/types.cuh"
 
 constexpr int THREADS = WARPS * 32;
@@ -196,13 +195,13 @@ template <int M, int N, bool A_ALONG_K, bool B_ALONG_K> struct TensorProduct {
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {
         const int m = row() + r * 16;
-        nvcuda::wmma::load_matrix_sync(left[r], a + (A_ALONG_K ? m * lda + k : k * lda + m), lda);
+        load_shared(left[r], a + (A_ALONG_K ? m * lda + k : k * lda + m), lda);
       }
 #pragma unroll
       for (int c = 0; c < COLUMNS; ++c) {
         const int n = column() + c * 16;
         Right right;
-        nvcuda::wmma::load_matrix_sync(right, b + (B_ALONG_K ? n * ldb + k : k * ldb + n), ldb);
+        load_shared(right, b + (B_ALONG_K ? n * ldb + k : k * ldb + n), ldb);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) nvcuda::wmma::mma_sync(x[r][c], left[r], right, x[r][c]);
       }
