@@ -205,6 +205,15 @@ def element(builder: ir.IRBuilder, base: ir.Value, offset: ir.Value | int) -> ir
     return builder.gep(base, [offset if isinstance(offset, ir.Value) else ir.Constant(int64, offset)])
 
 
+def prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
+    """Asks for the cache line at an address to be read soon; a bad address has no effect."""
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, *[int32] * 3])
+    # For reading; wanted in all caches; data, not instructions.
+    flags = [ir.Constant(int32, flag) for flag in (0, 3, 1)]
+    builder.call(declare(builder, "llvm.prefetch.p0", kind), [builder.bitcast(address, byte), *flags])
+
+
 def load_lanes(builder: ir.IRBuilder, simd_type: SimdType, address: ir.Value) -> Lanes:
     """`lanes` elements from an address aligned to one element."""
     address = builder.bitcast(address, simd_type.llvm_type().as_pointer())

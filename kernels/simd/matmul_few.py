@@ -10,6 +10,7 @@ from kernels.runtime.numba_cpu import jit
 from kernels.simd.arithmetic import fma
 from kernels.simd.matmul_epilogue import finish, split
 from kernels.simd.matmul_plan import (
+    ALL_ROWS_COLUMNS,
     DOT_COLUMNS,
     DOT_ROWS,
     DOT_TILE_COLUMNS,
@@ -38,15 +39,19 @@ from kernels.simd.transpose import transpose
 
 @jit(inline="always")
 def _dot_part(p, column_first, column_last, taps, a, b, c, before, bias, scratch, offsets):
-    """Every row and the columns of one part by dot products; scratch: sums [rows, DOT_COLUMNS], then transposed."""
+    """Every row and the columns of one part by dot products; scratch: sums [DOT_ROWS, DOT_COLUMNS], then transposed."""
     lanes = lanes_of(a)
-    padded_rows = (p.rows + DOT_TILE_ROWS - 1) // DOT_TILE_ROWS * DOT_TILE_ROWS
-    turned = advance(scratch, padded_rows * DOT_COLUMNS)
+    turned = advance(scratch, DOT_ROWS * DOT_COLUMNS)
     # Past the last row and column, that one again; scratch has room for the results.
-    a_rows, b_columns = offsets, advance(offsets, padded_rows)
-    for m in range(padded_rows):
+    a_rows, b_columns = offsets, advance(offsets, DOT_ROWS)
+    for m in range(DOT_ROWS):
         poke(a_rows, m, min(m, p.rows - 1) * p.a_row_stride)
+    takes_all = ALL_ROWS_COLUMNS > 0 and p.rows > DOT_TILE_ROWS
     step = ONE_ROW_COLUMNS if p.rows == 1 else DOT_TILE_COLUMNS
+    if takes_all:
+        step = ALL_ROWS_COLUMNS
+    # A column ends before the processor has seen that it is read in order: the next tile's columns are asked for.
+    ahead = step * p.b_column_stride
     for j in range(column_first, column_last, DOT_COLUMNS):
         columns = min(DOT_COLUMNS, column_last - j)
         for n in range(0, columns, step):
@@ -57,13 +62,20 @@ def _dot_part(p, column_first, column_last, taps, a, b, c, before, bias, scratch
                 count, left, right = min(PASS_TAPS * lanes, taps - k), advance(a, k), advance(b, k)
                 if p.rows == 1:
                     dot_tile(
-                        1, ONE_ROW_COLUMNS, left, a_rows, right, b_columns, count, advance(scratch, n), DOT_COLUMNS, k
-                    )
+                        1, ONE_ROW_COLUMNS, left, a_rows, right, b_columns, count, advance(scratch, n), DOT_COLUMNS, k,
+                        ahead,
+                    )  # fmt: skip
+                    continue
+                if ALL_ROWS_COLUMNS > 0 and takes_all:
+                    dot_tile(
+                        DOT_ROWS, ALL_ROWS_COLUMNS, left, a_rows, right, b_columns, count, advance(scratch, n),
+                        DOT_COLUMNS, k, ahead,
+                    )  # fmt: skip
                     continue
                 for m in range(0, p.rows, DOT_TILE_ROWS):
                     dot_tile(
                         DOT_TILE_ROWS, DOT_TILE_COLUMNS, left, advance(a_rows, m), right, b_columns, count,
-                        advance(scratch, m * DOT_COLUMNS + n), DOT_COLUMNS, k,
+                        advance(scratch, m * DOT_COLUMNS + n), DOT_COLUMNS, k, 0 if m else ahead,
                     )  # fmt: skip
         is_first = not p.accumulates
         if p.is_transposed:

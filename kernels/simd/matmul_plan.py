@@ -19,10 +19,12 @@ SMALL_ROWS = 4
 DOT_ROWS = 8
 #: Columns of a streamed product between two epilogues, whose sums stay in L1.
 STREAM_COLUMNS = 512
-#: Tiles of dot products: for several rows, and for one.
+#: Tiles of dot products: for several rows, for one, and, where there are the registers, for all of more than
+#: DOT_TILE_ROWS, so that B is read once.
 DOT_TILE_ROWS = 4 if TILE_ROWS >= 12 else 2
 DOT_TILE_COLUMNS = 4
 ONE_ROW_COLUMNS = 8
+ALL_ROWS_COLUMNS = 2 if TILE_ROWS >= 12 else 0
 #: Columns of dot products between two epilogues.
 DOT_COLUMNS = 256
 #: Columns of sums between two epilogues of a block of rows.
@@ -129,7 +131,7 @@ def plan(
     block_columns = min(max(BLOCK_B // block_taps // full * full, 2 * full), 4096, _ceil(columns, full))
     packs_a = not is_dot and columns > full and (a_strides[1] != 1 or columns >= PACKING_COLUMNS)
     if is_dot:
-        scratch = _ceil(rows, DOT_TILE_ROWS) * DOT_COLUMNS * (2 if swaps else 1)
+        scratch = DOT_ROWS * DOT_COLUMNS * (2 if swaps else 1)
     elif is_streamed:
         scratch = 2 * DOT_ROWS * STREAM_COLUMNS
     else:

@@ -94,12 +94,7 @@ def prefetch(typing_context, p, i):
         return None
 
     def code(context, builder, signature, arguments):
-        byte = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, *[emit.int32] * 3])
-        # For reading; wanted in all caches; data, not instructions.
-        flags = [ir.Constant(emit.int32, flag) for flag in (0, 3, 1)]
-        address = builder.bitcast(emit.element(builder, *arguments), byte)
-        builder.call(emit.declare(builder, "llvm.prefetch.p0", kind), [address, *flags])
+        emit.prefetch(builder, emit.element(builder, *arguments))
         return context.get_dummy_value()
 
     return types.void(p, types.int64), code

@@ -122,14 +122,15 @@ def multiply_gathered(
 
 
 @intrinsic(prefer_literal=True)
-def dot_tile(typing_context, rows, columns, a, a_offsets, b, b_offsets, taps, out, out_stride, accumulate):
+def dot_tile(typing_context, rows, columns, a, a_offsets, b, b_offsets, taps, out, out_stride, accumulate, ahead):
     """rows x columns dot products, along memory on both sides.
 
         out[r * out_stride + c] (+)= sum over k of a[a_offsets[r] + k] * b[b_offsets[c] + k]
 
     rows, columns: literal integers, together one register a product. a_offsets [rows], b_offsets [columns]: pointers to
     int64. Each lane sums its products in order with fma, the lanes are added by halves; memory past `taps` is not read.
-    accumulate: not 0 to add to what is in `out`, 0 to overwrite it.
+    accumulate: not 0 to add to what is in `out`, 0 to overwrite it. ahead: elements after those of b that are soon read
+    too, and asked for in time.
     """
     if not (
         isinstance(rows, types.IntegerLiteral)
@@ -138,7 +139,7 @@ def dot_tile(typing_context, rows, columns, a, a_offsets, b, b_offsets, taps, ou
         and a.dtype in ELEMENTS
         and a == b == out
         and a_offsets == b_offsets == _OFFSETS
-        and all(isinstance(number, types.Integer) for number in (taps, out_stride, accumulate))
+        and all(isinstance(number, types.Integer) for number in (taps, out_stride, accumulate, ahead))
     ):
         return None
     row_count, column_count = rows.literal_value, columns.literal_value
@@ -148,7 +149,7 @@ def dot_tile(typing_context, rows, columns, a, a_offsets, b, b_offsets, taps, ou
         return context.get_dummy_value()
 
     int64 = types.int64
-    return types.void(rows, columns, a, _OFFSETS, a, _OFFSETS, int64, a, int64, int64), code
+    return types.void(rows, columns, a, _OFFSETS, a, _OFFSETS, int64, a, int64, int64, int64), code
 
 
 def _emit_dots(
@@ -164,6 +165,7 @@ def _emit_dots(
     out: ir.Value,
     out_stride: ir.Value,
     accumulate: ir.Value,
+    ahead: ir.Value,
 ) -> None:
     vector = vector_of(dtype)
     lanes = ir.Constant(emit.int64, vector.lanes)
@@ -188,6 +190,8 @@ def _emit_dots(
     whole = builder.sdiv(taps, lanes)
     with cgutils.for_range(builder, whole, intp=emit.int64) as loop:
         at = builder.mul(loop.index, lanes)
+        for start in b_rows:
+            emit.prefetch(builder, emit.element(builder, start, builder.add(at, ahead)))
         step(lambda start: emit.load_lanes(builder, vector, emit.element(builder, start, at)))
     done = builder.mul(whole, lanes)
     with builder.if_then(builder.icmp_signed("<", done, taps)):

@@ -42,7 +42,7 @@ def run_gathered_2x3(a, start, rows, taps, b, b_places, count, out, out_places, 
 
 @njit(nogil=True, error_model="numpy")
 def run_dots_2x3(a, rows, b, columns, taps, out, stride, accumulate):
-    dot_tile(2, 3, pointer(a), pointer(rows), pointer(b), pointer(columns), taps, pointer(out), stride, accumulate)
+    dot_tile(2, 3, pointer(a), pointer(rows), pointer(b), pointer(columns), taps, pointer(out), stride, accumulate, 0)
 
 
 SIZES = {(TILE_ROWS, TILE_VECTORS): run_largest, (1, 1): run_1x1, (3, 4): run_3x4}
