@@ -116,7 +116,7 @@ def _convolve(
     vectors = form.channels_last and _group_vectors(in_channels, source)
     wide = form.channels_last and _group_vectors(out_channels, out)
     common = [math.gcd(p.stride[d], p.dilation[d]) for d in (0, 1)]
-    constants = {
+    constants: dict[str, int | str] = {
         **_types(p, source, packed, out),
         **tile.constants(),
         "VECTOR": vector_elements(itemsize) if vectors else 1,
@@ -157,7 +157,7 @@ def _weight_gradient(p: Problem, source: Array, grad: Array, form: ArraySpec) ->
     parts, part = parts_of_pixels(pixels, tiles * p.groups, target)
     of_parts = empty((parts, form.size), computed_dtype(p.x.dtype))
     vectors = _group_vectors(channels, source) and _group_vectors(outputs, grad)
-    constants = {
+    constants: dict[str, int | str] = {
         **_types(p, source, grad, of_parts),
         **tile.constants(),
         "VECTOR": vector_elements(form.itemsize) if vectors else 1,
