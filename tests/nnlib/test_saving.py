@@ -575,7 +575,6 @@ def test_descriptions_are_plain_json(path):
         "$class": "MaxPooling2D",
         "config": {
             "pool_size": 2, "strides": None, "padding": "valid", "data_format": None, "name": "middle",
-            "trainable": True,
         },
     }  # fmt: skip
     assert json.loads(json.dumps(document)) == document
