@@ -65,6 +65,30 @@ def _sum_planes(first, last, x, rows, columns, row_divisors, column_divisors, y)
 
 
 @jit
+def _sum_narrow_planes(first, last, x, rows, columns, row_divisors, column_divisors, y, lines):
+    """As `_sum_planes`, for windows narrower than a vector. lines: scratch [planes, W]."""
+    height, width = x.shape[2:]
+    output_height, output_width = y.shape[2:]
+    lanes = lanes_of(x)
+    for plane in range(first, last):
+        image = pointer(x, plane * height * width)
+        line = pointer(lines, plane * width)
+        output = pointer(y, plane * output_height * output_width)
+        for i in range(output_height):
+            # All windows of an output row have the same rows: these come first, vectors along the width.
+            for k in range(0, width, lanes):
+                total = zeros_like(x)
+                for row in range(rows[0, i], rows[1, i]):
+                    total = total + load_first(image, row * width + k, width - k)
+                store_first(line, k, total, width - k)
+            for j in range(output_width):
+                whole = x.dtype.type(0)
+                for k in range(columns[0, j], columns[1, j]):
+                    whole += peek(line, k)
+                poke(output, i * output_width + j, whole / (row_divisors[i] * column_divisors[j]))
+
+
+@jit
 def _mean_planes(first, last, x, y):
     """Means of whole planes [first, last): x (planes, elements of a plane) -> y (planes,)."""
     size = x.shape[1]
@@ -233,6 +257,7 @@ def _argmax_channels(first, last, x, rows, columns, steps, y, indices):
 
 
 sum_planes = threaded(_sum_planes)
+sum_narrow_planes = threaded(_sum_narrow_planes)
 mean_planes = threaded(_mean_planes)
 max_planes = threaded(_max_planes)
 argmax_planes = threaded(_argmax_planes)

@@ -29,6 +29,7 @@ from kernels.pool2d.op import (
 )
 from kernels.pool2d.pooling import Extremum, Pooling
 from kernels.runtime.numba_cpu import contiguous, empty, threads_for
+from kernels.simd import VECTOR_BYTES
 
 Array = np.ndarray[Any, Any]
 Pair = tuple[int, ...]
@@ -203,7 +204,21 @@ def _slide_mean(p: AvgPool2dProblem | LpPool2dProblem, x: Array, kind: int, fact
         rows, columns = (
             tables.sliding(p.x.shape[2 + d], p.output_plane[d], kernel[d], stride[d], padding[d], 1) for d in (0, 1)
         )
-        return _mean_of_windows(p, x, rows, columns, *divisors)
+        return _mean_of_windows(p, x, rows, columns, kernel[1], *divisors)
+    return _mean_of_known(p, x, kind, kernel, stride, padding, divisors, factor)
+
+
+def _mean_of_known(
+    p: Pooling,
+    x: Array,
+    kind: int,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    divisors: tuple[Array, Array],
+    factor: float,
+) -> Array:
+    """Of sliding windows that planes.py knows."""
     y = _fresh(p, p.output_shape, x.dtype)
     strips = _strips(p)
     total = p.x.shape[0] * p.x.shape[1] * strips
@@ -213,15 +228,18 @@ def _slide_mean(p: AvgPool2dProblem | LpPool2dProblem, x: Array, kind: int, fact
 
 
 def _mean_of_windows(
-    p: Pooling, x: Array, rows: Array, columns: Array, row_divisors: Array, column_divisors: Array
+    p: Pooling, x: Array, rows: Array, columns: Array, widest: int, row_divisors: Array, column_divisors: Array
 ) -> Array:
+    """Of any windows, the widest of so many columns."""
     y = _fresh(p, p.output_shape, x.dtype)
     n, c = p.x.shape[:2]
+    arguments = (x, rows, columns, row_divisors, column_divisors, y)
     if p.x.channels_last:
-        total, kernel = n * p.output_plane[0], any_window.sum_channels
+        any_window.sum_channels(n * p.output_plane[0], _threads(p), *arguments)
+    elif widest * p.x.itemsize < VECTOR_BYTES:
+        any_window.sum_narrow_planes(n * c, _threads(p), *arguments, empty((n * c, p.x.shape[3]), x.dtype))
     else:
-        total, kernel = n * c, any_window.sum_planes
-    kernel(total, _threads(p), x, rows, columns, row_divisors, column_divisors, y)
+        any_window.sum_planes(n * c, _threads(p), *arguments)
     return y
 
 
@@ -262,14 +280,31 @@ def _adaptive_divisors(p: AdaptiveAvgPool2dProblem) -> tuple[Array, Array]:
     return rows, columns
 
 
+def _widest(p: AdaptiveAvgPool2dProblem) -> int:
+    """Columns that a window has at most."""
+    return -(-p.x.shape[3] // max(p.output_plane[1], 1)) + 1
+
+
+def _same_windows(p: AdaptiveAvgPool2dProblem) -> Pair | None:
+    """The size of windows that lie side by side, where planes.py knows it."""
+    image, outputs = p.x.shape[2:], p.output_plane
+    if p.x.channels_last or 0 in outputs or image[0] % outputs[0] or image[1] % outputs[1]:
+        return None
+    size = (image[0] // outputs[0], image[1] // outputs[1])
+    return size if _is_known(size, size) else None
+
+
 def adaptive_avg_pool2d(p: AdaptiveAvgPool2dProblem, x: Array) -> tuple[Array | None, ...]:
     """x (N, C, H, W) -> output."""
     if p.output_plane == (1, 1) and not p.x.channels_last:
         y = _fresh(p, p.output_shape, x.dtype)
         any_window.mean_planes(y.size, _threads(p), contiguous(x).reshape(y.size, -1), y.reshape(-1))
         return (y,)
+    same = _same_windows(p)
+    if same is not None:
+        return (_mean_of_known(p, contiguous(x), planes.MEAN, same, same, (0, 0), _adaptive_divisors(p), 1.0),)
     rows, columns = (tables.adaptive(p.x.shape[2 + d], p.output_size[d]) for d in (0, 1))
-    return (_public(p, _mean_of_windows(p, _native(p, x), rows, columns, *_adaptive_divisors(p))),)
+    return (_public(p, _mean_of_windows(p, _native(p, x), rows, columns, _widest(p), *_adaptive_divisors(p))),)
 
 
 def adaptive_avg_pool2d_backward(p: AdaptiveAvgPool2dProblem, grad_output: Array) -> tuple[Array | None, ...]:
@@ -344,13 +379,19 @@ def _describe(p: Pooling) -> str:
     if isinstance(p, AdaptiveAvgPool2dProblem) and p.output_plane == (1, 1):
         return "whole planes, vectors along them"
     kernel, stride = getattr(p, "kernel_size", (0, 0)), getattr(p, "stride", (0, 0))
+    if isinstance(p, AdaptiveAvgPool2dProblem):
+        kernel = stride = _same_windows(p) or (0, 0)
     if _is_known(kernel, stride, getattr(p, "dilation", (1, 1))):
         return f"{kernel[0]} x {kernel[1]} stride {stride[0]}, vectors along the width"
     if isinstance(p, MaxPool2dProblem) and stride[1] <= 2:
         return "any kernel, vectors along the width"
     if isinstance(p, (MaxPool2dProblem, AdaptiveMaxPool2dProblem)):
         return "any window, its rows first, vectors along the width"
-    return "any window, one at a time"
+    widest = kernel[1]
+    if isinstance(p, AdaptiveAvgPool2dProblem):
+        widest = _widest(p)
+    is_narrow = widest * p.x.itemsize < VECTOR_BYTES
+    return "any window, its rows first, vectors along the width" if is_narrow else "any window, one at a time"
 
 
 def _adaptive_below(p: AdaptiveAvgPool2dProblem) -> int:

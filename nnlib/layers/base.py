@@ -131,8 +131,10 @@ class Layer(Recorded, Called):
             cls.build = _only_once(cls.build)  # type: ignore[method-assign, assignment]
 
     def get_config(self, classes: Mapping[str, type] | None = None) -> dict[str, Any]:
-        """As Recorded.get_config, with `trainable` as it is now."""
-        return super().get_config(classes) | {"trainable": self.trainable}
+        """As Recorded.get_config, with `trainable` as it is now where it is not the default."""
+        config = super().get_config(classes)
+        config.pop("trainable", None)
+        return config if self.trainable else config | {"trainable": False}
 
     def build(self, input_shape: Shape) -> None:
         """Makes the parameters for inputs of this shape, batch first. A layer without parameters has nothing to do.

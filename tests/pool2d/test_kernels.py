@@ -18,6 +18,7 @@ KERNELS = [
     (planes, "argmax_planes_known"),
     (planes, "argmax_planes"),
     (any_window, "sum_planes"),
+    (any_window, "sum_narrow_planes"),
     (any_window, "max_planes"),
     (any_window, "argmax_planes"),
     (any_window, "sum_channels"),
@@ -72,8 +73,13 @@ def test_other_shapes(ran: list[str]) -> None:
         *["planes.argmax_planes"] * 2,
         "any_window.max_planes",
         "any_window.argmax_planes",
-        *["any_window.sum_planes"] * 2,
+        *["any_window.sum_narrow_planes"] * 2,
     ]
+    ran.clear()
+    kernels.adaptive_avg_pool2d(_image(1, 2, 8, 10), (4, 5), backend="numba")
+    kernels.adaptive_avg_pool2d(_image(1, 2, 8, 36), 2, backend="numba")
+    kernels.avg_pool2d(_image(1, 2, 20, 20), 17, backend="numba")
+    assert ran == ["planes.pool_planes", "any_window.sum_planes", "any_window.sum_planes"]
     ran.clear()
     kernels.max_pool2d(last, 2, backend="numba")
     kernels.max_pool2d(last, 2, return_indices=True, backend="numba")
@@ -97,7 +103,9 @@ def test_explain_names_the_kernel() -> None:
     x = _image(1, 2, 9, 9)
     assert "2 x 2 stride 2" in described("max_pool2d", x, kernel_size=2)
     assert "any kernel" in described("max_pool2d", x, kernel_size=3, stride=1, dilation=2)
-    assert "one at a time" in described("avg_pool2d", x, kernel_size=4)
+    assert "rows first" in described("avg_pool2d", x, kernel_size=4)
+    assert "one at a time" in described("avg_pool2d", _image(1, 2, 20, 20), kernel_size=17)
+    assert "2 x 2 stride 2" in described("adaptive_avg_pool2d", _image(1, 2, 8, 10), output_size=(4, 5))
     assert "rows first" in described("adaptive_max_pool2d", x, output_size=4)
     assert "channels" in described("avg_pool2d", _image(1, 2, 9, 9, last=True), kernel_size=4)
 
