@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -56,25 +56,28 @@ def width_block(width: int, itemsize: int) -> int:
     return max(power_of_two(width), 16 if itemsize == 2 else 8 * LINE // itemsize)
 
 
-#: By bytes of an element: the first tile whose width is not exceeded.
+#: (the widest width, its tile), narrowest first.
+_Widths = tuple[tuple[int, CudaTile], ...]
+
+#: By bytes of an element.
 _FORWARD = {
-    2: ((64, CudaTile(64, 64, 4, 2)), (128, CudaTile(64, 64, 8, 1)), (256, CudaTile(64, 32, 8, 1))),
+    2: ((64, CudaTile(64, 64, 8, 2)), (128, CudaTile(64, 64, 8, 1)), (256, CudaTile(64, 32, 8, 1))),
     4: ((64, CudaTile(64, 64, 8, 2)), (128, CudaTile(64, 32, 8, 2)), (256, CudaTile(32, 32, 8, 1))),
     8: ((64, CudaTile(32, 32, 8, 1)), (128, CudaTile(32, 16, 8, 1)), (256, CudaTile(16, 16, 8, 1))),
 }
 _OF_QUERIES = {
-    2: ((64, CudaTile(64, 64, 4, 2)), (128, CudaTile(64, 32, 8, 1)), (256, CudaTile(32, 32, 8, 2))),
+    2: ((64, CudaTile(64, 64, 8, 2)), (128, CudaTile(64, 32, 8, 1)), (256, CudaTile(32, 32, 8, 2))),
     4: ((64, CudaTile(64, 32, 8, 2)), (128, CudaTile(32, 32, 8, 2)), (256, CudaTile(16, 32, 8, 1))),
     8: ((64, CudaTile(32, 16, 8, 1)), (128, CudaTile(16, 16, 8, 1)), (256, CudaTile(16, 16, 8, 1))),
 }
 _OF_KEYS = {
-    2: ((64, CudaTile(64, 64, 4, 2)), (128, CudaTile(32, 64, 8, 1)), (256, CudaTile(32, 32, 8, 1))),
+    2: ((64, CudaTile(64, 64, 8, 2)), (128, CudaTile(32, 64, 8, 1)), (256, CudaTile(32, 32, 8, 1))),
     4: ((64, CudaTile(32, 64, 8, 2)), (128, CudaTile(32, 32, 8, 2)), (256, CudaTile(16, 32, 8, 1))),
     8: ((64, CudaTile(16, 32, 8, 1)), (128, CudaTile(16, 16, 8, 1)), (256, CudaTile(16, 16, 8, 1))),
 }
 
 
-def _chosen(table: dict[int, tuple[tuple[int, CudaTile], ...]], queries: int, width: int, itemsize: int) -> CudaTile:
+def _chosen(table: Mapping[int, _Widths], queries: int, width: int, itemsize: int) -> CudaTile:
     asked = _override.get()
     if asked is not None:
         return asked
@@ -93,14 +96,19 @@ def forward_tile(queries: int, width: int, itemsize: int) -> CudaTile:
     return _chosen(_FORWARD, queries, width, itemsize)
 
 
-def query_tile(queries: int, width: int, itemsize: int) -> CudaTile:
-    """The tile of the gradients of queries and bias. Arguments as of `forward_tile`."""
-    return _chosen(_OF_QUERIES, queries, width, itemsize)
+def query_tile(queries: int, width: int, itemsize: int, extras: bool = False) -> CudaTile:
+    """The tile of the gradients of queries and bias. Arguments as of `forward_tile`.
+
+    extras: a score is more than a product. In half precision this takes registers that two blocks do not have.
+    """
+    tile = _chosen(_OF_QUERIES, queries, width, itemsize)
+    return replace(tile, blocks=1) if extras and itemsize == 2 else tile
 
 
-def key_tile(queries: int, width: int, itemsize: int) -> CudaTile:
-    """The tile of the gradients of keys and values. Arguments as of `forward_tile`."""
-    return _chosen(_OF_KEYS, queries, width, itemsize)
+def key_tile(queries: int, width: int, itemsize: int, extras: bool = False) -> CudaTile:
+    """The tile of the gradients of keys and values. Arguments as of `query_tile`."""
+    tile = _chosen(_OF_KEYS, queries, width, itemsize)
+    return replace(tile, blocks=1) if extras and itemsize == 2 else tile
 
 
 def pitch(width: int, itemsize: int) -> int:

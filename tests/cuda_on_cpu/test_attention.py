@@ -16,7 +16,7 @@ from kernels.runtime.targets import TARGETS
 from tests.attention.helpers import gradients, inputs, relative_term
 from tests.cuda_on_cpu import helpers
 from tests.cuda_on_cpu.helpers import on_cpu
-from tests.support import layouts, matrix, oracle
+from tests.support import layouts, matrix
 
 OPS = ("attention", "scaled_dot_product_attention")
 pytestmark = helpers.needs_harness
@@ -57,7 +57,8 @@ def test_any_order_of_threads_gives_the_same_bits(case: Case):
     helpers.check_orders(case)
 
 
-LAYOUT_CASES = tuple(c for c in matrix.cases_of("attention", "ci") if c.name in ("heads", "mask", "bias", "log-sum-exp"))
+WITH_LAYOUTS = ("heads", "mask", "bias", "log-sum-exp")
+LAYOUT_CASES = tuple(c for c in matrix.cases_of("attention", "ci") if c.name in WITH_LAYOUTS)
 
 
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
@@ -309,9 +310,7 @@ def test_offsets_beyond_32_bits():
     query = inputs(1, 1, 3, 3)[0].astype(np.float16)
     packed = [a.astype(np.float16) for a in inputs(1, 1, 3, 3, seed=4)[1:]]
     base = np.empty(2 * stride + 16, np.float16)
-    apart = [
-        np.lib.stride_tricks.as_strided(base[8 * n :], (1, 1, 3, 8), (0, 0, 2 * stride, 2)) for n in range(2)
-    ]
+    apart = [np.lib.stride_tricks.as_strided(base[8 * n :], (1, 1, 3, 8), (0, 0, 2 * stride, 2)) for n in range(2)]
     for wide, numbers in zip(apart, packed):
         wide[...] = numbers
     answers = []

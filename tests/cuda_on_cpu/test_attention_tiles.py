@@ -30,8 +30,8 @@ LEAST_SHARED = TARGETS["sm_80"].block_shared
 
 
 def test_tiles_by_hand():
-    assert forward_tile(4096, 64, 2) == CudaTile(64, 64, 4, 2)
-    assert forward_tile(16, 64, 2) == CudaTile(16, 64, 4, 2)
+    assert forward_tile(4096, 64, 2) == CudaTile(64, 64, 8, 2)
+    assert forward_tile(16, 64, 2) == CudaTile(16, 64, 8, 2)
     assert forward_tile(17, 65, 4) == CudaTile(64, 32, 8, 2)
     assert query_tile(4096, 256, 8) == CudaTile(16, 16, 8, 1)
     assert key_tile(4096, 128, 2) == CudaTile(32, 64, 8, 1)
