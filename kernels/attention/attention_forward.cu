@@ -2,24 +2,24 @@
 //
 // Constants (-D): STORAGE, COMPUTED, RESULT, INDEX types; BLOCK_M x BLOCK_N the tile of scores; WIDTH_E, WIDTH_V what a
 // tile holds of E and EV; WARPS; BLOCKS of a multiprocessor; ALIGNED: loads of 128 bits; HIDES: some query may be kept
-// from a key that another sees; HAS_MASK; EXTRAS: see scores.cuh; AT_*: bytes into shared memory; PITCH_*: elements of a
-// row there.
+// from a key that another sees; HAS_MASK; EXTRAS: see scores.cuh; AT_*: bytes into shared memory; PITCH_*: elements of
+// a row there.
 #include "attention/scores.cuh"
 #include "attention/tile_rows.cuh"
 
 // query (B, H, L, E), key (B, H / GROUP, S, E), value (B, H / GROUP, S, EV), strides of theirs. mask, bias broadcast to
-// (B, H, L, S) by strides of 0, or are null, as term (see scores.cuh) and seed (one number) may be. lengths (B,) or null.
+// (B, H, L, S) by strides of 0, or are null, as term (see scores.cuh) and seed (one number) may be. lengths (B,) or
+// null. out (splits, B, H, L, EV) contiguous; lse (splits, B, H, L) contiguous, or null. All are the caller's.
 // packed: a tile has the queries of all heads that share keys. wide: 1, the mask's rows take vectors; 2, the bias's do.
-// out (splits, B, H, L, EV) contiguous; lse (splits, B, H, L) contiguous, or null. All are the caller's.
 // Blocks: blocks of queries, the last ones first, of each split of the keys (`chunk` of them) of each head.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forward(
     const STORAGE* query, const STORAGE* key, const STORAGE* value, const bool* mask, const STORAGE* bias,
     const long long* lengths, const COMPUTED* term, const long long* seed, RESULT* out, COMPUTED* lse, int B, int H,
-    int GROUP, int L, int S, int E, int EV, int chunk, int splits, int packed, INDEX q_b, INDEX q_h, INDEX q_i, INDEX q_e,
-    INDEX k_b, INDEX k_h, INDEX k_j, INDEX k_e, INDEX v_b, INDEX v_h, INDEX v_j, INDEX v_e, INDEX mask_b, INDEX mask_h,
-    INDEX mask_i, INDEX mask_j, INDEX bias_b, INDEX bias_h, INDEX bias_i, INDEX bias_j, INDEX term_b, INDEX term_h,
-    INDEX term_i, INDEX term_row, COMPUTED scale, COMPUTED cap, int left, int right, int from_end, int limit, int wide,
-    long long threshold, COMPUTED kept) {
+    int GROUP, int L, int S, int E, int EV, int chunk, int splits, int packed, INDEX q_b, INDEX q_h, INDEX q_i,
+    INDEX q_e, INDEX k_b, INDEX k_h, INDEX k_j, INDEX k_e, INDEX v_b, INDEX v_h, INDEX v_j, INDEX v_e, INDEX mask_b,
+    INDEX mask_h, INDEX mask_i, INDEX mask_j, INDEX bias_b, INDEX bias_h, INDEX bias_i, INDEX bias_j, INDEX term_b,
+    INDEX term_h, INDEX term_i, INDEX term_row, COMPUTED scale, COMPUTED cap, int left, int right, int from_end,
+    int limit, int wide, long long threshold, COMPUTED kept) {
   extern __shared__ __align__(128) unsigned char shared[];
   STORAGE* const queries = reinterpret_cast<STORAGE*>(shared + AT_QUERY);
   STORAGE* const keys = reinterpret_cast<STORAGE*>(shared + AT_KEY);
@@ -80,9 +80,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forwa
     } else {
       __syncthreads();
     }
-    const auto key_row = [&](int r) { return start + r < s.count ? key_rows + (start + r) * k_j : nullptr; };
-    const auto value_row = [&](int r) { return start + r < s.count ? value_rows + (start + r) * v_j : nullptr; };
-    load_rows<BLOCK_N, WIDTH_E, PITCH_E>(keys, E, k_e, key_row);
+    load_rows<BLOCK_N, WIDTH_E, PITCH_E>(keys, E, k_e, Rows{key_rows, k_j, start, s.count});
+    const Rows value_row{value_rows, v_j, start, s.count};
     const bool odd = load_rows<BLOCK_N, WIDTH_V, PITCH_V>(values, EV, v_e, value_row);
     if (HIDES && odd) atomicExch(odd_tile, start);
     __syncthreads();

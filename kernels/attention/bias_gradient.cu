@@ -1,5 +1,5 @@
-// Attention's gradient of a bias that broadcasts, summed to the bias's own shape. Constants and names as in attention_forward.cu;
-// equations in reference.py.
+// Attention's gradient of a bias that broadcasts, summed to the bias's own shape. Constants and names as in
+// attention_forward.cu; equations in reference.py.
 #include "attention/gradients.cuh"
 #include "attention/tile_rows.cuh"
 
@@ -33,7 +33,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bias_gradient(
   const int own_h = (int)(program % of_h);
   program /= of_h;
   const int own_b = (int)(program % of_b), chunk = (int)(program / of_b);
-  const int times_j = of_j == 1 ? (S + BLOCK_N - 1) / BLOCK_N : 1, times_i = of_i == 1 ? (L + BLOCK_M - 1) / BLOCK_M : 1;
+  const int times_j = of_j == 1 ? (S + BLOCK_N - 1) / BLOCK_N : 1;
+  const int times_i = of_i == 1 ? (L + BLOCK_M - 1) / BLOCK_M : 1;
   const int times_h = of_h == 1 ? H : 1, times_b = of_b == 1 ? B : 1;
   const long long steps = (long long)times_b * times_h * times_i * times_j, of_chunk = (steps + chunks - 1) / chunks;
   Scores s{mask, bias, term, seed, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
@@ -63,15 +64,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bias_gradient(
     } else {
       __syncthreads();
     }
-    load_rows<BLOCK_M, WIDTH_E, PITCH_E>(
-        queries, E, q_e, [&](int r) { return first + r < L ? query + (b * q_b + h * q_h + (first + r) * q_i) : nullptr; });
-    load_rows<BLOCK_M, WIDTH_V, PITCH_V>(
-        incoming, EV, g_e, [&](int r) { return first + r < L ? grad + (b * g_b + h * g_h + (first + r) * g_i) : nullptr; });
-    load_rows<BLOCK_N, WIDTH_E, PITCH_E>(
-        keys, E, k_e, [&](int r) { return start + r < s.count ? key + (b * k_b + kv * k_h + (start + r) * k_j) : nullptr; });
-    load_rows<BLOCK_N, WIDTH_V, PITCH_V>(values, EV, v_e, [&](int r) {
-      return start + r < s.count ? value + (b * v_b + kv * v_h + (start + r) * v_j) : nullptr;
-    });
+    load_rows<BLOCK_M, WIDTH_E, PITCH_E>(queries, E, q_e, Rows{query + (b * q_b + h * q_h), q_i, first, L});
+    load_rows<BLOCK_M, WIDTH_V, PITCH_V>(incoming, EV, g_e, Rows{grad + (b * g_b + h * g_h), g_i, first, L});
+    load_rows<BLOCK_N, WIDTH_E, PITCH_E>(keys, E, k_e, Rows{key + (b * k_b + kv * k_h), k_j, start, s.count});
+    load_rows<BLOCK_N, WIDTH_V, PITCH_V>(values, EV, v_e, Rows{value + (b * v_b + kv * v_h), v_j, start, s.count});
     __syncthreads();
     {
       Product<BLOCK_M, BLOCK_N, true, true> products;
@@ -119,7 +115,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bias_gradient(
   }
   COMPUTED* const own = parts + (((INDEX)chunk * of_b + own_b) * of_h + own_h) * of_i * of_j;
   for (int place = threadIdx.x; place < BLOCK_M * BLOCK_N; place += THREADS) {
-    const int row = place / BLOCK_N, column = place % BLOCK_N, i = tile_i * BLOCK_M + row, j = tile_j * BLOCK_N + column;
+    const int row = place / BLOCK_N, column = place % BLOCK_N;
+    const int i = tile_i * BLOCK_M + row, j = tile_j * BLOCK_N + column;
     if (i < of_i && j < of_j) own[(INDEX)i * of_j + j] = tile[row * PITCH_SCORES + column];
   }
 }

@@ -13,8 +13,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) key_gradients(
     INDEX g_b, INDEX g_h, INDEX g_i, INDEX g_e, INDEX q_b, INDEX q_h, INDEX q_i, INDEX q_e, INDEX k_b, INDEX k_h,
     INDEX k_j, INDEX k_e, INDEX v_b, INDEX v_h, INDEX v_j, INDEX v_e, INDEX mask_b, INDEX mask_h, INDEX mask_i,
     INDEX mask_j, INDEX bias_b, INDEX bias_h, INDEX bias_i, INDEX bias_j, INDEX term_b, INDEX term_h, INDEX term_i,
-    INDEX term_row, COMPUTED scale, COMPUTED cap, int left, int right, int from_end, int limit, int wide, long long threshold,
-    COMPUTED kept) {
+    INDEX term_row, COMPUTED scale, COMPUTED cap, int left, int right, int from_end, int limit, int wide,
+    long long threshold, COMPUTED kept) {
   extern __shared__ __align__(128) unsigned char shared[];
   STORAGE* const queries = reinterpret_cast<STORAGE*>(shared + AT_QUERY);
   STORAGE* const incoming = reinterpret_cast<STORAGE*>(shared + AT_GRAD);
@@ -39,12 +39,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) key_gradients(
   s.queries_that_see(first, min(first + BLOCK_N, s.count), low, high);
   low = low / BLOCK_M * BLOCK_M;
   if (threadIdx.x == 0) *odd_queries = *odd_incoming = -1;
-  load_rows<BLOCK_N, WIDTH_E, PITCH_E>(keys, E, k_e, [&](int r) {
-    return first + r < s.count ? key + (b * k_b + kv * k_h + (first + r) * k_j) : nullptr;
-  });
-  load_rows<BLOCK_N, WIDTH_V, PITCH_V>(values, EV, v_e, [&](int r) {
-    return first + r < s.count ? value + (b * v_b + kv * v_h + (first + r) * v_j) : nullptr;
-  });
+  load_rows<BLOCK_N, WIDTH_E, PITCH_E>(keys, E, k_e, Rows{key + (b * k_b + kv * k_h), k_j, first, s.count});
+  load_rows<BLOCK_N, WIDTH_V, PITCH_V>(values, EV, v_e, Rows{value + (b * v_b + kv * v_h), v_j, first, s.count});
   PlacesOfSums places;
   places.find(tile);
   Product<BLOCK_N, WIDTH_E, false, false> key_sums;
@@ -64,12 +60,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) key_gradients(
     } else {
       __syncthreads();
     }
-    const auto query_row = [&](int r) {
-      return start + r < L ? query + (b * q_b + h * q_h + (start + r) * q_i) : nullptr;
-    };
-    const auto incoming_row = [&](int r) {
-      return start + r < L ? grad + (b * g_b + h * g_h + (start + r) * g_i) : nullptr;
-    };
+    const Rows query_row{query + (b * q_b + h * q_h), q_i, start, L};
+    const Rows incoming_row{grad + (b * g_b + h * g_h), g_i, start, L};
     const bool odd = load_rows<BLOCK_M, WIDTH_E, PITCH_E>(queries, E, q_e, query_row);
     const bool odd_too = load_rows<BLOCK_M, WIDTH_V, PITCH_V>(incoming, EV, g_e, incoming_row);
     if (HIDES && odd) atomicExch(odd_queries, step);
@@ -97,14 +89,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) key_gradients(
     key_sums.template multiply<BLOCK_M>(gradients, PITCH_WEIGHTS, queries, PITCH_E);
     const auto sees = [&](int m, int k) { return s.sees(query_at(k), first + m); };
     if (clean_incoming) {
-      add_not_finite<BLOCK_N, BLOCK_M>(value_sums, places, flags, odd_row, EV, g_e, incoming_row, sees, [&](int m, int k) {
-        return (COMPUTED)widen(weights[k * PITCH_WEIGHTS + m]);
-      });
+      add_not_finite<BLOCK_N, BLOCK_M>(
+          value_sums, places, flags, odd_row, EV, g_e, incoming_row, sees,
+          [&](int m, int k) { return (COMPUTED)widen(weights[k * PITCH_WEIGHTS + m]); });
     }
     if (clean_queries) {
-      add_not_finite<BLOCK_N, BLOCK_M>(key_sums, places, flags, odd_row, E, q_e, query_row, sees, [&](int m, int k) {
-        return (COMPUTED)widen(gradients[k * PITCH_WEIGHTS + m]);
-      });
+      add_not_finite<BLOCK_N, BLOCK_M>(
+          key_sums, places, flags, odd_row, E, q_e, query_row, sees,
+          [&](int m, int k) { return (COMPUTED)widen(gradients[k * PITCH_WEIGHTS + m]); });
     }
   }
 

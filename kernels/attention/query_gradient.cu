@@ -1,24 +1,25 @@
-// Attention's gradients of queries, of the relative term's numbers, and of a bias as large as the scores. The weights are
-// made again from the log-sum-exp; a block has some queries and goes over the keys that they see. Constants and names as
-// in attention_forward.cu; equations in reference.py.
+// Attention's gradients of queries, of the relative term's numbers, and of a bias as large as the scores. The weights
+// are made again from the log-sum-exp; a block has some queries and goes over the keys that they see. Constants and
+// names as in attention_forward.cu; equations in reference.py.
 #include "attention/gradients.cuh"
 #include "attention/tile_rows.cuh"
 
 // grad (B, H, L, EV), query (B, H, L, E), key (B, H / GROUP, S, E), value (B, H / GROUP, S, EV), mask, bias, lengths,
-// term, seed as in attention_forward.cu. lse, delta (B, H, L) contiguous. table (2 limit + 1, E), of Shaw's term, or null.
+// term, seed as in attention_forward.cu. lse, delta (B, H, L) contiguous. table (2 limit + 1, E), of Shaw's term, or
+// null.
 // grad_query (B, H, L, E) contiguous, of type RESULT. grad_term (B, H, L, 2 limit + 1), zeros before, of ALiBi's slopes
-// (B, H, L), or null. grad_bias (B, H, L, S), zeros before, or null. All are the caller's. wide: as there, and 4:
-// grad_bias's rows take vectors.
+// (B, H, L), or null. grad_bias (B, H, L, S), zeros before, or null. All are the caller's.
+// wide: as there, and 4: grad_bias's rows take vectors.
 // Blocks: blocks of queries of each head, the last ones first.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
     const STORAGE* grad, const STORAGE* query, const STORAGE* key, const STORAGE* value, const bool* mask,
     const STORAGE* bias, const long long* lengths, const COMPUTED* term, const long long* seed, const COMPUTED* lse,
-    const COMPUTED* delta, const STORAGE* table, RESULT* grad_query, COMPUTED* grad_term, STORAGE* grad_bias, int B, int H, int GROUP, int L,
-    int S, int E, int EV, INDEX t_row, INDEX t_e, INDEX g_b, INDEX g_h, INDEX g_i, INDEX g_e, INDEX q_b, INDEX q_h, INDEX q_i, INDEX q_e,
-    INDEX k_b, INDEX k_h, INDEX k_j, INDEX k_e, INDEX v_b, INDEX v_h, INDEX v_j, INDEX v_e, INDEX mask_b, INDEX mask_h,
-    INDEX mask_i, INDEX mask_j, INDEX bias_b, INDEX bias_h, INDEX bias_i, INDEX bias_j, INDEX term_b, INDEX term_h,
-    INDEX term_i, INDEX term_row, COMPUTED scale, COMPUTED cap, int left, int right, int from_end, int limit, int wide,
-    long long threshold, COMPUTED kept) {
+    const COMPUTED* delta, const STORAGE* table, RESULT* grad_query, COMPUTED* grad_term, STORAGE* grad_bias, int B,
+    int H, int GROUP, int L, int S, int E, int EV, INDEX t_row, INDEX t_e, INDEX g_b, INDEX g_h, INDEX g_i, INDEX g_e,
+    INDEX q_b, INDEX q_h, INDEX q_i, INDEX q_e, INDEX k_b, INDEX k_h, INDEX k_j, INDEX k_e, INDEX v_b, INDEX v_h,
+    INDEX v_j, INDEX v_e, INDEX mask_b, INDEX mask_h, INDEX mask_i, INDEX mask_j, INDEX bias_b, INDEX bias_h,
+    INDEX bias_i, INDEX bias_j, INDEX term_b, INDEX term_h, INDEX term_i, INDEX term_row, COMPUTED scale, COMPUTED cap,
+    int left, int right, int from_end, int limit, int wide, long long threshold, COMPUTED kept) {
   extern __shared__ __align__(128) unsigned char shared[];
   STORAGE* const queries = reinterpret_cast<STORAGE*>(shared + AT_QUERY);
   STORAGE* const incoming = reinterpret_cast<STORAGE*>(shared + AT_GRAD);
@@ -45,10 +46,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
   const STORAGE* const key_rows = key + (b * k_b + kv * k_h);
   const STORAGE* const value_rows = value + (b * v_b + kv * v_h);
   if (threadIdx.x == 0) *odd_tile = -1;
-  load_rows<BLOCK_M, WIDTH_E, PITCH_E>(
-      queries, E, q_e, [&](int r) { return first + r < L ? query + (b * q_b + h * q_h + (first + r) * q_i) : nullptr; });
-  load_rows<BLOCK_M, WIDTH_V, PITCH_V>(
-      incoming, EV, g_e, [&](int r) { return first + r < L ? grad + (b * g_b + h * g_h + (first + r) * g_i) : nullptr; });
+  load_rows<BLOCK_M, WIDTH_E, PITCH_E>(queries, E, q_e, Rows{query + (b * q_b + h * q_h), q_i, first, L});
+  load_rows<BLOCK_M, WIDTH_V, PITCH_V>(incoming, EV, g_e, Rows{grad + (b * g_b + h * g_h), g_i, first, L});
   PlacesOfSums places;
   places.find(tile);
   Product<BLOCK_M, WIDTH_E, true, false> sums;
@@ -66,10 +65,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
     } else {
       __syncthreads();
     }
-    const auto key_row = [&](int r) { return start + r < s.count ? key_rows + (start + r) * k_j : nullptr; };
+    const Rows key_row{key_rows, k_j, start, s.count};
     const bool odd = load_rows<BLOCK_N, WIDTH_E, PITCH_E>(keys, E, k_e, key_row);
-    load_rows<BLOCK_N, WIDTH_V, PITCH_V>(
-        values, EV, v_e, [&](int r) { return start + r < s.count ? value_rows + (start + r) * v_j : nullptr; });
+    load_rows<BLOCK_N, WIDTH_V, PITCH_V>(values, EV, v_e, Rows{value_rows, v_j, start, s.count});
     if (HIDES && odd) atomicExch(odd_tile, start);
     __syncthreads();
     {
@@ -153,8 +151,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
         const bool here = first + r < L && from + c < rows;
         stored[r * PITCH_WEIGHTS + c] = narrow<STORAGE>(here ? grad_term[number_of(r) * rows + from + c] : (COMPUTED)0);
       }
-      load_rows<BLOCK_N, WIDTH_E, PITCH_E>(
-          keys, E, t_e, [&](int r) { return from + r < rows ? table + (from + r) * t_row : nullptr; });
+      load_rows<BLOCK_N, WIDTH_E, PITCH_E>(keys, E, t_e, Rows{table, t_row, from, rows});
       __syncthreads();
       sums.template multiply<BLOCK_N>(weights, PITCH_WEIGHTS, keys, PITCH_E);
     }

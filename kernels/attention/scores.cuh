@@ -5,10 +5,10 @@
 //   shift        position of query 0: count - L where the last query stands at the last key, else 0
 //   left, right  how many keys before and after its position a query sees; -1: all of them
 //   cap          softcap, 0 for none
-//   limit        of the relative term: a number for each clipped distance (term[b, h, i, clip(d) + limit]); -1 for ALiBi's
-//                slopes (term[h])
-// EXTRAS: a score may be more than a product: bias, relative term, cap and dropout, each there or not at run time, since
-// all their combinations would be too many to compile. HAS_MASK: there is a mask.
+//   limit        of the relative term: a number for each clipped distance (term[b, h, i, clip(d) + limit]); -1 for
+//                ALiBi's slopes (term[h])
+// EXTRAS: a score may be more than a product: bias, relative term, cap and dropout, each there or not at run time,
+// since all their combinations would be too many to compile. HAS_MASK: there is a mask.
 // A thread has VECTOR neighbouring keys of a row at a time; what it sees of them is a bit each.
 #pragma once
 #include "attention/tile_products.cuh"
@@ -178,7 +178,7 @@ struct Scores {
 // What the threads of a block do on the rows of a tile: 8 neighbours share a row, VECTOR keys each and step.
 constexpr int OF_ROW = 8, ROWS_AT_A_TIME = THREADS / OF_ROW;
 constexpr int ROUNDS = (BLOCK_M + ROWS_AT_A_TIME - 1) / ROWS_AT_A_TIME, STEPS = BLOCK_N / (OF_ROW * VECTOR);
-static_assert(STEPS * OF_ROW * VECTOR == BLOCK_N && STEPS * VECTOR <= 32, "8 threads have a row, with a bit for each key");
+static_assert(STEPS * OF_ROW * VECTOR == BLOCK_N && STEPS * VECTOR <= 32, "8 threads have a row, a bit for each key");
 
 __device__ __forceinline__ int row_of_round(int round) { return round * ROWS_AT_A_TIME + threadIdx.x / OF_ROW; }
 // A whole warp is in or out.
@@ -198,7 +198,8 @@ __device__ __forceinline__ COMPUTED sum_of_row(COMPUTED x) {
 
 // A bit for each key that the thread's rows see by position and mask; returns whether there is any.
 template <class QueryAt>
-__device__ __forceinline__ unsigned seen_of_rows(const Scores& s, int start, unsigned (&seen)[ROUNDS], QueryAt query_at) {
+__device__ __forceinline__ unsigned seen_of_rows(
+    const Scores& s, int start, unsigned (&seen)[ROUNDS], QueryAt query_at) {
   unsigned any = 0;
 #pragma unroll
   for (int n = 0; n < ROUNDS; ++n) {

@@ -1,8 +1,8 @@
 // Shaw's relative term: the products of the queries with its table, and the gradient of the table. The queries' own
 // gradient through it is made in query_gradient.cu.
 //
-// Constants: STORAGE, COMPUTED, INDEX types; BLOCK_M queries and BLOCK_N rows of the table at a time; WIDTH_E what a tile
-// holds of E; WARPS; ALIGNED: loads of 128 bits; AT_*, PITCH_* as in attention_forward.cu.
+// Constants: STORAGE, COMPUTED, INDEX types; BLOCK_M queries and BLOCK_N rows of the table at a time; WIDTH_E what a
+// tile holds of E; WARPS; ALIGNED: loads of 128 bits; AT_*, PITCH_* as in attention_forward.cu.
 #define HIDES 0
 #include "attention/tile_rows.cuh"
 
@@ -18,10 +18,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) shaw_products(
   const int blocks_c = (rows + BLOCK_N - 1) / BLOCK_N, blocks_i = (L + BLOCK_M - 1) / BLOCK_M;
   const int from = (int)(blockIdx.x % blocks_c) * BLOCK_N, first = (int)(blockIdx.x / blocks_c % blocks_i) * BLOCK_M;
   const int number = blockIdx.x / blocks_c / blocks_i, b = number / H, h = number % H;
-  load_rows<BLOCK_M, WIDTH_E, PITCH_E>(
-      queries, E, q_e, [&](int r) { return first + r < L ? query + (b * q_b + h * q_h + (first + r) * q_i) : nullptr; });
-  load_rows<BLOCK_N, WIDTH_E, PITCH_E>(
-      keys, E, t_e, [&](int r) { return from + r < rows ? table + (from + r) * t_row : nullptr; });
+  load_rows<BLOCK_M, WIDTH_E, PITCH_E>(queries, E, q_e, Rows{query + (b * q_b + h * q_h), q_i, first, L});
+  load_rows<BLOCK_N, WIDTH_E, PITCH_E>(keys, E, t_e, Rows{table, t_row, from, rows});
   __syncthreads();
   Product<BLOCK_M, BLOCK_N, true, true> products;
   products.clear();
@@ -35,8 +33,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) shaw_products(
   }
 }
 
-// parts (chunks, rows, E) contiguous: the sums over a chunk of all queries of grad_term (B, H, L, rows), contiguous, times
-// query (B, H, L, E). Blocks: tiles of rows in each chunk.
+// parts (chunks, rows, E) contiguous: the sums over a chunk of all queries of grad_term (B, H, L, rows), contiguous,
+// times query (B, H, L, E). Blocks: tiles of rows in each chunk.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) shaw_gradient(
     const STORAGE* query, const COMPUTED* grad_term, COMPUTED* parts, int B, int H, int L, int E, int rows, int chunk,
     INDEX q_b, INDEX q_h, INDEX q_i, INDEX q_e) {

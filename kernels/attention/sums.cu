@@ -46,8 +46,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) take_rows(
   if (number < (INDEX)H * C) term[number] = widen(table[places[number % C] * t_row + number / C * t_h]);
 }
 
-// The transpose: out (rows, H) contiguous = of each head and row the sum of parts (chunks, H, C) over the chunks and over
-// what has this row in `places`, in turn. The caller's. Blocks: WARPS * 32 numbers each.
+// The transpose: out (rows, H) contiguous = of each head and row the sum of parts (chunks, H, C) over the chunks and
+// over what has this row in `places`, in turn. The caller's. Blocks: WARPS * 32 numbers each.
 extern "C" __global__ void __launch_bounds__(WARPS * 32) sum_rows(
     const COMPUTED* parts, const int* places, STORAGE* out, int rows, int H, int C, int chunks) {
   const int number = blockIdx.x * (WARPS * 32) + threadIdx.x;

@@ -8,8 +8,9 @@
 //   round_to(room, pitch, places, value)  room[row][column] = value(row, x), in room's type
 //   scale_rows(places, factors)     x *= factors[row], factors in shared memory
 //
-// ALONG_K says in which order a factor lies in shared memory: true for a[m][k] or b[n][k], false for a[k][m] or b[k][n].
-// Pitches are in elements. Rows of 16 bytes times an odd number keep 8 threads that read 8 rows in different banks.
+// ALONG_K says in which order a factor lies in shared memory: true for a[m][k] or b[n][k], false for a[k][m] or
+// b[k][n]. Pitches are in elements. Rows of 16 bytes times an odd number keep 8 threads that read 8 rows in different
+// banks.
 #pragma once
 #include "runtime/cuda/fragments.cuh"
 #include "runtime/cuda/types.cuh"
@@ -170,8 +171,10 @@ template <int M, int N, bool A_ALONG_K, bool B_ALONG_K> struct TensorProduct {
   static constexpr int ROWS = M / 16 / GRID.down, COLUMNS = N / 16 / GRID.across;
   static constexpr bool ALL_WORK = GRID.down * GRID.across == WARPS;
   typedef nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> Sums;
-  typedef nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, STORAGE, typename Order<A_ALONG_K, true>::type> Left;
-  typedef nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, STORAGE, typename Order<B_ALONG_K, false>::type> Right;
+  typedef typename Order<A_ALONG_K, true>::type OrderOfA;
+  typedef typename Order<B_ALONG_K, false>::type OrderOfB;
+  typedef nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, STORAGE, OrderOfA> Left;
+  typedef nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, STORAGE, OrderOfB> Right;
   Sums x[ROWS][COLUMNS];
 
   __device__ __forceinline__ static int warp() { return threadIdx.x / 32; }
@@ -254,7 +257,8 @@ template <int M, int N, bool A, bool B> struct Choose<true, M, N, A, B> { typede
 template <int M, int N, bool A_ALONG_K, bool B_ALONG_K>
 using Product = typename Choose<TENSOR_CORES, M, N, A_ALONG_K, B_ALONG_K>::type;
 
-// Which place of a 16 x 16 tile each sum of a thread belongs to (16 row + column). CUDA does not say; the tensor cores do.
+// Which place of a 16 x 16 tile each sum of a thread belongs to (16 row + column). CUDA does not say; the tensor cores
+// do.
 template <bool CORES> struct Places {
   __device__ __forceinline__ void find(void*) {}
 };

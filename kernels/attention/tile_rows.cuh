@@ -1,8 +1,9 @@
 // Rows of arrays into tiles of shared memory and back, in accesses of 128 bits where ALIGNED says that all can be.
 //
-// Numbers that are no numbers: a hidden key with NaN in it meets weights of 0, and 0 * NaN is NaN. So a loaded tile that
-// holds NaN or infinity is noticed (not_finite), zeros take their place before the product that sums over it (clean),
-// and each such number is then added to the sums of exactly those who see it (add_not_finite). That is rare, and slow.
+// Numbers that are no numbers: a hidden key with NaN in it meets weights of 0, and 0 * NaN is NaN. So a loaded tile
+// that holds NaN or infinity is noticed (not_finite), zeros take their place before the product that sums over it
+// (clean), and each such number is then added to the sums of exactly those who see it (add_not_finite). That is rare,
+// and slow.
 #pragma once
 #include "attention/tile_products.cuh"
 
@@ -12,13 +13,14 @@ constexpr int LINE = 16 / (int)sizeof(STORAGE);
 __device__ __forceinline__ bool is_finite(COMPUTED x) { return x * (COMPUTED)0 == (COMPUTED)0; }
 
 // The exponent of a number that is not finite is all ones: one more carries into the sign's place.
-template <class T> struct Exponent;
-template <> struct Exponent<float> { static constexpr unsigned size = 0x7FFFFFFFu, one = 0x00800000u, sign = 0x80000000u; };
-template <> struct Exponent<__half> { static constexpr unsigned size = 0x7FFF7FFFu, one = 0x04000400u, sign = 0x80008000u; };
-template <> struct Exponent<__nv_bfloat16> {
-  static constexpr unsigned size = 0x7FFF7FFFu, one = 0x00800080u, sign = 0x80008000u;
+template <unsigned SIZE, unsigned ONE, unsigned SIGN> struct ExponentBits {
+  static constexpr unsigned size = SIZE, one = ONE, sign = SIGN;
 };
-template <> struct Exponent<double> { static constexpr unsigned size = 0x7FFFFFFFu, one = 0x00100000u, sign = 0x80000000u; };
+template <class T> struct Exponent;
+template <> struct Exponent<float> : ExponentBits<0x7FFFFFFFu, 0x00800000u, 0x80000000u> {};
+template <> struct Exponent<double> : ExponentBits<0x7FFFFFFFu, 0x00100000u, 0x80000000u> {};
+template <> struct Exponent<__half> : ExponentBits<0x7FFF7FFFu, 0x04000400u, 0x80008000u> {};
+template <> struct Exponent<__nv_bfloat16> : ExponentBits<0x7FFF7FFFu, 0x00800080u, 0x80008000u> {};
 
 // Not 0 where one of the numbers in 128 bits is NaN or infinity.
 __device__ __forceinline__ unsigned not_finite(const uint4& words) {
@@ -27,6 +29,16 @@ __device__ __forceinline__ unsigned not_finite(const uint4& words) {
   if (sizeof(STORAGE) != 8) found |= ((words.x & E::size) + E::one) | ((words.z & E::size) + E::one);
   return found & E::sign;
 }
+
+// Rows of an array: row r is row first + r of those at `from`, `step` apart, of which there are `count`.
+struct Rows {
+  const STORAGE* from;
+  INDEX step;
+  int first, count;
+  __device__ __forceinline__ const STORAGE* operator()(int r) const {
+    return first + r < count ? from + (first + r) * step : nullptr;
+  }
+};
 
 // ROWS rows of `width` numbers, 0 behind them up to WIDTH. row(r): address of row r, null where there is none. Returns
 // whether this thread met a number that is not finite.
@@ -66,9 +78,9 @@ template <int ROWS, int WIDTH, int PITCH> __device__ __noinline__ void clean(STO
   }
 }
 
-// sums[m, n] += weight(m, k) * x[k, n] for all x[k, n] that are not finite and all m with sees(m, k). All threads of the
-// block call this. row(k): address of row k of x in global memory, null where there is none. flags: M numbers, odd_row:
-// `width` numbers of shared memory.
+// sums[m, n] += weight(m, k) * x[k, n] for all x[k, n] that are not finite and all m with sees(m, k). All threads of
+// the block call this. row(k): address of row k of x in global memory, null where there is none. flags: M numbers,
+// odd_row: `width` numbers of shared memory.
 template <int M, int K, class Sums, class Row, class Sees, class Weight>
 __device__ __forceinline__ void add_not_finite(
     Sums& sums, const PlacesOfSums& places, int* flags, STORAGE* odd_row, int width, INDEX step, Row row, Sees sees,
@@ -99,7 +111,8 @@ __device__ __forceinline__ void add_not_finite(
 }
 
 // Sums as RESULT in shared memory, then out of it row by row. row(r): address of row r, null where there is none;
-// value(m, x): what is written for the sum x. All threads of the block call this; `room` is theirs until the next barrier.
+// value(m, x): what is written for the sum x. All threads of the block call this; `room` is theirs until the next
+// barrier.
 template <int ROWS, int WIDTH, int PITCH, class RESULT_TYPE, class Sums, class Row, class Value>
 __device__ __forceinline__ void write_rows(
     Sums& sums, const PlacesOfSums& places, RESULT_TYPE* room, int width, Row row, Value value) {

@@ -4,8 +4,8 @@
 
 #include "runtime/cuda/types.cuh"
 
-// A fragment from shared memory. For bfloat16 the compiler does not see that the address is there, and would read word by
-// word; so PTX says it, which is otherwise what load_matrix_sync does.
+// A fragment from shared memory. For bfloat16 the compiler does not see that the address is there, and would read word
+// by word; so PTX says it, which is otherwise what load_matrix_sync does.
 template <class Fragment, class T> __device__ __forceinline__ void load_shared(Fragment& f, const T* from, int pitch) {
   nvcuda::wmma::load_matrix_sync(f, from, pitch);
 }
