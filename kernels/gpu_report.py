@@ -121,6 +121,26 @@ def _attention(
     return Workload("attention", dtype, shapes, attributes, integers, {} if mask is None else {"mask": mask}, name)
 
 
+def _recurrent(
+    cell: str, sizes: tuple[int, int, int], dtype: str, name: str, *attributes: Any, directions: int = 1,
+    lengths: bool = False, projection: int = 0,
+) -> Workload:  # fmt: skip
+    """A layer of sizes (T, B, H), as many inputs as units, with biases and initial states."""
+    steps, batch, units = sizes
+    rows, hidden = {"rnn": 1, "lstm": 4, "gru": 3}[cell] * units, projection or units
+    shapes: dict[str, tuple[int, ...]] = {"x": (steps, batch, units)}
+    for suffix in ("", "_reverse")[:directions]:
+        shapes |= {"w_ih" + suffix: (rows, units), "w_hh" + suffix: (rows, hidden)}
+        shapes |= {"b_ih" + suffix: (rows,), "b_hh" + suffix: (rows,)}
+        if projection:
+            shapes["w_hr" + suffix] = (projection, units)
+    shapes["h0"] = (directions, batch, hidden)
+    if cell == "lstm":
+        shapes["c0"] = (directions, batch, units)
+    integers: dict[str, tuple[int, ...]] = {"lengths": (batch,)} if lengths else {}
+    return Workload(f"{cell}_layer", dtype, shapes, (False, False, *attributes), integers, name=name)
+
+
 WORKLOADS: tuple[Workload, ...] = (
     Workload("softmax", "bfloat16", {"x": (8192, 8192)}, (1,)),
     Workload("softmax", "float32", {"x": (4096, 50304)}, (1,), name="long rows"),
@@ -170,6 +190,19 @@ WORKLOADS: tuple[Workload, ...] = (
     _conv("7x7 stride 2 of 3 channels", (32, 3, 224, 224), (64, 3, 7, 7), "bfloat16", stride=2, padding=3),
     _conv("depthwise channels-last", (32, 96, 56, 56), (96, 1, 3, 3), "bfloat16", groups=96, activation="silu"),
     _conv("4x4 stride 2", (16, 256, 28, 28), (256, 128, 4, 4), "bfloat16", stride=2, op="conv_transpose2d"),
+    _recurrent("lstm", (50, 64, 64), "bfloat16", "held"),
+    _recurrent("lstm", (100, 32, 128), "float16", "held lengths both directions", directions=2, lengths=True),
+    _recurrent("lstm", (100, 32, 256), "bfloat16", "streamed"),
+    _recurrent("lstm", (100, 32, 256), "bfloat16", "projected lengths", lengths=True, projection=128),
+    _recurrent("lstm", (1, 64, 1024), "bfloat16", "a step"),
+    _recurrent("lstm", (50, 64, 128), "float32", "streamed"),
+    _recurrent("gru", (50, 64, 64), "float16", "held", True),
+    _recurrent("gru", (100, 32, 256), "bfloat16", "streamed lengths both directions", True, directions=2, lengths=True),
+    _recurrent("gru", (100, 32, 256), "bfloat16", "streamed reset before", False),
+    _recurrent("gru", (1, 16, 1024), "bfloat16", "a step reset before", False),
+    _recurrent("gru", (50, 64, 64), "float64", "streamed", True),
+    _recurrent("rnn", (100, 64, 256), "bfloat16", "held", "tanh"),
+    _recurrent("rnn", (100, 64, 512), "float16", "streamed relu", "relu"),
 )
 
 
@@ -193,6 +226,11 @@ class Pass:
 #: Kernels whose work is matrix products: these must use tensor cores in their loop.
 MATRIX_KERNELS = {"attention_forward", "query_gradient", "key_gradients", "bias_gradient"}
 MATRIX_KERNELS |= {"convolve", "weight_gradient_of_parts"}
+MATRIX_KERNELS |= {"held_forward", "held_backward", "forward_sequence", "backward_sequence", "forward_step"}
+MATRIX_KERNELS |= {"backward_step"}
+
+#: Kernels that load what other threads of the same program have stored.
+HANDING_ON = {"forward_sequence", "backward_sequence"}
 
 #: Ops whose backward has five matrix products where forward has two; of the others it is taken for twice the work.
 MATRIX_OPS = {"attention"}
@@ -203,6 +241,9 @@ OF_ROWS |= {"attention_forward": 2, "join_splits": 8, "row_products": 2, "query_
 OF_ROWS |= {"bias_gradient": 8}
 OF_ROWS |= {"gather_rows": 6, "factors_of_rows": 6, "add_rows": 8, "drop_elements": 1}
 OF_ROWS |= {"convolve": 16, "sums_of_pixels": 1, "convolve_depthwise": 1}
+# Places and lengths of rows, and of the GRU a bias.
+OF_ROWS |= {"held_forward": 5, "held_backward": 5, "forward_sequence": 6, "backward_sequence": 6}
+OF_ROWS |= {"forward_step": 6, "backward_step": 6}
 OF_ROWS |= {"sum_losses": 2, "finish_loss": 8, "gradient_of_long_rows": 2, "sums_of_columns": 2, "sum_parts": 1}
 
 
@@ -289,13 +330,23 @@ def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
     scattered = kernel.options.get("HAS_MASK") or kernel.options.get("TERM") == 1 or _follows_windows(kernel)
     if not kernel.target.amd and not scattered and narrow > 0.1 * (kernel.wide + narrow):
         broken.append(f"{narrow} of {kernel.wide + narrow} global accesses are narrower than 128 bits")
-    if kernel.name in MATRIX_KERNELS and dtype in ("float16", "bfloat16"):
+    if kernel.name in HANDING_ON and kernel.count(r"LDG\S*CONSTANT"):
+        broken.append("loads of what the program has stored go through the read-only path")
+    if _multiplies(kernel) and dtype in ("float16", "bfloat16"):
         if not kernel.count(kernel.matrix_instructions, in_loop=bool(kernel.loop)):
             broken.append(f"no {kernel.matrix_instructions} in the loop")
         stages = int(kernel.options.get("num_stages", 1)) > 1 and bool(kernel.loop)
         if stages and not kernel.target.amd and not kernel.asynchronous:
             broken.append("no asynchronous copies, though there are stages")
     return broken
+
+
+def _multiplies(kernel: Compiled) -> bool:
+    """Whether its work is matrix products; of a recurrent step's parts backward, some are gates alone."""
+    alone = kernel.options.get("PART") == "arrive" or (
+        kernel.options.get("PART") == "gates" and not kernel.options.get("PROJECTS")
+    )
+    return kernel.name in MATRIX_KERNELS and not alone
 
 
 def _follows_windows(kernel: Compiled) -> bool:
@@ -310,7 +361,8 @@ def _follows_windows(kernel: Compiled) -> bool:
 def row_of(workload: Workload, direction: str, kernel: Compiled) -> dict[str, Any]:
     """One line of the report, as JSON has it."""
     blocks, occupancy, limiter = kernel.occupancy if not kernel.target.amd else (0, 0.0, "")
-    tile = {n: v for n, v in kernel.options.items() if n.startswith(("BLOCK", "ROWS", "WHOLE", "TIMES", "num_stages"))}
+    shown = ("BLOCK", "ROWS", "WHOLE", "TIMES", "UNITS", "WIDTH", "SECOND", "PART", "num_stages")
+    tile = {n: v for n, v in kernel.options.items() if n.startswith(shown)}
     return {
         "workload": workload.id,
         "pass": direction,

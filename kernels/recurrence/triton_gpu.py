@@ -12,7 +12,7 @@ import triton
 
 from kernels.op import input_names
 from kernels.recurrence import backward_triton, forward_triton, held_triton
-from kernels.recurrence.gpu_tiles import RecurrenceTile, path_of, recurrence_tile
+from kernels.recurrence.gpu_tiles import RecurrenceTile, path_of, recurrence_tile, registers_of
 from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER, implement
 from kernels.recurrence.plan_gpu import (
     gradient_blocks,
@@ -30,6 +30,7 @@ from kernels.runtime.triton_gpu import (
     empty_results,
     launch,
     target_of,
+    target_of_device,
     zero_gradients,
 )
 
@@ -51,15 +52,18 @@ def _tile(p: Layer, x: Tensor, backward: bool) -> RecurrenceTile:
 
 
 def _constants(p: Layer, x: Tensor, tile: RecurrenceTile) -> dict[str, Any]:
-    found = {
+    target = target_of(x)
+    found: dict[str, Any] = {
         "KIND": kind_of(p),
         "HAS_LENGTHS": p.lengths is not None,
         "ROWS": tile.rows,
-        "PRECISION": _precision(x.dtype, target_of(x).amd),
+        "PRECISION": _precision(x.dtype, target.amd),
         "COMPUTED": computed(x.dtype),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }
+    if not target.amd:
+        found["maxnreg"] = registers_of(tile, target)
     if tile.path == "held":
         return found | {"WIDTH": tile.units}
     return found | {"PROJECTS": p.projects, "UNITS": tile.units, "INNER": tile.inner}
@@ -371,8 +375,8 @@ def backward(p: Layer, *incoming: Tensor | None, **saved: Any) -> tuple[Tensor |
 
 
 def _describe(p: Layer) -> str:
-    dtype = getattr(torch, p.x.dtype)
-    path = path_of(p, tensor_cores=_tensor_cores(dtype, torch.version.hip is not None))
+    target = target_of_device(torch.device(p.x.device).index)
+    path = path_of(p, target, tensor_cores=_tensor_cores(getattr(torch, p.x.dtype), target.amd))
     if path == "stepwise":
         return "two launches a step" if has_second_product(p) else "one launch a step"
     where = "held on chip" if path == "held" else "from the L2 cache"
