@@ -199,7 +199,7 @@ WORKLOADS: tuple[Workload, ...] = (
     _recurrent("gru", (50, 64, 64), "float16", "held", True),
     _recurrent("gru", (100, 32, 256), "bfloat16", "streamed lengths both directions", True, directions=2, lengths=True),
     _recurrent("gru", (100, 32, 256), "bfloat16", "streamed reset before", False),
-    _recurrent("gru", (1, 16, 1024), "bfloat16", "a step reset before", False),
+    _recurrent("gru", (1, 16, 1024), "bfloat16", "a step reset before lengths", False, lengths=True),
     _recurrent("gru", (50, 64, 64), "float64", "streamed", True),
     _recurrent("rnn", (100, 64, 256), "bfloat16", "held", "tanh"),
     _recurrent("rnn", (100, 64, 512), "float16", "streamed relu", "relu"),

@@ -37,6 +37,7 @@ class RecurrenceTile:
         units: units of each gate; of a layer whose weights are held, all of them.
         inner: terms of a product's sums at a time.
         warps, stages: of a program.
+        registers: that NVIDIA's assembler is told a thread may have; None leaves it to itself.
     """
 
     path: str
@@ -45,6 +46,7 @@ class RecurrenceTile:
     inner: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 _override: ContextVar[RecurrenceTile | None] = ContextVar("recurrence_tile", default=None)
@@ -102,21 +104,25 @@ def recurrence_tile(p: Layer, target: Target, *, tensor_cores: bool, backward: b
     path = path_of(p, target, tensor_cores=tensor_cores)
     item, most = p.x.itemsize, _width(max(p.units, p.hidden))
     if path == "held":
-        return RecurrenceTile(path, LEAST, most, most, _warps(LEAST * most, item, target), 1)
+        warps = _warps(LEAST * most, item, target)
+        return RecurrenceTile(path, LEAST, most, most, warps, 1, _registers(warps, target, spills="sm_8"))
     if not tensor_cores:
-        side = 32 if item == 4 else LEAST
-        return RecurrenceTile(path, LEAST, min(side, most), side, 4, 2)
+        units = min(32 if item == 4 else LEAST, most)
+        return RecurrenceTile(path, LEAST, units, LEAST, 4, 2, _registers(4, target, spills="sm_8"))
     line = 128 // item
+    stages = 2 if target.amd else 3
     if path == "stepwise":
         rows = min(_width(p.batch), 64)
-        return RecurrenceTile(path, rows, 32, line, min(_warps(rows * 32, item, target), 8), 2 if target.amd else 3)
-    # With one gate at a time a step's products are short: larger tiles of them are on their way at once.
-    several = not backward and p.gates > 1
-    units, inner = (line, line) if several else (2 * line, 2 * line)
+        return RecurrenceTile(path, rows, 32, line, min(_warps(rows * 32, item, target), 8), stages)
+    units = inner = line
+    if (backward or p.gates == 1) and not p.projects:
+        # With one gate at a time a step's products are short: more of them is on its way at once.
+        units = inner = 2 * line
     if units > most:
         units, inner = most, line
-    warps = _warps(LEAST * units, item, target)
-    return RecurrenceTile(path, LEAST, units, inner, warps, 2 if target.amd else 3)
+    warps = max(_warps(LEAST * units, item, target), 4)
+    registers = _registers(warps, target, spills="sm") if item == 4 else None
+    return RecurrenceTile(path, LEAST, units, inner, warps, stages, registers)
 
 
 def _width(size: int) -> int:
@@ -128,9 +134,10 @@ def _warps(elements: int, itemsize: int, target: Target) -> int:
     return min(max(elements * itemsize // (VECTOR * target.warp), 1), 1024 // target.warp)
 
 
-def registers_of(tile: RecurrenceTile, target: Target) -> int:
-    """Registers that a thread may have, so that one program fits on a multiprocessor.
+def _registers(warps: int, target: Target, spills: str) -> int | None:
+    """Registers of a thread where one program has a multiprocessor to itself, for targets that begin with `spills`.
 
-    Left to itself NVIDIA's assembler spills some to make room for a second one, which is seldom there.
+    There NVIDIA's assembler, left to itself, would rather spill some than leave no room for a second program, which is
+    seldom there; told so elsewhere, it takes them all and spills too. Found by compiling.
     """
-    return min(255, target.registers // (tile.warps * target.warp))
+    return min(255, target.registers // (warps * target.warp)) if target.name.startswith(spills) else None

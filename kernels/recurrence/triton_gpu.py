@@ -12,7 +12,7 @@ import triton
 
 from kernels.op import input_names
 from kernels.recurrence import backward_triton, forward_triton, held_triton
-from kernels.recurrence.gpu_tiles import RecurrenceTile, path_of, recurrence_tile, registers_of
+from kernels.recurrence.gpu_tiles import RecurrenceTile, path_of, recurrence_tile
 from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER, implement
 from kernels.recurrence.plan_gpu import (
     gradient_blocks,
@@ -62,8 +62,8 @@ def _constants(p: Layer, x: Tensor, tile: RecurrenceTile) -> dict[str, Any]:
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }
-    if not target.amd:
-        found["maxnreg"] = registers_of(tile, target)
+    if tile.registers is not None:
+        found["maxnreg"] = tile.registers
     if tile.path == "held":
         return found | {"WIDTH": tile.units}
     return found | {"PROJECTS": p.projects, "UNITS": tile.units, "INNER": tile.inner}
@@ -374,6 +374,11 @@ def backward(p: Layer, *incoming: Tensor | None, **saved: Any) -> tuple[Tensor |
     return tuple(found.get(name) if wanted else None for name, wanted in wants.items())
 
 
+def _reasons(p: Layer) -> list[str]:
+    size = p.gates * p.units * p.hidden
+    return [f"w_hh has {size} elements; it takes fewer than 2**31"] if size >= 2**31 else []
+
+
 def _describe(p: Layer) -> str:
     target = target_of_device(torch.device(p.x.device).index)
     path = path_of(p, target, tensor_cores=_tensor_cores(getattr(torch, p.x.dtype), target.amd))
@@ -384,4 +389,4 @@ def _describe(p: Layer) -> str:
 
 
 for _op in (RNN_LAYER, LSTM_LAYER, GRU_LAYER):
-    implement(_op, "triton", forward, backward, dtypes=DTYPES, describe=_describe)
+    implement(_op, "triton", forward, backward, dtypes=DTYPES, reasons=_reasons, describe=_describe)
