@@ -11,12 +11,16 @@ MATRIX_KERNELS: dict[str, set[str]] = {
     "triton": {
         *("attention_forward", "query_gradient", "key_gradients", "bias_gradient"),
         *("convolve", "weight_gradient_of_parts"),
+        *("held_forward", "held_backward", "forward_sequence", "backward_sequence", "forward_step", "backward_step"),
     },
     "cupy": {
         *("convolve", "weight_gradient_of_parts", "recurrence_forward", "recurrence_backward"),
         *("attention_forward", "query_gradient", "key_gradients", "bias_gradient", "shaw_products", "shaw_gradient"),
     },
 }
+
+#: Triton's kernels that load what other threads of the same program have stored.
+HANDING_ON = {"forward_sequence", "backward_sequence"}
 
 #: By backend: kernels whose threads have one number each of most arrays, neighbours in a warp, which are whole sectors
 #: (the tests on the CPU count them); what is wide there are the recurrent weights.
@@ -34,6 +38,9 @@ OF_ROWS: dict[str, dict[str, int]] = {
         **{"bias_gradient": 8},
         **{"gather_rows": 6, "factors_of_rows": 6, "add_rows": 8, "drop_elements": 1},
         **{"convolve": 16, "sums_of_pixels": 1, "convolve_depthwise": 1},
+        # Places and lengths of rows, and of the GRU a bias.
+        **{"held_forward": 5, "held_backward": 5, "forward_sequence": 6, "backward_sequence": 6},
+        **{"forward_step": 6, "backward_step": 6},
         **{"sum_losses": 2, "finish_loss": 8, "gradient_of_long_rows": 2, "sums_of_columns": 2, "sum_parts": 1},
     },
     "cupy": {
@@ -98,13 +105,23 @@ def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
     scattered = scattered or (kernel.name in OF_SINGLES[kernel.backend] and kernel.wide > 0)
     if not kernel.target.amd and not scattered and narrow > 0.1 * (kernel.wide + narrow):
         broken.append(f"{narrow} of {kernel.wide + narrow} global accesses are narrower than 128 bits")
-    if kernel.name in MATRIX_KERNELS[kernel.backend] and dtype in ("float16", "bfloat16"):
+    if kernel.backend == "triton" and kernel.name in HANDING_ON and kernel.count(r"LDG\S*CONSTANT"):
+        broken.append("loads of what the program has stored go through the read-only path")
+    if _multiplies(kernel) and dtype in ("float16", "bfloat16"):
         if not kernel.count(kernel.matrix_instructions, in_loop=bool(kernel.loop)):
             broken.append(f"no {kernel.matrix_instructions} in the loop")
         stages = int(kernel.options.get("num_stages", 1)) > 1 and bool(kernel.loop)
         if stages and not kernel.target.amd and not kernel.asynchronous:
             broken.append("no asynchronous copies, though there are stages")
     return broken
+
+
+def _multiplies(kernel: Compiled) -> bool:
+    """Whether its work is matrix products; of a recurrent step's parts backward, some are gates alone."""
+    alone = kernel.options.get("PART") == "arrive" or (
+        kernel.options.get("PART") == "gates" and not kernel.options.get("PROJECTS")
+    )
+    return kernel.name in MATRIX_KERNELS[kernel.backend] and not alone
 
 
 def _follows_windows(kernel: Compiled) -> bool:

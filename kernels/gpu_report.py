@@ -155,7 +155,7 @@ def _empty_like(array: Any) -> Any:
 
 
 #: Constants of a kernel that tell its tile.
-_TILE = ("BLOCK", "ROWS", "WHOLE", "TIMES", "num_stages")
+_TILE = ("BLOCK", "ROWS", "WHOLE", "TIMES", "UNITS", "WIDTH", "SECOND", "PART", "num_stages")
 
 
 def row_of(workload: Workload, direction: str, kernel: Compiled) -> dict[str, Any]:

@@ -105,7 +105,12 @@ def empty_like_form(form: ArraySpec, device: Any) -> torch.Tensor:
 
 def target_of(tensor: torch.Tensor) -> Target:
     """What the kernels that take this tensor are compiled for."""
-    return _target if _target is not None else _target_of_device(tensor.device.index or 0)
+    return target_of_device(tensor.device.index)
+
+
+def target_of_device(index: int | None) -> Target:
+    """The same of a device's number; None is the first one."""
+    return _target if _target is not None else _target_of_device(index or 0)
 
 
 @functools.cache

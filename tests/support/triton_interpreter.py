@@ -67,6 +67,11 @@ def _watched_exchange(self: Any, pointers: Any, *rest: Any) -> Any:
     return _exchange(self, pointers, *rest)
 
 
+def _barrier(self: Any) -> None:
+    if _watch is not None:
+        _watch.barrier()
+
+
 #: Interpreted functions by the identity of the compiled one (whose hash would read its patched sources).
 _interpreted: dict[int, tuple[JITFunction[Any], Any]] = {}
 
@@ -83,6 +88,7 @@ _REPLACEMENTS: dict[tuple[Any, str], Any] = {
     (_Builder, "create_masked_store"): _watched_store,
     (_Builder, "create_atomic_rmw"): _watched_update,
     (_Builder, "create_atomic_cas"): _watched_exchange,
+    (_Builder, "create_barrier"): _barrier,
     # The stock one makes a JITFunction to ask it for its file.
     (interpreter.FunctionRewriter, "_get_jit_fn_file_line"): lambda self: (
         self.fn.__code__.co_filename,
@@ -159,8 +165,7 @@ def launch(
             interpreter.interpreter_builder.set_grid_dim(*sizes)
             _watch = watch
             for place in order:
-                watch.place = place
-                watch.program = place[0] + sizes[0] * (place[1] + sizes[1] * place[2])
+                watch.begin(place[0] + sizes[0] * (place[1] + sizes[1] * place[2]), place)
                 interpreter.interpreter_builder.set_grid_idx(*place)
                 function(**values)
         except interpreter.InterpreterError as error:

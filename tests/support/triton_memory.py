@@ -10,6 +10,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 _NOBODY, _SEVERAL = -1, -2
+_NEVER = -1
 
 #: Bytes between two parts of a view that are not kept as gaps, one by one.
 LONGEST_GAP = 1 << 26
@@ -28,6 +29,7 @@ class Shadow:
         low: address of its first byte.
         valid: for each byte from there whether it belongs to the array; the gaps of a strided view do not.
         writer, reader: for each byte the program that wrote or read an element that begins there.
+        written, read: for each byte the stretch between two barriers in which that was, see `Watch`.
     """
 
     name: str
@@ -35,10 +37,14 @@ class Shadow:
     valid: Array
     writer: Array = field(init=False)
     reader: Array = field(init=False)
+    written: Array = field(init=False)
+    read: Array = field(init=False)
 
     def __post_init__(self) -> None:
         self.writer = np.full(self.valid.size, _NOBODY, np.int32)
         self.reader = np.full(self.valid.size, _NOBODY, np.int32)
+        self.written = np.full(self.valid.size, _NEVER, np.int32)
+        self.read = np.full(self.valid.size, _NEVER, np.int32)
 
     @classmethod
     def of(cls, name: str, tensor: Any) -> list[Shadow]:
@@ -64,16 +70,31 @@ class Shadow:
 class Watch:
     """The memory of one launch.
 
+    A program's own threads are in no order either until they meet at a barrier: what one stores, another one may load
+    before or after, and where a tile is smaller than the block, several threads load an element that one of them
+    stores. So between two barriers (`tl.debug_barrier`) a program may not touch a place twice, unless to load it.
+
     Attributes:
         shadows: of its array arguments.
         program: number of the program that runs, of `place`.
+        stretch: counts programs and their barriers.
         touched: bytes loaded, stored and updated by atomics, each access counted.
     """
 
     shadows: list[Shadow]
     program: int = 0
     place: tuple[int, int, int] = (0, 0, 0)
+    stretch: int = 0
     touched: dict[str, int] = field(default_factory=lambda: {"load": 0, "store": 0, "atomic": 0})
+
+    def begin(self, program: int, place: tuple[int, int, int]) -> None:
+        """A program starts."""
+        self.program, self.place = program, place
+        self.stretch += 1
+
+    def barrier(self) -> None:
+        """All threads of the program meet."""
+        self.stretch += 1
 
     def touch(self, pointers: Any, mask: Any, kind: str) -> None:
         """Note an access; raise `KernelFault` for one that is wrong. `kind`: "load", "store" or "atomic"."""
@@ -108,8 +129,19 @@ class Watch:
                 raise KernelFault(f"race: programs {writer[others][0]} and {here} write the same of {shadow.name!r}")
             if ((reader != _NOBODY) & (reader != here)).any():
                 raise KernelFault(f"race: program {here} writes what another one has read of {shadow.name!r}")
+            self._forbid(shadow.read[offsets], "stores to", "loaded", shadow)
+            self._forbid(shadow.written[offsets], "stores to", "stored", shadow)
             shadow.writer[offsets] = here
+            shadow.written[offsets] = self.stretch
         elif kind == "load":
             if others.any():
                 raise KernelFault(f"race: program {here} reads what {writer[others][0]} wrote of {shadow.name!r}")
             shadow.reader[offsets] = np.where((reader == _NOBODY) | (reader == here), here, _SEVERAL)
+            self._forbid(shadow.written[offsets], "loads", "stored", shadow)
+            shadow.read[offsets] = self.stretch
+
+    def _forbid(self, before: Array, does: str, did: str, shadow: Shadow) -> None:
+        if (before == self.stretch).any():
+            raise KernelFault(
+                f"race: program {self.place} {does} what it {did} of {shadow.name!r}, with no barrier between"
+            )

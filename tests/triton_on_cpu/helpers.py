@@ -130,8 +130,8 @@ def check_layout(case: Case, layout: str, dtype: str = "float32") -> None:
         tensors[name].requires_grad_()
     with on_cpu():
         results = matrix.results_of(matrix.public(case.op)(**(expected.arguments | tensors), backend="triton"))
-        gradient = layouts.as_tensor(relay(expected.incoming[0]))
-        found = torch.autograd.grad(results[0], [tensors[n] for n in wanted], gradient)
+        pairs = [(r, layouts.as_tensor(relay(g))) for r, g in zip(results, expected.incoming) if r.requires_grad]
+        found = torch.autograd.grad([r for r, _ in pairs], [tensors[n] for n in wanted], [g for _, g in pairs])
     answer = oracle.Answer(
         tuple(map(matrix.to_numpy, results)), {n: g.numpy() for n, g in zip(wanted, found, strict=True)}
     )

@@ -59,8 +59,32 @@ def overlapping_lanes(x, y, n, BLOCK: tl.constexpr):
 def reads_its_neighbour(x, y, n, BLOCK: tl.constexpr):
     """Reads what another program writes, in place."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    before = tl.load(x + i - 1, mask=(i > 0) & (i < n), other=0.0)
-    tl.store(x + i, before, mask=i < n)
+    before = tl.load(x + tl.program_id(0) * BLOCK - 1, mask=tl.program_id(0) > 0, other=0.0)
+    tl.store(x + i, before + tl.zeros((BLOCK,), tl.float32), mask=i < n)
+
+
+@triton.jit
+def hands_on_without_barrier(x, y, n, BLOCK: tl.constexpr):
+    """A program reads what its other threads have just stored, and nothing makes it wait for them."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + i, tl.load(x + i, mask=i < n), mask=i < n)
+    tl.store(x + i, tl.load(y + i // 2 * 2, mask=i < n), mask=i < n)
+
+
+@triton.jit
+def overwrites_what_it_loads(x, y, n, BLOCK: tl.constexpr):
+    """In place: where several threads load an element, one may already have stored to it."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(x + i, 2.0 * tl.load(x + i, mask=i < n), mask=i < n)
+
+
+@triton.jit
+def hands_on_at_barriers(x, y, n, BLOCK: tl.constexpr):
+    """y = x, x = that with its odd elements replaced: sound."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + i, tl.load(x + i, mask=i < n), mask=i < n)
+    tl.debug_barrier()
+    tl.store(x + i, tl.load(y + i // 2 * 2, mask=i < n), mask=i < n)
 
 
 @triton.jit

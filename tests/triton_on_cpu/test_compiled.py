@@ -79,6 +79,25 @@ def test_tensor_cores_are_seen(target: str):
     assert kernel.count(kernel.matrix_instructions) > 0
 
 
+@pytest.mark.parametrize("target", REPORTED_TARGETS)
+def test_a_barrier_of_the_language_is_one_of_the_hardware(target: str):
+    """In kernels without shared memory, where the compiler places none by itself."""
+    arguments = (meta(4096), meta(4096), 4096)
+    found = [
+        compiled(target, kernel, *arguments, BLOCK=1024, num_warps=4).count(r"BAR\.SYNC|s_barrier")
+        for kernel in (faults.hands_on_without_barrier, faults.hands_on_at_barriers)
+    ]
+    assert found == [0, 1]
+
+
+def test_loads_past_the_caches_that_stores_reach_are_caught():
+    whole = compiled("sm_90", faults.copy, meta(4096), meta(4096), 4096, BLOCK=1024, num_warps=4)
+    facts = {f: getattr(whole, f) for f in whole.__dataclass_fields__}
+    instructions = whole.instructions | {"LDG.E.128.CONSTANT": 1}
+    named = Compiled(**(facts | {"name": "forward_sequence", "instructions": instructions}))
+    assert "loads of what the program has stored go through the read-only path" in gpu_gates.gates(named)
+
+
 def test_too_much_shared_memory_and_registers_are_caught():
     whole = compiled("sm_90", faults.copy, meta(4096), meta(4096), 4096, BLOCK=1024, num_warps=4)
     facts = {f: getattr(whole, f) for f in whole.__dataclass_fields__}

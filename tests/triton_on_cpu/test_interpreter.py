@@ -36,6 +36,8 @@ def test_a_sound_kernel_runs_and_its_bytes_are_counted():
         (faults.wrong_offset, r"out of bounds: load of 1 element\(s\) by program \(0, 0, 0\), byte -4 of 'x'"),
         (faults.overlapping_programs, r"race: programs \d and \d write the same of 'y'"),
         (faults.overlapping_lanes, r"race: program \(\d, 0, 0\) stores twice at once to an element of 'y'"),
+        (faults.hands_on_without_barrier, r"race: program \(\d, 0, 0\) loads what it stored of 'y', with no barrier between"),
+        (faults.overwrites_what_it_loads, r"race: program \(\d, 0, 0\) stores to what it loaded of 'x', with no barrier"),
         (faults.reads_its_neighbour, r"race: program \d (writes what another one has read|reads what \d wrote) of 'x'"),
     ],
 )
@@ -44,6 +46,13 @@ def test_faults_are_caught(kernel: Any, message: str):
     x, y = torch.zeros(3 * N)[N : 2 * N], torch.zeros(3 * N)[N : 2 * N]
     with pytest.raises(KernelFault, match=message):
         run(kernel, x, y, N, BLOCK=32)
+
+
+def test_values_are_handed_on_at_barriers():
+    x, y = torch.arange(N, dtype=torch.float32), torch.zeros(N)
+    run(faults.hands_on_at_barriers, x, y, N, BLOCK=32)
+    assert torch.equal(y, torch.arange(N, dtype=torch.float32))
+    assert torch.equal(x, y // 2 * 2)
 
 
 def test_the_gaps_of_a_strided_array_are_not_its_own():

@@ -13,6 +13,7 @@ from tests.triton_on_cpu import helpers
 
 OPS = ("softmax", "log_softmax", "cross_entropy", "layer_norm", "rms_norm", "attention", "scaled_dot_product_attention")
 OPS += ("relu", "gelu", "silu", "sigmoid", "tanh", "dropout", "embedding", "linear", "conv2d", "conv_transpose2d")
+OPS += ("rnn_layer", "lstm_layer", "gru_layer")
 OPS += ("max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d", "lp_pool2d")
 CASES = helpers.small_cases(*OPS)
 DTYPES = (torch.float32, torch.float64, *helpers.HALVES)
