@@ -116,8 +116,8 @@ def _attention(
     shapes |= {n: s for n, s in (("bias", bias), ("relative", table)) if s is not None}
     integers: dict[str, tuple[int, ...]] = {"lengths": shape[:1]} if lengths else {}
     integers |= {"seed": ()} if dropout_p else {}
-    clip = (table[0] - 1) // 2 if kind == "shaw" and table is not None else 0
-    attributes = (causal, window, softcap, None, dropout_p, kind, clip, False, False)
+    clip = (table[0] - 1) // 2 if kind == "shaw" and table is not None else 128 if kind == "t5" else 0
+    attributes = (causal, window, softcap, None, dropout_p, kind, clip, kind == "t5", False)
     return Workload("attention", dtype, shapes, attributes, integers, {} if mask is None else {"mask": mask}, name)
 
 
@@ -148,6 +148,8 @@ WORKLOADS: tuple[Workload, ...] = (
     ),
     _attention((2, 16, 2048, 64), "bfloat16", "Shaw", table=(65, 64), kind="shaw"),
     _attention((2, 16, 2048, 64), "bfloat16", "ALiBi", table=(16,), kind="alibi", causal="top_left"),
+    _attention((2, 16, 2048, 64), "bfloat16", "T5", table=(32, 16), kind="t5"),
+    _attention((2, 8, 1024, 512), "bfloat16", "wide causal", causal="top_left"),
     _attention((8, 32, 1, 128), "bfloat16", "decode 16384 keys", keys=(8, 8, 16384, 128), causal="bottom_right"),
     _norm("layer_norm", (16384, 1024), "bfloat16"),
     _norm("layer_norm", (16384, 4096), "float32"),
@@ -200,7 +202,7 @@ MATRIX_OPS = {"attention"}
 #: By kernel: accesses of a number a row beside its tiles, which no vector can hold.
 OF_ROWS = {"losses_of_rows": 6, "gradient_of_rows": 6, "normalise_rows": 2, "gradients_of_parts": 2}
 OF_ROWS |= {"attention_forward": 2, "join_splits": 8, "row_products": 2, "query_gradient": 20, "key_gradients": 8}
-OF_ROWS |= {"bias_gradient": 8}
+OF_ROWS |= {"bias_gradient": 8, "bucket_gradient": 20}
 OF_ROWS |= {"gather_rows": 6, "factors_of_rows": 6, "add_rows": 8, "drop_elements": 1}
 OF_ROWS |= {"convolve": 16, "sums_of_pixels": 1, "convolve_depthwise": 1}
 OF_ROWS |= {"sum_losses": 2, "finish_loss": 8, "gradient_of_long_rows": 2, "sums_of_columns": 2, "sum_parts": 1}
@@ -285,8 +287,8 @@ def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
             broken.append(f"no block fits on a multiprocessor: {limiter}")
     of_rows = OF_ROWS.get(kernel.name, 0) * min(int(kernel.options.get("ROWS", 1)), 2)
     narrow = max(kernel.narrow - of_rows, 0)
-    # A bool mask is read where the tensor cores leave the scores, two neighbours a thread; Shaw's term is gathered.
-    scattered = kernel.options.get("HAS_MASK") or kernel.options.get("TERM") == 1 or _follows_windows(kernel)
+    # A bool mask is read where tensor cores leave the scores, two neighbours a thread; terms by distance are gathered.
+    scattered = kernel.options.get("HAS_MASK") or kernel.options.get("TERM") in (1, 3) or _follows_windows(kernel)
     if not kernel.target.amd and not scattered and narrow > 0.1 * (kernel.wide + narrow):
         broken.append(f"{narrow} of {kernel.wide + narrow} global accesses are narrower than 128 bits")
     if kernel.name in MATRIX_KERNELS and dtype in ("float16", "bfloat16"):
@@ -311,6 +313,7 @@ def row_of(workload: Workload, direction: str, kernel: Compiled) -> dict[str, An
     """One line of the report, as JSON has it."""
     blocks, occupancy, limiter = kernel.occupancy if not kernel.target.amd else (0, 0.0, "")
     tile = {n: v for n, v in kernel.options.items() if n.startswith(("BLOCK", "ROWS", "WHOLE", "TIMES", "num_stages"))}
+    tile |= {"SELECTS": True} if kernel.options.get("SELECTS") else {}
     return {
         "workload": workload.id,
         "pass": direction,

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from kernels.runtime.row_tiles import power_of_two
 from kernels.runtime.targets import Target
 
-#: The widest queries, keys and values that a tile holds.
-WIDEST = 256
+#: The widest queries, keys and values that a tile holds, by bytes of an element; wider ones are taken in blocks of
+#: WIDE_BLOCK columns.
+WIDEST = {2: 256, 4: 128, 8: 64}
+WIDE_BLOCK = {2: 128, 4: 128, 8: 64}
 #: The narrowest side of a tile: tensor cores multiply no less.
 LEAST = 16
 #: Keys that a split of the keys has at least.
@@ -52,6 +54,16 @@ def width_block(width: int) -> int:
     return max(power_of_two(width), LEAST)
 
 
+def parts_of(width: int, itemsize: int) -> int:
+    """How many programs share the columns of a result of this width when it is too wide for one."""
+    return max(-(-width // WIDE_BLOCK[itemsize]), 1)
+
+
+def _wide_tile(itemsize: int) -> AttentionTile:
+    """The tile where some width is above `WIDEST`."""
+    return AttentionTile(32, 32, 8, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1)
+
+
 def forward_tile(queries: int, width: int, itemsize: int, extras: bool, target: Target) -> AttentionTile:
     """The tile of the forward pass.
 
@@ -65,6 +77,8 @@ def forward_tile(queries: int, width: int, itemsize: int, extras: bool, target: 
     asked = _override.get()
     if asked is not None:
         return asked
+    if width > WIDEST[itemsize]:
+        return _fitted(_wide_tile(itemsize), queries, target)
     width = width_block(width)
     if itemsize == 2:
         if width <= 64 and extras and target.name == "sm_100":
@@ -80,7 +94,7 @@ def forward_tile(queries: int, width: int, itemsize: int, extras: bool, target: 
     elif itemsize == 4:
         tile = AttentionTile(32, 32, 4 if width <= 64 else 8, 2)
     else:
-        tile = AttentionTile(32, 16, 8, 1) if width <= 64 else AttentionTile(16, 16, 8, 1)
+        tile = AttentionTile(32, 16, 8, 1)
     return _fitted(tile, queries, target)
 
 
@@ -94,6 +108,8 @@ def backward_tiles(
     asked = _override.get()
     if asked is not None:
         return asked, asked
+    if width > WIDEST[itemsize]:
+        return (_fitted(_wide_tile(itemsize), queries, target),) * 2
     width = width_block(width)
     if itemsize == 2 and width <= 128 and extras:
         of_queries = of_keys = AttentionTile(64, 32, 4, 2)
@@ -107,10 +123,18 @@ def backward_tiles(
         of_queries = AttentionTile(64, 64, 4 if width <= 64 else 8, 2) if width <= 128 else AttentionTile(32, 32, 8, 1)
         of_keys = of_queries
     elif itemsize == 4:
-        of_queries = of_keys = AttentionTile(32, 32, 8, 2) if width <= 128 else AttentionTile(16, 32, 8, 1)
+        of_queries = of_keys = AttentionTile(32, 32, 8, 2)
     else:
         of_queries = of_keys = AttentionTile(16, 16, 8, 1)
     return _fitted(of_queries, queries, target), _fitted(of_keys, queries, target)
+
+
+def selecting_tile(tile: AttentionTile, width: int, itemsize: int) -> AttentionTile:
+    """The tile of the second launch, on blocks whose sums are no numbers: a part of `tile`, with five products."""
+    if _override.get() is not None:
+        return tile
+    side = 32 if itemsize == 2 and width <= 64 else 16
+    return AttentionTile(min(tile.queries, side), min(tile.keys, side), 8, 1)
 
 
 def _fitted(tile: AttentionTile, queries: int, target: Target) -> AttentionTile:
