@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from kernels.runtime.row_tiles import power_of_two
 from kernels.runtime.targets import Target
+from kernels.runtime.tuning import asked
 
 #: The widest queries, keys and values that a tile holds, by bytes of an element; wider ones are taken in blocks of
 #: WIDE_BLOCK columns.
@@ -35,18 +34,7 @@ class AttentionTile:
     warps: int
     stages: int
 
-
-_override: ContextVar[AttentionTile | None] = ContextVar("attention_tile", default=None)
-
-
-@contextmanager
-def use_attention_tile(tile: AttentionTile) -> Iterator[None]:
-    """Take this tile for every attention kernel inside the block."""
-    token = _override.set(tile)
-    try:
-        yield
-    finally:
-        _override.reset(token)
+    LIMITS: ClassVar = {"queries": (16, 256), "keys": (16, 256), "warps": (1, 8), "stages": (1, 5)}
 
 
 def width_block(width: int) -> int:
@@ -74,9 +62,9 @@ def forward_tile(queries: int, width: int, itemsize: int, extras: bool, target: 
         extras: the scores are more than products: mask, bias, relative term, cap or dropout take registers too.
         target: the GPU.
     """
-    asked = _override.get()
-    if asked is not None:
-        return asked
+    wanted = asked(AttentionTile)
+    if wanted is not None:
+        return wanted
     if width > WIDEST[itemsize]:
         return _fitted(_wide_tile(itemsize), queries, target)
     width = width_block(width)
@@ -105,9 +93,9 @@ def backward_tiles(
 
     Four products of a tile live at a time. Found by compiling: larger ones spill registers somewhere.
     """
-    asked = _override.get()
-    if asked is not None:
-        return asked, asked
+    wanted = asked(AttentionTile)
+    if wanted is not None:
+        return wanted, wanted
     if width > WIDEST[itemsize]:
         return (_fitted(_wide_tile(itemsize), queries, target),) * 2
     width = width_block(width)
@@ -131,7 +119,7 @@ def backward_tiles(
 
 def selecting_tile(tile: AttentionTile, width: int, itemsize: int) -> AttentionTile:
     """The tile of the second launch, on blocks whose sums are no numbers: a part of `tile`, with five products."""
-    if _override.get() is not None:
+    if asked(AttentionTile) is not None:
         return tile
     side = 32 if itemsize == 2 and width <= 64 else 16
     return AttentionTile(min(tile.queries, side), min(tile.keys, side), 8, 1)

@@ -43,6 +43,7 @@ from kernels.runtime.triton_gpu import (
     target_of,
     zero_gradients,
 )
+from kernels.runtime.tuning import choose
 
 Tensor = torch.Tensor
 #: Rows that the kernels which go over rows alone take at a time.
@@ -191,6 +192,7 @@ def attention(
     device, dtype, wide = query.device, query.dtype, computed_dtype(query.dtype)
     target, parts_v = target_of(query), _parts(p, p.value.shape[3])
     tile = forward_tile(queries, _width(p), query.element_size(), _extras(p), target)
+    tile = choose("attention_forward", p, target, tile)
     programs = triton.cdiv(queries, tile.queries) * batch * heads * parts_v
     splits = split_count(programs, keys, target)
     keeps = p.results()[1] is not None
@@ -241,7 +243,10 @@ def attention_backward(
         grad_output = torch.zeros_like(output)
     batch, heads, queries, keys = p.score_shape
     device, dtype, wide = query.device, query.dtype, computed_dtype(query.dtype)
-    tile, key_tile = backward_tiles(queries, _width(p), query.element_size(), _extras(p), target_of(query))
+    target = target_of(query)
+    tile, key_tile = backward_tiles(queries, _width(p), query.element_size(), _extras(p), target)
+    tile = choose("query_gradient", p, target, tile)
+    key_tile = choose("key_gradients", p, target, key_tile)
     constants = _constants(p, query, tile)
     delta = _row_products(p, grad_output, output, grad_lse)
     term = _term(p, query, relative)

@@ -10,10 +10,11 @@ import torch
 
 import kernels
 from kernels.attention import gpu_tiles
-from kernels.attention.gpu_tiles import AttentionTile, backward_tiles, forward_tile, split_count, use_attention_tile
+from kernels.attention.gpu_tiles import AttentionTile, backward_tiles, forward_tile, split_count
 from kernels.case import Case
 from kernels.random import keep_mask
 from kernels.runtime.targets import TARGETS
+from kernels.runtime.tuning import use_tile
 from tests.attention import test_semantics as semantics
 from tests.attention.helpers import gradients, inputs, relative_term
 from tests.support import layouts, matrix, oracle
@@ -106,7 +107,7 @@ def test_every_tile(tile: AttentionTile):
     }  # fmt: skip
     with on_cpu(seed=2):
         expected = oracle.expect("attention", arguments)
-        with use_attention_tile(tile):
+        with use_tile(tile):
             report(expected.complaints(oracle.with_autograd("attention", arguments, expected.incoming, "triton")))
 
 
@@ -142,7 +143,7 @@ def test_split_keys(lengths: list[int] | None, causal: str | None, monkeypatch: 
     counts = None if lengths is None else np.array(lengths)
     arguments = {"query": q, "key": k, "value": v, "lengths": counts, "causal": causal, "return_lse": True}
     monkeypatch.setattr(gpu_tiles, "SPLIT_KEYS", 32)
-    with on_cpu(H100) as launched, use_attention_tile(AttentionTile(16, 32, 4, 1)):
+    with on_cpu(H100) as launched, use_tile(AttentionTile(16, 32, 4, 1)):
         against_reference(arguments)
     assert launched.count("join_splits") == 1
 
@@ -191,7 +192,7 @@ def test_t5s_term(kind: str, causal: str | None):
     """Distances of both signs, beyond max_distance too, and buckets that several tiles share."""
     q, k, v = inputs(2, 2, 60, 90, 8, kv_heads=1, dtype="float64")
     rest = {"causal": causal, "lengths": np.array([90, 12]), "relative": relative_term(kind, 2, 8, "float64")}
-    with on_cpu(), use_attention_tile(AttentionTile(32, 64, 4, 1)):
+    with on_cpu(), use_tile(AttentionTile(32, 64, 4, 1)):
         against_reference({"query": q, "key": k, "value": v, **rest})
 
 
@@ -224,7 +225,7 @@ HIDDEN = {
 @pytest.mark.parametrize("where", HIDDEN)
 def test_what_is_hidden_does_not_leak(where: str):
     """NaN and infinities in hidden keys and values, and in queries that see nothing: as on every backend."""
-    with on_cpu(), use_attention_tile(AttentionTile(128, 128, 4, 1)):
+    with on_cpu(), use_tile(AttentionTile(128, 128, 4, 1)):
         HIDDEN[where]()
 
 
@@ -239,7 +240,7 @@ def test_what_is_seen_is_as_in_the_reference(odd: float, queries: int, monkeypat
     arguments = {"query": q, "key": k, "value": v, "mask": mask, "return_lse": True}
     exact, exact_gradients = gradients("reference", arguments)
     monkeypatch.setattr(gpu_tiles, "SPLIT_KEYS", 24)
-    with on_cpu(H100 if queries == 2 else SMALL) as launched, use_attention_tile(AttentionTile(16, 32, 4, 1)):
+    with on_cpu(H100 if queries == 2 else SMALL) as launched, use_tile(AttentionTile(16, 32, 4, 1)):
         found, found_gradients = gradients("triton", arguments)
     assert ("join_splits" in launched) == (queries == 2)
     for a, b in zip((*found, *found_gradients[:3]), (*exact, *exact_gradients[:3]), strict=True):
@@ -334,7 +335,7 @@ def test_results_do_not_depend_on_the_order_of_the_programs():
     arguments = {"query": q, "key": k, "value": v, "bias": bias, "dropout_p": 0.1, "seed": 1}
     answers = []
     for seed in (None, 1, 2):
-        with on_cpu(seed=seed), use_attention_tile(AttentionTile(16, 16, 4, 1)):
+        with on_cpu(seed=seed), use_tile(AttentionTile(16, 16, 4, 1)):
             found, given = gradients("triton", arguments)
         answers.append([*found, *(g for g in given if g is not None)])
     for other in answers[1:]:
@@ -351,7 +352,7 @@ def test_wide_queries_and_values(width: int, value_width: int):
     q, k, v = inputs(1, 2, 20, 40, width, value_width, kv_heads=1, dtype="float64")
     rest = {"causal": "bottom_right", "dropout_p": 0.2, "seed": 3, "return_lse": True, "bias": np.zeros((20, 40))}
     table = np.random.default_rng(3).standard_normal((7, width))
-    with on_cpu(), use_attention_tile(AttentionTile(32, 64, 4, 1)):
+    with on_cpu(), use_tile(AttentionTile(32, 64, 4, 1)):
         against_reference({"query": q, "key": k, "value": v, "relative": kernels.RelativeShaw(table), **rest})
         k[:, :, 35, -1] = v[:, :, 35, -1] = np.inf
         found = kernels.attention(q, k, v, causal="bottom_right", backend="triton")
