@@ -52,14 +52,15 @@ def _wide_tile(itemsize: int) -> AttentionTile:
     return AttentionTile(32, 32, 8, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1)
 
 
-def forward_tile(queries: int, width: int, itemsize: int, extras: bool, target: Target) -> AttentionTile:
+def forward_tile(queries: int, width: int, itemsize: int, extras: int, target: Target) -> AttentionTile:
     """The tile of the forward pass.
 
     Args:
         queries: L.
         width: the larger of E and Ev.
         itemsize: bytes of an element.
-        extras: the scores are more than products: mask, bias, relative term, cap or dropout take registers too.
+        extras: how many things the scores have beside products: mask, bias, relative term, cap and dropout take
+            registers too.
         target: the GPU.
     """
     wanted = asked(AttentionTile)
@@ -69,7 +70,7 @@ def forward_tile(queries: int, width: int, itemsize: int, extras: bool, target: 
         return _fitted(_wide_tile(itemsize), queries, target)
     width = width_block(width)
     if itemsize == 2:
-        if width <= 64 and extras and target.name == "sm_100":
+        if width <= 64 and (extras > 2 or extras and target.name == "sm_100"):
             tile = AttentionTile(64, 32, 4, 2)
         elif width <= 64 and extras:
             tile = AttentionTile(128, 64, 4 if target.name == "sm_90" else 8, 2)
@@ -87,7 +88,7 @@ def forward_tile(queries: int, width: int, itemsize: int, extras: bool, target: 
 
 
 def backward_tiles(
-    queries: int, width: int, itemsize: int, extras: bool, target: Target
+    queries: int, width: int, itemsize: int, extras: int, target: Target
 ) -> tuple[AttentionTile, AttentionTile]:
     """(tile for the gradients of queries and bias, tile for those of keys and values). Arguments as of `forward_tile`.
 

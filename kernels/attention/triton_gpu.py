@@ -89,10 +89,9 @@ def _buckets(longest: int, buckets: int, bidirectional: bool, most: int, device:
     return torch.from_numpy(found.astype(np.int32)).to(device)
 
 
-def _extras(p: AttentionProblem) -> bool:
-    """Whether a score is more than a product."""
-    more = (p.mask, p.bias, p.relative, p.softcap)
-    return p.dropout_p > 0 or any(given is not None for given in more)
+def _extras(p: AttentionProblem) -> int:
+    """How many things a score has beside its product."""
+    return (p.dropout_p > 0) + sum(given is not None for given in (p.mask, p.bias, p.relative, p.softcap))
 
 
 def _constants(p: AttentionProblem, query: Tensor, tile: AttentionTile) -> dict[str, Any]:
