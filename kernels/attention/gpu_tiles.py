@@ -49,7 +49,7 @@ def parts_of(width: int, itemsize: int) -> int:
 
 def _wide_tile(itemsize: int) -> AttentionTile:
     """The tile where some width is above `WIDEST`."""
-    return AttentionTile(32, 32, 8, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1)
+    return AttentionTile(32, 32, 4, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1)
 
 
 def forward_tile(queries: int, width: int, itemsize: int, extras: int, target: Target) -> AttentionTile:
@@ -67,7 +67,7 @@ def forward_tile(queries: int, width: int, itemsize: int, extras: int, target: T
     if wanted is not None:
         return wanted
     if width > WIDEST[itemsize]:
-        return _fitted(_wide_tile(itemsize), queries, target)
+        return _fitted(_wide_tile(itemsize), queries, width, target)
     width = width_block(width)
     if itemsize == 2:
         if width <= 64 and (extras > 2 or extras and target.name == "sm_100"):
@@ -84,7 +84,7 @@ def forward_tile(queries: int, width: int, itemsize: int, extras: int, target: T
         tile = AttentionTile(32, 32, 4 if width <= 64 else 8, 2)
     else:
         tile = AttentionTile(32, 16, 8, 1)
-    return _fitted(tile, queries, target)
+    return _fitted(tile, queries, width, target)
 
 
 def backward_tiles(
@@ -98,7 +98,7 @@ def backward_tiles(
     if wanted is not None:
         return wanted, wanted
     if width > WIDEST[itemsize]:
-        return (_fitted(_wide_tile(itemsize), queries, target),) * 2
+        return (_fitted(_wide_tile(itemsize), queries, width, target),) * 2
     width = width_block(width)
     if itemsize == 2 and width <= 128 and extras:
         of_queries = of_keys = AttentionTile(64, 32, 4, 2)
@@ -108,14 +108,17 @@ def backward_tiles(
         elif target.name == "sm_100":
             of_keys = AttentionTile(32, 64, 4, 2)
             of_queries = of_queries if width <= 64 else of_keys
+        if extras > 2 and width > 64:
+            of_queries = replace(of_queries, warps=8)
+            of_keys = AttentionTile(16 if target.name == "sm_90" else of_keys.queries, of_keys.keys, 8, 2)
     elif itemsize == 2:
-        of_queries = AttentionTile(64, 64, 4 if width <= 64 else 8, 2) if width <= 128 else AttentionTile(32, 32, 8, 1)
+        of_queries = AttentionTile(64, 64, 4 if width <= 64 else 8, 2) if width <= 128 else AttentionTile(32, 32, 4, 1)
         of_keys = of_queries
     elif itemsize == 4:
         of_queries = of_keys = AttentionTile(32, 32, 8, 2)
     else:
         of_queries = of_keys = AttentionTile(16, 16, 8, 1)
-    return _fitted(of_queries, queries, target), _fitted(of_keys, queries, target)
+    return _fitted(of_queries, queries, width, target), _fitted(of_keys, queries, width, target)
 
 
 def selecting_tile(tile: AttentionTile, width: int, itemsize: int) -> AttentionTile:
@@ -126,10 +129,10 @@ def selecting_tile(tile: AttentionTile, width: int, itemsize: int) -> AttentionT
     return AttentionTile(min(tile.queries, side), min(tile.keys, side), 8, 1)
 
 
-def _fitted(tile: AttentionTile, queries: int, target: Target) -> AttentionTile:
+def _fitted(tile: AttentionTile, queries: int, width: int, target: Target) -> AttentionTile:
     """No more queries than there are; a warp of AMD's has 64 threads, and its local memory holds one stage."""
     tile = replace(tile, queries=min(tile.queries, width_block(queries)))
-    if tile.queries * tile.keys < 2048:
+    if tile.queries * tile.keys < 2048 and width <= 64 or tile.queries * tile.keys < 1024:
         tile = replace(tile, warps=min(tile.warps, 4))
     if target.amd:
         tile = replace(tile, warps=min(tile.warps, 4), stages=1)
