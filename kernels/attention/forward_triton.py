@@ -83,12 +83,14 @@ def attention_forward(
     SCALE: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, FROM_END: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr, TERM: tl.constexpr,
     LIMIT: tl.constexpr, DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr, KEEPS: tl.constexpr,
-    FLAGGED: tl.constexpr, SELECTS: tl.constexpr,
+    FLAGGED: tl.constexpr, SELECTS: tl.constexpr, DESCRIBED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     WIDE: tl.constexpr, PARTS: tl.constexpr, WHOLE_E: tl.constexpr, WHOLE_V: tl.constexpr,
     PRECISION: tl.constexpr, COMPUTED: tl.constexpr,
 ):  # fmt: skip
     """out (splits, B, H, L, EV), lse (splits, B, H, L): each split of the keys by itself, `chunk` keys of it.
+
+    DESCRIBED: key and value are tensor descriptors, whose tiles the GPU's own unit copies to shared memory.
 
     Programs: blocks of queries, the last ones first, of each split of each head.
     """
@@ -114,8 +116,9 @@ def attention_forward(
     query += b * q_b + h * q_h
     if not WIDE:
         q = load_rows(query, i, q_i, e, q_e, L, E, WHOLE_E)
-    key += b * k_b + h // GROUP * k_h
-    value += b * v_b + h // GROUP * v_h
+    if not DESCRIBED:
+        key += b * k_b + h // GROUP * k_h
+        value += b * v_b + h // GROUP * v_h
     if HAS_MASK:
         mask += b * mask_b + h * mask_h
     if HAS_BIAS:
@@ -135,7 +138,10 @@ def attention_forward(
                 query, i, q_i, q_e, L, key, j, k_j, k_e, count, E, BLOCK_E, PRECISION, COMPUTED
             )  # fmt: skip
         else:
-            k = load_rows(key, j, k_j, e, k_e, count, E, WHOLE_E)
+            if DESCRIBED:
+                k = key.load([number // H, number % H // GROUP, start, 0]).reshape(BLOCK_N, BLOCK_E)
+            else:
+                k = load_rows(key, j, k_j, e, k_e, count, E, WHOLE_E)
             product = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=COMPUTED)
         y, seen = scores(
             product, i[:, None], j[None, :], L, S, count, shift, mask, mask_i, mask_j, bias, bias_i, bias_j, term,
@@ -150,7 +156,10 @@ def attention_forward(
         total = total * rescale + tl.sum(p, 1)
         if DROPOUT:
             p = p * kept_factors(seed, number, i[:, None], j[None, :], L, S, THRESHOLD, KEPT, COMPUTED)
-        v = load_rows(value, j, v_j, w, v_e, count, EV, WHOLE_V)
+        if DESCRIBED:
+            v = value.load([number // H, number % H // GROUP, start, 0]).reshape(BLOCK_N, BLOCK_V)
+        else:
+            v = load_rows(value, j, v_j, w, v_e, count, EV, WHOLE_V)
         sums = add_product(p, v, sums * rescale[:, None], seen, SELECTS, PRECISION, COMPUTED)
         largest = found
     if FLAGGED > 0 and not SELECTS:

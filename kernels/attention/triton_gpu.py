@@ -32,7 +32,9 @@ from kernels.attention.relative import t5_buckets
 from kernels.attention.scaled_dot_product import through_attention
 from kernels.op import Implementation
 from kernels.random import drop_threshold
+from kernels.runtime.descriptors_triton import DESCRIBED_TARGETS, describable_rows, described_rows
 from kernels.runtime.row_tiles import power_of_two
+from kernels.runtime.targets import Target
 from kernels.runtime.triton_gpu import (
     DTYPES,
     computed,
@@ -142,6 +144,15 @@ def _launches(p: AttentionProblem, tile: AttentionTile) -> tuple[tuple[Attention
     return (tile, False), (selecting_tile(tile, _width(p), p.query.itemsize), True)
 
 
+def _describable(p: AttentionProblem, target: Target, key: Tensor, value: Tensor) -> bool:
+    """Whether the forward pass reads keys and values by tensor descriptors.
+
+    By the report its loop is then 6 to 13 % shorter. Not with lengths: the copies would bring what lies behind them.
+    """
+    known = target.name in DESCRIBED_TARGETS and key.element_size() == 2
+    return known and p.lengths is None and not _wide(p) and all(map(describable_rows, (key, value)))
+
+
 def _flags(p: AttentionProblem, blocks: int, device: Any) -> Tensor | None:
     """Room for a number for each block of sums."""
     return empty((blocks,), torch.int32, device) if _hides(p) else None
@@ -205,11 +216,19 @@ def attention(
     arrays = (query, key, value, mask, bias, None if lengths is None else lengths.contiguous(), term, seed)
     steps = [s for a in (query, key, value, mask, bias, term) for s in _strides(a)]
     odd = _flags(p, programs * splits, device)
+    described = _describable(p, target, key, value)
     for cut, selects in _launches(p, tile):
+        constants = _constants(p, query, cut)
+        given = arrays
+        if described and not selects:
+            blocks = (constants["BLOCK_E"], constants["BLOCK_V"])
+            found = (described_rows(t, cut.keys, block) for t, block in zip((key, value), blocks))
+            given = (query, *found, *arrays[3:])
         launch(
             forward_triton.attention_forward, (triton.cdiv(queries, cut.queries) * batch * heads * parts_v * splits,),
-            *arrays, parts, part_lse, odd, *_sizes(p), chunk, *steps, splits, **_constants(p, query, cut),
+            *given, parts, part_lse, odd, *_sizes(p), chunk, *steps, splits, **constants,
             KEEPS=keeps or splits > 1, FLAGGED=0 if odd is None else tile.queries, SELECTS=selects, PARTS=parts_v,
+            DESCRIBED=described and not selects,
         )  # fmt: skip
     if splits > 1:
         rows, block = batch * heads * queries, _rows_at_a_time(p)

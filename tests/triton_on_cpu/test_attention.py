@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kernels
-from kernels.attention import gpu_tiles
+from kernels.attention import gpu_tiles, triton_gpu
 from kernels.attention.gpu_tiles import AttentionTile, backward_tiles, forward_tile, split_count
 from kernels.case import Case
 from kernels.random import keep_mask
@@ -341,6 +341,67 @@ def test_results_do_not_depend_on_the_order_of_the_programs():
     for other in answers[1:]:
         for a, b in zip(answers[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+# ----- tensor descriptors ------------------------------------------------------------------------------------------
+
+
+def described(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """DESCRIBED of every launch of the forward kernel from now on."""
+    seen: list[bool] = []
+    launch = triton_gpu.launch
+
+    def watch(kernel: Any, grid: Any, *arguments: Any, **options: Any) -> None:
+        if kernel.fn.__name__ == "attention_forward":
+            seen.append(options["DESCRIBED"])
+        launch(kernel, grid, *arguments, **options)
+
+    monkeypatch.setattr(triton_gpu, "launch", watch)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", helpers.HALVES, ids=str)
+def test_keys_and_values_by_descriptors(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    """Heads that lie between the rows, shared by groups; edges in all directions; the second launch takes pointers."""
+    seen = described(monkeypatch)
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(2, n, h, w, generator=rng).to(dtype).transpose(1, 2)
+        for n, h, w in ((37, 4, 24), (70, 2, 24), (70, 2, 40))
+    )
+    for rest in ({}, {"causal": "bottom_right", "window": (30, None)}):
+        with on_cpu():
+            found = kernels.attention(q, k, v, backend="triton", **rest)
+        exact = kernels.attention(q.double(), k.double(), v.double(), backend="reference", **rest)
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=4 * torch.finfo(dtype).eps)
+    assert seen == [True, True, False]
+
+
+def test_what_cannot_be_described_goes_by_pointers(monkeypatch: pytest.MonkeyPatch):
+    seen = described(monkeypatch)
+    q, k = torch.randn(1, 2, 9, 16).half(), torch.randn(1, 2, 20, 16).half()
+    room = torch.randn(1, 2, 20, 19).half()
+    lengths = torch.tensor([12])
+    calls: list[dict[str, Any]] = [
+        {"key": k, "value": room[..., :16]},  # rows of 38 bytes
+        {"key": k, "value": torch.randn(20 * 32 + 1).half()[1:].view(1, 2, 20, 16)},  # begins at 2 bytes
+        {"key": k, "value": torch.randn(1, 2, 1, 16).half().expand(1, 2, 20, 16)},  # strides of 0
+        {"key": k, "value": k.mT.contiguous().mT},  # columns apart
+        {"key": k, "value": k, "lengths": lengths},  # what is behind them is never read
+    ]
+    with on_cpu():
+        for given in calls:
+            found = kernels.attention(q, **given, backend="triton")
+            double = {n: t.double() if t.is_floating_point() else t for n, t in given.items()}
+            exact = kernels.attention(q.double(), **double, backend="reference")
+            torch.testing.assert_close(found.double(), exact, rtol=0, atol=4e-3)
+        kernels.attention(q.float(), k.float(), k.float(), backend="triton")
+    with on_cpu(TARGETS["sm_80"]):
+        kernels.attention(q, k, k, backend="triton")
+    assert seen == [False] * 7
+    with on_cpu():
+        kernels.attention(q[:, :1], k[:, :1], k[:, :1], backend="triton")  # one head: its stride says nothing
+    assert seen[-1]
 
 
 # ----- widths above a tile's ----------------------------------------------------------------------------------------
