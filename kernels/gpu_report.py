@@ -289,6 +289,8 @@ def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
     narrow = max(kernel.narrow - of_rows, 0)
     # A bool mask is read where tensor cores leave the scores, two neighbours a thread; terms by distance are gathered.
     scattered = kernel.options.get("HAS_MASK") or kernel.options.get("TERM") in (1, 3) or _follows_windows(kernel)
+    # A second launch is for blocks whose sums are no numbers: as a rule there are none.
+    scattered = scattered or kernel.options.get("SELECTS")
     if not kernel.target.amd and not scattered and narrow > 0.1 * (kernel.wide + narrow):
         broken.append(f"{narrow} of {kernel.wide + narrow} global accesses are narrower than 128 bits")
     if kernel.name in MATRIX_KERNELS and dtype in ("float16", "bfloat16"):

@@ -313,7 +313,8 @@ def conv_transpose2d_backward(
     )
 
 
-def _reasons(p: Problem) -> list[str]:
+def reasons(p: Problem) -> list[str]:
+    """Why no launch holds it."""
     if depthwise(p):
         return []
     found = []
@@ -331,8 +332,8 @@ def _describe(p: Problem) -> str:
     return f"implicit matrix product{few}, {p.weight.shape[1] * p.kernel[0] * p.kernel[1]} terms"
 
 
-Implementation(CONV2D, "triton", conv2d, conv2d_backward, reasons=_reasons, dtypes=DTYPES, describe=_describe)
+Implementation(CONV2D, "triton", conv2d, conv2d_backward, reasons=reasons, dtypes=DTYPES, describe=_describe)
 Implementation(
     CONV_TRANSPOSE2D, "triton", conv_transpose2d, conv_transpose2d_backward,
-    reasons=_reasons, dtypes=DTYPES, describe=_describe,
+    reasons=reasons, dtypes=DTYPES, describe=_describe,
 )  # fmt: skip

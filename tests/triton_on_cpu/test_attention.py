@@ -330,12 +330,12 @@ def test_offsets_beyond_32_bits():
 
 
 def test_results_do_not_depend_on_the_order_of_the_programs():
-    q, k, v = inputs(2, 4, 50, 70, 8, kv_heads=2)
-    bias = np.random.default_rng(1).standard_normal((1, 4, 1, 70)).astype(np.float32)
+    q, k, v = inputs(1, 2, 40, 50, 8, kv_heads=1)
+    bias = np.random.default_rng(1).standard_normal((1, 2, 1, 50)).astype(np.float32)
     arguments = {"query": q, "key": k, "value": v, "bias": bias, "dropout_p": 0.1, "seed": 1}
     answers = []
     for seed in (None, 1, 2):
-        with on_cpu(seed=seed), use_tile(AttentionTile(16, 16, 4, 1)):
+        with on_cpu(seed=seed), use_tile(AttentionTile(16, 32, 4, 1)):
             found, given = gradients("triton", arguments)
         answers.append([*found, *(g for g in given if g is not None)])
     for other in answers[1:]:

@@ -150,8 +150,8 @@ def test_strides_and_dilations(window: dict[str, Any], channels: tuple[int, int,
 
 
 def test_a_weights_gradient_is_summed_over_several_parts():
-    arguments = {"x": helpers.numbers(3, 5, 20, 30), "weight": helpers.numbers(4, 5, 3, 3, seed=1), "padding": 1}
-    assert parts_of_pixels(1800, 1, SMALL)[0] > 1
+    arguments = {"x": helpers.numbers(2, 3, 20, 30), "weight": helpers.numbers(4, 3, 3, 3, seed=1), "padding": 1}
+    assert parts_of_pixels(1200, 1, SMALL)[0] > 1
     expected = oracle.expect("conv2d", arguments)
     with on_cpu() as launched:
         found = oracle.with_autograd("conv2d", arguments, expected.incoming, "triton")
