@@ -325,6 +325,26 @@ def train_networks(given: argparse.Namespace) -> int:
     return BAD_INPUT if complaints else OK
 
 
+def time_on_gpu(given: argparse.Namespace) -> int:
+    """The GPU backends beside torch's own functions."""
+    from bench import gpu
+
+    missing = gpu.missing()
+    if missing is not None:
+        _complain([f"gpu: {missing}"])
+        return BAD_INPUT
+    cases, complaints = selection.choose_cases(given.ops, given.case, given.tag)
+    _complain(complaints)
+    rows = gpu.run(
+        cases, given.dtype, given.passes, given.backend or gpu.backends(), given.seconds, gpu.EventClock()
+    )  # fmt: skip
+    path = given.output or options.RESULTS / f"gpu-{datetime.now().strftime('%Y-%m-%d-%H%M%S')}.json"
+    gpu.save(rows, path)
+    print(f"wrote {path}")
+    wrong = any(row.status == gpu.WRONG and row.provider != "torch" for row in rows)
+    return FOUND if wrong else BAD_INPUT if complaints else OK
+
+
 _COMMANDS = {
     "run": run,
     "compare": compare_results,
@@ -332,6 +352,7 @@ _COMMANDS = {
     "auto": show_choices,
     "cold": show_cold,
     "networks": train_networks,
+    "gpu": time_on_gpu,
     "report": report,
 }
 

@@ -10,7 +10,7 @@ from bench import compare, providers, selection
 from bench.networks.trainers import TRAINERS
 from kernels.case import TAGS
 
-COMMANDS = ("run", "compare", "overhead", "auto", "cold", "networks", "report")
+COMMANDS = ("run", "compare", "overhead", "auto", "cold", "networks", "gpu", "report")
 RESULTS = Path("bench/results")
 NETWORKS = ("cnn", "rnn", "transformer")
 
@@ -76,6 +76,19 @@ def _add_networks(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"JSON; by default a new file in {RESULTS}")
 
 
+def _add_gpu(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("gpu", help="the GPU backends beside torch's own functions, timed by CUDA events")
+    _add_ops(parser)
+    parser.add_argument("--case", nargs="+", default=[], metavar="TEXT", help="cases whose name contains one of these")
+    parser.add_argument("--tag", nargs="+", default=["bench"], metavar="TAG", help=f"tags: {', '.join(TAGS)}")
+    kinds = ("float16", "bfloat16", "float32", "float64")
+    parser.add_argument("--dtype", nargs="+", default=["float16", "float32"], choices=kinds)
+    parser.add_argument("--pass", dest="passes", nargs="+", default=list(selection.PASSES), choices=selection.PASSES)
+    parser.add_argument("--backend", nargs="+", choices=("triton", "cupy", "torch"), help="all that can run by default")
+    parser.add_argument("--seconds", type=_positive(float), default=0.2, metavar="S", help="seconds for each case")
+    parser.add_argument("--output", type=Path, metavar="FILE", help=f"JSON; by default a new file in {RESULTS}")
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of ``python -m bench``."""
     made = argparse.ArgumentParser(prog="python -m bench", description="Measure the kernels, beside other engines.")
@@ -109,6 +122,7 @@ def parser() -> argparse.ArgumentParser:
     cold.add_argument("--pass", dest="passes", default="forward", choices=selection.PASSES)
 
     _add_networks(commands)
+    _add_gpu(commands)
 
     report = commands.add_parser("report", help="draw the pictures and the report of a result again")
     report.add_argument("result", type=Path, help="result.json, or the folder it is in")

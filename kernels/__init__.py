@@ -37,6 +37,7 @@ from kernels.embedding.positions import position_encoding  # noqa: E402
 from kernels.inspection import Explanation, explain, vjp  # noqa: E402
 from kernels.installation import Info, info  # noqa: E402
 from kernels.linear.op import linear  # noqa: E402
+from kernels.linear_cross_entropy.op import linear_cross_entropy  # noqa: E402
 from kernels.normalization.op import layer_norm, rms_norm  # noqa: E402
 from kernels.pool2d.adaptive import adaptive_avg_pool2d, adaptive_max_pool2d  # noqa: E402
 from kernels.pool2d.op import avg_pool2d, lp_pool2d, max_pool2d  # noqa: E402
@@ -44,6 +45,7 @@ from kernels.recurrence.op import gru_layer, lstm_layer, rnn_layer  # noqa: E402
 from kernels.recurrence.stack import gru, lstm, rnn  # noqa: E402
 from kernels.recurrence.steps import gru_cell, lstm_cell, rnn_cell  # noqa: E402
 from kernels.softmax.op import cross_entropy, log_softmax, softmax  # noqa: E402
+from kernels.tuning import Tuned, tune  # noqa: E402
 
 #: Tells this package from Hugging Face's of the same name.
 DISTRIBUTION = "nnlib-kernels"
@@ -57,6 +59,7 @@ __all__ = [
     "RelativeALiBi",
     "RelativeShaw",
     "RelativeT5",
+    "Tuned",
     "adaptive_avg_pool2d",
     "adaptive_max_pool2d",
     "alibi_slopes",
@@ -76,6 +79,7 @@ __all__ = [
     "info",
     "layer_norm",
     "linear",
+    "linear_cross_entropy",
     "log_softmax",
     "lp_pool2d",
     "lstm",
@@ -93,6 +97,7 @@ __all__ = [
     "silu",
     "softmax",
     "tanh",
+    "tune",
     "use_backend",
     "vjp",
 ]

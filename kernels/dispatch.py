@@ -154,8 +154,6 @@ def candidate(
     if implementation is None:
         return Candidate(backend, None, (*reasons, f"there is no {backend.name} kernel of {op.name}"))
     reasons += implementation.why_not(problem)
-    if kind == "cupy" and backend.arrays == "torch":
-        reasons.append("it takes torch tensors and NumPy arrays, not CuPy's")
     if backend.name == "torch" and place == "cuda" and not _torch_has_cuda():
         reasons.append("torch finds no CUDA device or driver")
     if automatic and backend.name == "torch" and kind == "numpy":

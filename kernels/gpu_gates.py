@@ -35,7 +35,7 @@ OF_ROWS: dict[str, dict[str, int]] = {
     "triton": {
         **{"losses_of_rows": 6, "gradient_of_rows": 6, "normalise_rows": 2, "gradients_of_parts": 2},
         **{"attention_forward": 2, "join_splits": 8, "row_products": 2, "query_gradient": 20, "key_gradients": 8},
-        **{"bias_gradient": 8},
+        **{"bias_gradient": 8, "bucket_gradient": 20},
         **{"gather_rows": 6, "factors_of_rows": 6, "add_rows": 8, "drop_elements": 1},
         **{"convolve": 16, "sums_of_pixels": 1, "convolve_depthwise": 1},
         # Places and lengths of rows, and of the GRU a bias.
@@ -98,9 +98,9 @@ def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
     broken = soundness(kernel)
     of_rows = OF_ROWS[kernel.backend].get(kernel.name, 0) * min(int(kernel.options.get("ROWS", 1)), 2)
     narrow = max(kernel.narrow - of_rows, 0)
-    # A bool mask is read where the tensor cores leave the scores, two neighbours a thread; Shaw's term is gathered. In
-    # CUDA C++ they are read in vectors of four scores, which are less than 128 bits but of a bias in float32.
-    added = kernel.options.get("TERM") == 1 or kernel.options.get("EXTRAS")
+    # A bool mask is read where tensor cores leave the scores, two neighbours a thread; terms by distance are gathered.
+    # In CUDA C++ they are read in vectors of four scores, which are less than 128 bits but of a bias in float32.
+    added = kernel.options.get("TERM") in (1, 3) or kernel.options.get("EXTRAS")
     scattered = kernel.options.get("HAS_MASK") or added or _follows_windows(kernel)
     scattered = scattered or (kernel.name in OF_SINGLES[kernel.backend] and kernel.wide > 0)
     if not kernel.target.amd and not scattered and narrow > 0.1 * (kernel.wide + narrow):

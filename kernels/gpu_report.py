@@ -164,6 +164,7 @@ def row_of(workload: Workload, direction: str, kernel: Compiled) -> dict[str, An
     # Of CUDA C++ every constant but places in shared memory, which follow from the others.
     tiles = {n: v for n, v in kernel.options.items() if not n.startswith("AT_")}
     tile = {n: v for n, v in tiles.items() if kernel.backend == "cupy" or n.startswith(_TILE)}
+    tile |= {"SELECTS": True} if kernel.options.get("SELECTS") else {}
     return {
         "workload": workload.id,
         "pass": direction,

@@ -94,8 +94,8 @@ def _attention(
     shapes |= {n: s for n, s in (("bias", bias), ("relative", table)) if s is not None}
     integers: dict[str, tuple[int, ...]] = {"lengths": shape[:1]} if lengths else {}
     integers |= {"seed": ()} if dropout_p else {}
-    clip = (table[0] - 1) // 2 if kind == "shaw" and table is not None else 0
-    attributes = (causal, window, softcap, None, dropout_p, kind, clip, False, False)
+    clip = (table[0] - 1) // 2 if kind == "shaw" and table is not None else 128 if kind == "t5" else 0
+    attributes = (causal, window, softcap, None, dropout_p, kind, clip, kind == "t5", False)
     return Workload("attention", dtype, shapes, attributes, integers, {} if mask is None else {"mask": mask}, name)
 
 
@@ -146,6 +146,8 @@ WORKLOADS: tuple[Workload, ...] = (
     ),
     _attention((2, 16, 2048, 64), "bfloat16", "Shaw", table=(65, 64), kind="shaw"),
     _attention((2, 16, 2048, 64), "bfloat16", "ALiBi", table=(16,), kind="alibi", causal="top_left"),
+    _attention((2, 16, 2048, 64), "bfloat16", "T5", table=(32, 16), kind="t5"),
+    _attention((2, 8, 1024, 512), "bfloat16", "wide causal", causal="top_left"),
     _attention((8, 32, 1, 128), "bfloat16", "decode 16384 keys", keys=(8, 8, 16384, 128), causal="bottom_right"),
     _norm("layer_norm", (16384, 1024), "bfloat16"),
     _norm("layer_norm", (16384, 4096), "float32"),

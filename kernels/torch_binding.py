@@ -191,6 +191,11 @@ def runner(
             return problem.public(on_numpy(function, problem, inputs, {}, device))
 
         return run_on_numpy
+    if kind == "cupy":
+        from kernels.runtime import dlpack
+
+        check = problem.checks_values and not forward.checks_values
+        return lambda inputs: problem.public(dlpack.on_cupy(forward.forward, problem, inputs, check))
     direct = forward.direct(problem) if problem.returned == 1 and not problem.empty else None
     if direct is not None and not problem.checks_values:
         return _without_autocast(direct, next(s.device for s in map(problem.__getattribute__, op.inputs) if s))

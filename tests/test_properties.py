@@ -158,7 +158,7 @@ def test_special_numbers(op: str, data: st.DataObject):
     if "_norm" in op:
         # Where squares overflow, torch's layer_norm is 0 or NaN as the number of elements is.
         x[np.isfinite(x)] = np.clip(x[np.isfinite(x)], -1e18, 1e18)
-    elif op == "cross_entropy":
+    elif op in ("cross_entropy", "linear_cross_entropy"):
         # Under label smoothing torch sums all classes before it divides, and overflows where the mean does not.
         x[np.isfinite(x)] = np.clip(x[np.isfinite(x)], -1e35, 1e35)
     arguments[first] = x
@@ -332,7 +332,7 @@ TAKEN: dict[tuple[str, str], list[Any]] = {
     ("conv2d_max_pool2d", "pool_stride"): [(), []],
     ("softmax", "dim"): [-1],
     ("log_softmax", "dim"): [-1],
-    ("cross_entropy", "ignore_index"): [-1, -(10**30)],
+    **{(op, "ignore_index"): [-1, -(10**30)] for op in ("cross_entropy", "linear_cross_entropy")},
     ("avg_pool2d", "divisor_override"): [-1, -(10**30)],
     ("embedding", "padding_idx"): [-1],
     ("embedding", "max_norm"): [float("inf"), 1.5],

@@ -2,7 +2,12 @@
 
 Arrays have their strides in the order (batch, head, place, width); the innermost one of queries, keys and values too.
 H, GROUP: heads of queries, and how many of them share a head of keys. BLOCK_E, BLOCK_V: powers of two that hold the
-widths E and EV.
+widths E and EV; where these are too wide (WIDE) a program has one of PARTS parts of the columns of its result, and its
+scores are summed up over blocks of columns, anew in every program.
+
+A weight of a hidden key is 0, and a product on tensor cores passes 0 times NaN on as NaN. So kernels whose tiles may
+hide something note where a block of sums is no number (`odd`, a number for each FLAGGED queries or keys), and are
+launched once more with SELECTS: on those blocks alone, with products in which what is hidden counts nothing at all.
 """
 
 from __future__ import annotations
@@ -24,36 +29,96 @@ def load_rows(pointer, i, step, e, step_e, places, width, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def wide_product(
+    a, i, a_i, a_e, A, b, j, b_j, b_e, B, width,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr, COMPUTED: tl.constexpr,
+):  # fmt: skip
+    """Rows i of a, of which there are A, times rows j of b, of which there are B: (i's size, j's size)."""
+    total = tl.zeros((i.shape[0], j.shape[0]), COMPUTED)
+    for first in range(0, width, BLOCK):
+        e = first + tl.arange(0, BLOCK)
+        left = load_rows(a, i, a_i, e, a_e, A, width, False)
+        right = load_rows(b, j, b_j, e, b_e, B, width, False)
+        total = tl.dot(left, tl.trans(right), total, input_precision=PRECISION, out_dtype=COMPUTED)
+    return total
+
+
+@triton.jit
+def not_finite(sums):
+    """1 where some of a tile's sums is NaN or infinite, else 0."""
+    return tl.max(tl.where(tl.abs(sums) < float("inf"), 0, 1))
+
+
+@triton.jit
+def add_product(left, right, sums, seen, SELECTS: tl.constexpr, PRECISION: tl.constexpr, COMPUTED: tl.constexpr):
+    """sums + left @ right. left (R, N) is 0 where not seen; SELECTS: such a term counts nothing, be right what it may.
+
+    Terms with NaN and infinities are then counted by products of their own, of ones and zeros.
+    """
+    if not SELECTS:
+        return tl.dot(left.to(right.dtype), right, sums, input_precision=PRECISION, out_dtype=COMPUTED)
+    else:
+        wide = right.to(COMPUTED)
+        finite = tl.abs(wide) < float("inf")
+        infinite = tl.where(wide == float("inf"), 1.0, tl.where(wide == -float("inf"), -1.0, 0.0)).to(tl.float16)
+        unknown = tl.where(wide != wide, 1.0, 0.0).to(tl.float16)
+        clean = tl.where(finite, wide, 0.0).to(right.dtype)
+        sums = tl.dot(left.to(right.dtype), clean, sums, input_precision=PRECISION, out_dtype=COMPUTED)
+        sign = tl.where(left > 0, 1.0, tl.where(left < 0, -1.0, 0.0)).to(tl.float16)
+        zero = tl.where(seen & (left == 0), 1.0, 0.0).to(tl.float16)
+        size = tl.abs(infinite)
+        difference = tl.dot(sign, infinite)
+        count = tl.dot(tl.abs(sign), size)
+        nothing = tl.dot(tl.where(seen, 1.0, 0.0).to(tl.float16), unknown) + tl.dot(zero, size)
+        sums += tl.where(nothing > 0, float("nan"), 0.0).to(COMPUTED)
+        sums += tl.where(count + difference > 0, float("inf"), 0.0).to(COMPUTED)
+        return sums - tl.where(count - difference > 0, float("inf"), 0.0).to(COMPUTED)
+
+
+@triton.jit
 def attention_forward(
-    query, key, value, mask, bias, lengths, term, seed, out, lse, H, GROUP, L, S, E, EV, chunk,
+    query, key, value, mask, bias, lengths, term, seed, out, lse, odd, H, GROUP, L, S, E, EV, chunk,
     q_b, q_h, q_i, q_e, k_b, k_h, k_j, k_e, v_b, v_h, v_j, v_e, mask_b, mask_h, mask_i, mask_j,
     bias_b, bias_h, bias_i, bias_j, term_b, term_h, term_i, term_row, splits,
     SCALE: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, FROM_END: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr, TERM: tl.constexpr,
     LIMIT: tl.constexpr, DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr, KEEPS: tl.constexpr,
+    FLAGGED: tl.constexpr, SELECTS: tl.constexpr, DESCRIBED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
-    WHOLE_E: tl.constexpr, WHOLE_V: tl.constexpr, PRECISION: tl.constexpr, COMPUTED: tl.constexpr,
+    WIDE: tl.constexpr, PARTS: tl.constexpr, WHOLE_E: tl.constexpr, WHOLE_V: tl.constexpr,
+    PRECISION: tl.constexpr, COMPUTED: tl.constexpr,
 ):  # fmt: skip
     """out (splits, B, H, L, EV), lse (splits, B, H, L): each split of the keys by itself, `chunk` keys of it.
+
+    DESCRIBED: key and value are tensor descriptors, whose tiles the GPU's own unit copies to shared memory.
 
     Programs: blocks of queries, the last ones first, of each split of each head.
     """
     program = tl.program_id(0)
     blocks = tl.cdiv(L, BLOCK_M)
     first = (blocks - 1 - program % blocks) * BLOCK_M
-    split = program // blocks % splits
-    number = program // blocks // splits
-    heads = tl.num_programs(0) // blocks // splits
+    part = program // blocks % PARTS
+    split = program // blocks // PARTS % splits
+    number = program // blocks // PARTS // splits
+    heads = tl.num_programs(0) // blocks // PARTS // splits
+    if FLAGGED > 0:
+        odd += program // blocks * tl.cdiv(L, FLAGGED) + first // FLAGGED
+    if SELECTS:
+        if tl.load(odd) == 0:
+            return
     b = (number // H).to(tl.int64)
     h = (number % H).to(tl.int64)
     i = first + tl.arange(0, BLOCK_M)
     lane = tl.arange(0, BLOCK_N)
     e = tl.arange(0, BLOCK_E)
-    w = tl.arange(0, BLOCK_V)
+    w = part * BLOCK_V + tl.arange(0, BLOCK_V)
     count, shift = keys_of_row(lengths, b, L, S, HAS_LENGTHS, FROM_END)
-    q = load_rows(query + b * q_b + h * q_h, i, q_i, e, q_e, L, E, WHOLE_E)
-    key += b * k_b + h // GROUP * k_h
-    value += b * v_b + h // GROUP * v_h
+    query += b * q_b + h * q_h
+    if not WIDE:
+        q = load_rows(query, i, q_i, e, q_e, L, E, WHOLE_E)
+    if not DESCRIBED:
+        key += b * k_b + h // GROUP * k_h
+        value += b * v_b + h // GROUP * v_h
     if HAS_MASK:
         mask += b * mask_b + h * mask_h
     if HAS_BIAS:
@@ -68,11 +133,19 @@ def attention_forward(
     sums = tl.zeros((BLOCK_M, BLOCK_V), COMPUTED)
     for start in range(low, high, BLOCK_N):
         j = start + lane
-        k = load_rows(key, j, k_j, e, k_e, count, E, WHOLE_E)
-        product = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=COMPUTED)
+        if WIDE:
+            product = wide_product(
+                query, i, q_i, q_e, L, key, j, k_j, k_e, count, E, BLOCK_E, PRECISION, COMPUTED
+            )  # fmt: skip
+        else:
+            if DESCRIBED:
+                k = key.load([number // H, number % H // GROUP, start, 0]).reshape(BLOCK_N, BLOCK_E)
+            else:
+                k = load_rows(key, j, k_j, e, k_e, count, E, WHOLE_E)
+            product = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=COMPUTED)
         y, seen = scores(
-            product, i[:, None], j[None, :], L, count, shift, mask, mask_i, mask_j, bias, bias_i, bias_j, term, term_i,
-            term_row, SCALE, CAP, LEFT, RIGHT, True, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
+            product, i[:, None], j[None, :], L, S, count, shift, mask, mask_i, mask_j, bias, bias_i, bias_j, term,
+            term_i, term_row, SCALE, CAP, LEFT, RIGHT, True, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
         )  # fmt: skip
         y = tl.where(seen, y, -float("inf"))
         found = tl.maximum(largest, tl.max(y, 1))
@@ -83,10 +156,14 @@ def attention_forward(
         total = total * rescale + tl.sum(p, 1)
         if DROPOUT:
             p = p * kept_factors(seed, number, i[:, None], j[None, :], L, S, THRESHOLD, KEPT, COMPUTED)
-        v = load_rows(value, j, v_j, w, v_e, count, EV, WHOLE_V)
-        sums = sums * rescale[:, None]
-        sums = tl.dot(p.to(v.dtype), v, sums, input_precision=PRECISION, out_dtype=COMPUTED)
+        if DESCRIBED:
+            v = value.load([number // H, number % H // GROUP, start, 0]).reshape(BLOCK_N, BLOCK_V)
+        else:
+            v = load_rows(value, j, v_j, w, v_e, count, EV, WHOLE_V)
+        sums = add_product(p, v, sums * rescale[:, None], seen, SELECTS, PRECISION, COMPUTED)
         largest = found
+    if FLAGGED > 0 and not SELECTS:
+        tl.store(odd, not_finite(sums))
     # A query that sees nothing: output 0, log-sum-exp -inf.
     none = largest == -float("inf")
     result = tl.where((none & (total == 0))[:, None], 0.0, sums / tl.where(total == 0, 1.0, total)[:, None])
@@ -95,7 +172,7 @@ def attention_forward(
     tl.store(out + places, result.to(out.dtype.element_ty), mask=(i[:, None] < L) & (w[None, :] < EV))
     if KEEPS:
         sum_log = tl.where(none, -float("inf"), largest) + tl.log(tl.where(none & (total == 0), 1.0, total))
-        tl.store(lse + row, sum_log.to(lse.dtype.element_ty), mask=i < L)
+        tl.store(lse + row, sum_log.to(lse.dtype.element_ty), mask=i < tl.where(part == 0, L, 0))
 
 
 @triton.jit

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from kernels.runtime.row_tiles import power_of_two
 from kernels.runtime.targets import Target
+from kernels.runtime.tuning import asked
 
-#: The widest queries, keys and values that a tile holds.
-WIDEST = 256
+#: The widest queries, keys and values that a tile holds, by bytes of an element; wider ones are taken in blocks of
+#: WIDE_BLOCK columns.
+WIDEST = {2: 256, 4: 128, 8: 64}
+WIDE_BLOCK = {2: 128, 4: 128, 8: 64}
 #: The narrowest side of a tile: tensor cores multiply no less.
 LEAST = 16
 #: Keys that a split of the keys has at least.
@@ -33,18 +34,7 @@ class AttentionTile:
     warps: int
     stages: int
 
-
-_override: ContextVar[AttentionTile | None] = ContextVar("attention_tile", default=None)
-
-
-@contextmanager
-def use_attention_tile(tile: AttentionTile) -> Iterator[None]:
-    """Take this tile for every attention kernel inside the block."""
-    token = _override.set(tile)
-    try:
-        yield
-    finally:
-        _override.reset(token)
+    LIMITS: ClassVar = {"queries": (16, 256), "keys": (16, 256), "warps": (1, 8), "stages": (1, 5)}
 
 
 def width_block(width: int) -> int:
@@ -52,22 +42,35 @@ def width_block(width: int) -> int:
     return max(power_of_two(width), LEAST)
 
 
-def forward_tile(queries: int, width: int, itemsize: int, extras: bool, target: Target) -> AttentionTile:
+def parts_of(width: int, itemsize: int) -> int:
+    """How many programs share the columns of a result of this width when it is too wide for one."""
+    return max(-(-width // WIDE_BLOCK[itemsize]), 1)
+
+
+def _wide_tile(itemsize: int) -> AttentionTile:
+    """The tile where some width is above `WIDEST`."""
+    return AttentionTile(32, 32, 4, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1)
+
+
+def forward_tile(queries: int, width: int, itemsize: int, extras: int, target: Target) -> AttentionTile:
     """The tile of the forward pass.
 
     Args:
         queries: L.
         width: the larger of E and Ev.
         itemsize: bytes of an element.
-        extras: the scores are more than products: mask, bias, relative term, cap or dropout take registers too.
+        extras: how many things the scores have beside products: mask, bias, relative term, cap and dropout take
+            registers too.
         target: the GPU.
     """
-    asked = _override.get()
-    if asked is not None:
-        return asked
+    wanted = asked(AttentionTile)
+    if wanted is not None:
+        return wanted
+    if width > WIDEST[itemsize]:
+        return _fitted(_wide_tile(itemsize), queries, width, target)
     width = width_block(width)
     if itemsize == 2:
-        if width <= 64 and extras and target.name == "sm_100":
+        if width <= 64 and (extras > 2 or extras and target.name == "sm_100"):
             tile = AttentionTile(64, 32, 4, 2)
         elif width <= 64 and extras:
             tile = AttentionTile(128, 64, 4 if target.name == "sm_90" else 8, 2)
@@ -80,20 +83,22 @@ def forward_tile(queries: int, width: int, itemsize: int, extras: bool, target: 
     elif itemsize == 4:
         tile = AttentionTile(32, 32, 4 if width <= 64 else 8, 2)
     else:
-        tile = AttentionTile(32, 16, 8, 1) if width <= 64 else AttentionTile(16, 16, 8, 1)
-    return _fitted(tile, queries, target)
+        tile = AttentionTile(32, 16, 8, 1)
+    return _fitted(tile, queries, width, target)
 
 
 def backward_tiles(
-    queries: int, width: int, itemsize: int, extras: bool, target: Target
+    queries: int, width: int, itemsize: int, extras: int, target: Target
 ) -> tuple[AttentionTile, AttentionTile]:
     """(tile for the gradients of queries and bias, tile for those of keys and values). Arguments as of `forward_tile`.
 
     Four products of a tile live at a time. Found by compiling: larger ones spill registers somewhere.
     """
-    asked = _override.get()
-    if asked is not None:
-        return asked, asked
+    wanted = asked(AttentionTile)
+    if wanted is not None:
+        return wanted, wanted
+    if width > WIDEST[itemsize]:
+        return (_fitted(_wide_tile(itemsize), queries, width, target),) * 2
     width = width_block(width)
     if itemsize == 2 and width <= 128 and extras:
         of_queries = of_keys = AttentionTile(64, 32, 4, 2)
@@ -103,20 +108,31 @@ def backward_tiles(
         elif target.name == "sm_100":
             of_keys = AttentionTile(32, 64, 4, 2)
             of_queries = of_queries if width <= 64 else of_keys
+        if extras > 2 and width > 64:
+            of_queries = replace(of_queries, warps=8)
+            of_keys = AttentionTile(16 if target.name == "sm_90" else of_keys.queries, of_keys.keys, 8, 2)
     elif itemsize == 2:
-        of_queries = AttentionTile(64, 64, 4 if width <= 64 else 8, 2) if width <= 128 else AttentionTile(32, 32, 8, 1)
+        of_queries = AttentionTile(64, 64, 4 if width <= 64 else 8, 2) if width <= 128 else AttentionTile(32, 32, 4, 1)
         of_keys = of_queries
     elif itemsize == 4:
-        of_queries = of_keys = AttentionTile(32, 32, 8, 2) if width <= 128 else AttentionTile(16, 32, 8, 1)
+        of_queries = of_keys = AttentionTile(32, 32, 8, 2)
     else:
         of_queries = of_keys = AttentionTile(16, 16, 8, 1)
-    return _fitted(of_queries, queries, target), _fitted(of_keys, queries, target)
+    return _fitted(of_queries, queries, width, target), _fitted(of_keys, queries, width, target)
 
 
-def _fitted(tile: AttentionTile, queries: int, target: Target) -> AttentionTile:
+def selecting_tile(tile: AttentionTile, width: int, itemsize: int) -> AttentionTile:
+    """The tile of the second launch, on blocks whose sums are no numbers: a part of `tile`, with five products."""
+    if asked(AttentionTile) is not None:
+        return tile
+    side = 32 if itemsize == 2 and width <= 64 else 16
+    return AttentionTile(min(tile.queries, side), min(tile.keys, side), 8, 1)
+
+
+def _fitted(tile: AttentionTile, queries: int, width: int, target: Target) -> AttentionTile:
     """No more queries than there are; a warp of AMD's has 64 threads, and its local memory holds one stage."""
     tile = replace(tile, queries=min(tile.queries, width_block(queries)))
-    if tile.queries * tile.keys < 2048:
+    if tile.queries * tile.keys < 2048 and width <= 64 or tile.queries * tile.keys < 1024:
         tile = replace(tile, warps=min(tile.warps, 4))
     if target.amd:
         tile = replace(tile, warps=min(tile.warps, 4), stages=1)

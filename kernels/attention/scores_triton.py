@@ -7,7 +7,8 @@ Places of a tile are two 2-d index arrays that broadcast to it, i of queries and
     count       keys that the row of the batch has
     LEFT, RIGHT how many keys before and after its position a query sees; -1 for all of them
     CAP         softcap, 0.0 for none
-    TERM        relative term: 0 none, 1 Shaw's (`term` (B, H, L, rows) is scale * q . table), 2 ALiBi's slopes (H,)
+    TERM        relative term: 0 none, 1 Shaw's (`term` (B, H, L, rows) is scale * q . table), 2 ALiBi's slopes (H,),
+                3 T5's: `term` (H, distances) of the distances 1 - max(L, S) to max(L, S) - 1
     LIMIT       Shaw's clip
 """
 
@@ -56,7 +57,7 @@ def query_range(first, last, L, shift, LEFT: tl.constexpr, RIGHT: tl.constexpr):
 
 @triton.jit
 def scores(
-    product, i, j, L, count, shift, mask, mask_i, mask_j, bias, bias_i, bias_j, term, term_i, term_row,
+    product, i, j, L, S, count, shift, mask, mask_i, mask_j, bias, bias_i, bias_j, term, term_i, term_row,
     SCALE: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, EDGE: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, TERM: tl.constexpr, LIMIT: tl.constexpr,
     COMPUTED: tl.constexpr,
@@ -84,6 +85,9 @@ def scores(
         y = y + tl.load(term + i.to(tl.int64) * term_i + row * term_row, mask=inside, other=0.0).to(COMPUTED)
     if TERM == 2:
         y = y - tl.load(term).to(COMPUTED) * tl.abs(j - i - shift).to(COMPUTED)
+    if TERM == 3:
+        place = j - i - shift + (tl.maximum(L, S) - 1)
+        y = y + tl.load(term + place * term_row, mask=inside, other=0.0).to(COMPUTED)
     if CAP > 0:
         y = CAP * _tanh(y / CAP, COMPUTED)
     return y, seen

@@ -1,24 +1,40 @@
 """attention in Triton: which kernels run, on which tiles.
 
 Shaw's term is a product of the queries with its table, taken by torch once a call: (B, H, L, rows), which grows with
-the length alone. NaN in a key or value reaches the queries of its tile that do not see it, as in torch's own op; keys
-behind `lengths` are never read.
+the length alone. Where something may be hidden, a kernel is launched a second time, for the blocks in which NaN or
+infinities were met; there are none as a rule, and it ends at once (see forward_triton.py).
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 
 from kernels.attention import backward_triton, forward_triton
-from kernels.attention.gpu_tiles import WIDEST, AttentionTile, backward_tiles, forward_tile, split_count, width_block
+from kernels.attention.gpu_tiles import (
+    WIDE_BLOCK,
+    WIDEST,
+    AttentionTile,
+    backward_tiles,
+    forward_tile,
+    parts_of,
+    selecting_tile,
+    split_count,
+    width_block,
+)
 from kernels.attention.op import ATTENTION, SCALED_DOT_PRODUCT_ATTENTION, ScaledDotProductAttentionProblem
 from kernels.attention.problem import AttentionProblem
+from kernels.attention.relative import t5_buckets
 from kernels.attention.scaled_dot_product import through_attention
 from kernels.op import Implementation
 from kernels.random import drop_threshold
+from kernels.runtime.descriptors_triton import DESCRIBED_TARGETS, describable_rows, described_rows
+from kernels.runtime.row_tiles import power_of_two
+from kernels.runtime.targets import Target
 from kernels.runtime.triton_gpu import (
     DTYPES,
     computed,
@@ -29,11 +45,12 @@ from kernels.runtime.triton_gpu import (
     target_of,
     zero_gradients,
 )
+from kernels.runtime.tuning import choose
 
 Tensor = torch.Tensor
 #: Rows that the kernels which go over rows alone take at a time.
 ROWS = 16
-_TERMS = {None: 0, "shaw": 1, "alibi": 2}
+_TERMS = {None: 0, "shaw": 1, "alibi": 2, "t5": 3}
 
 
 def _strides(array: Tensor | None) -> tuple[int, ...]:
@@ -55,19 +72,35 @@ def _term(p: AttentionProblem, query: Tensor, table: Tensor | None) -> Tensor | 
     if p.relative_kind == "alibi":
         return table.view(1, -1, 1, 1)
     wide = computed_dtype(query.dtype)
+    if p.relative_kind == "t5":
+        return table.to(wide).t()[:, _buckets_of(p, query.device).long()].contiguous()[None, :, None]
     return (query.to(wide) @ table.to(wide).mT) * p.score_scale
 
 
-def _extras(p: AttentionProblem) -> bool:
-    """Whether a score is more than a product."""
-    more = (p.mask, p.bias, p.relative, p.softcap)
-    return p.dropout_p > 0 or any(given is not None for given in more)
+def _buckets_of(p: AttentionProblem, device: torch.device) -> Tensor:
+    """The bucket of T5's table of each distance that there may be."""
+    assert p.relative is not None
+    longest = max(p.score_shape[2:])
+    return _buckets(longest, p.relative.shape[0], p.bidirectional, p.relative_limit, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _buckets(longest: int, buckets: int, bidirectional: bool, most: int, device: torch.device) -> Tensor:
+    """Made by the function of every backend, and kept: a copy from the host cannot be captured in a CUDA graph."""
+    found = t5_buckets(np.arange(1 - longest, longest), buckets, bidirectional, most)
+    return torch.from_numpy(found.astype(np.int32)).to(device)
+
+
+def _extras(p: AttentionProblem) -> int:
+    """How many things a score has beside its product."""
+    return (p.dropout_p > 0) + sum(given is not None for given in (p.mask, p.bias, p.relative, p.softcap))
 
 
 def _constants(p: AttentionProblem, query: Tensor, tile: AttentionTile) -> dict[str, Any]:
     """What the kernels know when they are compiled."""
     left, right = p.reach
-    width_e, width_v = width_block(p.query.shape[3]), width_block(p.value.shape[3])
+    wide = _wide(p)
+    width_e, width_v = (WIDE_BLOCK[s.itemsize] if wide else width_block(s.shape[3]) for s in (p.query, p.value))
     return {
         "SCALE": p.score_scale,
         "CAP": p.softcap or 0.0,
@@ -86,6 +119,7 @@ def _constants(p: AttentionProblem, query: Tensor, tile: AttentionTile) -> dict[
         "BLOCK_N": tile.keys,
         "BLOCK_E": width_e,
         "BLOCK_V": width_v,
+        "WIDE": wide,
         "WHOLE_E": width_e == p.query.shape[3],
         "WHOLE_V": width_v == p.value.shape[3],
         "PRECISION": _precision(query.dtype),
@@ -93,6 +127,56 @@ def _constants(p: AttentionProblem, query: Tensor, tile: AttentionTile) -> dict[
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }
+
+
+def _hides(p: AttentionProblem) -> bool:
+    """Whether a tile may hold keys that some query of it does not see; keys behind `lengths` are not read at all."""
+    left, right = p.reach
+    if p.query.shape[2] == 1 and p.from_end and left < 0:
+        right = -1  # the one query stands at the last key
+    return p.mask is not None or p.bias is not None or (left, right) != (-1, -1)
+
+
+def _launches(p: AttentionProblem, tile: AttentionTile) -> tuple[tuple[AttentionTile, bool], ...]:
+    """(tile, SELECTS) of each launch of a kernel."""
+    if not _hides(p):
+        return ((tile, False),)
+    return (tile, False), (selecting_tile(tile, _width(p), p.query.itemsize), True)
+
+
+def _describable(p: AttentionProblem, target: Target, key: Tensor, value: Tensor) -> bool:
+    """Whether the forward pass reads keys and values by tensor descriptors.
+
+    By the report its loop is then 6 to 13 % shorter. Not with lengths: the copies would bring what lies behind them.
+    """
+    known = target.name in DESCRIBED_TARGETS and key.element_size() == 2
+    return known and p.lengths is None and not _wide(p) and all(map(describable_rows, (key, value)))
+
+
+def _flags(p: AttentionProblem, blocks: int, device: Any) -> Tensor | None:
+    """Room for a number for each block of sums."""
+    return empty((blocks,), torch.int32, device) if _hides(p) else None
+
+
+def _width(p: AttentionProblem) -> int:
+    """The larger of E and Ev."""
+    return max(p.query.shape[3], p.value.shape[3])
+
+
+def _wide(p: AttentionProblem) -> bool:
+    """Whether columns are taken in blocks."""
+    return _width(p) > WIDEST[p.query.itemsize]
+
+
+def _parts(p: AttentionProblem, width: int) -> int:
+    """PARTS of a kernel whose result has this width."""
+    return parts_of(width, p.query.itemsize) if _wide(p) else 1
+
+
+def _rows_at_a_time(p: AttentionProblem) -> dict[str, int]:
+    """BLOCK_M and BLOCK_V of the kernels that go over rows of values alone."""
+    block = width_block(p.value.shape[3])
+    return {"BLOCK_M": max(min(ROWS, 4096 // block), 1), "BLOCK_V": block}
 
 
 def _sizes(p: AttentionProblem) -> tuple[int, ...]:
@@ -116,9 +200,10 @@ def attention(
         return empty_results(p, query.device)
     batch, heads, queries, keys = p.score_shape
     device, dtype, wide = query.device, query.dtype, computed_dtype(query.dtype)
-    width, target = max(p.query.shape[3], p.value.shape[3]), target_of(query)
-    tile = forward_tile(queries, width, query.element_size(), _extras(p), target)
-    programs = triton.cdiv(queries, tile.queries) * batch * heads
+    target, parts_v = target_of(query), _parts(p, p.value.shape[3])
+    tile = forward_tile(queries, _width(p), query.element_size(), _extras(p), target)
+    tile = choose("attention_forward", p, target, tile)
+    programs = triton.cdiv(queries, tile.queries) * batch * heads * parts_v
     splits = split_count(programs, keys, target)
     keeps = p.results()[1] is not None
     out = empty((batch, heads, queries, p.value.shape[3]), dtype, device)
@@ -130,17 +215,26 @@ def attention(
     term = _term(p, query, relative)
     arrays = (query, key, value, mask, bias, None if lengths is None else lengths.contiguous(), term, seed)
     steps = [s for a in (query, key, value, mask, bias, term) for s in _strides(a)]
-    constants = _constants(p, query, tile)
-    launch(
-        forward_triton.attention_forward, (programs * splits,), *arrays, parts, part_lse, *_sizes(p), chunk, *steps,
-        splits, **constants, KEEPS=keeps or splits > 1,
-    )  # fmt: skip
-    if splits > 1:
-        rows = batch * heads * queries
+    odd = _flags(p, programs * splits, device)
+    described = _describable(p, target, key, value)
+    for cut, selects in _launches(p, tile):
+        constants = _constants(p, query, cut)
+        given = arrays
+        if described and not selects:
+            blocks = (constants["BLOCK_E"], constants["BLOCK_V"])
+            found = (described_rows(t, cut.keys, block) for t, block in zip((key, value), blocks))
+            given = (query, *found, *arrays[3:])
         launch(
-            forward_triton.join_splits, (triton.cdiv(rows, ROWS),), parts, part_lse, out, lse, rows,
-            p.value.shape[3], splits, KEEPS=keeps, BLOCK_M=ROWS, BLOCK_V=constants["BLOCK_V"],
-            COMPUTED=constants["COMPUTED"], num_warps=4,
+            forward_triton.attention_forward, (triton.cdiv(queries, cut.queries) * batch * heads * parts_v * splits,),
+            *given, parts, part_lse, odd, *_sizes(p), chunk, *steps, splits, **constants,
+            KEEPS=keeps or splits > 1, FLAGGED=0 if odd is None else tile.queries, SELECTS=selects, PARTS=parts_v,
+            DESCRIBED=described and not selects,
+        )  # fmt: skip
+    if splits > 1:
+        rows, block = batch * heads * queries, _rows_at_a_time(p)
+        launch(
+            forward_triton.join_splits, (triton.cdiv(rows, block["BLOCK_M"]),), parts, part_lse, out, lse, rows,
+            p.value.shape[3], splits, KEEPS=keeps, **block, COMPUTED=computed(dtype), num_warps=4,
         )  # fmt: skip
     return out, lse
 
@@ -167,10 +261,12 @@ def attention_backward(
         grad_output = torch.zeros_like(output)
     batch, heads, queries, keys = p.score_shape
     device, dtype, wide = query.device, query.dtype, computed_dtype(query.dtype)
-    width = max(p.query.shape[3], p.value.shape[3])
-    tile, key_tile = backward_tiles(queries, width, query.element_size(), _extras(p), target_of(query))
+    target = target_of(query)
+    tile, key_tile = backward_tiles(queries, _width(p), query.element_size(), _extras(p), target)
+    tile = choose("query_gradient", p, target, tile)
+    key_tile = choose("key_gradients", p, target, key_tile)
     constants = _constants(p, query, tile)
-    delta = _row_products(p, grad_output, output, grad_lse, constants)
+    delta = _row_products(p, grad_output, output, grad_lse)
     term = _term(p, query, relative)
     lengths = None if lengths is None else lengths.contiguous()
     arrays = (grad_output, query, key, value, mask, bias, lengths, term, seed, lse.contiguous(), delta)
@@ -179,30 +275,40 @@ def attention_backward(
     stand_in = tuple(query if a is None and n in (4, 5, 7) else a for n, a in enumerate(arrays))
     wants = p.needs_grad
     grad_query = grad_key = grad_value = grad_bias = grad_table = None
-    if wants[0] or wants[6]:
-        shaw, alibi = p.relative_kind == "shaw", p.relative_kind == "alibi"
+    shaw, alibi, t5 = (p.relative_kind == kind for kind in ("shaw", "alibi", "t5"))
+    if wants[0] or wants[6] and not t5:
+        parts = _parts(p, p.query.shape[3])
         grad_query = empty((batch, heads, queries, p.query.shape[3]), wide if shaw else dtype, device)
         grad_term = None
         if alibi:
             grad_term = empty((batch, heads, queries), wide, device)
         elif shaw:
             grad_term = torch.zeros((batch, heads, queries, 2 * p.relative_limit + 1), dtype=wide, device=device)
-        launch(
-            backward_triton.query_gradient, (triton.cdiv(queries, tile.queries) * batch * heads,), *arrays,
-            grad_query, grad_term, *_sizes(p), *steps, **constants,
-        )  # fmt: skip
+        odd = _flags(p, triton.cdiv(queries, tile.queries) * batch * heads * parts, device)
+        for cut, selects in _launches(p, tile):
+            launch(
+                backward_triton.query_gradient, (triton.cdiv(queries, cut.queries) * batch * heads * parts,), *arrays,
+                grad_query, grad_term, odd, *_sizes(p), *steps, **_constants(p, query, cut),
+                FLAGGED=0 if odd is None else tile.queries, SELECTS=selects, PARTS=parts,
+            )  # fmt: skip
         if shaw and grad_term is not None and relative is not None:
             grad_query = (grad_query + (grad_term @ relative.to(wide)) * p.score_scale).to(dtype)
             sums = torch.einsum("bhlc,bhle->ce", grad_term, query.to(wide)) * p.score_scale
             grad_table = sums.to(dtype)
         elif grad_term is not None:
             grad_table = -grad_term.sum((0, 2)).to(dtype)
+    if wants[6] and t5 and relative is not None:
+        grad_table = _table_gradient(p, relative, stand_in, steps, constants)
     if wants[1] or wants[2]:
+        parts = _parts(p, _width(p))
         grad_key, grad_value = empty(p.key.shape, dtype, device), empty(p.value.shape, dtype, device)
-        launch(
-            backward_triton.key_gradients, (triton.cdiv(keys, key_tile.keys) * batch * p.key.shape[1],), *stand_in,
-            grad_key, grad_value, *_sizes(p), *steps, **_constants(p, query, key_tile),
-        )  # fmt: skip
+        odd = _flags(p, triton.cdiv(keys, key_tile.keys) * batch * p.key.shape[1] * parts, device)
+        for cut, selects in _launches(p, key_tile):
+            launch(
+                backward_triton.key_gradients, (triton.cdiv(keys, cut.keys) * batch * p.key.shape[1] * parts,),
+                *stand_in, grad_key, grad_value, odd, *_sizes(p), *steps, **_constants(p, query, cut),
+                FLAGGED=0 if odd is None else key_tile.keys, SELECTS=selects, PARTS=parts,
+            )  # fmt: skip
     if wants[4] and p.bias is not None:
         shape = p.bias.shape
         grad_bias = empty(shape, dtype, device)
@@ -216,46 +322,46 @@ def attention_backward(
     return tuple(g if wanted else None for g, wanted in zip(found, wants))
 
 
-def _row_products(
-    p: AttentionProblem, grad: Tensor, output: Tensor, grad_lse: Tensor | None, constants: dict[str, Any]
+def _table_gradient(
+    p: AttentionProblem, table: Tensor, arrays: tuple[Any, ...], steps: list[int], constants: dict[str, Any]
 ) -> Tensor:
+    """The gradient of T5's table (buckets, H)."""
+    batch, heads, queries, _ = p.score_shape
+    blocks, buckets = triton.cdiv(queries, constants["BLOCK_M"]), power_of_two(table.shape[0])
+    sums = empty((batch, heads, blocks, buckets), computed_dtype(table.dtype), table.device)
+    options = constants | {"num_stages": 1, "BUCKETS": buckets}
+    launch(
+        backward_triton.bucket_gradient, (batch * heads * blocks,), *arrays, _buckets_of(p, table.device), sums,
+        *_sizes(p), *steps, **options,
+    )  # fmt: skip
+    return sums.sum((0, 2))[:, : table.shape[0]].t().to(table.dtype).contiguous()
+
+
+def _row_products(p: AttentionProblem, grad: Tensor, output: Tensor, grad_lse: Tensor | None) -> Tensor:
     """delta (B, H, L) of the kernels."""
     batch, heads, queries, _ = p.score_shape
     delta = empty((batch, heads, queries), computed_dtype(output.dtype), output.device)
     steps = () if grad_lse is None else tuple(grad_lse.stride())
+    block = _rows_at_a_time(p)
     launch(
-        backward_triton.row_products, (triton.cdiv(delta.numel(), ROWS),), grad, output, grad_lse, delta, queries,
-        heads, p.value.shape[3], delta.numel(), *_strides(grad), *_strides(output), *(steps or (0, 0, 0)),
-        HAS_GRAD=True, HAS_LSE=grad_lse is not None, BLOCK_M=ROWS, BLOCK_V=constants["BLOCK_V"],
-        COMPUTED=constants["COMPUTED"], num_warps=4,
+        backward_triton.row_products, (triton.cdiv(delta.numel(), block["BLOCK_M"]),), grad, output, grad_lse, delta,
+        queries, heads, p.value.shape[3], delta.numel(), *_strides(grad), *_strides(output), *(steps or (0, 0, 0)),
+        HAS_GRAD=True, HAS_LSE=grad_lse is not None, **block, COMPUTED=computed(output.dtype), num_warps=4,
     )  # fmt: skip
     return delta
 
 
-def _reasons(p: AttentionProblem) -> list[str]:
-    found = []
-    for name, width in (("query", p.query.shape[3]), ("value", p.value.shape[3])):
-        if not 1 <= width <= WIDEST:
-            found.append(f"{name} has {width} columns; it takes 1 to {WIDEST}")
-    if p.relative_kind == "t5":
-        found.append("it has no RelativeT5")
-    return found
-
-
-def _reasons_torchs(p: ScaledDotProductAttentionProblem) -> list[str]:
-    return _reasons(p.attention)
-
-
 def _describe(p: AttentionProblem) -> str:
-    return "tiles of keys, softmax as they stream by"
+    after = ", columns in parts" if _wide(p) else ""
+    return f"tiles of keys, softmax as they stream by{after}"
 
 
 def _describe_torchs(p: ScaledDotProductAttentionProblem) -> str:
     return _describe(p.attention)
 
 
-Implementation(ATTENTION, "triton", attention, attention_backward, dtypes=DTYPES, reasons=_reasons, describe=_describe)
+Implementation(ATTENTION, "triton", attention, attention_backward, dtypes=DTYPES, describe=_describe)
 Implementation(
     SCALED_DOT_PRODUCT_ATTENTION, "triton", *through_attention(attention, attention_backward), dtypes=DTYPES,
-    reasons=_reasons_torchs, describe=_describe_torchs,
+    describe=_describe_torchs,
 )  # fmt: skip

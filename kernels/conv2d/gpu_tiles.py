@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import ClassVar
 
 from kernels.runtime.row_tiles import power_of_two
 from kernels.runtime.targets import Target
+from kernels.runtime.tuning import asked
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,10 @@ class ConvTile:
     warps: int
     stages: int
 
+    LIMITS: ClassVar = {
+        "rows": (16, 256), "columns": (16, 256), "inner": (16, 128), "warps": (1, 8), "stages": (1, 6),
+    }  # fmt: skip
+
 
 #: The least side of a matrix product on tensor cores that Triton takes.
 LEAST = 16
@@ -34,19 +37,6 @@ LEAST = 16
 LEAST_PART = 512
 #: Most parts of a weight's gradient.
 MOST_PARTS = 256
-
-_override: ContextVar[ConvTile | None] = ContextVar("conv_tile", default=None)
-
-
-@contextmanager
-def use_conv_tile(tile: ConvTile) -> Iterator[None]:
-    """Take this tile for every matrix product of a convolution inside the block."""
-    token = _override.set(tile)
-    try:
-        yield
-    finally:
-        _override.reset(token)
-
 
 def conv_tile(
     rows: int, columns: int, inner: int, itemsize: int, target: Target, *, tensor_cores: bool, vectors: bool,
@@ -64,9 +54,9 @@ def conv_tile(
             thread keeps the place of every element it loads, so that tiles must be small.
         across: the sum goes across these vectors, not along them: a weight's gradient.
     """
-    asked = _override.get()
-    if asked is not None:
-        return asked
+    wanted = asked(ConvTile)
+    if wanted is not None:
+        return wanted
     large = tensor_cores and vectors
     wide = min(max(power_of_two(columns), LEAST), 128 if large else 64)
     tall = 128 if large else 64

@@ -30,6 +30,7 @@ from kernels.runtime.triton_gpu import (
     target_of,
     zero_gradients,
 )
+from kernels.runtime.tuning import choose
 
 Tensor = torch.Tensor
 Problem = Conv2dProblem | ConvTranspose2dProblem
@@ -87,14 +88,14 @@ def _has_vectors(channels: int, tensor: Tensor) -> bool:
 
 
 def _tile(
-    rows: int, columns: int, inner: int, tensor: Tensor, precision: str, *, vectors: bool, across: bool = False
-) -> ConvTile:
+    p: Problem, kernel: str, rows: int, columns: int, inner: int, tensor: Tensor, precision: str, *, vectors: bool,
+    across: bool = False,
+) -> ConvTile:  # fmt: skip
     target = target_of(tensor)
     cores = tensor.element_size() == 2 or precision == "tf32" or (target.amd and tensor.element_size() == 4)
     itemsize = tensor.element_size()
-    return conv_tile(
-        rows, columns, inner, itemsize, target, tensor_cores=cores, vectors=vectors, across=across
-    )  # fmt: skip
+    tile = conv_tile(rows, columns, inner, itemsize, target, tensor_cores=cores, vectors=vectors, across=across)
+    return choose(kernel, p, target, tile)
 
 
 def _constants(tile: ConvTile, dtype: torch.dtype, precision: str) -> dict[str, Any]:
@@ -140,7 +141,8 @@ def _convolve(
     pixels = form.shape[0] * -(-form.shape[2] // phases[0]) * -(-form.shape[3] // phases[1])
     together = in_channels * (p.kernel[0] * p.kernel[1] if flat else 1)
     vectors = not flat and _has_vectors(in_channels, source)
-    tile = _tile(pixels, out_channels, together, source, precision, vectors=vectors)
+    name = "convolve transposed" if transposed else "convolve"
+    tile = _tile(p, name, pixels, out_channels, together, source, precision, vectors=vectors)
     grid = (
         triton.cdiv(pixels, tile.rows) * triton.cdiv(out_channels, tile.columns), phases[0] * phases[1], p.groups,
     )  # fmt: skip
@@ -195,7 +197,7 @@ def _weight_gradient(p: Problem, source: Tensor, grad: Tensor, form: ArraySpec) 
     precision = precision_of(grad.dtype, target)
     terms = channels * p.kernel[0] * p.kernel[1]
     vectors = _has_vectors(channels, source) and _has_vectors(outputs, grad)
-    tile = _tile(outputs, terms, pixels, grad, precision, vectors=vectors, across=True)
+    tile = _tile(p, "weight_gradient", outputs, terms, pixels, grad, precision, vectors=vectors, across=True)
     tiles = triton.cdiv(outputs, tile.rows) * triton.cdiv(terms, tile.columns)
     parts, part = parts_of_pixels(pixels, tiles * p.groups, target)
     of_parts = empty((parts, form.size), computed_dtype(grad.dtype), grad.device)
@@ -311,7 +313,8 @@ def conv_transpose2d_backward(
     )
 
 
-def _reasons(p: Problem) -> list[str]:
+def reasons(p: Problem) -> list[str]:
+    """Why no launch holds it."""
     if depthwise(p):
         return []
     found = []
@@ -329,8 +332,8 @@ def _describe(p: Problem) -> str:
     return f"implicit matrix product{few}, {p.weight.shape[1] * p.kernel[0] * p.kernel[1]} terms"
 
 
-Implementation(CONV2D, "triton", conv2d, conv2d_backward, reasons=_reasons, dtypes=DTYPES, describe=_describe)
+Implementation(CONV2D, "triton", conv2d, conv2d_backward, reasons=reasons, dtypes=DTYPES, describe=_describe)
 Implementation(
     CONV_TRANSPOSE2D, "triton", conv_transpose2d, conv_transpose2d_backward,
-    reasons=_reasons, dtypes=DTYPES, describe=_describe,
+    reasons=reasons, dtypes=DTYPES, describe=_describe,
 )  # fmt: skip

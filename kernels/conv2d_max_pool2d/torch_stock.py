@@ -24,21 +24,21 @@ def _starts(p: Conv2dMaxPool2dProblem, like: Tensor) -> tuple[Tensor, Tensor]:
     return rows[:, None], columns
 
 
-def _taps(p: Conv2dMaxPool2dProblem, indices: Tensor) -> Tensor:
+def taps_of(p: Conv2dMaxPool2dProblem, indices: Tensor) -> Tensor:
     """The taps within their windows of indices in the convolution's plane."""
     rows, columns = _starts(p, indices)
     width = p.pooling.x.shape[3]
     return (indices // width - rows) * p.pool_kernel_size[1] + indices % width - columns
 
 
-def _indices(p: Conv2dMaxPool2dProblem, taps: Tensor) -> Tensor:
-    """The reverse of `_taps`."""
+def indices_of(p: Conv2dMaxPool2dProblem, taps: Tensor) -> Tensor:
+    """The reverse of `taps_of`."""
     rows, columns = _starts(p, taps)
     taps, width = taps.long(), p.pool_kernel_size[1]
     return (taps // width + rows) * p.pooling.x.shape[3] + taps % width + columns
 
 
-def _at(planes: Tensor, indices: Tensor) -> Tensor:
+def at_indices(planes: Tensor, indices: Tensor) -> Tensor:
     """planes (N, C, H, W) at indices (N, C, PH, PW) of their planes."""
     return planes.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
 
@@ -55,8 +55,8 @@ def conv2d_max_pool2d(
     assert form is not None
     return (
         laid_out(output, form),
-        None if winners is None else laid_out(_taps(p, indices).to(getattr(torch, winners.dtype)), winners),
-        None if kept is None else laid_out(_at(sums, indices), kept),
+        None if winners is None else laid_out(taps_of(p, indices).to(getattr(torch, winners.dtype)), winners),
+        None if kept is None else laid_out(at_indices(sums, indices), kept),
     )
 
 
@@ -71,11 +71,11 @@ def conv2d_max_pool2d_backward(
     preactivation: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, weight, bias. The sums are computed anew, so that autograd sees how they depend on the inputs."""
-    indices = _indices(p, winners)
+    indices = indices_of(p, winners)
     c = p.convolution
     if p.activation is not None:
         sums = convolutions.sums(c, x, weight, bias)
-        grad_output = activation_backward(p.activation, grad_output, _at(sums, indices))
+        grad_output = activation_backward(p.activation, grad_output, at_indices(sums, indices))
     form = p.pooling.x
     dy = laid_out(to_indices(grad_output, indices, form.shape[2:]), form)
     return convolutions.sums_backward(c, dy, x, weight)

@@ -22,6 +22,7 @@ from kernels.runtime.triton_gpu import (
     target_of,
     zero_gradients,
 )
+from kernels.runtime.tuning import choose
 
 Tensor = torch.Tensor
 
@@ -41,7 +42,8 @@ def _normalise(
     wide = computed_dtype(x.dtype)
     mean = empty(p.rows_shape, wide, device) if p.trains and centred else None
     rstd = empty(p.rows_shape, wide, device) if p.trains else None
-    tile = row_tile(rows, n, 1, target_of(x))
+    target = target_of(x)
+    tile = choose("normalise_rows", p, target, row_tile(rows, n, 1, target))
     seen, strides = as_rows(x, (rows, n))
     (weights, weight_n), (biases, bias_n) = _flat(weight), _flat(bias)
     launch(
@@ -78,7 +80,7 @@ def _gradients(
     rows, n = p.extents
     wants_x, wants_weight, wants_bias = (*p.needs_grad, False)[:3]
     device, wide, target = x.device, computed_dtype(x.dtype), target_of(x)
-    tile = row_tile(rows, n, 1, target, LONGEST_BACKWARD)
+    tile = choose("gradients_of_parts", p, target, row_tile(rows, n, 1, target, LONGEST_BACKWARD))
     columns = min(LONG_COLUMNS, tile.block)
     parts, part = parts_of(rows, tile if tile.whole else RowTile(LONG_ROWS, columns, False, 8), target)
     grad_x = empty(p.x.shape, x.dtype, device) if wants_x else None

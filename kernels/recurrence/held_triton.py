@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.activation.activation_triton import sigmoid, tanh
-from kernels.recurrence.backward_triton import cell_before, first_step, flows_in
+from kernels.recurrence.backward_triton import cell_before, flows_in
 from kernels.recurrence.cells_triton import (
     gru_gradients,
     last_step,

@@ -7,12 +7,11 @@ else the rows of a tile are, at consecutive places in inner.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import ClassVar
 
 from kernels.runtime.targets import Target
+from kernels.runtime.tuning import asked
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,8 @@ class RowTile:
     whole: bool
     warps: int
 
+    LIMITS: ClassVar = {"rows": (1, 128), "warps": (1, 16)}
+
 
 #: Elements of a tile that one thread keeps in registers: four vectors of 128 bits of float32.
 OF_THREAD = 16
@@ -40,19 +41,6 @@ LONGEST = 16384
 STEP = 4096
 #: Rows side by side in memory: two lines of 128 bytes of float32.
 SIDE_BY_SIDE = 64
-
-_override: ContextVar[RowTile | None] = ContextVar("row_tile", default=None)
-
-
-@contextmanager
-def use_row_tile(tile: RowTile) -> Iterator[None]:
-    """Take this tile for every row kernel inside the block. A whole row must fit its block."""
-    token = _override.set(tile)
-    try:
-        yield
-    finally:
-        _override.reset(token)
-
 
 def power_of_two(n: int) -> int:
     """The least power of two that is at least n, and 1."""
@@ -70,13 +58,13 @@ def row_tile(rows: int, n: int, inner: int, target: Target, longest: int = LONGE
         longest: the most elements of a tile; less than `LONGEST` for a kernel that keeps several arrays.
 
     Raises:
-        ValueError: a tile was asked for by `use_row_tile` that cannot hold the rows whole.
+        ValueError: a tile was asked for by `use_tile` that cannot hold the rows whole.
     """
-    asked = _override.get()
-    if asked is not None:
-        if asked.whole and asked.block < n:
-            raise ValueError(f"use_row_tile: tile must hold a whole row of {n} elements, got {asked}")
-        return asked
+    wanted = asked(RowTile)
+    if wanted is not None:
+        if wanted.whole and wanted.block < n:
+            raise ValueError(f"use_tile: tile must hold a whole row of {n} elements, got {wanted}")
+        return wanted
     block = power_of_two(n)
     if inner > 1:
         side = min(power_of_two(inner), SIDE_BY_SIDE)

@@ -25,6 +25,26 @@ def _product(sizes: tuple[int, ...]) -> int:
     return total
 
 
+def check_classes(op: str, target: Any, classes: int, ignore_index: int) -> None:
+    """Raise an IndexError unless every class index lies in [0, classes) or is `ignore_index`."""
+    if 0 in target.shape:
+        return
+    if isinstance(target, np.ndarray):
+        unsigned = target.view(f"u{target.itemsize}")
+        # In one reduction: as unsigned numbers, negative indices are large.
+        if unsigned.max() < classes:
+            return
+    wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
+    if not wrong.any():
+        return
+    position = arrays.first_true(wrong)
+    where = f" at {position if len(position) != 1 else position[0]}" if position else ""
+    raise IndexError(
+        f"{op}: target must lie in [0, {classes - 1}] or be ignore_index ({ignore_index}), "
+        f"got {int(target[position])}{where}"
+    )
+
+
 @dataclass(frozen=True)
 class SoftmaxProblem(Problem):
     """softmax, checked: dim is counted from the front."""
@@ -244,22 +264,8 @@ class CrossEntropyProblem(Problem):
 
     def check_values(self, input: Any, target: Any, weight: Any = None) -> None:
         """Every class index must be one of the classes or `ignore_index`."""
-        if not self.indexed or self.target.size == 0:
-            return
-        if isinstance(target, np.ndarray):
-            unsigned = target.view(f"u{target.itemsize}")
-            # In one reduction: as unsigned numbers, negative indices are large.
-            if unsigned.max() < self.classes:
-                return
-        wrong = (target != self.ignore_index) & ((target < 0) | (target >= self.classes))
-        if not wrong.any():
-            return
-        position = arrays.first_true(wrong)
-        where = f" at {position if len(position) != 1 else position[0]}" if position else ""
-        raise IndexError(
-            f"cross_entropy: target must lie in [0, {self.classes - 1}] or be ignore_index ({self.ignore_index}), "
-            f"got {int(target[position])}{where}"
-        )
+        if self.indexed:
+            check_classes("cross_entropy", target, self.classes, self.ignore_index)
 
     def flops(self) -> int:
         """Maximum, difference, exponential and sum: four for every logit."""

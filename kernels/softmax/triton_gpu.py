@@ -20,6 +20,7 @@ from kernels.runtime.triton_gpu import (
     target_of,
     zero_gradients,
 )
+from kernels.runtime.tuning import choose
 from kernels.softmax import cross_entropy_triton, softmax_triton
 from kernels.softmax.op import CROSS_ENTROPY, LOG_SOFTMAX, SOFTMAX, CrossEntropyProblem, SoftmaxProblem
 
@@ -30,10 +31,13 @@ LEAST_ROWS, MOST_PARTS = 4096, 256
 SUM_BLOCK = 1024
 
 
-def _tile(extents: tuple[int, int, int], tensor: Tensor) -> tuple[tuple[int, ...], dict[str, Any]]:
+def _tile(
+    p: SoftmaxProblem | CrossEntropyProblem, kernel: str, tensor: Tensor
+) -> tuple[tuple[int, ...], dict[str, Any]]:
     """(grid, the constants of a kernel that say its tile)."""
-    outer, n, inner = extents
-    tile = row_tile(outer * inner, n, inner, target_of(tensor))
+    outer, n, inner = p.extents
+    target = target_of(tensor)
+    tile = choose(kernel, p, target, row_tile(outer * inner, n, inner, target))
     grid = (outer * triton.cdiv(inner, tile.rows) if inner > 1 else triton.cdiv(outer, tile.rows),)
     constants = {
         "SIDE": inner > 1,
@@ -51,7 +55,7 @@ def softmax(p: SoftmaxProblem, x: Tensor) -> tuple[Tensor | None, ...]:
     if p.empty:
         return empty_results(p, x.device)
     out = empty(p.x.shape, x.dtype, x.device)
-    grid, constants = _tile(p.extents, x)
+    grid, constants = _tile(p, "softmax_rows", x)
     seen, strides = as_rows(x, p.extents)
     kernel = softmax_triton.softmax_rows
     launch(kernel, grid, seen, out, *p.extents, *strides, IS_LOG=p.op == "log_softmax", **constants)
@@ -63,7 +67,7 @@ def softmax_backward(p: SoftmaxProblem, grad_output: Tensor, output: Tensor) -> 
     if p.empty:
         return zero_gradients(p, output.device)
     out = empty(p.x.shape, output.dtype, output.device)
-    grid, constants = _tile(p.extents, output)
+    grid, constants = _tile(p, "softmax_gradient_rows", output)
     (grad, grad_strides), (y, y_strides) = as_rows(grad_output, p.extents), as_rows(output, p.extents)
     kernel = softmax_triton.softmax_gradient_rows
     strides = (*p.extents, *grad_strides, *y_strides)
@@ -96,7 +100,7 @@ def cross_entropy(
     losses = empty(p.rows_shape, input.dtype if each else wide, device)
     maxima = empty(p.rows_shape, wide, device) if p.trains else None
     log_sums = empty(p.rows_shape, wide, device) if p.trains else None
-    grid, constants = _tile(p.extents, input)
+    grid, constants = _tile(p, "losses_of_rows", input)
     (x, x_strides), (t, t_strides) = as_rows(input, p.extents), _target(p, target)
     weight_n = 0 if weight is None else weight.stride(0)
     launch(
@@ -162,7 +166,7 @@ def cross_entropy_backward(
     outer, _, inner = p.extents
     grad_x = empty(p.input.shape, input.dtype, input.device) if wants_x else None
     grad_soft = empty(p.input.shape, input.dtype, input.device) if wants_soft else None
-    grid, constants = _tile(p.extents, input)
+    grid, constants = _tile(p, "gradient_of_rows", input)
     (x, x_strides), (t, t_strides) = as_rows(input, p.extents), _target(p, target)
     grad, grad_strides = as_rows(grad_loss, (outer, inner)) if p.reduction == "none" else (grad_loss, (0, 0))
     launch(

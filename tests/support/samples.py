@@ -117,6 +117,7 @@ def compare(name: str, theirs: Any, sample: Any, tally: Tally, backend: str | No
         return tally.leave_out("torch's own random numbers")
     if kwargs.pop("inplace", False):
         return tally.leave_out("results in place")
+    kwargs.pop("options", None)  # how linear_cross_entropy is cut into chunks
     if any(isinstance(v, torch.dtype) and not v.is_floating_point for v in kwargs.values()):
         return tally.leave_out("complex or integer results")
     shown = f"  {name}({describe(args, kwargs)}): "

@@ -224,6 +224,29 @@ def _cross_entropy(draw: st.DrawFn) -> Drawn:
 
 
 @st.composite
+def _linear_cross_entropy(draw: st.DrawFn) -> Drawn:
+    rows = draw(st.sampled_from([(), (1,), (2,), (5,)]))
+    inner = tuple(draw(st.lists(st.integers(1, 4), max_size=2))) if rows else ()
+    classes, features = draw(st.integers(2, 40)), draw(st.integers(1, 20))
+    shapes: dict[str, tuple[int, ...]] = {"input": (*rows, features), "linear_weight": (classes, *inner, features)}
+    shapes |= {"linear_bias": (classes, *inner)} if draw(st.booleans()) else {}
+    shapes |= {"weight": (classes,)} if draw(st.booleans()) else {}
+    arguments: Arguments = {
+        "reduction": draw(st.sampled_from(["none", "sum", "mean"])),
+        # With 1 the gradient of nearly equal logits, p - 1 / classes, is nothing but rounding.
+        "label_smoothing": draw(st.sampled_from([0.0, 0.1])),
+    }
+    if draw(st.booleans()):
+        shapes["target"] = (*rows, classes, *inner)
+    else:
+        rng = np.random.default_rng(draw(st.integers(0, 99)))
+        ignored = draw(st.sampled_from([-100, 0, 1]))
+        labels = np.where(rng.random((*rows, *inner)) < 0.2, ignored, rng.integers(0, classes, (*rows, *inner)))
+        arguments |= {"target": np.asarray(labels, np.int64), "ignore_index": ignored}
+    return shapes, arguments
+
+
+@st.composite
 def _norm(draw: st.DrawFn, with_bias: bool) -> Drawn:
     # Not of one element, which is its own mean: the gradients would be nothing but rounding.
     sizes = (*draw(st.lists(st.integers(1, 7), max_size=2)), draw(st.integers(2, 70)))
@@ -264,6 +287,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Drawn]] = {
     "softmax": _softmax(),
     "log_softmax": _softmax(),
     "cross_entropy": _cross_entropy(),
+    "linear_cross_entropy": _linear_cross_entropy(),
     "gelu": _gelu(),
     "embedding": _embedding(),
     "layer_norm": _norm(with_bias=True),
@@ -312,6 +336,14 @@ def _torch_linear(x: Any, weight: Any, bias: Any = None, *, activation: Any) -> 
     return _activated(activation, F.linear(x, weight, bias))
 
 
+def _torch_linear_cross_entropy(
+    input: Any, linear_weight: Any, target: Any, linear_bias: Any = None, ignore_index: Any = None, **rest: Any
+) -> Any:
+    logits = F.linear(input, linear_weight.flatten(0, -2), None if linear_bias is None else linear_bias.flatten())
+    logits = logits.reshape(*input.shape[:-1], *linear_weight.shape[:-1])
+    return F.cross_entropy(logits, target, ignore_index=-100 if ignore_index is None else ignore_index, **rest)
+
+
 SEQUENCES: dict[str, Callable[..., Any]] = {
     "attention": sequences.torch_attention,
     "scaled_dot_product_attention": sequences.torch_scaled_dot_product_attention,
@@ -328,6 +360,8 @@ def torch_call(op: str) -> Callable[..., Any]:
         return _torch_conv2d_max_pool2d
     if op == "linear":
         return _torch_linear
+    if op == "linear_cross_entropy":
+        return _torch_linear_cross_entropy
     if op in SEQUENCES:
         return SEQUENCES[op]
 

@@ -23,6 +23,7 @@ import triton.language as tl
 from triton import knobs
 from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import backends
 from kernels.op import OPS
@@ -45,14 +46,14 @@ _load, _store = _Builder.create_masked_load, _Builder.create_masked_store
 _update, _exchange = _Builder.create_atomic_rmw, _Builder.create_atomic_cas
 
 
-def _watched_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+def _watched_load(self: Any, pointers: Any, mask: Any, *rest: Any, **named: Any) -> Any:
     _touch(pointers, mask, "load")
-    return _load(self, pointers, mask, *rest)
+    return _load(self, pointers, mask, *rest, **named)
 
 
-def _watched_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+def _watched_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
     _touch(pointers, mask, "store")
-    return _store(self, pointers, value, mask, *rest)
+    return _store(self, pointers, value, mask, *rest, **named)
 
 
 def _watched_update(self: Any, operation: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
@@ -148,7 +149,9 @@ def launch(
     chosen = {name: value for name, value in options.items() if name in kernel.arg_names}
     given = inspect.getcallargs(kernel.fn, *arguments, **chosen)
     constant = {p.name for p in kernel.params if p.is_constexpr}
-    tensors = {n: v for n, v in given.items() if hasattr(v, "data_ptr")}
+    # Of a tensor descriptor, the tensor.
+    described = {n: v.base if isinstance(v, TensorDescriptor) else v for n, v in given.items()}
+    tensors = {n: v for n, v in described.items() if hasattr(v, "data_ptr")}
     # Two parameters may be one tensor.
     unique = {(t.data_ptr(), t.numel()): Shadow.of(n, t) for n, t in tensors.items()}
     watch = Watch([shadow for shadows in unique.values() for shadow in shadows])

@@ -9,13 +9,16 @@ import pytest
 import torch
 
 import kernels
-from kernels.attention.gpu_tiles import AttentionTile, backward_tiles, forward_tile, split_count, use_attention_tile
+from kernels.attention import gpu_tiles, triton_gpu
+from kernels.attention.gpu_tiles import AttentionTile, backward_tiles, forward_tile, split_count
 from kernels.case import Case
 from kernels.random import keep_mask
 from kernels.runtime.targets import TARGETS
-from tests.attention.helpers import gradients, inputs
+from kernels.runtime.tuning import use_tile
+from tests.attention import test_semantics as semantics
+from tests.attention.helpers import gradients, inputs, relative_term
 from tests.support import layouts, matrix, oracle
-from tests.support.triton_interpreter import on_cpu
+from tests.support.triton_interpreter import SMALL, on_cpu
 from tests.triton_on_cpu import helpers
 
 OPS = ("attention", "scaled_dot_product_attention")
@@ -62,7 +65,12 @@ def test_the_kernels_that_run_are_these():
     q, k, v = inputs(1, 2, 9, 11)
     with on_cpu() as launched:
         gradients("triton", {"query": q, "key": k, "value": v, "bias": np.zeros((9, 11), np.float32)})
-    assert launched == ["attention_forward", "row_products", "query_gradient", "key_gradients", "bias_gradient"]
+    twice = ["query_gradient"] * 2 + ["key_gradients"] * 2
+    assert launched == ["attention_forward", "attention_forward", "row_products", *twice, "bias_gradient"]
+    with on_cpu() as launched:
+        gradients("triton", {"query": q, "key": k, "value": v})
+        kernels.attention(q[:, :, :1], k, v, causal="bottom_right")
+    assert launched == ["attention_forward", "row_products", "query_gradient", "key_gradients", "attention_forward"]
 
 
 # ----- tiles -------------------------------------------------------------------------------------------------------
@@ -79,7 +87,7 @@ def attention_tiles() -> list[AttentionTile]:
         for queries in (1, 17, 40, 1000)
         for width in (16, 64, 128, 256)
         for itemsize in (2, 4, 8)
-        for extras in (False, True)
+        for extras in (0, 1, 3)
         for target in TARGETS.values()
         for tile in tiles_of(queries, width, itemsize, extras, target)
     }
@@ -99,7 +107,7 @@ def test_every_tile(tile: AttentionTile):
     }  # fmt: skip
     with on_cpu(seed=2):
         expected = oracle.expect("attention", arguments)
-        with use_attention_tile(tile):
+        with use_tile(tile):
             report(expected.complaints(oracle.with_autograd("attention", arguments, expected.incoming, "triton")))
 
 
@@ -107,7 +115,7 @@ def test_every_tile(tile: AttentionTile):
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 def test_tiles_are_what_tensor_cores_take(target: str, itemsize: int):
     for width in (1, 64, 100, 256):
-        for extras in (False, True):
+        for extras in (0, 1, 3):
             for tile in tiles_of(5000, width, itemsize, extras, TARGETS[target]):
                 assert tile.queries >= 16 and tile.keys >= 16 and tile.warps in (1, 2, 4, 8) and 1 <= tile.stages <= 3
             assert {t.queries for t in tiles_of(3, width, itemsize, extras, TARGETS[target])} == {16}
@@ -127,16 +135,17 @@ def test_how_often_keys_are_split():
     assert split_count(1, 300, H100) == 1
 
 
-@pytest.mark.parametrize("lengths", [None, [1100, 40], [0, 600]])
+@pytest.mark.parametrize("lengths", [None, [150, 20], [0, 80]])
 @pytest.mark.parametrize("causal", [None, "bottom_right"])
-def test_split_keys(lengths: list[int] | None, causal: str | None):
+def test_split_keys(lengths: list[int] | None, causal: str | None, monkeypatch: pytest.MonkeyPatch):
     """A few queries of many keys: parts that see nothing, and queries that do not."""
-    q, k, v = inputs(2, 4, 2, 1100, 8, kv_heads=2, dtype="float64")
+    q, k, v = inputs(2, 2, 2, 150, 8, kv_heads=1, dtype="float64")
     counts = None if lengths is None else np.array(lengths)
     arguments = {"query": q, "key": k, "value": v, "lengths": counts, "causal": causal, "return_lse": True}
-    with on_cpu(H100) as launched:
+    monkeypatch.setattr(gpu_tiles, "SPLIT_KEYS", 32)
+    with on_cpu(H100) as launched, use_tile(AttentionTile(16, 32, 4, 1)):
         against_reference(arguments)
-    assert launched[:2] == ["attention_forward", "join_splits"]
+    assert launched.count("join_splits") == 1
 
 
 # ----- what the scores are made of ---------------------------------------------------------------------------------
@@ -177,6 +186,16 @@ def test_alibis_term(causal: str | None):
         against_reference({"query": q, "key": k, "value": v, **rest})
 
 
+@pytest.mark.parametrize("kind", ["t5", "t5 causal"])
+@pytest.mark.parametrize("causal", [None, "top_left", "bottom_right"])
+def test_t5s_term(kind: str, causal: str | None):
+    """Distances of both signs, beyond max_distance too, and buckets that several tiles share."""
+    q, k, v = inputs(2, 2, 60, 90, 8, kv_heads=1, dtype="float64")
+    rest = {"causal": causal, "lengths": np.array([90, 12]), "relative": relative_term(kind, 2, 8, "float64")}
+    with on_cpu(), use_tile(AttentionTile(32, 64, 4, 1)):
+        against_reference({"query": q, "key": k, "value": v, **rest})
+
+
 @pytest.mark.parametrize("shape", [(2, 2, 17, 70), (1, 2, 17, 70), (2, 1, 1, 70), (1, 1, 17, 1), (1, 1, 1, 1)])
 def test_the_gradient_of_a_bias_is_summed_where_it_broadcasts(shape: tuple[int, ...]):
     q, k, v = inputs(2, 2, 17, 70, 8, dtype="float64")
@@ -193,6 +212,60 @@ def test_keys_behind_the_lengths_are_never_read():
         found, (dq, dk, dv, *_) = gradients("triton", {"query": q, "key": k, "value": v, "lengths": counts})
     assert all(np.isfinite(a).all() for a in (found[0], dq, dk, dv))
     assert not dk[1, :, 13:].any() and not dv[1, :, 13:].any()
+
+
+HIDDEN = {
+    "anywhere": lambda: semantics.test_nothing_hidden_leaks("triton"),
+    "ahead": lambda: semantics.test_nan_of_a_future_key_stays_in_the_future("triton", 70),
+    "from one query of few": lambda: semantics.test_nan_of_a_future_key_stays_in_the_future("triton", 4),
+    "from all queries": lambda: semantics.test_padding_that_no_query_sees_does_not_matter("triton"),
+}
+
+
+@pytest.mark.parametrize("where", HIDDEN)
+def test_what_is_hidden_does_not_leak(where: str):
+    """NaN and infinities in hidden keys and values, and in queries that see nothing: as on every backend."""
+    with on_cpu(), use_tile(AttentionTile(128, 128, 4, 1)):
+        HIDDEN[where]()
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("queries", [2, 20])
+def test_what_is_seen_is_as_in_the_reference(odd: float, queries: int, monkeypatch: pytest.MonkeyPatch):
+    """NaN and infinities among queries, keys and values that some see and others do not, keys split or not."""
+    q, k, v = inputs(2, 2, queries, 70, 8, 12, kv_heads=1, dtype="float64")
+    mask = np.random.default_rng(0).random((2, 1, queries, 70)) < (0.5 if queries == 2 else 0.15)
+    k[0, 0, 20:22, 3], v[1, 0, 30:60:7, 1], v[1, 0, 12] = odd, odd, -odd
+    q[0, 1, 1, 2] = odd
+    arguments = {"query": q, "key": k, "value": v, "mask": mask, "return_lse": True}
+    exact, exact_gradients = gradients("reference", arguments)
+    monkeypatch.setattr(gpu_tiles, "SPLIT_KEYS", 24)
+    with on_cpu(H100 if queries == 2 else SMALL) as launched, use_tile(AttentionTile(16, 32, 4, 1)):
+        found, found_gradients = gradients("triton", arguments)
+    assert ("join_splits" in launched) == (queries == 2)
+    for a, b in zip((*found, *found_gradients[:3]), (*exact, *exact_gradients[:3]), strict=True):
+        assert not np.isfinite(b).all() and np.isfinite(b).any()
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_blocks_that_are_no_numbers_are_done_again_in_parts():
+    """The second launch's tile is smaller than the first one's."""
+    tile = gpu_tiles.selecting_tile(AttentionTile(64, 64, 4, 3), 64, 2)
+    assert tile == AttentionTile(32, 32, 8, 1)
+    with on_cpu():
+        semantics.test_nan_of_a_future_key_stays_in_the_future("triton", 70)
+
+
+def test_a_gradient_that_is_no_number_reaches_what_its_query_sees_alone():
+    q, k, v = inputs(1, 2, 40, 50)
+    with on_cpu():
+        y, pullback = kernels.vjp("attention", q, k, v, causal="top_left", backend="triton")
+        grad = np.ones_like(y)
+        grad[0, 0, 10] = np.nan
+        dq, dk, dv = pullback(grad)[:3]
+    assert np.isnan(dq[0, 0, 10]).all() and np.isfinite(np.delete(dq[0, 0], 10, 0)).all()
+    for d in (dk, dv):
+        assert np.isnan(d[0, 0, :11]).all() and np.isfinite(d[0, 0, 11:]).all() and np.isfinite(d[0, 1]).all()
 
 
 def test_products_follow_torchs_setting():
@@ -257,12 +330,12 @@ def test_offsets_beyond_32_bits():
 
 
 def test_results_do_not_depend_on_the_order_of_the_programs():
-    q, k, v = inputs(2, 4, 50, 70, 8, kv_heads=2)
-    bias = np.random.default_rng(1).standard_normal((1, 4, 1, 70)).astype(np.float32)
+    q, k, v = inputs(1, 2, 40, 50, 8, kv_heads=1)
+    bias = np.random.default_rng(1).standard_normal((1, 2, 1, 50)).astype(np.float32)
     arguments = {"query": q, "key": k, "value": v, "bias": bias, "dropout_p": 0.1, "seed": 1}
     answers = []
     for seed in (None, 1, 2):
-        with on_cpu(seed=seed), use_attention_tile(AttentionTile(16, 16, 4, 1)):
+        with on_cpu(seed=seed), use_tile(AttentionTile(16, 32, 4, 1)):
             found, given = gradients("triton", arguments)
         answers.append([*found, *(g for g in given if g is not None)])
     for other in answers[1:]:
@@ -270,17 +343,111 @@ def test_results_do_not_depend_on_the_order_of_the_programs():
             np.testing.assert_array_equal(a, b)
 
 
-# ----- what it does not take ---------------------------------------------------------------------------------------
+# ----- tensor descriptors ------------------------------------------------------------------------------------------
 
 
-def test_reasons(capsys: pytest.CaptureFixture[str]):
+def described(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """DESCRIBED of every launch of the forward kernel from now on."""
+    seen: list[bool] = []
+    launch = triton_gpu.launch
+
+    def watch(kernel: Any, grid: Any, *arguments: Any, **options: Any) -> None:
+        if kernel.fn.__name__ == "attention_forward":
+            seen.append(options["DESCRIBED"])
+        launch(kernel, grid, *arguments, **options)
+
+    monkeypatch.setattr(triton_gpu, "launch", watch)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", helpers.HALVES, ids=str)
+def test_keys_and_values_by_descriptors(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    """Heads that lie between the rows, shared by groups; edges in all directions; the second launch takes pointers."""
+    seen = described(monkeypatch)
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(2, n, h, w, generator=rng).to(dtype).transpose(1, 2)
+        for n, h, w in ((37, 4, 24), (70, 2, 24), (70, 2, 40))
+    )
+    for rest in ({}, {"causal": "bottom_right", "window": (30, None)}):
+        with on_cpu():
+            found = kernels.attention(q, k, v, backend="triton", **rest)
+        exact = kernels.attention(q.double(), k.double(), v.double(), backend="reference", **rest)
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=4 * torch.finfo(dtype).eps)
+    assert seen == [True, True, False]
+
+
+def test_what_cannot_be_described_goes_by_pointers(monkeypatch: pytest.MonkeyPatch):
+    seen = described(monkeypatch)
+    q, k = torch.randn(1, 2, 9, 16).half(), torch.randn(1, 2, 20, 16).half()
+    room = torch.randn(1, 2, 20, 19).half()
+    lengths = torch.tensor([12])
+    calls: list[dict[str, Any]] = [
+        {"key": k, "value": room[..., :16]},  # rows of 38 bytes
+        {"key": k, "value": torch.randn(20 * 32 + 1).half()[1:].view(1, 2, 20, 16)},  # begins at 2 bytes
+        {"key": k, "value": torch.randn(1, 2, 1, 16).half().expand(1, 2, 20, 16)},  # strides of 0
+        {"key": k, "value": k.mT.contiguous().mT},  # columns apart
+        {"key": k, "value": k, "lengths": lengths},  # what is behind them is never read
+    ]
     with on_cpu():
-        q, k, v = inputs(1, 2, 5, 9, 300, 8)
-        assert "query has 300 columns; it takes 1 to 256" in str(kernels.explain("attention", q, k, v))
-        q, k, v = inputs(1, 2, 5, 9, 8, 300)
-        table = kernels.RelativeT5(np.zeros((32, 2), np.float32))
-        text = str(kernels.explain("attention", q, k, v, relative=table))
-        assert "value has 300 columns; it takes 1 to 256; it has no RelativeT5" in text
-        assert kernels.explain("attention", q, k, v, relative=table).chosen == "numba"
-        with pytest.raises(kernels.BackendError, match=r"it has no RelativeT5$"):
-            kernels.attention(q[..., :8], k[..., :8], v[..., :8], relative=table, backend="triton")
+        for given in calls:
+            found = kernels.attention(q, **given, backend="triton")
+            double = {n: t.double() if t.is_floating_point() else t for n, t in given.items()}
+            exact = kernels.attention(q.double(), **double, backend="reference")
+            torch.testing.assert_close(found.double(), exact, rtol=0, atol=4e-3)
+        kernels.attention(q.float(), k.float(), k.float(), backend="triton")
+    with on_cpu(TARGETS["sm_80"]):
+        kernels.attention(q, k, k, backend="triton")
+    assert seen == [False] * 7
+    with on_cpu():
+        kernels.attention(q[:, :1], k[:, :1], k[:, :1], backend="triton")  # one head: its stride says nothing
+    assert seen[-1]
+
+
+# ----- widths above a tile's ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width, value_width", [(300, 20), (20, 300), (290, 260)])
+def test_wide_queries_and_values(width: int, value_width: int):
+    """Columns in parts, a program each; what is hidden does not leak there either."""
+    q, k, v = inputs(1, 2, 20, 40, width, value_width, kv_heads=1, dtype="float64")
+    rest = {"causal": "bottom_right", "dropout_p": 0.2, "seed": 3, "return_lse": True, "bias": np.zeros((20, 40))}
+    table = np.random.default_rng(3).standard_normal((7, width))
+    with on_cpu(), use_tile(AttentionTile(32, 64, 4, 1)):
+        against_reference({"query": q, "key": k, "value": v, "relative": kernels.RelativeShaw(table), **rest})
+        k[:, :, 35, -1] = v[:, :, 35, -1] = np.inf
+        found = kernels.attention(q, k, v, causal="bottom_right", backend="triton")
+    assert np.isfinite(found[:, :, :15]).all() and np.isnan(found[:, :, 15:, -1]).all()
+
+
+def test_few_queries_of_wide_keys(monkeypatch: pytest.MonkeyPatch):
+    """Both split: the keys, and the columns."""
+    q, k, v = inputs(1, 1, 2, 70, 264, 300)
+    monkeypatch.setattr(gpu_tiles, "SPLIT_KEYS", 32)
+    arguments = {"query": q, "key": k, "value": v, "return_lse": True}
+    with on_cpu(H100) as launched:
+        expected = oracle.expect("attention", arguments)
+        report(expected.complaints(oracle.with_autograd("attention", arguments, expected.incoming, "triton")))
+    assert "join_splits" in launched
+
+
+@pytest.mark.parametrize("dtype", helpers.HALVES, ids=str)
+def test_wide_heads_in_half_precision(dtype: torch.dtype):
+    case = Case(
+        "attention", "wide", {"query": (1, 1, 33, 272), "key": (1, 1, 40, 272), "value": (1, 1, 40, 272)}, {}, ()
+    )
+    with on_cpu():
+        report(helpers.tensor_complaints(case, dtype))
+
+
+def test_widths_of_0():
+    with on_cpu():
+        semantics.test_the_last_dimension_may_be_empty("triton")
+
+
+def test_every_call_is_taken():
+    with on_cpu():
+        q, k, v = inputs(1, 2, 5, 9, 300, 700)
+        for kind in ("shaw", "t5", "t5 causal", "alibi"):
+            given = {"relative": relative_term(kind, 2, 300), "causal": "top_left", "dropout_p": 0.5, "softcap": 1.0}
+            assert kernels.explain("attention", q, k, v, **given).chosen == "triton"

@@ -14,7 +14,7 @@ from tests.triton_on_cpu import helpers
 OPS = ("softmax", "log_softmax", "cross_entropy", "layer_norm", "rms_norm", "attention", "scaled_dot_product_attention")
 OPS += ("relu", "gelu", "silu", "sigmoid", "tanh", "dropout", "embedding", "linear", "conv2d", "conv_transpose2d")
 OPS += ("rnn_layer", "lstm_layer", "gru_layer")
-OPS += ("max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d", "lp_pool2d")
+OPS += ("linear_cross_entropy", "max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d", "lp_pool2d")
 CASES = helpers.small_cases(*OPS)
 DTYPES = (torch.float32, torch.float64, *helpers.HALVES)
 
@@ -69,3 +69,53 @@ def test_numpy_arrays_are_copied_over_and_back():
     found = kernels.softmax(x, device="cuda", backend="triton")
     assert isinstance(found, type(x))
     assert abs(found - kernels.softmax(x, backend="reference")).max() < 1e-6
+
+
+def test_compiled_graphs():
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return kernels.softmax(x, backend="triton").exp()
+
+    x = torch.randn(5, 40, device="cuda", requires_grad=True)
+    found = torch.compile(function, fullgraph=True)(x)
+    torch.testing.assert_close(found, function(x))
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), x), torch.autograd.grad(function(x).sum(), x))
+
+
+def test_another_device_than_the_current_one():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("this machine has one GPU")
+    x = torch.randn(5, 40)
+    found = kernels.softmax(x.to("cuda:1"), backend="triton")
+    assert found.device == torch.device("cuda:1") and torch.cuda.current_device() == 0
+    torch.testing.assert_close(found.cpu(), torch.softmax(x, 1))
+
+
+def test_cupys_arrays():
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    x = cupy.random.standard_normal((5, 40), dtype=cupy.float32)
+    found = kernels.softmax(x, backend="triton")
+    assert isinstance(found, cupy.ndarray)
+    assert abs(found.get() - kernels.softmax(x.get(), backend="reference")).max() < 1e-6
+
+
+def test_tuned_tiles_give_the_same_results():
+    query, key, value = torch.randn(3, 2, 4, 200, 64, device="cuda", dtype=torch.float16).unbind()
+    before = kernels.attention(query, key, value, causal="top_left", backend="triton")
+    found = kernels.tune("attention", query, key, value, causal="top_left")
+    assert [t.kernel.split()[1] for t in found] == ["attention_forward", "query_gradient", "key_gradients"]
+    assert all(0 < t.seconds <= t.default_seconds for t in found)
+    torch.testing.assert_close(kernels.attention(query, key, value, causal="top_left", backend="triton"), before)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_what_is_hidden_does_not_leak(odd: float):
+    """The kernels' second launch, on tensor cores."""
+    query, key, value = torch.randn(3, 1, 2, 150, 64, device="cuda", dtype=torch.float16).unbind()
+    clean = kernels.attention(query, key, value, causal="top_left", backend="triton")
+    key[:, :, 140], value[:, :, 140] = odd, odd
+    given = [t.requires_grad_() for t in (query, key, value)]
+    found = kernels.attention(*given, causal="top_left", backend="triton")
+    torch.testing.assert_close(found[:, :, :140], clean[:, :, :140], rtol=1e-3, atol=1e-3)
+    assert not torch.isfinite(found[:, :, 140:]).any()
+    gradients = torch.autograd.grad(found[:, :, :140].float().sum(), given)
+    assert torch.isfinite(gradients[0][:, :, :140]).all()

@@ -15,8 +15,9 @@ import torch
 
 import kernels
 from kernels.case import Case
-from kernels.runtime.row_tiles import RowTile, use_row_tile
+from kernels.runtime.row_tiles import RowTile
 from kernels.runtime.triton_gpu import DTYPES
+from kernels.runtime.tuning import use_tile
 from tests.support import layouts, matrix, oracle
 from tests.support.triton_interpreter import on_cpu
 from tests.triton_on_cpu import helpers
@@ -97,7 +98,7 @@ def test_every_tile(tile: RowTile):
     n = max(tile.block - 1, 1) if tile.whole else 2 * tile.block + min(3, tile.block)
     rows = tile.rows + 1 if tile.rows * n < 20_000 else 1
     complaints = []
-    with on_cpu(seed=1), use_row_tile(tile):
+    with on_cpu(seed=1), use_tile(tile):
         for inner in ({1} if tile.whole or tile.rows == 1 else set()) | ({min(tile.rows + 1, 9)} - {2}):
             for op, arguments in _calls(n, rows if inner == 1 else 2, inner):
                 expected = oracle.expect(op, arguments)
@@ -107,8 +108,8 @@ def test_every_tile(tile: RowTile):
 
 
 def test_rows_too_long_for_a_whole_tile_are_refused():
-    message = r"^use_row_tile: tile must hold a whole row of 9 elements, got RowTile\(rows=1, block=8,.*"
-    with on_cpu(), use_row_tile(RowTile(1, 8, True, 1)), pytest.raises(ValueError, match=message):
+    message = r"^use_tile: tile must hold a whole row of 9 elements, got RowTile\(rows=1, block=8,.*"
+    with on_cpu(), use_tile(RowTile(1, 8, True, 1)), pytest.raises(ValueError, match=message):
         kernels.softmax(torch.zeros(2, 9), backend="triton")
 
 

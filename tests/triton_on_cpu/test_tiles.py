@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kernels.runtime.row_tiles import LONGEST, RowTile, power_of_two, row_tile, use_row_tile
+from kernels.runtime.row_tiles import LONGEST, RowTile, power_of_two, row_tile
 from kernels.runtime.targets import TARGETS, nearest
+from kernels.runtime.tuning import use_tile
 from tests.triton_on_cpu.helpers import row_tiles
 
 H100 = TARGETS["sm_90"]
@@ -76,6 +77,6 @@ def test_an_amd_wavefront_is_two_warps():
 
 def test_tiles_can_be_asked_for():
     wanted = RowTile(1, 64, False, 4)
-    with use_row_tile(wanted):
+    with use_tile(wanted):
         assert row_tile(8, 1000, 1, H100) is wanted
     assert row_tile(8, 1000, 1, H100) != wanted

@@ -1,0 +1,35 @@
+"""CuPy's arrays as torch's tensors and back, without a copy, for the backends that take tensors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+
+def as_tensor(array: Any) -> torch.Tensor | None:
+    """A CuPy array seen as a tensor: the same memory, on torch's current stream. Negative strides, which torch has not,
+    are copied into positive ones. None stays None."""
+    if array is None:
+        return None
+    if any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    return torch.from_dlpack(array)
+
+
+def as_cupy(tensor: torch.Tensor | None) -> Any:
+    """A tensor seen as a CuPy array."""
+    return None if tensor is None else sys.modules["cupy"].from_dlpack(tensor.detach())
+
+
+def on_cupy(
+    function: Callable[..., Sequence[torch.Tensor | None]], problem: Any, inputs: Sequence[Any], check: bool
+) -> tuple[Any, ...]:
+    """``function(problem, *inputs)`` of tensors, called with CuPy's arrays; `check`: the problem's values first."""
+    tensors = [as_tensor(array) for array in inputs]
+    if check:
+        problem.check_values(*tensors)
+    with torch.no_grad():
+        return tuple(map(as_cupy, function(problem, *tensors)))
