@@ -238,6 +238,15 @@ def _from_contiguous(array: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
     return array.transpose(sorted(range(len(order)), key=order.__getitem__))
 
 
+def first_true(mask: Any) -> tuple[int, ...]:
+    """Place of the first True in an array of bool of any kind; there must be one."""
+    if isinstance(mask, np.ndarray):
+        return tuple(np.argwhere(mask)[0].tolist())
+    if kind(mask) == "torch":
+        return tuple(mask.nonzero()[0].tolist())
+    return tuple(int(places[0]) for places in mask.nonzero()) if mask.ndim else ()
+
+
 def laid_out(array: np.ndarray, form: ArraySpec | None) -> np.ndarray:
     """`array` in the memory layout that `form` declares; copied only where it lies differently."""
     if form is None or form.strides is None:

@@ -94,6 +94,8 @@ def _runner(
         from kernels import torch_binding
 
         return torch_binding.runner(op, problem, kind, backend, forward, backward, device)
+    if backend.arrays == "cupy":
+        return _runner_on_cupy(problem, kind, forward, device)
     if problem.empty:
         return lambda inputs: problem.public(problem.empty_results())
     compute, alone = forward.forward, problem.returned == 1
@@ -109,3 +111,19 @@ def _runner(
     if alone:
         return lambda inputs: compute(problem, *inputs)[0]
     return lambda inputs: problem.public(compute(problem, *inputs))
+
+
+def _runner_on_cupy(
+    problem: Problem, kind: str, forward: Implementation, device: Any
+) -> Callable[[tuple[Any, ...]], Any]:
+    """Calls of a backend that takes CuPy's arrays, with these or NumPy's."""
+    from kernels.runtime import cupy_arrays
+
+    def run(inputs: tuple[Any, ...]) -> Any:
+        if problem.checks_values and not forward.checks_values:
+            problem.check_values(*inputs)
+        if kind == "numpy":
+            return problem.public(cupy_arrays.on_numpy(forward.forward, problem, inputs, {}, device))
+        return problem.public(cupy_arrays.on_cupy(forward.forward, problem, inputs, {}))
+
+    return run

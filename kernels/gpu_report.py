@@ -161,7 +161,9 @@ _TILE = ("BLOCK", "ROWS", "WHOLE", "TIMES", "num_stages")
 def row_of(workload: Workload, direction: str, kernel: Compiled) -> dict[str, Any]:
     """One line of the report, as JSON has it."""
     blocks, occupancy, limiter = kernel.occupancy if not kernel.target.amd else (0, 0.0, "")
-    tile = {n: v for n, v in kernel.options.items() if kernel.backend == "cupy" or n.startswith(_TILE)}
+    # Of CUDA C++ every constant but places in shared memory, which follow from the others.
+    tiles = {n: v for n, v in kernel.options.items() if not n.startswith("AT_")}
+    tile = {n: v for n, v in tiles.items() if kernel.backend == "cupy" or n.startswith(_TILE)}
     return {
         "workload": workload.id,
         "pass": direction,

@@ -99,6 +99,26 @@ def _attention(
     return Workload("attention", dtype, shapes, attributes, integers, {} if mask is None else {"mask": mask}, name)
 
 
+def _recurrent(
+    cell: str, sizes: tuple[int, int, int], dtype: str, name: str, *attributes: Any, directions: int = 1,
+    lengths: bool = False, projection: int = 0,
+) -> Workload:  # fmt: skip
+    """A layer of sizes (T, B, H), as many inputs as units, with biases and initial states."""
+    steps, batch, units = sizes
+    rows, hidden = {"rnn": 1, "lstm": 4, "gru": 3}[cell] * units, projection or units
+    shapes: dict[str, tuple[int, ...]] = {"x": (steps, batch, units)}
+    for suffix in ("", "_reverse")[:directions]:
+        shapes |= {"w_ih" + suffix: (rows, units), "w_hh" + suffix: (rows, hidden)}
+        shapes |= {"b_ih" + suffix: (rows,), "b_hh" + suffix: (rows,)}
+        if projection:
+            shapes["w_hr" + suffix] = (projection, units)
+    shapes["h0"] = (directions, batch, hidden)
+    if cell == "lstm":
+        shapes["c0"] = (directions, batch, units)
+    integers: dict[str, tuple[int, ...]] = {"lengths": (batch,)} if lengths else {}
+    return Workload(f"{cell}_layer", dtype, shapes, (False, False, *attributes), integers, name=name)
+
+
 WORKLOADS: tuple[Workload, ...] = (
     Workload("softmax", "bfloat16", {"x": (8192, 8192)}, (1,)),
     Workload("softmax", "float32", {"x": (4096, 50304)}, (1,), name="long rows"),
@@ -148,4 +168,17 @@ WORKLOADS: tuple[Workload, ...] = (
     _conv("7x7 stride 2 of 3 channels", (32, 3, 224, 224), (64, 3, 7, 7), "bfloat16", stride=2, padding=3),
     _conv("depthwise channels-last", (32, 96, 56, 56), (96, 1, 3, 3), "bfloat16", groups=96, activation="silu"),
     _conv("4x4 stride 2", (16, 256, 28, 28), (256, 128, 4, 4), "bfloat16", stride=2, op="conv_transpose2d"),
+    _recurrent("lstm", (50, 64, 64), "bfloat16", "held"),
+    _recurrent("lstm", (100, 32, 128), "float16", "held lengths both directions", directions=2, lengths=True),
+    _recurrent("lstm", (100, 32, 256), "bfloat16", "streamed"),
+    _recurrent("lstm", (100, 32, 256), "bfloat16", "projected lengths", lengths=True, projection=128),
+    _recurrent("lstm", (1, 64, 1024), "bfloat16", "a step"),
+    _recurrent("lstm", (50, 64, 128), "float32", "streamed"),
+    _recurrent("gru", (50, 64, 64), "float16", "held", True),
+    _recurrent("gru", (100, 32, 256), "bfloat16", "streamed lengths both directions", True, directions=2, lengths=True),
+    _recurrent("gru", (100, 32, 256), "bfloat16", "streamed reset before", False),
+    _recurrent("gru", (1, 16, 1024), "bfloat16", "a step reset before", False),
+    _recurrent("gru", (50, 64, 64), "float64", "streamed", True),
+    _recurrent("rnn", (100, 64, 256), "bfloat16", "held", "tanh"),
+    _recurrent("rnn", (100, 64, 512), "float16", "streamed relu", "relu"),
 )

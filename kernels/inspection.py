@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kernels import dispatch
+from kernels import arrays, dispatch
 from kernels.backends import BACKENDS, BackendError
 from kernels.op import OPS, Op, Problem
 
@@ -147,7 +147,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
 
 
 def vjp(op: str, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., tuple[Array | None, ...]]]:
-    """Run an op on NumPy arrays and get the function that takes gradients back through it.
+    """Run an op on NumPy or CuPy arrays and get the function that takes gradients back through it.
 
     (torch tensors need no such function: they carry their own gradients.)
 
@@ -157,12 +157,13 @@ def vjp(op: str, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., tuple[Ar
         **kwargs: its keyword arguments.
 
     Returns:
-        (result, pullback). ``pullback(*gradients)`` takes one array in the shape of each differentiable result and
-        returns the gradients of the op's inputs in the order of its signature (for embedding: weight, input), None for
-        one that has none (an absent bias, class labels). It may be called any number of times.
+        (result, pullback), arrays of the kind that came in. ``pullback(*gradients)`` takes one array in the shape of
+        each differentiable result and returns the gradients of the op's inputs in the order of its signature (for
+        embedding: weight, input), None for one that has none (an absent bias, class labels). It may be called any
+        number of times.
 
     Raises:
-        TypeError: an array is not NumPy's.
+        TypeError: an array is neither NumPy's nor CuPy's.
         ValueError: a gradient given to the pullback has the wrong shape.
 
     Example:
@@ -186,10 +187,7 @@ def vjp(op: str, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., tuple[Ar
 
     def pullback(*gradients: Array | None) -> tuple[Array | None, ...]:
         # One image without a batch ran as a batch of one: its gradient has the image's shape.
-        return tuple(
-            g.reshape(array.shape) if g is not None and isinstance(array, np.ndarray) and array.size == g.size else g
-            for g, array in zip(inner(*gradients), map(given.get, OPS[op].inputs))
-        )
+        return tuple(map(_in_shape_of, inner(*gradients), map(given.get, OPS[op].inputs)))
 
     return result, pullback
 
@@ -198,8 +196,8 @@ def _run_and_keep(
     op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, named: Any
 ) -> tuple[Any, Callable[..., tuple[Array | None, ...]]]:
     kind, specs, _ = dispatch.describe_inputs(op, inputs)
-    if kind != "numpy":
-        rule = "must be a NumPy array (others carry their own gradients)"
+    if kind == "torch":
+        rule = "must be a NumPy or CuPy array (others carry their own gradients)"
         raise TypeError(f"vjp: {op.inputs[0]} {rule}, got a {kind} array")
     place = dispatch.place_of(op, specs, kind, device)
     named_specs = zip(op.inputs, specs, strict=True)
@@ -210,8 +208,9 @@ def _run_and_keep(
     if backward is None or backward.backward is None:
         raise BackendError(f"{op.name}: no backend here has a backward pass for {dispatch.describe(op, problem)}")
     assert chosen.implementation is not None
-    forward, back = (_on_numpy(BACKENDS[i.backend].arrays, device) for i in (chosen.implementation, backward))
-    if problem.empty:
+    forward, back = (_caller(kind, BACKENDS[i.backend].arrays, device) for i in (chosen.implementation, backward))
+    empty = problem.empty and kind == "numpy"
+    if empty:
         results = problem.empty_results()
     else:
         problem.check_values(*inputs)
@@ -220,16 +219,20 @@ def _run_and_keep(
     saved = {name: known[name] for name in problem.saved()}
     names = op.results[: min(op.differentiable_results, problem.returned)]
 
-    def pullback(*gradients: Array | None) -> tuple[Array | None, ...]:
+    def pullback(*gradients: Any) -> tuple[Any, ...]:
         if len(gradients) != len(names):
             raise ValueError(f"vjp: pullback of {op.name} takes {len(names)} gradients, got {len(gradients)}")
-        shaped = []
+        shaped: list[Any] = []
         for name, gradient in zip(names, gradients):
-            result: Array = known[name]
-            if gradient is not None and np.size(gradient) != result.size:
-                raise ValueError(f"vjp: gradient of {name} must have shape {result.shape}, got {np.shape(gradient)}")
-            shaped.append(None if gradient is None else np.asarray(gradient, result.dtype).reshape(result.shape))
-        if problem.empty:
+            result: Any = known[name]
+            if gradient is None:
+                shaped.append(None)
+                continue
+            given: Any = np.asarray(gradient, result.dtype) if kind == "numpy" else gradient
+            if given.size != result.size:
+                raise ValueError(f"vjp: gradient of {name} must have shape {result.shape}, got {given.shape}")
+            shaped.append(given.astype(result.dtype, copy=False).reshape(result.shape))
+        if empty:
             return problem.zero_gradients()
         assert backward.backward is not None
         return back(backward.backward, problem, tuple(shaped), saved)
@@ -237,10 +240,19 @@ def _run_and_keep(
     return problem.public(results), pullback
 
 
-def _on_numpy(kind: str, device: Any) -> Callable[..., tuple[Any, ...]]:
-    """How to call an implementation that takes arrays of `kind` with NumPy arrays, on the device that was named."""
-    if kind == "numpy":
-        return lambda function, problem, arrays, keywords: function(problem, *arrays, **keywords)
+def _in_shape_of(gradient: Any, array: Any) -> Any:
+    same = gradient is not None and arrays.kind(array) is not None and array.size == gradient.size
+    return gradient.reshape(array.shape) if same else gradient
+
+
+def _caller(given: str, taken: str, device: Any) -> Callable[..., tuple[Any, ...]]:
+    """How to call an implementation that takes one kind of array with another one, on the device that was named."""
+    if given == taken == "numpy":
+        return lambda function, problem, inputs, keywords: function(problem, *inputs, **keywords)
+    if taken == "cupy":
+        from kernels.runtime import cupy_arrays
+
+        return cupy_arrays.on_cupy if given == "cupy" else functools.partial(cupy_arrays.on_numpy, device=device)
     from kernels import torch_binding
 
     return functools.partial(torch_binding.on_numpy, device=device)

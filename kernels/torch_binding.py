@@ -37,14 +37,18 @@ _from_numpy = torch.from_numpy
 
 def _views(name: str, tensors: Sequence[torch.Tensor | None]) -> list[Any]:
     """The tensors of a call of the op `name` as NumPy arrays."""
-    if forward_ad._current_level >= 0 and any(map(_has_tangent, tensors)):
-        raise NotImplementedError(f"{name}: forward-mode derivatives (jvp) are not supported")
+    _refuse_tangents(name, tensors)
     try:
         return [None if t is None else t.numpy(force=True) for t in tensors]
     except RuntimeError as error:
         raise NotImplementedError(
             f"{name}: torch.func transforms (vmap, grad, jvp) cannot look inside this op ({error})"
         ) from error
+
+
+def _refuse_tangents(name: str, tensors: Sequence[torch.Tensor | None]) -> None:
+    if forward_ad._current_level >= 0 and any(map(_has_tangent, tensors)):
+        raise NotImplementedError(f"{name}: forward-mode derivatives (jvp) are not supported")
 
 
 def _has_tangent(tensor: torch.Tensor | None) -> bool:
@@ -62,6 +66,7 @@ class _Bound:
         self.returned = problem.returned
         self.empty = problem.empty
         self.takes_tensors = backend.arrays == "torch"
+        self.takes_cupy = backend.arrays == "cupy"
         self.forward_implementation = forward
         self.backward_implementation = backward
         self.checks_values = problem.checks_values and not forward.checks_values
@@ -70,7 +75,9 @@ class _Bound:
         self.saved_places = tuple((*op.inputs, *op.results).index(name) for name in self.saved_names)
 
     def run(self, inputs: Sequence[torch.Tensor | None]) -> tuple[Any, ...]:
-        """All results, of the kind of array that the backend makes; None for an absent one."""
+        """All results, of the kind of array that the backend makes (of CuPy's, tensors); None for an absent one."""
+        if self.takes_cupy:
+            return self._run_on_cupy(self.forward_implementation.forward, inputs, {})
         if not self.takes_tensors:
             inputs = _views(self.op.name, inputs)
             if self.empty:
@@ -79,15 +86,27 @@ class _Bound:
             self.problem.check_values(*inputs)
         return self.forward_implementation.forward(self.problem, *inputs)
 
+    def _run_on_cupy(
+        self, function: Callable[..., Any], inputs: Sequence[torch.Tensor | None], keywords: dict[str, Any]
+    ) -> Tensors:
+        """Call a function that takes CuPy's arrays with tensors on a GPU."""
+        from kernels.runtime import cupy_arrays
+
+        _refuse_tangents(self.op.name, (*inputs, *keywords.values()))
+        if function is self.forward_implementation.forward and self.checks_values and not _captured(inputs):
+            self.problem.check_values(*inputs)
+        return cupy_arrays.on_torch(function, self.problem, inputs, keywords)
+
     def forward(self, inputs: Sequence[torch.Tensor | None]) -> Tensors:
         """All results as tensors; None for an absent one."""
         results = self.run(inputs)
-        return results if self.takes_tensors else tuple([None if r is None else _from_numpy(r) for r in results])
+        tensors = self.takes_tensors or self.takes_cupy
+        return results if tensors else tuple([None if r is None else _from_numpy(r) for r in results])
 
     def first(self, inputs: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
         """The first result alone, which saves the others their way to torch."""
         result = self.run(inputs)[0]
-        return result if self.takes_tensors else _from_numpy(result)
+        return result if self.takes_tensors or self.takes_cupy else _from_numpy(result)
 
     def backward(self, gradients: Sequence[torch.Tensor | None], saved: Sequence[torch.Tensor | None]) -> Tensors:
         """Gradients of the inputs as tensors; None for one that is not wanted."""
@@ -96,6 +115,8 @@ class _Bound:
             raise BackendError(f"{self.op.name}: no backend here has a backward pass for this call")
         if self.takes_tensors:
             return implementation.backward(self.problem, *gradients, **dict(zip(self.saved_names, saved)))
+        if self.takes_cupy:
+            return self._run_on_cupy(implementation.backward, gradients, dict(zip(self.saved_names, saved)))
         if self.empty:
             found = self.problem.zero_gradients()
         else:

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
-from kernels import checks
+from kernels import arrays, checks
 from kernels.arrays import ArraySpec
 from kernels.attention.relative import exact_buckets
 from kernels.op import Problem
@@ -214,7 +212,7 @@ class AttentionProblem(Problem):
         keys = self.key.shape[2]
         wrong = (lengths < 0) | (lengths > keys)
         if wrong.any():
-            row = int(np.argmax(wrong) if isinstance(wrong, np.ndarray) else wrong.nonzero()[0, 0])
+            (row,) = arrays.first_true(wrong)
             raise ValueError(
                 f"attention: lengths must lie in [0, {keys}] (the keys there are), got {int(lengths[row])} at {row}"
             )

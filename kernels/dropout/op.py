@@ -67,12 +67,22 @@ def probability(op: str, argument: str, value: Any) -> float:
 
 
 def fresh_seed(beside: Any) -> Any:
-    """A 0-d int64 array of the kind of `beside`: a random number of torch's or NumPy's global generator."""
+    """A 0-d int64 array of the kind of `beside`: a random number of torch's or NumPy's (for CuPy too) generator."""
     high = 2**63 - 1
     if arrays.kind(beside) == "torch":
         torch = sys.modules["torch"]
         return torch.randint(high, (), dtype=torch.int64, device=beside.device)
-    return np.asarray(np.random.randint(high, dtype=np.int64))
+    return _number(np.random.randint(high, dtype=np.int64), beside)
+
+
+def _number(number: Any, beside: Any) -> Any:
+    """A 0-d int64 array, NumPy's or CuPy's."""
+    host = np.asarray(number, np.int64)
+    if arrays.kind(beside) != "cupy":
+        return host
+    from kernels.runtime.cupy_gpu import from_host
+
+    return from_host(host, beside)
 
 
 def as_seed(op: str, seed: Any, beside: Any) -> Any:
@@ -87,7 +97,7 @@ def as_seed(op: str, seed: Any, beside: Any) -> Any:
     if arrays.kind(beside) == "torch":
         torch = sys.modules["torch"]
         return torch.full((), number, dtype=torch.int64, device=beside.device)
-    return np.asarray(number, np.int64)
+    return _number(number, beside)
 
 
 def dropout(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels import checks
+from kernels import arrays, checks
 from kernels.arrays import ArraySpec
 from kernels.call import call
 from kernels.op import Op, Problem
@@ -101,8 +101,7 @@ class EmbeddingProblem(Problem):
         wrong = (input < 0) | (input >= rows)
         if not wrong.any():
             return
-        first = np.argwhere(wrong)[0] if isinstance(input, np.ndarray) else wrong.nonzero()[0]
-        position = tuple(first.tolist())
+        position = arrays.first_true(wrong)
         where = f" at {position if len(position) != 1 else position[0]}" if position else ""
         rule = f"lie in [0, {rows - 1}] (the rows of weight)" if rows else "be empty: weight has no rows"
         raise IndexError(f"embedding: input must {rule}, got {int(input[position])}{where}")

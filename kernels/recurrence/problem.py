@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
-
-from kernels import checks
+from kernels import arrays, checks
 from kernels.arrays import ArraySpec
 from kernels.op import Problem, input_names
 from kernels.recurrence.gates import GATES
@@ -157,7 +155,7 @@ class Layer(Problem):
             return
         wrong = (lengths < 0) | (lengths > self.steps)
         if wrong.any():
-            position = int(np.argmax(wrong)) if isinstance(wrong, np.ndarray) else int(wrong.nonzero()[0, 0])
+            (position,) = arrays.first_true(wrong)
             rule = f"must lie in [0, {self.steps}], the number of steps of x"
             checks.fail(self.op, "lengths", rule, f"{int(lengths[position])} at {position}")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,18 +151,26 @@ def kernels_of(text: str) -> tuple[str, ...]:
 
 @functools.cache
 def _signature(source: Source, kernel: str) -> Signature:
-    found = {m[2]: m for m in _KERNEL.finditer(_COMMENT.sub("", source.text))}
+    return signature_of(source.text, dict(source.constants), kernel, source.file)
+
+
+def signature_of(text: str, constants: Mapping[str, int | str], kernel: str, file: str = "source") -> Signature:
+    """What a kernel of a text takes; `file` names it in errors.
+
+    Raises:
+        ValueError: there is no such kernel, or its parameters are none that launches can follow.
+    """
+    found = {m[2]: m for m in _KERNEL.finditer(_COMMENT.sub("", text))}
     if kernel not in found:
-        raise ValueError(f"{source.file}: kernel must be one of {', '.join(found)}, got {kernel!r}")
-    constants = dict(source.constants)
+        raise ValueError(f"{file}: kernel must be one of {', '.join(found)}, got {kernel!r}")
     bounds, _, parameters = found[kernel].groups()
     if "#" in parameters:
-        raise ValueError(f"{source.file}: the parameters of {kernel} must not depend on the preprocessor")
-    read = tuple(_parameter(source.file, kernel, text, constants) for text in parameters.split(",") if text.strip())
+        raise ValueError(f"{file}: the parameters of {kernel} must not depend on the preprocessor")
+    read = tuple(_parameter(file, kernel, one, constants) for one in parameters.split(",") if one.strip())
     return Signature(kernel, read, None if bounds is None else _number(bounds.split(",")[0], constants))
 
 
-def _parameter(file: str, kernel: str, text: str, constants: dict[str, int | str]) -> Parameter:
+def _parameter(file: str, kernel: str, text: str, constants: Mapping[str, int | str]) -> Parameter:
     words = re.sub(r"\b(const|volatile|__restrict__)\b", " ", text).replace("*", " * ").split()
     *kind, name = words
     pointer = "*" in kind
@@ -179,7 +188,7 @@ def _parameter(file: str, kernel: str, text: str, constants: dict[str, int | str
     return Parameter(name, ELEMENTS[spelled], lanes, pointer)
 
 
-def _number(text: str, constants: dict[str, int | str]) -> int | None:
+def _number(text: str, constants: Mapping[str, int | str]) -> int | None:
     """The value of an expression of integers and constants; None for any other one."""
 
     def value(node: ast.expr) -> int:
@@ -222,10 +231,11 @@ def typed_arguments(signature: Signature, arguments: tuple[Any, ...]) -> tuple[A
     parameters = signature.parameters
     if len(arguments) != len(parameters):
         raise ValueError(f"{signature.kernel}: must be given {len(parameters)} arguments, got {len(arguments)}")
-    return tuple(_typed(signature.kernel, p, a) for p, a in zip(parameters, arguments))
+    return tuple(typed_argument(signature.kernel, p, a) for p, a in zip(parameters, arguments))
 
 
-def _typed(kernel: str, parameter: Parameter, value: Any) -> Any:
+def typed_argument(kernel: str, parameter: Parameter, value: Any) -> Any:
+    """One of them."""
     where = f"{kernel}: {parameter.name}"
     if parameter.pointer:
         if value is None:

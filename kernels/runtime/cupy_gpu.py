@@ -12,12 +12,13 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kernels.runtime.cuda_source import Source, storage, typed_arguments
+from kernels.runtime.cuda_source import Source, storage, typed_argument, typed_arguments
 from kernels.runtime.targets import Target, nearest
 
 if TYPE_CHECKING:
@@ -136,6 +137,20 @@ def _fresh(shape: Size, dtype: str) -> Any:
     return cupy.empty(shape, numpy_dtype(dtype))
 
 
+#: Who allocates for the call that runs: torch, where its tensors came in.
+_allocating: ContextVar[Allocator | None] = ContextVar("cupy_allocator", default=None)
+
+
+@contextmanager
+def allocating(allocator: Allocator) -> Iterator[None]:
+    """`empty` asks ``allocator(shape, dtype name)`` inside the block, in this thread."""
+    token = _allocating.set(allocator)
+    try:
+        yield
+    finally:
+        _allocating.reset(token)
+
+
 _launcher: Launcher = _on_device
 _allocator: Allocator = _fresh
 _target: Target | None = None
@@ -179,17 +194,39 @@ def launch(
     Raises:
         TypeError, ValueError: arguments are not what the kernel declares, or its block may not be so large.
     """
+    prepare(file, kernel, grid, block, *arguments, constants=constants, shared_bytes=shared_bytes)()
+
+
+def prepare(
+    file: str, kernel: str, grid: Size, block: Size, *arguments: Any, constants: Mapping[str, int | str],
+    shared_bytes: int = 0,
+) -> Callable[..., None]:  # fmt: skip
+    """What `launch` does, for a kernel that runs many times: checked once.
+
+    Args, Raises: as of `launch`.
+
+    Returns:
+        ``run(**changed)``, which launches the kernel; it may be given other values of some parameters, by their names.
+    """
     source = _source(file, tuple(constants.items()))
     signature = source.signature(kernel)
-    typed = typed_arguments(signature, arguments)
+    typed = list(typed_arguments(signature, arguments))
     threads = _product(block)
     most = 1024 if signature.threads is None else signature.threads
     if not 1 <= threads <= most:
         raise ValueError(f"{kernel}: block must have 1 to {most} threads, got {block}")
     if max((*grid[1:], 0)) > 65535:
         raise ValueError(f"{kernel}: grid must have at most 65535 blocks in its second and third dimension, got {grid}")
-    if 0 not in grid:
-        _launcher(source, kernel, grid, block, typed, shared_bytes)
+    places = {parameter.name: place for place, parameter in enumerate(signature.parameters)}
+
+    def run(**changed: Any) -> None:
+        for name, value in changed.items():
+            place = places[name]
+            typed[place] = typed_argument(kernel, signature.parameters[place], value)
+        if 0 not in grid:
+            _launcher(source, kernel, grid, block, tuple(typed), shared_bytes)
+
+    return run
 
 
 @functools.cache
@@ -218,7 +255,7 @@ def numpy_dtype(name: str) -> Any:
 
 def empty(shape: Size, dtype: str) -> Any:
     """A fresh contiguous array on the current device, for a result or for scratch, not initialised."""
-    return _allocator(tuple(shape), dtype)
+    return (_allocating.get() or _allocator)(tuple(shape), dtype)
 
 
 def zeros(shape: Size, dtype: str) -> Any:

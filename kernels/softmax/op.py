@@ -254,8 +254,7 @@ class CrossEntropyProblem(Problem):
         wrong = (target != self.ignore_index) & ((target < 0) | (target >= self.classes))
         if not wrong.any():
             return
-        first = np.argwhere(wrong)[0] if isinstance(target, np.ndarray) else wrong.nonzero()[0]
-        position = tuple(first.tolist())
+        position = arrays.first_true(wrong)
         where = f" at {position if len(position) != 1 else position[0]}" if position else ""
         raise IndexError(
             f"cross_entropy: target must lie in [0, {self.classes - 1}] or be ignore_index ({self.ignore_index}), "

@@ -1,0 +1,330 @@
+"""CuPy without a GPU: a module in its place whose arrays lie in the host's memory and whose kernels run here.
+
+It has what the library uses of CuPy, and refuses what CuPy refuses: implicit conversion to NumPy, kernels launched on
+another device than that of their arrays, Python numbers and NumPy arrays as arguments, much shared memory that nobody
+asked for. So the host code of the backend "cupy", its launches included, runs as it would beside a GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kernels import backends
+from kernels.op import OPS
+from kernels.runtime import cupy_gpu
+from kernels.runtime.cuda_source import Signature, kernels_of, signature_of
+from tests.support.cuda_cpu import module as harness
+from tests.support.cuda_cpu.run import launch
+
+
+@dataclass
+class Launch:
+    """One launch: its kernel, and the device and stream that were current."""
+
+    kernel: str
+    device: int
+    stream: int
+
+
+@dataclass
+class Gpu:
+    """What the fake has seen.
+
+    Attributes:
+        device, stream: those that are current; stream 0 is the default one.
+        launches: in order.
+        copied: arrays that went to a device, and that came back.
+        capability: of every device.
+    """
+
+    device: int = 0
+    stream: int = 0
+    launches: list[Launch] = field(default_factory=list)
+    copied: dict[str, int] = field(default_factory=lambda: {"over": 0, "back": 0})
+    capability: str = "90"
+
+
+_gpu = Gpu()
+
+
+class ndarray:  # CuPy's name
+    """An array on a device."""
+
+    def __init__(self, host: Any, device: int | None = None, keeps: Any = None) -> None:
+        self._host = host
+        self._keeps = keeps
+        self.device = Device(_gpu.device if device is None else device)
+
+    def __array__(self, *_: Any) -> Any:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`.")
+
+    shape = property(lambda self: self._host.shape)
+    strides = property(lambda self: self._host.strides)
+    dtype = property(lambda self: self._host.dtype)
+    ndim = property(lambda self: self._host.ndim)
+    size = property(lambda self: self._host.size)
+    itemsize = property(lambda self: self._host.itemsize)
+    nbytes = property(lambda self: self._host.nbytes)
+    flags = property(lambda self: self._host.flags)
+    data = property(lambda self: types.SimpleNamespace(ptr=self._host.ctypes.data))
+
+    def _like(self, host: Any) -> ndarray:
+        return ndarray(np.asarray(host), self.device.id, self)
+
+    def reshape(self, *shape: Any) -> ndarray:
+        return self._like(self._host.reshape(*shape))
+
+    def transpose(self, *order: Any) -> ndarray:
+        return self._like(self._host.transpose(*order))
+
+    def copy(self, order: str = "C") -> ndarray:
+        return self._like(self._host.copy(order=order))
+
+    def astype(self, dtype: Any, copy: bool = True) -> ndarray:
+        return self if not copy and np.dtype(dtype) == self.dtype else self._like(self._host.astype(dtype))
+
+    def fill(self, number: Any) -> None:
+        self._host.fill(number)
+
+    def argsort(self, kind: str | None = None) -> ndarray:
+        assert kind in (None, "stable"), "CuPy sorts stably or not at all"
+        return self._like(self._host.argsort(kind="stable"))
+
+    def any(self) -> ndarray:
+        return self._like(self._host.any())
+
+    def nonzero(self) -> tuple[ndarray, ...]:
+        return tuple(self._like(places) for places in np.atleast_1d(self._host).nonzero())
+
+    def __getitem__(self, key: Any) -> ndarray:
+        return self._like(self._host[key])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._host[key] = value._host if isinstance(value, ndarray) else value
+
+    def _operate(self, other: Any, name: str) -> ndarray:
+        return self._like(getattr(self._host, name)(other._host if isinstance(other, ndarray) else other))
+
+    def __lt__(self, other: Any) -> ndarray:
+        return self._operate(other, "__lt__")
+
+    def __gt__(self, other: Any) -> ndarray:
+        return self._operate(other, "__gt__")
+
+    def __ge__(self, other: Any) -> ndarray:
+        return self._operate(other, "__ge__")
+
+    def __ne__(self, other: Any) -> ndarray:  # type: ignore[override]
+        return self._operate(other, "__ne__")
+
+    def __or__(self, other: Any) -> ndarray:
+        return self._operate(other, "__or__")
+
+    def __and__(self, other: Any) -> ndarray:
+        return self._operate(other, "__and__")
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __bool__(self) -> bool:
+        return bool(self._host)
+
+    def __int__(self) -> int:
+        return int(self._host)
+
+    def get(self) -> Any:
+        """The numbers, on the host."""
+        return self._host.copy()
+
+    def _tensor(self) -> Any:
+        import torch
+
+        if self.dtype.name == "bfloat16":
+            return torch.from_numpy(self._host.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(self._host)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._tensor().__dlpack__()
+
+    def __dlpack_device__(self) -> Any:
+        return self._tensor().__dlpack_device__()
+
+
+# ----- what the module has -----------------------------------------------------------------------------------------
+
+
+def asarray(host: Any) -> ndarray:
+    """A copy on the current device."""
+    if isinstance(host, ndarray):
+        return host
+    _gpu.copied["over"] += 1
+    return ndarray(np.array(host, order="C"))
+
+
+def asnumpy(array: ndarray) -> Any:
+    """A copy on the host, C-contiguous as CuPy makes it."""
+    _gpu.copied["back"] += 1
+    return np.array(array._host, order="C")
+
+
+def empty(shape: Any, dtype: Any) -> ndarray:
+    """A fresh array of NaN (of -1), on the current device."""
+    fresh = np.empty(shape, dtype)
+    floating = "float" in fresh.dtype.name
+    fresh.fill(np.nan if floating else np.array(-1).astype(fresh.dtype))
+    return ndarray(fresh)
+
+
+def from_dlpack(tensor: Any) -> ndarray:
+    """A tensor's memory."""
+    import torch
+
+    if tensor.requires_grad:
+        raise BufferError("Can't export tensors that require gradient")
+    host = tensor.view(torch.int16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+    if tensor.dtype == torch.bfloat16:
+        host = host.view(cupy_gpu.numpy_dtype("bfloat16"))
+    return ndarray(host, keeps=tensor)
+
+
+class Device:
+    """A device, current inside a `with`."""
+
+    def __init__(self, index: int | None = None) -> None:
+        self.id = _gpu.device if index is None else index
+
+    @property
+    def compute_capability(self) -> str:
+        """As CuPy spells it: "90"."""
+        return _gpu.capability
+
+    def __enter__(self) -> Device:
+        self._before = _gpu.device
+        _gpu.device = self.id
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        _gpu.device = self._before
+
+
+class ExternalStream:
+    """Somebody else's stream, current inside a `with`."""
+
+    def __init__(self, pointer: int, device: int = -1) -> None:
+        self.pointer = pointer
+
+    def __enter__(self) -> ExternalStream:
+        self._before = _gpu.stream
+        _gpu.stream = self.pointer
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        _gpu.stream = self._before
+
+
+class RawModule:
+    """Kernels compiled for this processor."""
+
+    def __init__(self, code: str, options: tuple[str, ...]) -> None:
+        pairs = (option.removeprefix("-D").partition("=") for option in options)
+        self._constants = tuple((name, value) for name, _, value in pairs)
+        self._code = code
+        self.device = _gpu.device
+
+    def get_function(self, name: str) -> RawKernel:
+        """A kernel."""
+        assert name in kernels_of(self._code)
+        signature = signature_of(self._code, dict(self._constants), name)
+        return RawKernel(harness.compiled_text(self._code, self._constants), signature, self.device)
+
+
+class RawKernel:
+    """A kernel of a module."""
+
+    shared_size_bytes = 64
+
+    def __init__(self, compiled: Any, signature: Signature, device: int) -> None:
+        self._compiled, self._name, self._device = compiled, signature.kernel, device
+        self._parameters = signature.parameters
+        self.max_dynamic_shared_size_bytes = 48 << 10
+
+    def __call__(self, grid: Any, block: Any, arguments: tuple[Any, ...], *, shared_mem: int = 0) -> None:
+        assert self._device == _gpu.device, "a function of another device's module"
+        assert shared_mem <= self.max_dynamic_shared_size_bytes, "more shared memory than was asked for"
+        given: list[Any] = []
+        for argument, parameter in zip(arguments, self._parameters, strict=True):
+            if isinstance(argument, ndarray):
+                assert argument.device.id == _gpu.device, "an array of another device"
+                given.append(argument._host)
+            else:
+                assert isinstance(argument, np.generic), f"CuPy would guess a type for {argument!r}"
+                assert not parameter.pointer or argument == 0, "a number for a pointer"
+                given.append(None if parameter.pointer else argument)
+        _gpu.launches.append(Launch(self._name, _gpu.device, _gpu.stream))
+        launch(self._compiled, self._name, grid, block, tuple(given), shared_mem)
+
+
+class CUDARuntimeError(RuntimeError):
+    """As CuPy has it."""
+
+
+def _modules(devices: int) -> dict[str, types.ModuleType]:
+    cupy, cuda, nvrtc = (types.ModuleType(name) for name in ("cupy", "cupy.cuda", "cupy.cuda.nvrtc"))
+    nvrtc.getVersion = lambda: (13, 0)  # type: ignore[attr-defined]
+    runtime = types.SimpleNamespace(
+        driverGetVersion=lambda: 13000,
+        getDeviceCount=lambda: devices,
+        getDevice=lambda: _gpu.device,
+        CUDARuntimeError=CUDARuntimeError,
+    )
+    headers = harness._headers()[0]
+    facts = {"Device": Device, "ExternalStream": ExternalStream, "runtime": runtime, "nvrtc": nvrtc}
+    facts |= {"get_cuda_path": lambda: headers.removesuffix("/include"), "is_available": lambda: devices > 0}
+    vars(cuda).update(facts)
+    names = (ndarray, asarray, asnumpy, empty, from_dlpack, RawModule)
+    vars(cupy).update({f.__name__: f for f in names} | {"cuda": cuda, "array": asarray})
+    return {"cupy": cupy, "cupy.cuda": cuda, "cupy.cuda.nvrtc": nvrtc}
+
+
+def _forget() -> None:
+    for cached in (cupy_gpu._module, cupy_gpu._function, cupy_gpu._target_of_device):
+        cached.cache_clear()
+    for op in OPS.values():
+        op.plans.clear()
+
+
+@contextmanager
+def installed(devices: int = 2) -> Iterator[Gpu]:
+    """The fake is CuPy inside the block.
+
+    Yields:
+        what it has seen.
+    """
+    global _gpu
+    before = {name: sys.modules.get(name) for name in ("cupy", "cupy.cuda", "cupy.cuda.nvrtc")}
+    _gpu = Gpu()
+    _forget()
+    sys.modules.update(_modules(devices))
+    try:
+        yield _gpu
+    finally:
+        for name, was in before.items():
+            if was is None:
+                sys.modules.pop(name)
+            else:
+                sys.modules[name] = was
+        _forget()
+
+
+def on_device(array: Any, device: int = 0) -> ndarray:
+    """An array with a NumPy array's numbers and strides, on a device."""
+    return ndarray(array, device)
+
+
+__all__ = ["backends", "installed", "on_device"]
