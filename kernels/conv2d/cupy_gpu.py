@@ -54,7 +54,7 @@ def _geometry(p: Problem) -> tuple[int, ...]:
     return *p.kernel, *p.stride, *p.padding[::2], *p.dilation
 
 
-def _types(p: Problem, *arrays: Array | None) -> dict[str, Any]:
+def _types(p: Problem, *arrays: Array | None) -> dict[str, int | str]:
     """The constants of every kernel."""
     return types(p.x.dtype) | {"INDEX": index_type(*arrays)}
 
