@@ -12,7 +12,10 @@ MATRIX_KERNELS: dict[str, set[str]] = {
         *("attention_forward", "query_gradient", "key_gradients", "bias_gradient"),
         *("convolve", "weight_gradient_of_parts"),
     },
-    "cupy": {"convolve", "weight_gradient_of_parts", "recurrence_forward", "recurrence_backward"},
+    "cupy": {
+        *("convolve", "weight_gradient_of_parts", "recurrence_forward", "recurrence_backward"),
+        *("attention_forward", "query_gradient", "key_gradients", "bias_gradient", "shaw_products", "shaw_gradient"),
+    },
 }
 
 #: By backend: kernels whose threads have one number each of most arrays, neighbours in a warp, which are whole sectors
@@ -34,11 +37,16 @@ OF_ROWS: dict[str, dict[str, int]] = {
         **{"sum_losses": 2, "finish_loss": 8, "gradient_of_long_rows": 2, "sums_of_columns": 2, "sum_parts": 1},
     },
     "cupy": {
+        **{"attention_forward": 6, "query_gradient": 10, "key_gradients": 11, "row_products": 2, "join_splits": 16},
+        **{"shaw_products": 5, "shaw_gradient": 39, "take_rows": 3, "sum_queries": 6, "sum_rows": 9, "sum_parts": 30},
         **{"losses_of_rows": 7, "losses_of_columns": 72, "loss_gradient_rows": 6, "loss_gradient_columns": 44},
         **{"sum_losses": 8, "finish_loss": 4},
         **{"normalise_rows": 2, "gradients_of_parts": 2, "gradient_of_rows": 2, "sums_of_columns": 6},
         **{"drop_elements": 17, "factors_of_rows": 2, "gather_rows": 2, "bounds_of_rows": 3, "add_rows": 7},
         **{"mask_padding": 1},
+        # Elements beside their indices, which are the wide ones; a weight's taps, and its gradient's where these lie
+        # apart; the result of a product with few channels.
+        **{"max_of_windows": 16, "gradient_of_maxima": 16, "pack_weight": 16, "add_parts": 5, "convolve": 6},
     },
 }
 
@@ -52,6 +60,7 @@ OF_WINDOWS: dict[str, set[str]] = {
         *("max_of_windows", "mean_of_windows", "power_mean_of_windows"),
         *("gradient_of_maxima", "gradient_of_means", "gradient_of_power_means", "sums_of_pixels"),
         *("convolve", "weight_gradient_of_parts", "convolve_depthwise", "spread_depthwise"),
+        *("largest_of_windows", "spread_to_winners"),
     },
 }
 
@@ -82,8 +91,10 @@ def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
     broken = soundness(kernel)
     of_rows = OF_ROWS[kernel.backend].get(kernel.name, 0) * min(int(kernel.options.get("ROWS", 1)), 2)
     narrow = max(kernel.narrow - of_rows, 0)
-    # A bool mask is read where the tensor cores leave the scores, two neighbours a thread; Shaw's term is gathered.
-    scattered = kernel.options.get("HAS_MASK") or kernel.options.get("TERM") == 1 or _follows_windows(kernel)
+    # A bool mask is read where the tensor cores leave the scores, two neighbours a thread; Shaw's term is gathered. In
+    # CUDA C++ they are read in vectors of four scores, which are less than 128 bits but of a bias in float32.
+    added = kernel.options.get("TERM") == 1 or kernel.options.get("EXTRAS")
+    scattered = kernel.options.get("HAS_MASK") or added or _follows_windows(kernel)
     scattered = scattered or (kernel.name in OF_SINGLES[kernel.backend] and kernel.wide > 0)
     if not kernel.target.amd and not scattered and narrow > 0.1 * (kernel.wide + narrow):
         broken.append(f"{narrow} of {kernel.wide + narrow} global accesses are narrower than 128 bits")

@@ -2,7 +2,7 @@
 //
 // Constants: STORAGE (type of the arrays), COMPUTED (float, or double for double), INDEX (int, or long long where an
 // array is too long for it), THREADS (of a block, at most), VECTOR (more than 1 only where all arrays lie as the result
-// does), and those of activation.cuh.
+// does).
 //
 // Arguments in common. items: threads with work, elements of the result / VECTOR. n1, n2, n3: extents of the last three
 // of four dimensions in which the elements are counted; X0 to X3: strides of array X in them. With VECTOR > 1 these are

@@ -1,9 +1,12 @@
-// The activations and their derivatives, in float or double. Which one is a number: the constants RELU, GELU, SILU, TANH,
-// SIGMOID and GELU_TANH of kernels/activation/cuda_codes.py; 0 is none.
+// The activations and their derivatives, in float or double. Which one is a number, so that one compiled kernel does
+// for all of them.
 //
 // gelu: Hendrycks and Gimpel, Gaussian Error Linear Units (2016); silu: Elfwing et al. (2017). The tanh form of gelu is
 // computed as x * sigmoid(2u), which is 0.5 * x * (1 + tanh(u)) without its cancellation.
 #pragma once
+
+// cuda_codes.py reads these numbers here; 0 is none.
+enum Activation { RELU = 1, GELU = 2, SILU = 3, TANH = 4, SIGMOID = 5, GELU_TANH = 6 };
 
 __device__ __forceinline__ float exponential(float x) { return expf(x); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
@@ -44,7 +47,8 @@ template <class T> __device__ __forceinline__ T activate(T x, int activation) {
   }
 }
 
-// grad * act'(x); value is act(x) for relu, tanh and sigmoid, else x. relu passes nothing on where it is 0, not even NaN.
+// grad * act'(x); value is act(x) for relu, tanh and sigmoid, else x. relu passes nothing on where it is 0, not even
+// NaN.
 template <class T> __device__ __forceinline__ T activation_gradient(T grad, T value, int activation) {
   switch (activation) {
     case RELU: return value <= 0 ? (T)0 : grad;

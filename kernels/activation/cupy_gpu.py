@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kernels.activation.cuda_codes import CODES, code_of
+from kernels.activation.cuda_codes import code_of
 from kernels.activation.op import OPS, ActivationProblem
 from kernels.arrays import ArraySpec
 from kernels.op import Implementation
@@ -36,7 +36,6 @@ def launch_elements(kernel: str, dtype: str, items: int, vector: int, arrays: tu
         "INDEX": index_type(*present),
         "THREADS": FLAT_THREADS,
         "VECTOR": vector,
-        **CODES,
     }
     block = flat_block(items, target_of(present[0]))
     grid = (-(-items // block),)

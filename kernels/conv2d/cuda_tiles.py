@@ -55,6 +55,8 @@ OF_SINGLE = ((128, 128, 16, 16), (128, 64, 16, 8), (64, 64, 16, 16), (64, 32, 16
 OF_DOUBLE = OF_SINGLE[2:]
 #: Bytes of the inner dimension that a block reads at a time.
 INNER_BYTES = 64
+#: Steps of a share of a product, at least: with fewer, adding up the shares is the work.
+LEAST_STEPS = 8
 #: Lines of a packed weight that one thread writes: of a weight in torch's layout they share the sectors it reads.
 CHUNK = 8
 #: Most output channels of an input channel that the depthwise kernels are for; with more, products are faster.
@@ -98,6 +100,18 @@ def product_tile(rows: int, columns: int, itemsize: int, target: Target) -> Prod
         if -(-rows // tile.rows) * -(-columns // tile.columns) >= target.multiprocessors:
             return tile
     return fitting[-1]
+
+
+def splits_of_steps(blocks: int, steps: int, groups: int, target: Target) -> int:
+    """How many shares the inner dimension of a product is cut into, so that few tiles keep a GPU busy; 1 for none.
+
+    Args:
+        blocks: of the product, groups and all.
+        steps: along its inner dimension.
+        groups: of the convolution; a launch holds 65535 of them, each as often as there are shares.
+        target: the GPU.
+    """
+    return max(1, min(target.multiprocessors // blocks, steps // LEAST_STEPS, 65535 // groups))
 
 
 def vector_elements(itemsize: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from kernels.activation.cuda_codes import CODES, code_of
+from kernels.activation.cuda_codes import code_of
 from kernels.activation.cupy_gpu import gradient as activation_gradient
 from kernels.activation.functions import FROM_OUTPUT
 from kernels.arrays import ArraySpec
@@ -13,10 +13,11 @@ from kernels.conv2d.cuda_tiles import (
     CHUNK,
     MOST_OF_CHANNEL,
     product_tile,
+    splits_of_steps,
     vector_elements,
 )
 from kernels.conv2d.cupy_sums import constants as constants_of_sums
-from kernels.conv2d.cupy_sums import sum_of_parts, sums_over_pixels
+from kernels.conv2d.cupy_sums import finish_parts, sum_of_parts, sums_over_pixels
 from kernels.conv2d.gpu_tiles import parts_of_pixels
 from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
 from kernels.op import Implementation
@@ -53,7 +54,7 @@ def _geometry(p: Problem) -> tuple[int, ...]:
     return *p.kernel, *p.stride, *p.padding[::2], *p.dilation
 
 
-def _types(p: Problem, *arrays: Array | None) -> dict[str, Any]:
+def _types(p: Problem, *arrays: Array | None) -> dict[str, int | str]:
     """The constants of every kernel."""
     return types(p.x.dtype) | {"INDEX": index_type(*arrays)}
 
@@ -114,24 +115,31 @@ def _convolve(
     packed = _packed(p, weight, tile.columns, transposed)
     vectors = form.channels_last and _group_vectors(in_channels, source)
     wide = form.channels_last and _group_vectors(out_channels, out)
-    if wide and bias is not None and not has_vectors(bias, 0, vector_elements(itemsize)):
-        bias = bias.copy()
     common = [math.gcd(p.stride[d], p.dilation[d]) for d in (0, 1)]
-    constants = {
+    constants: dict[str, int | str] = {
         **_types(p, source, packed, out),
         **tile.constants(),
         "VECTOR": vector_elements(itemsize) if vectors else 1,
         "LAST": int(form.channels_last),
         "WRITE": vector_elements(itemsize) if wide else 1,
-        **CODES,
     }
-    grid = (-(-pixels // tile.rows) * -(-out_channels // tile.columns), phases[0] * phases[1], p.groups)
+    tiles = -(-pixels // tile.rows) * -(-out_channels // tile.columns)
+    # Phases share the taps.
+    steps = -(-in_channels * p.kernel[0] * p.kernel[1] // (phases[0] * phases[1] * tile.inner))
+    blocks = tiles * phases[0] * phases[1] * p.groups
+    splits = splits_of_steps(blocks, steps, p.groups, target_of(source))
+    parts = None if splits == 1 else empty((splits, form.size), computed_dtype(form.dtype))
+    if parts is not None:
+        constants["INDEX"] = index_type(source, packed, parts)
     launch(
-        "conv2d/product.cu", "convolve", grid, (tile.threads,), source, packed, bias, out, sums, source.shape[0],
+        "conv2d/product.cu", "convolve", (tiles, phases[0] * phases[1], p.groups * splits), (tile.threads,), source,
+        packed, bias, out, sums, parts, form.size, splits, source.shape[0],
         in_channels, out_channels, *source.shape[2:], *form.shape[2:], packed.shape[3], *element_strides(source),
         *element_strides(out), *_geometry(p), *common, int(transposed), code_of(activation),
         constants=constants,
     )  # fmt: skip
+    if parts is not None:
+        finish_parts(parts, bias, out, sums, form, code_of(activation))
     return out, sums
 
 
@@ -160,7 +168,7 @@ def _weight_gradient(p: Problem, source: Array, grad: Array, form: ArraySpec) ->
         source, of_parts, grad.shape[0], channels, outputs, *source.shape[2:], *grad.shape[2:], part, form.size,
         *element_strides(grad), *element_strides(source), *_geometry(p), constants=constants,
     )  # fmt: skip
-    return sum_of_parts(of_parts, form, channels)
+    return sum_of_parts(of_parts, form, outputs_fastest=False)
 
 
 # ----- depthwise ---------------------------------------------------------------------------------------------------
@@ -182,7 +190,7 @@ def _convolve_depthwise(
     of_k, _, *of_taps = element_strides(weight)
     sizes = (items, form.shape[1], *source.shape[2:], *form.shape[2:], int(form.channels_last))
     numbers = (*sizes, *element_strides(source), of_k, *of_taps, *_geometry(p), multiplier)
-    constants = _types(p, source, weight, out) | {"THREADS": FLAT_THREADS, "VECTOR": vector, **CODES}
+    constants = _types(p, source, weight, out) | {"THREADS": FLAT_THREADS, "VECTOR": vector}
     grid = (-(-items // block),)
     if transposed:
         arrays = (source, weight, bias, out)
@@ -197,8 +205,13 @@ def _convolve_depthwise(
 # ----- conv2d ------------------------------------------------------------------------------------------------------
 
 
-def _side_by_side(bias: Array | None) -> Array | None:
-    return bias if bias is None or element_strides(bias) in ((1,), (0,)) and bias.strides[0] > 0 else bias.copy()
+def _aligned(bias: Array | None) -> Array | None:
+    """The bias with its elements side by side, and where whole vectors fill it, aligned to them."""
+    if bias is None:
+        return None
+    vector = vector_elements(bias.dtype.itemsize)
+    aligned = bias.shape[0] % vector != 0 or has_vectors(bias, 0, vector)
+    return bias if element_strides(bias) in ((0,), (1,)) and aligned else bias.copy()
 
 
 def conv2d(p: Conv2dProblem, x: Array, weight: Array, bias: Array | None) -> tuple[Array | None, ...]:
@@ -208,7 +221,7 @@ def conv2d(p: Conv2dProblem, x: Array, weight: Array, bias: Array | None) -> tup
     form, kept = p.results()
     assert form is not None
     return _convolve(
-        p, x, weight, _side_by_side(bias), form, transposed=False, activation=p.activation, keeps=kept is not None
+        p, x, weight, _aligned(bias), form, transposed=False, activation=p.activation, keeps=kept is not None
     )
 
 
@@ -251,7 +264,7 @@ def conv_transpose2d(
         return empty_results(p)
     (form,) = p.results()
     assert form is not None
-    return (_convolve(p, x, weight, _side_by_side(bias), form, transposed=True)[0],)
+    return (_convolve(p, x, weight, _aligned(bias), form, transposed=True)[0],)
 
 
 def conv_transpose2d_backward(
@@ -270,7 +283,8 @@ def conv_transpose2d_backward(
     )
 
 
-def _reasons(p: Problem) -> list[str]:
+def reasons(p: Problem) -> list[str]:
+    """Why the kernels cannot run a problem."""
     if depthwise(p):
         return []
     found = []
@@ -281,15 +295,16 @@ def _reasons(p: Problem) -> list[str]:
     return found
 
 
-def _describe(p: Problem) -> str:
+def describe(p: Problem) -> str:
+    """Which kernel runs, in a few words."""
     if depthwise(p):
         return "depthwise, a sum over the taps for each output"
     by = "tensor cores" if p.x.itemsize == 2 else "registers"
     return f"implicit matrix product in {by}, {p.weight.shape[1] * p.kernel[0] * p.kernel[1]} terms"
 
 
-Implementation(CONV2D, "cupy", conv2d, conv2d_backward, reasons=_reasons, dtypes=DTYPES, describe=_describe)
+Implementation(CONV2D, "cupy", conv2d, conv2d_backward, reasons=reasons, dtypes=DTYPES, describe=describe)
 Implementation(
     CONV_TRANSPOSE2D, "cupy", conv_transpose2d, conv_transpose2d_backward,
-    reasons=_reasons, dtypes=DTYPES, describe=_describe,
+    reasons=reasons, dtypes=DTYPES, describe=describe,
 )  # fmt: skip

@@ -16,12 +16,15 @@ from kernels.runtime.cupy_gpu import (
     has_vectors,
     index_type,
     launch,
+    pointer_of,
     target_of,
     types,
 )
 
 Array = Any
 
+#: Threads of a block that adds up parts: along the elements, and along the parts.
+PARTS_BLOCK = (32, 8)
 #: Kernel, stride, padding and dilation of a sum over grad alone.
 ONE_TAP = (1, 1, 1, 1, 0, 0, 1, 1)
 
@@ -56,7 +59,7 @@ def sums_over_pixels(
         *plane, *extents[1:], part, *strides, *of_source, *geometry, multiplier,
         constants=constants(form.dtype, grad, source, of_parts, vector=vector),
     )  # fmt: skip
-    return sum_of_parts(of_parts, form, 1)
+    return sum_of_parts(of_parts, form, outputs_fastest=True)
 
 
 def _joined(extents: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -69,19 +72,48 @@ def _joined(extents: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[i
     return (images, height, width), (of_image, of_channel, of_row, of_column)
 
 
-def sum_of_parts(of_parts: Array, form: ArraySpec, inner: int) -> Array:
-    """The sum of parts (parts, K * taps * inner) in the layout of `form`: (K, inner, kh, kw), or a bias's (K,)."""
+def sum_of_parts(of_parts: Array, form: ArraySpec, *, outputs_fastest: bool) -> Array:
+    """The sum of parts in the layout of `form`, a bias's (K,) or a weight's (K, C, kh, kw).
+
+    of_parts: (parts, elements), counted as (K, taps, C), or with outputs_fastest as (taps, K) of a bias or of a C of 1.
+    """
     out = empty_like_form(form)
-    block = flat_block(form.size, target_of(of_parts))
-    outer_step, inner_step, tap_step, taps = 1, 0, 0, 1
+    strides = element_strides(out)
+    taps, outer_step, tap_step = 1, 0, 0
+    inner, inner_step = form.shape[0], strides[0]
     if form.ndim == 4:
-        outer_step, inner_step, of_row, of_column = element_strides(out)
         # A row of taps follows the one before without a gap, so that one step leads from each tap to the next.
-        tap_step = of_column if form.shape[3] > 1 else of_row
+        tap_step = strides[3] if form.shape[3] > 1 else strides[2]
         taps = form.shape[2] * form.shape[3]
+        if not outputs_fastest:
+            outer_step, inner, inner_step = strides[0], form.shape[1], strides[1]
+    vector = vector_elements(form.itemsize)
+    whole = all(number % vector == 0 for number in (inner, outer_step, tap_step, pointer_of(out) // form.itemsize))
+    if inner_step != 1 or not whole:
+        vector = 1
+    items = form.size // vector
     launch(
-        "conv2d/sums.cu", "add_parts", (-(-form.size // block),), (block,), of_parts, out, form.size,
+        "conv2d/sums.cu", "add_parts", (-(-items // PARTS_BLOCK[0]),), PARTS_BLOCK, of_parts, out, items,
         of_parts.shape[0], taps, inner, outer_step, tap_step, inner_step,
-        constants=constants(form.dtype, of_parts, out),
+        constants=constants(form.dtype, of_parts, out, vector=vector),
     )  # fmt: skip
     return out
+
+
+def finish_parts(
+    of_parts: Array, bias: Array | None, out: Array, sums: Array | None, form: ArraySpec, activation: int
+) -> None:
+    """out = act(bias + the sum of parts), and sums what is before the activation; both of `form`, (N, K, H, W).
+
+    of_parts: (parts, elements), counted as they lie in out. activation: its number.
+    """
+    channels, plane = form.shape[1], 1 if form.channels_last else form.shape[2] * form.shape[3]
+    vector = vector_elements(form.itemsize)
+    if plane > 1 or channels % vector or (bias is not None and not has_vectors(bias, 0, vector)):
+        vector = 1
+    items = form.size // vector
+    block = flat_block(items, target_of(of_parts))
+    launch(
+        "conv2d/sums.cu", "finish_parts", (-(-items // block),), (block,), of_parts, bias, out, sums, items,
+        of_parts.shape[0], channels, plane, activation, constants=constants(form.dtype, of_parts, out, vector=vector),
+    )  # fmt: skip

@@ -1,15 +1,15 @@
 // Depthwise convolutions, whose channels do not mix. No sum is long enough for tensor cores; a thread has VECTOR
 // neighbouring channels, or one element, of the result and goes over the taps.
 //
-// Constants: STORAGE (type of the images and of the weight), COMPUTED (float, or double for double), INDEX (int, or long
-// long where an array is too long for it), THREADS (of a block, at most), VECTOR (more than 1 only where multiplier is 1,
-// last is set, channels lie side by side in the source and in the weight, VECTOR divides their number and every stride,
-// and all are aligned), and those of activation.cuh.
+// Constants: STORAGE (type of the images and of the weight), COMPUTED (float, or double for double), INDEX (int, or
+// long long where an array is too long for it), THREADS (of a block, at most), VECTOR (more than 1 only where
+// multiplier is 1, last is set, channels lie side by side in the source and in the weight, VECTOR divides their number
+// and every stride, and all are aligned).
 //
-// Arguments in common. items: threads with work, elements of the result / VECTOR. channels: of the result. height, width:
-// of the source. last: the result lies as (N, H, W, C), else as (N, C, H, W). weight: (K, 1, kernel_h, kernel_w) with
-// strides w_out, w_row, w_column. Geometry: of the convolution. multiplier: output channels of an input channel. All
-// arrays are the caller's; none is written that is read.
+// Arguments in common. items: threads with work, elements of the result / VECTOR. channels: of the result. height,
+// width: of the source. last: the result lies as (N, H, W, C), else as (N, C, H, W). weight: (K, 1, kernel_h, kernel_w)
+// with strides w_out, w_row, w_column. Geometry: of the convolution. multiplier: output channels of an input channel.
+// All arrays are the caller's; none is written that is read.
 #include "activation/activation.cuh"
 #include "runtime/cuda/types.cuh"
 
@@ -43,8 +43,10 @@ __device__ __forceinline__ INDEX item_of_thread() { return (INDEX)blockIdx.x * b
 
 __device__ __forceinline__ void add_bias(COMPUTED (&total)[VECTOR], const STORAGE* bias, INDEX channel) {
   if (!bias) return;
+  COMPUTED added[VECTOR];
+  load_vector(bias + channel, added);
 #pragma unroll
-  for (int lane = 0; lane < VECTOR; ++lane) total[lane] += widen(bias[channel + lane]);
+  for (int lane = 0; lane < VECTOR; ++lane) total[lane] += added[lane];
 }
 
 }  // namespace
@@ -88,7 +90,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve_depthwise(
   *(Numbers*)(out + item * VECTOR) = found;
 }
 
-// The transpose: out (N, channels, out_height, out_width), dense, from source (N, channels * multiplier, height, width).
+// The transpose: out (N, channels, out_height, out_width), dense, from source (N, channels * multiplier, height,
+// width).
 extern "C" __global__ void __launch_bounds__(THREADS, 1) spread_depthwise(
     const STORAGE* __restrict__ source, const STORAGE* __restrict__ weight, const STORAGE* __restrict__ bias,
     STORAGE* __restrict__ out, INDEX items, int channels, int height, int width, int out_height, int out_width,

@@ -1,7 +1,7 @@
 // Convolutions as matrix products (implicit GEMM): no image of patches is ever made. The transpose of a convolution in
 // its image, which is the gradient of x and conv_transpose2d, is the same product for each phase of its strides.
 //
-// Constants: those of product.cuh and activation.cuh. VECTOR > 1 only where the channels of a group lie side by side in
+// Constants: those of product.cuh. VECTOR > 1 only where the channels of a group lie side by side in
 // the source, VECTOR divides their number and every stride, and the source is aligned to 16 bytes. WRITE: elements that
 // are written at once, WIDE only where that is so of the result, and the bias is aligned.
 #include "activation/activation.cuh"
@@ -62,6 +62,8 @@ __device__ __forceinline__ int vector_of(int i) {
 }  // namespace
 
 // out = act(bias + weight * source), and the sums before the activation where sums is not null, laid out as out is.
+// Where parts is not null, the steps are cut into `splits` shares, and parts (splits, whole) is all that is written:
+// what each share gives to out's elements, in the order in which these lie; finish_parts of sums.cu adds them up.
 //
 // source: (images, C, height, width) with strides x_image to x_column. weight: packed as by pack_weight, (groups, taps,
 // in_channels, weight_line), a multiple of TILE_COLUMNS in a line and zeros behind out_channels. bias: (groups *
@@ -70,10 +72,11 @@ __device__ __forceinline__ int vector_of(int i) {
 // common_h, common_w: greatest common divisors of stride and dilation. transposed: source is of the convolution's
 // output's shape, and out of its image's.
 // Blocks: columns of tiles, the fastest, times rows of tiles; phases (stride_h * stride_w where transposed, else 1);
-// groups.
+// splits, the fastest, times groups.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
     const STORAGE* __restrict__ source, const STORAGE* __restrict__ weight, const STORAGE* __restrict__ bias,
-    STORAGE* __restrict__ out, STORAGE* __restrict__ sums, int images, int in_channels, int out_channels, int height,
+    STORAGE* __restrict__ out, STORAGE* __restrict__ sums, COMPUTED* __restrict__ parts, INDEX whole, int splits,
+    int images, int in_channels, int out_channels, int height,
     int width, int out_height, int out_width, INDEX weight_line, INDEX x_image, INDEX x_channel, INDEX x_row,
     INDEX x_column, INDEX y_image, INDEX y_channel, INDEX y_row, INDEX y_column, int kernel_h, int kernel_w,
     int stride_h, int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, int common_h,
@@ -86,10 +89,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
   int column_blocks = (out_channels + TILE_COLUMNS - 1) / TILE_COLUMNS;
   int first_channel = blockIdx.x % column_blocks * TILE_COLUMNS;
   INDEX first_pixel = (INDEX)(blockIdx.x / column_blocks) * TILE_ROWS;
-  INDEX group = blockIdx.z;
+  INDEX group = blockIdx.z / splits;
+  int split = blockIdx.z % splits;
   int phase_h = transposed ? blockIdx.y / stride_w : 0, phase_w = transposed ? blockIdx.y % stride_w : 0;
-  Phase down(phase_h, out_height, kernel_h, transposed ? stride_h : 1, padding_h, dilation_h, transposed ? common_h : 1);
-  Phase along(phase_w, out_width, kernel_w, transposed ? stride_w : 1, padding_w, dilation_w, transposed ? common_w : 1);
+  int apart_h = transposed ? stride_h : 1, apart_w = transposed ? stride_w : 1;
+  Phase down(phase_h, out_height, kernel_h, apart_h, padding_h, dilation_h, transposed ? common_h : 1);
+  Phase along(phase_w, out_width, kernel_w, apart_w, padding_w, dilation_w, transposed ? common_w : 1);
   if (!transposed) {
     down.first = along.first = 0;
     down.taps = kernel_h;
@@ -103,7 +108,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
   INDEX pixels = plane * images;
   if (first_pixel >= pixels) return;  // a phase of fewer pixels than the largest
   int step_h = transposed ? 1 : stride_h, step_w = transposed ? 1 : stride_w;
-  int apart_h = transposed ? stride_h : 1, apart_w = transposed ? stride_w : 1;
 
   for (int row = threadIdx.x; row < TILE_ROWS; row += THREADS) {
     INDEX pixel = first_pixel + row;
@@ -127,7 +131,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
 
   // ----- the steps -------------------------------------------------------------------------------------------------
   unsigned all_terms = down.taps * along.taps * in_channels;
-  int steps = (all_terms + INNER - 1) / INNER;
+  int all_steps = (all_terms + INNER - 1) / INNER;
+  int share = (all_steps + splits - 1) / splits;
+  int begin = split * share, steps = begin + share < all_steps ? begin + share : all_steps;
   const STORAGE* filters = weight + group * kernel_h * kernel_w * in_channels * weight_line + first_channel;
 
   auto find_terms = [&](int step) {
@@ -179,7 +185,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
 #pragma unroll
     for (int i = 0; i < Load::Weights::ITEMS; ++i) {
       int item = i * THREADS + threadIdx.x;
-      *(ReadWide*)(b + Product::B::place(Load::Weights::vector(item) * WIDE, Load::Weights::inner(item))) = load.weight[i];
+      int column = Load::Weights::vector(item) * WIDE;
+      *(ReadWide*)(b + Product::B::place(column, Load::Weights::inner(item))) = load.weight[i];
     }
   };
 
@@ -187,15 +194,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
   constexpr int BUFFER = Product::A::SIZE + Product::B::SIZE;
   Product product;
   product.clear();
-  if (steps > 0) find_terms(0);
-  if (steps > 1) find_terms(1);
+  if (begin < steps) find_terms(begin);
+  if (begin + 1 < steps) find_terms(begin + 1);
   __syncthreads();
-  if (steps > 0) {
-    fetch(0);
-    keep(operands, operands + Product::A::SIZE);
+  if (begin < steps) {
+    STORAGE* first = operands + begin % 2 * BUFFER;
+    fetch(begin);
+    keep(first, first + Product::A::SIZE);
   }
   __syncthreads();
-  for (int step = 0; step < steps; ++step) {
+  for (int step = begin; step < steps; ++step) {
     bool more = step + 1 < steps;
     if (more) fetch(step + 1);
     const STORAGE* now = operands + step % 2 * BUFFER;
@@ -209,6 +217,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
   // ----- bias, activation, out -------------------------------------------------------------------------------------
   COMPUTED* staging = (COMPUTED*)memory;
   INDEX channel_of_group = group * out_channels;
+  if (parts) parts += split * whole;
 #pragma unroll
   for (int slice = 0; slice < Product::SLICES; ++slice) {
     if (slice) __syncthreads();
@@ -229,6 +238,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
         INDEX to = target + (channel_of_group + channel) * y_channel;
         COMPUTED total[WIDE];
         read_sums<WIDE>(staging + row * Product::PITCH + column, total);
+        if (parts) {
+#pragma unroll
+          for (int lane = 0; lane < WIDE; lane += WIDE_SUMS) {
+            WideSums share_of;
+#pragma unroll
+            for (int k = 0; k < WIDE_SUMS; ++k) share_of.v[k] = total[lane + k];
+            *(WideSums*)(parts + to + lane) = share_of;
+          }
+          continue;
+        }
         Wide found, before;
 #pragma unroll
         for (int lane = 0; lane < WIDE; ++lane) {
@@ -248,8 +267,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
         INDEX target = targets[row];
         if (target < 0 || channel >= out_channels) continue;
         COMPUTED total = staging[LAST ? row * Product::PITCH + column : column * Product::PITCH + row];
-        if (bias) total += widen(bias[channel_of_group + channel]);
         INDEX to = target + (channel_of_group + channel) * y_channel;
+        if (parts) {
+          parts[to] = total;
+          continue;
+        }
+        if (bias) total += widen(bias[channel_of_group + channel]);
         if (sums) sums[to] = narrow<STORAGE>(total);
         out[to] = narrow<STORAGE>(activate(total, activation));
       }

@@ -1,17 +1,17 @@
 // What the matrix products of convolutions share: the tile that a block multiplies, and where its operands lie.
 //
-// A block has a tile of (TILE_ROWS, TILE_COLUMNS) sums and goes along the inner dimension INNER terms at a time. Both operands come
-// to shared memory, in two buffers: while one is multiplied, the next is on its way through registers.
+// A block has a tile of (TILE_ROWS, TILE_COLUMNS) sums and goes along the inner dimension INNER terms at a time. Both
+// operands come to shared memory, in two buffers: while one is multiplied, the next is on its way through registers.
 //
-// Constants: STORAGE (type of the images and of the weight), COMPUTED (float, or double for double), INDEX (int, or long
-// long where an array is too long for it), TILE_ROWS, TILE_COLUMNS, INNER, THREADS (of a block), VECTOR (elements of an image that
-// are read at once: 16 bytes of neighbouring channels, or 1), LAST (1: neighbours in memory of what is written go along
-// TILE_COLUMNS, 0: along TILE_ROWS), CORES (1: tensor cores, for half precision; 0: registers), ROW_PARTS and COLUMN_PARTS: with
-// CORES warps, else threads, along each side of the tile.
+// Constants: STORAGE (type of the images and of the weight), COMPUTED (float, or double for double), INDEX (int, or
+// long long where an array is too long for it), TILE_ROWS, TILE_COLUMNS, INNER, THREADS (of a block), VECTOR (elements
+// of an image that are read at once: 16 bytes of neighbouring channels, or 1), LAST (1: neighbours in memory of what is
+// written go along TILE_COLUMNS, 0: along TILE_ROWS), CORES (1: tensor cores, for half precision; 0: registers),
+// ROW_PARTS and COLUMN_PARTS: with CORES warps, else threads, along each side of the tile.
 #pragma once
 #include "runtime/cuda/types.cuh"
 #if CORES
-#include <mma.h>
+#include "runtime/cuda/fragments.cuh"
 #endif
 
 // Elements of 16 bytes.
@@ -74,29 +74,6 @@ template <int SIDE, int WIDTH> struct Across {
 // T where FIRST, else U.
 template <bool FIRST, class T, class U> struct Pick { typedef T type; };
 template <class T, class U> struct Pick<false, T, U> { typedef U type; };
-
-// A fragment from shared memory. For bfloat16 the compiler does not see that the address is there, and would read word by
-// word; so PTX says it, which is otherwise what load_matrix_sync does.
-template <class Fragment, class T> __device__ __forceinline__ void load_shared(Fragment& f, const T* from, int pitch) {
-  nvcuda::wmma::load_matrix_sync(f, from, pitch);
-}
-#ifndef CUDA_CPU
-#define LOAD_SHARED(USE, LETTER, LAYOUT, WORD)                                                                       \
-  __device__ __forceinline__ void load_shared(                                                                       \
-      nvcuda::wmma::fragment<nvcuda::wmma::USE, 16, 16, 16, __nv_bfloat16, nvcuda::wmma::LAYOUT>& f,                 \
-      const __nv_bfloat16* from, int pitch) {                                                                        \
-    unsigned* words = reinterpret_cast<unsigned*>(f.x);                                                              \
-    asm volatile("wmma.load." LETTER ".sync.aligned." WORD ".m16n16k16.shared.bf16 {%0, %1, %2, %3}, [%4], %5;"      \
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])                                    \
-                 : "r"((unsigned)__cvta_generic_to_shared(from)), "r"(pitch)                                         \
-                 : "memory");                                                                                        \
-  }
-LOAD_SHARED(matrix_a, "a", row_major, "row")
-LOAD_SHARED(matrix_a, "a", col_major, "col")
-LOAD_SHARED(matrix_b, "b", row_major, "row")
-LOAD_SHARED(matrix_b, "b", col_major, "col")
-#undef LOAD_SHARED
-#endif
 
 // The tile in fragments of tensor cores: each warp has FR by FC of 16 by 16 sums.
 template <bool ALONG_A, bool ALONG_B> struct Sums {

@@ -1,12 +1,55 @@
 // What the products of convolutions need around them: the weight in the order in which they read it, sums over pixels,
 // and the sums of parts.
 //
-// Constants: STORAGE (type of the images and of the weight), COMPUTED (float, or double for double), INDEX (int, or long
-// long where an array is too long for it), THREADS (of a block, at most), VECTOR (see sums_of_pixels; else 1), CHUNK (lines
-// of a packed weight that a thread writes). All arrays are the caller's; none is written that is read.
+// Constants: STORAGE (type of the images and of the weight), COMPUTED (float, or double for double), INDEX (int, or
+// long long where an array is too long for it), THREADS (of a block, at most), VECTOR (of a thread), CHUNK (lines of a
+// packed weight that a thread writes). All arrays are the caller's; none is written that is read.
+#include "activation/activation.cuh"
 #include "runtime/cuda/types.cuh"
 
+namespace {
+
 typedef Vector<STORAGE, VECTOR> Numbers;
+
+// VECTOR sums in memory, in accesses of 16 bytes.
+constexpr int GROUP = VECTOR * (int)sizeof(COMPUTED) > 16 ? 16 / (int)sizeof(COMPUTED) : VECTOR;
+typedef Vector<COMPUTED, GROUP> Group;
+
+__device__ __forceinline__ void load_sums(const COMPUTED* from, COMPUTED (&sums)[VECTOR]) {
+#pragma unroll
+  for (int g = 0; g < VECTOR; g += GROUP) {
+    Group found = *(const Group*)(from + g);
+#pragma unroll
+    for (int lane = 0; lane < GROUP; ++lane) sums[g + lane] = found.v[lane];
+  }
+}
+
+__device__ __forceinline__ void store_sums(COMPUTED* to, const COMPUTED (&sums)[VECTOR]) {
+#pragma unroll
+  for (int g = 0; g < VECTOR; g += GROUP) {
+    Group made;
+#pragma unroll
+    for (int lane = 0; lane < GROUP; ++lane) made.v[lane] = sums[g + lane];
+    *(Group*)(to + g) = made;
+  }
+}
+
+// total of the threads of one x, added up in one order; thread y = 0 has it afterwards. blockDim.y is a power of two.
+__device__ __forceinline__ void add_over_y(COMPUTED (&total)[VECTOR], COMPUTED (&sums)[VECTOR][THREADS]) {
+  int thread = threadIdx.y * blockDim.x + threadIdx.x;
+#pragma unroll
+  for (int lane = 0; lane < VECTOR; ++lane) sums[lane][thread] = total[lane];
+  for (int half = blockDim.y / 2; half; half /= 2) {
+    __syncthreads();
+    if (threadIdx.y < half) {
+#pragma unroll
+      for (int lane = 0; lane < VECTOR; ++lane)
+        sums[lane][thread] = total[lane] = total[lane] + sums[lane][thread + half * blockDim.x];
+    }
+  }
+}
+
+}  // namespace
 
 // packed = weight as product.cu reads it: (groups, taps, inner, line), where line is at least `columns`, and what is
 // behind these 0. weight: element (group, inner, column, row, tap's column) with strides w_group, w_inner, w_column,
@@ -32,14 +75,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pack_weight(
       }
 }
 
-// parts[blockIdx.y, channel * taps + tap] = the sum, over `part` pixels of grad (images, channels, out_height, out_width),
+// parts[blockIdx.y, tap, channel] = the sum, over `part` pixels of grad (images, channels, out_height, out_width),
 // of grad alone (source null: a bias's gradient, taps 1), or times what the tap meets in the source (images, channels /
-// multiplier, height, width): a depthwise weight's gradient. parts: (gridDim.y, channels * taps).
+// multiplier, height, width): a depthwise weight's gradient. parts: (gridDim.y, taps, channels).
 //
-// A thread has VECTOR channels: more than 1 only where these lie side by side in grad and in the source, multiplier is 1,
-// and both are aligned. A block has blockDim.x of such threads, neighbours (blockDim.x of 1 where pixels lie side by side,
-// in place of channels), and blockDim.y pixels at a time, a power of two. Blocks: taps, the fastest, times groups of
-// channels; parts.
+// A thread has VECTOR channels: more than 1 only where these lie side by side in grad and in the source, multiplier is
+// 1, and both are aligned. A block has blockDim.x of such threads, neighbours (blockDim.x of 1 where pixels lie side by
+// side, in place of channels), and blockDim.y pixels at a time, a power of two. Blocks: taps, the fastest, times groups
+// of channels; parts.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) sums_of_pixels(
     const STORAGE* __restrict__ grad, const STORAGE* __restrict__ source, COMPUTED* __restrict__ parts, int images,
     int channels, int height, int width, int out_height, int out_width, INDEX part, INDEX g_image, INDEX g_channel,
@@ -83,34 +126,61 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sums_of_pixels(
       image += by_image;
     }
   }
-  int thread = threadIdx.y * blockDim.x + threadIdx.x;
-#pragma unroll
-  for (int lane = 0; lane < VECTOR; ++lane) sums[lane][thread] = total[lane];
-  for (int half = blockDim.y / 2; half; half /= 2) {
-    __syncthreads();
-    if (threadIdx.y < half) {
-#pragma unroll
-      for (int lane = 0; lane < VECTOR; ++lane)
-        sums[lane][thread] = total[lane] = total[lane] + sums[lane][thread + half * blockDim.x];
-    }
-  }
-  if (threadIdx.y == 0 && channel < channels) {
-#pragma unroll
-    for (int lane = 0; lane < VECTOR; ++lane)
-      parts[(INDEX)blockIdx.y * channels * taps + (INDEX)(channel + lane) * taps + tap] = total[lane];
-  }
+  add_over_y(total, sums);
+  if (threadIdx.y == 0 && channel < channels)
+    store_sums(parts + ((INDEX)blockIdx.y * taps + tap) * channels + channel, total);
 }
 
-// out = the sum over the parts, in their order. parts: (count, whole), each counted as (outer, taps, inner). out: those
-// elements with strides o_outer, o_tap, o_inner.
+// out = the sum over the parts: thread y of a block takes part y, y + blockDim.y, ... parts: (count, whole), each
+// counted as (outer, taps, inner). out: those elements with strides o_outer, o_tap, o_inner. A thread has VECTOR of
+// them: more than 1 only where o_inner is 1, VECTOR divides inner and the other strides, and out is aligned. items:
+// whole / VECTOR.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) add_parts(
-    const COMPUTED* __restrict__ parts, STORAGE* __restrict__ out, INDEX whole, int count, int taps, int inner,
+    const COMPUTED* __restrict__ parts, STORAGE* __restrict__ out, INDEX items, int count, int taps, int inner,
     INDEX o_outer, INDEX o_tap, INDEX o_inner) {
+  __shared__ COMPUTED sums[VECTOR][THREADS];
   INDEX item = (INDEX)blockIdx.x * blockDim.x + threadIdx.x;
-  if (item >= whole) return;
-  COMPUTED total = 0;
+  COMPUTED total[VECTOR] = {};
+  if (item < items) {
 #pragma unroll 4
-  for (int part = 0; part < count; ++part) total += parts[part * whole + item];
-  INDEX i = item % inner, rest = item / inner;
-  out[rest / taps * o_outer + rest % taps * o_tap + i * o_inner] = narrow<STORAGE>(total);
+    for (int part = threadIdx.y; part < count; part += blockDim.y) {
+      COMPUTED more[VECTOR];
+      load_sums(parts + (part * items + item) * VECTOR, more);
+#pragma unroll
+      for (int lane = 0; lane < VECTOR; ++lane) total[lane] += more[lane];
+    }
+  }
+  add_over_y(total, sums);
+  if (threadIdx.y || item >= items) return;
+  INDEX i = item * VECTOR % inner, rest = item * VECTOR / inner;
+  store_vector(out + rest / taps * o_outer + rest % taps * o_tap + i * o_inner, total);
+}
+
+// out = act(bias + the sum over the parts, in their order), and what is before the activation where sums is not null.
+// parts: (count, elements of out), in the order in which they lie in out and sums. bias: (channels,) or null. plane:
+// elements from a channel to the next one. A thread has VECTOR elements: more than 1 only where plane is 1, VECTOR
+// divides channels, and the bias is aligned. items: elements / VECTOR.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) finish_parts(
+    const COMPUTED* __restrict__ parts, const STORAGE* __restrict__ bias, STORAGE* __restrict__ out,
+    STORAGE* __restrict__ sums, INDEX items, int count, int channels, INDEX plane, int activation) {
+  INDEX item = (INDEX)blockIdx.x * blockDim.x + threadIdx.x;
+  if (item >= items) return;
+  COMPUTED total[VECTOR] = {};
+#pragma unroll 4
+  for (int part = 0; part < count; ++part) {
+    COMPUTED more[VECTOR];
+    load_sums(parts + (part * items + item) * VECTOR, more);
+#pragma unroll
+    for (int lane = 0; lane < VECTOR; ++lane) total[lane] += more[lane];
+  }
+  if (bias) {
+    COMPUTED added[VECTOR];
+    load_vector(bias + item * VECTOR / plane % channels, added);
+#pragma unroll
+    for (int lane = 0; lane < VECTOR; ++lane) total[lane] += added[lane];
+  }
+  if (sums) store_vector(sums + item * VECTOR, total);
+#pragma unroll
+  for (int lane = 0; lane < VECTOR; ++lane) total[lane] = activate(total[lane], activation);
+  store_vector(out + item * VECTOR, total);
 }

@@ -48,10 +48,10 @@ template <int SIDE> struct Items {
 
 // parts[blockIdx.y] = what `part` pixels give to the weight's gradient, as (groups, out_channels, taps, in_channels).
 //
-// grad: (images, groups * out_channels, out_height, out_width) with strides g_image to g_column. source: (images, groups
-// * in_channels, height, width) with strides x_image to x_column. parts: (gridDim.y, whole), whole the weight's elements.
-// All are the caller's. part: pixels of a part, a multiple of INNER. in_channels, out_channels: of a group. Geometry as
-// in product.cu. Blocks: rows of tiles, the fastest, times columns of tiles; parts; groups.
+// grad: (images, groups * out_channels, out_height, out_width) with strides g_image to g_column. source: (images,
+// groups * in_channels, height, width) with strides x_image to x_column. parts: (gridDim.y, whole), whole the weight's
+// elements. All are the caller's. part: pixels of a part, a multiple of INNER. in_channels, out_channels: of a group.
+// Geometry as in product.cu. Blocks: rows of tiles, the fastest, times columns of tiles; parts; groups.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) weight_gradient_of_parts(
     const STORAGE* __restrict__ grad, const STORAGE* __restrict__ source, COMPUTED* __restrict__ parts, int images,
     int in_channels, int out_channels, int height, int width, int out_height, int out_width, INDEX part, INDEX whole,

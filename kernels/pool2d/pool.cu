@@ -1,13 +1,14 @@
 // The poolings and their gradients. A thread has VECTOR neighbours in memory of the result.
 //
 // Constants: STORAGE (type of the images), COMPUTED (float, or double for double), INDEX (int, or long long where an
-// array is too long for it), THREADS (of a block, at most), VECTOR (more than 1 only for channels-last images whose channels it
-// divides, and which lie side by side).
+// array is too long for it), THREADS (of a block, at most), VECTOR (more than 1 only for channels-last images whose
+// channels it divides, and which lie side by side).
 //
 // Arguments in common. items: threads with work, elements of the result / VECTOR. channels: C. height, width: of the
 // image. out_height, out_width: of the windows. last: the result lies as (N, H, W, C), else as (N, C, H, W). X_image,
 // X_channel, X_row, X_column: strides of array X in elements. kernel, stride, padding, dilation: vertical (_h) and
-// horizontal (_w). adaptive: windows from floor(o * size / outputs) to ceil((o + 1) * size / outputs) in place of these.
+// horizontal (_w). adaptive: windows from floor(o * size / outputs) to ceil((o + 1) * size / outputs) in place of
+// these.
 //
 // In backward each place of the image collects from the windows that cover it, in their order: no atomics. No array is
 // written that is read, and all are the caller's.
@@ -134,7 +135,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) max_of_windows(
     best[lane] = -(COMPUTED)__int_as_float(0x7f800000);
     where[lane] = nearest;
   }
+#pragma unroll 1
   for (int h = top; h < bottom; h += dilation_h)
+#pragma unroll 4
     for (int w = left; w < right; w += dilation_w) {
       Numbers read = *(const Numbers*)(source + h * x_row + w * x_column);
 #pragma unroll
@@ -183,7 +186,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gradient_of_maxima(
   long long own = (long long)at.row * width + at.column;
   int bottom = down.end_cover(at.row), left = along.first_cover(at.column), right = along.end_cover(at.column);
   COMPUTED total[VECTOR] = {};
+#pragma unroll 1
   for (int row = down.first_cover(at.row); row < bottom; ++row)
+#pragma unroll 4
     for (int column = left; column < right; ++column) {
       Numbers read = *(const Numbers*)(g + row * g_row + column * g_column);
       Vector<long long, VECTOR < 2 ? 1 : 2> places;
@@ -219,7 +224,9 @@ __device__ __forceinline__ void mean_of_item(
   int bottom = down.end(at.row), left = along.first(at.column), right = along.end(at.column);
   const STORAGE* source = x + at.image * x_image + at.channel * x_channel;
   COMPUTED total[VECTOR] = {};
+#pragma unroll 1
   for (int h = down.first(at.row); h < bottom; ++h)
+#pragma unroll 4
     for (int w = left; w < right; ++w) {
       Numbers read = *(const Numbers*)(source + h * x_row + w * x_column);
 #pragma unroll
@@ -251,7 +258,9 @@ __device__ __forceinline__ void gradient_of_item(
   int bottom = down.end_cover(at.row), left = along.first_cover(at.column), right = along.end_cover(at.column);
   const STORAGE* g = grad + at.image * g_image + at.channel * g_channel;
   COMPUTED total[VECTOR] = {};
+#pragma unroll 1
   for (int row = down.first_cover(at.row); row < bottom; ++row)
+#pragma unroll 4
     for (int column = left; column < right; ++column) {
       COMPUTED count = divisor;
       if (divisor == 0)
@@ -297,7 +306,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) mean_of_windows(
   if (item >= items) return;
   Side down = {height, out_height, kernel_h, stride_h, padding_h, 1, adaptive != 0};
   Side along = {width, out_width, kernel_w, stride_w, padding_w, 1, adaptive != 0};
-  mean_of_item<false>(x, out, item, down, along, channels, last, x_image, x_channel, x_row, x_column, padded, divisor, 1);
+  mean_of_item<false>(x, out, item, down, along, channels, last, x_image, x_channel, x_row, x_column, padded, divisor,
+                      1);
 }
 
 // out = (K * mean of x ** exponent) ** (1 / exponent), K the size of the full window. Arrays as in mean_of_windows.
@@ -327,8 +337,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gradient_of_means(
                           g_column, 0, 0, 0, 0, 0, 0, 0, 0, padded, divisor, 1);
 }
 
-// The gradient of power_mean_of_windows from grad and its output y (N, C, out_height, out_width) and its x (N, C, height,
-// width); out as x, dense. A window whose powers add up to 0 passes nothing on.
+// The gradient of power_mean_of_windows from grad and its output y (N, C, out_height, out_width) and its x (N, C,
+// height, width); out as x, dense. A window whose powers add up to 0 passes nothing on.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) gradient_of_power_means(
     const STORAGE* __restrict__ grad, const STORAGE* __restrict__ x, const STORAGE* __restrict__ y,
     STORAGE* __restrict__ out, INDEX items, int channels, int height, int width, int out_height, int out_width,

@@ -10,7 +10,14 @@ import pytest
 
 import kernels
 from kernels.case import Case
-from kernels.conv2d.cuda_tiles import ProductTile, product_tile, product_tiles, sum_threads, use_product_tile
+from kernels.conv2d.cuda_tiles import (
+    ProductTile,
+    product_tile,
+    product_tiles,
+    splits_of_steps,
+    sum_threads,
+    use_product_tile,
+)
 from kernels.conv2d.gpu_tiles import parts_of_pixels
 from kernels.runtime.cupy_gpu import numpy_dtype
 from kernels.runtime.targets import TARGETS
@@ -173,6 +180,37 @@ def test_a_weights_gradient_is_summed_over_several_parts():
     report(expected.complaints(found))
     products = ["pack_weight", "convolve"] * 2
     assert launched.kernels == [*products, "weight_gradient_of_parts", "add_parts"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("outputs, last", [(16, False), (16, True), (13, True)])
+def test_few_tiles_are_cut_along_their_sums(outputs: int, last: bool, dtype: str):
+    """On a large GPU, a small image of many channels: shares of the sums, then their sum, bias and activation."""
+    x = helpers.numbers(1, 88, 4, 5)
+    arguments = {
+        "x": channels_last(x) if last else x,
+        "weight": helpers.numbers(outputs, 88, 3, 3, seed=1) / np.float32(28),
+        "bias": helpers.numbers(outputs, seed=2),
+        "padding": 1,
+        "activation": "gelu",
+    }
+    case = Case("conv2d", "few tiles", {}, arguments)
+    with on_cpu(order="random", seed=2, target=H100) as launched:
+        if dtype in helpers.HALVES:
+            report(helpers.half_complaints(case, dtype))
+        else:
+            given = helpers.in_dtype(arguments, dtype)
+            expected = oracle.expect("conv2d", given)
+            report(expected.complaints(oracle.with_vjp("conv2d", given, expected.incoming, "cupy")))
+    assert launched.kernels[:3] == ["pack_weight", "convolve", "finish_parts"]
+
+
+@pytest.mark.parametrize(
+    "blocks, steps, groups, expected",
+    [(16, 144, 1, 8), (132, 144, 1, 1), (4, 20, 4, 2), (1, 7, 1, 1), (2, 10**4, 2000, 32)],
+)
+def test_splits(blocks: int, steps: int, groups: int, expected: int):
+    assert splits_of_steps(blocks, steps, groups, H100) == expected
 
 
 def test_the_kernels_that_run_are_these():

@@ -1,0 +1,357 @@
+"""attention in CUDA C++, executed on the CPU: memory watched, threads and blocks in several orders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kernels
+from kernels.attention.cuda_tiles import CudaTile, forward_tile, use_cuda_tile
+from kernels.case import Case
+from kernels.random import keep_mask
+from kernels.runtime.cupy_gpu import DTYPES, numpy_dtype
+from kernels.runtime.targets import TARGETS
+from tests.attention.helpers import gradients, inputs, relative_term
+from tests.cuda_on_cpu import helpers
+from tests.cuda_on_cpu.helpers import on_cpu
+from tests.support import layouts, matrix
+
+OPS = ("attention", "scaled_dot_product_attention")
+pytestmark = helpers.needs_harness
+Array = np.ndarray[Any, Any]
+H100 = TARGETS["sm_90"]
+
+
+@pytest.mark.parametrize("case", helpers.small_cases(*OPS))
+def test_cases(case: Case):
+    with on_cpu():
+        helpers.report(helpers.complaints(case, "float32"))
+
+
+@pytest.mark.parametrize("case", helpers.ordinary_cases("attention"))
+def test_cases_in_float64(case: Case):
+    with on_cpu(order="random", seed=5):
+        helpers.report(helpers.complaints(case, "float64"))
+
+
+#: bfloat16 differs from float16 in its conversions alone, and has fewer cases.
+IN_BFLOAT16 = ("heads", "causal", "mask", "bias by query, capped", "dropout")
+HALF_CASES = [
+    pytest.param(case.values[0], dtype, id=f"{case.id} {dtype}")
+    for case in helpers.ordinary_cases("attention")
+    for dtype in helpers.HALVES
+    if dtype == "float16" or case.values[0].name in IN_BFLOAT16
+]
+
+
+@pytest.mark.parametrize("case, dtype", HALF_CASES)
+def test_cases_in_half_precision(case: Case, dtype: str):
+    with on_cpu(order="reverse"):
+        helpers.report(helpers.half_complaints(case, dtype))
+
+
+@pytest.mark.parametrize("case", helpers.ordinary_cases(*OPS))
+def test_any_order_of_threads_gives_the_same_bits(case: Case):
+    helpers.check_orders(case)
+
+
+WITH_LAYOUTS = ("heads", "mask", "bias", "log-sum-exp")
+LAYOUT_CASES = tuple(c for c in matrix.cases_of("attention", "ci") if c.name in WITH_LAYOUTS)
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+@pytest.mark.parametrize("case", matrix.case_parameters(LAYOUT_CASES))
+def test_any_layout(case: Case, layout: str):
+    helpers.check_layout(case, layout)
+
+
+def in_double(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments in float64, a relative term's table too."""
+    made = matrix.in_double(arguments)
+    if made.get("relative") is not None:
+        made["relative"] = type(made["relative"])(**matrix.in_double(vars(made["relative"])))
+    return made
+
+
+def against_reference(arguments: dict[str, Any], tolerance: float = 1e-11) -> None:
+    """Results and all gradients equal those of the float64 reference, NaN and infinities in the same places.
+
+    tolerance: of the largest number, at least 1.
+    """
+    exact, exact_gradients = gradients("reference", in_double(arguments))
+    found, found_gradients = gradients("cupy", arguments)
+    for a, b in zip((*found, *found_gradients), (*exact, *exact_gradients), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            scale = max(1, np.abs(b[np.isfinite(b)]).max(initial=0))
+            np.testing.assert_allclose(a.astype(np.float64), b, rtol=0, atol=tolerance * scale)
+
+
+def test_the_kernels_that_run_are_these():
+    q, k, v = inputs(1, 2, 9, 11)
+    scores = {"query": q, "key": k, "value": v}
+    with on_cpu() as launched:
+        gradients("cupy", scores | {"bias": np.zeros((2, 9, 11), np.float32)})
+        gradients("cupy", scores | {"bias": np.zeros((9, 11), np.float32)})
+    both = ["attention_forward", "row_products", "query_gradient", "key_gradients"]
+    assert launched.kernels == [*both, *both, "bias_gradient", "sum_parts"]
+
+
+# ----- tiles -------------------------------------------------------------------------------------------------------
+
+
+TOLERANCES = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 2e-6, "float64": 1e-12}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("width, value_width", [(40, 64), (128, 90), (70, 250)])
+@pytest.mark.parametrize("queries", [3, 67])
+def test_every_tile(dtype: str, width: int, value_width: int, queries: int):
+    """A few places more than a tile in both directions, with everything that has its own loads."""
+    keys = 69 if width == 40 else 37
+    queries = min(queries, 37) if width == 70 else queries
+    q, k, v = (a.astype(dtype) for a in inputs(1, 2, queries, keys, width, value_width, kv_heads=1))
+    rng = np.random.default_rng(0)
+    rest = {
+        "bias": rng.standard_normal((2, queries, keys)).astype(dtype), "mask": rng.random((queries, keys)) < 0.8,
+        "causal": "bottom_right", "window": (keys // 2, None), "dropout_p": 0.2, "seed": 5, "softcap": 4.0,
+    }  # fmt: skip
+    with on_cpu(order="random", seed=2):
+        against_reference({"query": q, "key": k, "value": v, **rest}, TOLERANCES[dtype])
+
+
+# ----- a few queries of many keys ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [None, [1100, 40], [0, 600]])
+@pytest.mark.parametrize("causal", [None, "bottom_right"])
+def test_split_keys(lengths: list[int] | None, causal: str | None):
+    """Parts that see nothing, and queries that do not; heads that share keys are one tile."""
+    q, k, v = inputs(2, 4, 2, 1100, 8, kv_heads=2, dtype="float64")
+    counts = None if lengths is None else np.array(lengths)
+    arguments = {"query": q, "key": k, "value": v, "lengths": counts, "causal": causal, "return_lse": True}
+    with on_cpu(target=H100) as launched:
+        against_reference(arguments)
+    assert launched.kernels[:2] == ["attention_forward", "join_splits"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_heads_that_share_keys_read_them_once(dtype: str):
+    """One query of four heads each, with its own mask, bias, slope and dropout."""
+    q, k, v = (a.astype(dtype) for a in inputs(2, 8, 1, 96, 16, kv_heads=2))
+    rng = np.random.default_rng(0)
+    rest = {"mask": rng.random((2, 8, 1, 96)) < 0.7, "bias": rng.standard_normal((8, 1, 96)).astype(dtype)}
+    more = {"relative": kernels.RelativeALiBi(np.linspace(0.1, 0.9, 8).astype(dtype)), "causal": "bottom_right"}
+    with on_cpu(order="reverse") as launched:
+        kernels.attention(q, k, v, backend="cupy")
+    # Queries, keys and values once each, though four heads read the same keys.
+    assert launched.counts[0]["global_loaded"] == q.nbytes + k.nbytes + v.nbytes
+    with on_cpu():
+        arguments = {"query": q, "key": k, "value": v, **rest, **more, "dropout_p": 0.3, "seed": 9}
+        against_reference(arguments, 2e-3 if dtype == "float16" else 1e-6)
+
+
+# ----- what the scores are made of ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(2, 3, 37, 41), (1, 1, 3, 100)])
+@pytest.mark.parametrize("seed", [-(2**40) + 3, 7])
+def test_the_dropout_mask_is_that_of_every_backend(shape: tuple[int, ...], seed: int, dtype: str):
+    """Read off values that are a unit matrix, and off their gradient."""
+    batch, heads, queries, keys = shape
+    q, k, _ = (a.astype(dtype) for a in inputs(batch, heads, queries, keys, 4))
+    unit = np.broadcast_to(np.eye(keys, dtype=dtype), (batch, heads, keys, keys))
+    wanted = keep_mask(shape, 0.35, seed)
+    with on_cpu():
+        found = kernels.attention(q, k, unit, dropout_p=0.35, seed=seed, backend="cupy")
+        v = np.zeros((batch, heads, keys, queries), dtype)
+        _, pullback = kernels.vjp("attention", q, k, v, dropout_p=0.35, seed=seed, backend="cupy")
+        back = pullback(np.broadcast_to(np.eye(queries, dtype=dtype), (batch, heads, queries, queries)))[2]
+    np.testing.assert_array_equal(found != 0, wanted)
+    np.testing.assert_array_equal(back.swapaxes(-1, -2) != 0, wanted)
+
+
+@pytest.mark.parametrize("clip", [0, 1, 5, 60])
+@pytest.mark.parametrize("causal", [None, "bottom_right"])
+def test_shaws_term(clip: int, causal: str | None):
+    q, k, v = inputs(2, 2, 19, 37, 8, dtype="float64")
+    table = np.random.default_rng(3).standard_normal((2 * clip + 1, 8))
+    rest = {"causal": causal, "lengths": np.array([37, 12]), "relative": kernels.RelativeShaw(table), "softcap": 5.0}
+    with on_cpu():
+        against_reference({"query": q, "key": k, "value": v, **rest})
+
+
+@pytest.mark.parametrize("kind", ["t5", "t5 causal", "alibi"])
+@pytest.mark.parametrize("causal", [None, "bottom_right"])
+def test_terms_of_the_distance(kind: str, causal: str | None):
+    q, k, v = inputs(2, 4, 19, 37, 8, kv_heads=2, dtype="float64")
+    rest = {"causal": causal, "lengths": np.array([37, 12]), "relative": relative_term(kind, 4, 8, "float64")}
+    with on_cpu():
+        against_reference({"query": q, "key": k, "value": v, **rest})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("kind", ["shaw", "t5", "alibi"])
+def test_relative_terms_in_other_dtypes(kind: str, dtype: str):
+    q, k, v = (a.astype(dtype) for a in inputs(1, 2, 40, 43, 16))
+    arguments = {"query": q, "key": k, "value": v, "relative": relative_term(kind, 2, 16, dtype)}
+    with on_cpu(order="reverse"):
+        against_reference(arguments, 4e-3 if dtype == "float16" else 2e-6)
+
+
+def test_relative_tables_alone_get_gradients():
+    """And queries without them: what nobody asks for is not computed, what is asked for is the same."""
+    q, k, v = inputs(1, 2, 9, 11, 8)
+    for kind in ("shaw", "t5", "alibi"):
+        relative = relative_term(kind, 2, 8)
+        with on_cpu():
+            found = kernels.vjp("attention", q, k, v, relative=relative, backend="cupy")
+            expected = kernels.vjp("attention", q, k, v, relative=relative, backend="reference")
+            ones = np.ones_like(q)
+            np.testing.assert_allclose(found[1](ones)[6], expected[1](ones)[6], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 17, 70), (1, 2, 17, 70), (2, 1, 1, 70), (1, 1, 17, 1), (1, 1, 1, 1)])
+def test_the_gradient_of_a_bias_is_summed_where_it_broadcasts(shape: tuple[int, ...]):
+    q, k, v = inputs(2, 2, 17, 70, 8, dtype="float64")
+    bias = np.random.default_rng(1).standard_normal(shape)
+    with on_cpu():
+        against_reference({"query": q, "key": k, "value": v, "bias": bias, "causal": "bottom_right"})
+
+
+def test_lengths_of_either_integer():
+    q, k, v = inputs(2, 1, 5, 9, 8, dtype="float64")
+    with on_cpu():
+        for dtype in (np.int32, np.int64):
+            against_reference({"query": q, "key": k, "value": v, "lengths": np.array([9, 4], dtype)})
+
+
+# ----- what is hidden ----------------------------------------------------------------------------------------------
+
+
+def test_keys_behind_the_lengths_are_never_read():
+    q, k, v = inputs(2, 2, 9, 40, 8)
+    counts = np.array([40, 13])
+    k[1, :, 13:], v[1, :, 13:] = np.nan, np.inf
+    with on_cpu() as launched:
+        found, (dq, dk, dv, *_) = gradients("cupy", {"query": q, "key": k, "value": v, "lengths": counts})
+    assert all(np.isfinite(a).all() for a in (found[0], dq, dk, dv))
+    assert not dk[1, :, 13:].any() and not dv[1, :, 13:].any()
+    # Of keys and values, 40 and 13 places of 2 heads.
+    forward = launched.counts[launched.kernels.index("attention_forward")]
+    assert forward["unique_loaded"] == q.nbytes + 2 * (40 + 13) * 2 * 8 * 4 + counts.nbytes
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("width", [8, 7])
+def test_what_is_no_number_stays_with_those_who_see_it(dtype: str, width: int):
+    """NaN and infinities in every array, seen by some of a tile's queries or keys and hidden from others."""
+    rng = np.random.default_rng(0)
+    q, k, v = (a.astype(numpy_dtype(dtype)) for a in inputs(1, 2, 21, 25, width))
+    g = rng.standard_normal(q.shape).astype(q.dtype)
+    seen = rng.random((1, 2, 21, 25)) < 0.3
+    seen[0, 0, 4], seen[0, 1, :, 6] = False, False
+    k[0, 0, 3, 1], k[0, 1, 6], v[0, 0, 5, 2], v[0, 1, 6, 0], v[0, 1, 9, 4] = np.nan, np.nan, np.inf, np.nan, -np.inf
+    q[0, 0, 4, 0], q[0, 0, 7, 3], q[0, 1, 2] = np.nan, np.inf, np.nan
+    g[0, 0, 4], g[0, 0, 11, 5], g[0, 1, 3, 0] = np.nan, np.nan, np.inf
+    answers = []
+    for backend, given in (("reference", [a.astype(np.float64) for a in (q, k, v, g)]), ("cupy", [q, k, v, g])):
+        with on_cpu():
+            result, pullback = kernels.vjp("attention", *given[:3], mask=seen, backend=backend)
+            answers.append([result, *pullback(given[3])[:3]])
+    tolerance = TOLERANCES[dtype]
+    for exact, found in zip(*answers, strict=True):
+        assert 0 < np.isfinite(exact).sum() < exact.size
+        np.testing.assert_allclose(found.astype(np.float64), exact, rtol=tolerance, atol=tolerance)
+
+
+def test_a_query_that_sees_nothing():
+    q, k, v = inputs(1, 1, 6, 9, 8)
+    seen = np.ones((6, 9), bool)
+    seen[2] = False
+    with on_cpu():
+        (found, lse), (dq, _, dv, *_) = gradients(
+            "cupy", {"query": q, "key": k, "value": v, "mask": seen, "return_lse": True}
+        )
+    assert not found[0, 0, 2].any() and not dq[0, 0, 2].any()
+    assert np.isneginf(lse[0, 0]).tolist() == [False, False, True, False, False, False]
+    assert np.isfinite(dv).all()
+
+
+def test_tiles_without_a_visible_key_are_not_read():
+    """Bytes of keys and values, 32 at a time of which the middle ones are hidden from all."""
+    tile = CudaTile(16, 32, 4)
+    q, k, v = inputs(1, 1, 16, 96, 8)
+    seen = np.ones((1, 96), bool)
+    seen[:, 32:64] = False
+    k[0, 0, 32:64], v[0, 0, 32:64] = np.nan, np.nan
+    with on_cpu() as launched, use_cuda_tile(tile):
+        (found,), gradient = gradients("cupy", {"query": q, "key": k, "value": v, "mask": seen})
+    assert all(np.isfinite(a).all() for a in (found, *gradient[:3]))
+    read = launched.counts[0]["unique_loaded"]
+    assert read == q.nbytes + 2 * 64 * 8 * 4 + seen.nbytes
+    with on_cpu() as launched, use_cuda_tile(tile):
+        kernels.attention(q, k, v, window=(0, 0), backend="cupy")
+    assert launched.counts[0]["unique_loaded"] == q.nbytes + 2 * 32 * 8 * 4
+    with on_cpu() as launched, use_cuda_tile(tile):
+        kernels.attention(np.tile(q, (1, 1, 2, 1)), k, v, causal="top_left", backend="cupy")
+    assert launched.counts[0]["unique_loaded"] == 2 * q.nbytes + 2 * 32 * 8 * 4
+
+
+# ----- offsets, interface ------------------------------------------------------------------------------------------
+
+
+def test_offsets_beyond_32_bits():
+    """Keys and values 2**30 elements apart; the memory between them is never touched."""
+    stride = 2**30 + 64
+    query = inputs(1, 1, 3, 3)[0].astype(np.float16)
+    packed = [a.astype(np.float16) for a in inputs(1, 1, 3, 3, seed=4)[1:]]
+    base = np.empty(2 * stride + 16, np.float16)
+    apart = [np.lib.stride_tricks.as_strided(base[8 * n :], (1, 1, 3, 8), (0, 0, 2 * stride, 2)) for n in range(2)]
+    for wide, numbers in zip(apart, packed):
+        wide[...] = numbers
+    answers = []
+    for key, value in (packed, apart):
+        with on_cpu():
+            found, given = gradients("cupy", {"query": query, "key": key, "value": value})
+            answers.append((*found, *given[:3]))
+    for a, b in zip(*answers, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_reasons():
+    with on_cpu():
+        q, k, v = inputs(1, 2, 5, 9, 300, 8)
+        assert "query has 300 columns; it takes 1 to 256" in str(kernels.explain("attention", q, k, v))
+        q, k, v = inputs(1, 2, 5, 9, 8, 257)
+        with pytest.raises(kernels.BackendError, match=r"value has 257 columns; it takes 1 to 256$"):
+            kernels.attention(q, k, v, backend="cupy")
+        q, k, v = inputs(1, 2, 5, 9, 8)
+        assert kernels.explain("attention", q, k, v).chosen == "cupy"
+    for op in OPS:
+        assert matrix.OPS[op].implementations["cupy"].dtypes == DTYPES
+
+
+@pytest.mark.parametrize("dtype, itemsize", [("float16", 2), ("float32", 4), ("float64", 8)])
+def test_accesses_of_aligned_shapes(dtype: str, itemsize: int):
+    """Every sector of memory that is read or written is used whole; shared memory has no conflicts.
+
+    But where tensor cores write their sums: a row of 4 neighbours has 2 numbers each, and wmma wants rows that are a
+    multiple of 4 numbers apart, so 8 rows meet in half of the banks.
+    """
+    queries = forward_tile(1000, 64, itemsize).queries
+    q, k, v = (a.astype(dtype) for a in inputs(1, 2, queries, 192, 64))
+    with on_cpu("prof", target=H100) as launched:
+        gradients("cupy", {"query": q, "key": k, "value": v})
+    for kernel, counts in zip(launched.kernels, launched.counts, strict=True):
+        if kernel != "row_products":  # it writes one number a row
+            assert counts["load_sectors"] * 32 <= 1.1 * counts["global_loaded"], kernel
+            assert counts["store_sectors"] * 32 <= 1.1 * counts["global_stored"], kernel
+            assert counts["shared_load_turns"] * 128 <= 1.1 * counts["shared_loaded"], kernel
+            stores = 2.0 if itemsize == 2 else 1.1
+            assert counts["shared_store_turns"] * 128 <= stores * counts["shared_stored"], kernel
+    found = dict(zip(launched.kernels, launched.counts))
+    assert found["attention_forward"]["global_loaded"] == q.nbytes + k.nbytes + v.nbytes
