@@ -34,8 +34,10 @@ class Workload:
     channels_last: bool = False
 
     def targets(self, backend: str) -> tuple[str, ...]:
-        """What it is compiled for: AMD's compiler takes many times as long, so one attention does for all there."""
-        wanted = self.op != "attention" or self.name == "causal" and self.dtype == "bfloat16"
+        """What it is compiled for: AMD's compiler takes many times as long, so a few of some ops do for all there."""
+        few = {"attention": ("causal",), "lstm_layer": ("held", "a step"), "gru_layer": ("streamed reset before",)}
+        few["rnn_layer"] = ()
+        wanted = self.op not in few or self.name in few[self.op] and self.dtype == "bfloat16"
         return tuple(t for t in REPORTED_TARGETS[backend] if wanted or t.startswith("sm_"))
 
     @property

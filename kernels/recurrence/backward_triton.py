@@ -1,4 +1,4 @@
-"""The backward steps of a recurrent layer in Triton; names: cells_triton.py, what holds in global memory: forward_triton.py.
+"""The backward steps of a recurrent layer in Triton; names: cells_triton.py, barriers: forward_triton.py.
 
 A step makes the gradients of its gates' sums, which stay for the weights' products after the last step, and from them
 the gradient of the state before: two products more where forward has two. Between two barriers nothing is loaded and
@@ -95,7 +95,7 @@ def _gate_gradients(
     HAS_LENGTHS: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, INNER: tl.constexpr, PRECISION: tl.constexpr,
     COMPUTED: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the gates' sums, units `first` on; a GRU's with the reset before the product has those of r later."""
+    """Gradients of the gates' sums, units `first` on; those of r later where it multiplies before the product."""
     n = first + tl.arange(0, UNITS)
     exists = here[:, None] & (n < H)[None, :]
     active = (t < ends)[:, None] & (n < H)[None, :]

@@ -167,7 +167,9 @@ def held_backward(
             places = (d.to(tl.int64) * p_d + t.to(tl.int64) * p_t + rows * p_b)[:, None] + n[None, :]
             h = tl.load(before + places, mask=active, other=0.0).to(COMPUTED)
             blocks: tl.constexpr = 4 if KIND == "gru_after" else 3
-            r, z, new, q = load_gates(kept, (kept_row * (blocks * H))[:, None] + n[None, :], active, H, blocks, COMPUTED)
+            r, z, new, q = load_gates(
+                kept, (kept_row * (blocks * H))[:, None] + n[None, :], active, H, blocks, COMPUTED
+            )  # fmt: skip
             d_z, d_n = gru_gradients(total, z, new, h)
             new_dh = total * z
             if KIND == "gru_after":

