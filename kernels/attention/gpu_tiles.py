@@ -108,9 +108,10 @@ def backward_tiles(
         elif target.name == "sm_100":
             of_keys = AttentionTile(32, 64, 4, 2)
             of_queries = of_queries if width <= 64 else of_keys
-        if extras > 2 and width > 64:
-            of_queries = replace(of_queries, warps=8)
-            of_keys = AttentionTile(16 if target.name == "sm_90" else of_keys.queries, of_keys.keys, 8, 2)
+        if extras > 2:
+            of_queries, of_keys = replace(of_queries, warps=8), replace(of_keys, warps=8)
+            if width > 64 and target.name == "sm_90":
+                of_keys = replace(of_keys, queries=16)
     elif itemsize == 2:
         of_queries = AttentionTile(64, 64, 4 if width <= 64 else 8, 2) if width <= 128 else AttentionTile(32, 32, 4, 1)
         of_keys = of_queries
@@ -121,12 +122,11 @@ def backward_tiles(
     return _fitted(of_queries, queries, width, target), _fitted(of_keys, queries, width, target)
 
 
-def selecting_tile(tile: AttentionTile, width: int, itemsize: int) -> AttentionTile:
+def selecting_tile(tile: AttentionTile) -> AttentionTile:
     """The tile of the second launch, on blocks whose sums are no numbers: a part of `tile`, with five products."""
     if asked(AttentionTile) is not None:
         return tile
-    side = 32 if itemsize == 2 and width <= 64 else 16
-    return AttentionTile(min(tile.queries, side), min(tile.keys, side), 8, 1)
+    return AttentionTile(LEAST, LEAST, 8, 1)
 
 
 def _fitted(tile: AttentionTile, queries: int, width: int, target: Target) -> AttentionTile:

@@ -92,8 +92,9 @@ def _buckets(longest: int, buckets: int, bidirectional: bool, most: int, device:
 
 
 def _extras(p: AttentionProblem) -> int:
-    """How many things a score has beside its product."""
-    return (p.dropout_p > 0) + sum(given is not None for given in (p.mask, p.bias, p.relative, p.softcap))
+    """How many things a score has beside its product; T5's term, which is gathered, counts for three."""
+    named = (p.mask, p.bias, p.relative, p.softcap)
+    return (p.dropout_p > 0) + sum(given is not None for given in named) + 2 * (p.relative_kind == "t5")
 
 
 def _constants(p: AttentionProblem, query: Tensor, tile: AttentionTile) -> dict[str, Any]:
@@ -141,15 +142,16 @@ def _launches(p: AttentionProblem, tile: AttentionTile) -> tuple[tuple[Attention
     """(tile, SELECTS) of each launch of a kernel."""
     if not _hides(p):
         return ((tile, False),)
-    return (tile, False), (selecting_tile(tile, _width(p), p.query.itemsize), True)
+    return (tile, False), (selecting_tile(tile), True)
 
 
 def _describable(p: AttentionProblem, target: Target, key: Tensor, value: Tensor) -> bool:
     """Whether the forward pass reads keys and values by tensor descriptors.
 
     By the report its loop is then 6 to 13 % shorter. Not with lengths: the copies would bring what lies behind them.
+    Nor with more in a score than a product: there the compiler spilled registers.
     """
-    known = target.name in DESCRIBED_TARGETS and key.element_size() == 2
+    known = target.name in DESCRIBED_TARGETS and key.element_size() == 2 and not _extras(p)
     return known and p.lengths is None and not _wide(p) and all(map(describable_rows, (key, value)))
 
 
