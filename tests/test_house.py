@@ -530,7 +530,7 @@ def test_signatures_are_those_declared(implementation: Implementation):
 @pytest.mark.parametrize("op", OP_NAMES)
 def test_cases_of_every_kind(op: str):
     found = [c for c in all_cases() if c.op == op]
-    assert {tag for c in found for tag in c.tags} == set(TAGS)
+    assert {tag for c in found for tag in c.tags} >= {"ci", "odd", "bench"}
     assert all(set(c.tags) <= set(TAGS) for c in found)
     assert len({c.name for c in found}) == len(found)
 
