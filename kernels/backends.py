@@ -60,9 +60,9 @@ def _torch_missing() -> str | None:
 def _cupy_missing() -> str | None:
     if not _installed("cupy"):
         return "the package cupy is not installed: pip install nnlib-kernels[cupy]"
-    from kernels.runtime import cupy_gpu
+    from kernels.runtime import cupy_missing
 
-    return cupy_gpu.missing()
+    return cupy_missing.missing()
 
 
 def _triton_missing() -> str | None:

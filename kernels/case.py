@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-#: What a case is for: "ci" small and ordinary, "odd" small and awkward, "bench" of a size that networks use.
-TAGS = ("ci", "odd", "bench")
+#: What a case is for: "ci" small and ordinary, "odd" small and awkward, "bench" of a size that networks use, "gpu"
+#: small with every size a multiple of a GPU's vectors, where accesses to memory are counted.
+TAGS = ("ci", "odd", "bench", "gpu")
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def _geometry(p: Problem) -> tuple[int, ...]:
     return *p.kernel, *p.stride, *p.padding[::2], *p.dilation
 
 
-def _types(p: Problem, *arrays: Array | None) -> dict[str, Any]:
+def _types(p: Problem, *arrays: Array | None) -> dict[str, int | str]:
     """The constants of every kernel."""
     return types(p.x.dtype) | {"INDEX": index_type(*arrays)}
 
@@ -116,7 +116,7 @@ def _convolve(
     vectors = form.channels_last and _group_vectors(in_channels, source)
     wide = form.channels_last and _group_vectors(out_channels, out)
     common = [math.gcd(p.stride[d], p.dilation[d]) for d in (0, 1)]
-    constants = {
+    constants: dict[str, int | str] = {
         **_types(p, source, packed, out),
         **tile.constants(),
         "VECTOR": vector_elements(itemsize) if vectors else 1,

@@ -21,6 +21,7 @@ CASES = (
     _dropout("matrix", (13, 21), "ci", p=0.3),
     _dropout("sequence stream 3", (5, 3, 40), "ci", stream=3),
     _dropout("p 0", (7, 6), "ci", p=0.0),
+    _dropout("vectors", (24, 256), "gpu", p=0.3),
     _dropout("p 1", (7, 6), "odd", p=1.0),
     _dropout("0-d", (), "odd"),
     _dropout("empty", (0, 3), "odd"),

@@ -44,6 +44,7 @@ CASES = (
     _case("gradient by frequency", (4, 19), (5, 5), "ci", scale_grad_by_freq=True, padding_idx=0, derivative=False),
     _case("largest norm", (6, 21), (3, 4), "ci", max_norm=4.5, derivative=False),
     _case("largest norm of another kind", (6, 21), (3, 4), "ci", max_norm=2.5, norm_type=3.0, derivative=False),
+    _case("vectors", (64, 256), (8, 16), "gpu"),
     _case("one index", (6, 5), (), "odd"),
     _case("one feature", (6, 1), (7,), "odd"),
     _case("many features", (3, 300), (2, 2), "odd"),

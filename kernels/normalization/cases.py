@@ -32,6 +32,7 @@ CASES = (
     _case("layer_norm", "bias only", (9, 17), "ci", given="bias"),
     _case("rms_norm", "eps", (3, 4, 19), "ci", eps=1e-3),
     *_both("many parts", (150, 33), "ci"),
+    *_both("vectors", (40, 512), "gpu"),
     *_both("one row", (70,), "odd"),
     *_both("long rows", (2, 700), "odd", scale={"x": 30.0}),
     *_both("short rows", (40, 3), "odd"),

@@ -147,15 +147,21 @@ struct Terms {
   }
 };
 
-// VECTOR sums at p, which is aligned to 16 bytes of them, or to one.
-__device__ __forceinline__ void store_sums(COMPUTED* p, const COMPUTED (&sums)[VECTOR]) {
-  constexpr int width = VECTOR * sizeof(COMPUTED) > 16 ? 16 / sizeof(COMPUTED) : VECTOR;
+// The sums of a part lie in pieces of at most 16 bytes: the first piece of every VECTOR columns, then the second ones, so
+// that neighbouring threads write, and read, neighbours.
+#define PIECE (VECTOR * sizeof(COMPUTED) > 16 ? int(16 / sizeof(COMPUTED)) : VECTOR)
+__device__ __forceinline__ int place_of_piece(int c, int first, int n) {
+  return (first / PIECE * (n / VECTOR) + c / VECTOR) * PIECE;
+}
+
+// VECTOR sums of columns from c on, of a part at p (n,).
+__device__ __forceinline__ void store_sums(COMPUTED* p, int c, int n, const COMPUTED (&sums)[VECTOR]) {
 #pragma unroll
-  for (int first = 0; first < VECTOR; first += width) {
-    COMPUTED piece[width];
+  for (int first = 0; first < VECTOR; first += PIECE) {
+    COMPUTED piece[PIECE];
 #pragma unroll
-    for (int i = 0; i < width; ++i) piece[i] = sums[first + i];
-    store_vector(p + first, piece);
+    for (int i = 0; i < PIECE; ++i) piece[i] = sums[first + i];
+    store_vector(p + place_of_piece(c, first, n), piece);
   }
 }
 
@@ -180,7 +186,7 @@ __device__ __forceinline__ void store_over_groups(
       for (int v = 0; v < VECTOR; ++v) sums[s][v] += of_groups[((s * VECTOR + v) * groups + other) * group + lane];
     }
     const int i = (s * group + lane) * VECTOR;
-    if (i < n) store_sums(p + i, sums[s]);
+    if (i < n) store_sums(p, i, n, sums[s]);
   }
 }
 
@@ -193,8 +199,8 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) gradients_of_parts(
     const COMPUTED* __restrict__ means,   // (rows,), of forward, or null, read
     const COMPUTED* __restrict__ scales,  // (rows,), of forward, read
     STORAGE* __restrict__ grad_x,         // (rows, n), contiguous, written, or null
-    COMPUTED* __restrict__ of_weight,     // (parts, n), written, or null
-    COMPUTED* __restrict__ of_bias,       // (parts, n), written, or null
+    COMPUTED* __restrict__ of_weight,     // (parts, n) in pieces, written, or null
+    COMPUTED* __restrict__ of_bias,       // (parts, n) in pieces, written, or null
     long long rows, int n, int part, long long grad_row, long long grad_n, long long x_row, long long x_n, int group) {
   __shared__ COMPUTED scratch[ROW_THREADS / 32];
   extern __shared__ COMPUTED of_groups[];  // KEPT * VECTOR numbers of each thread
@@ -297,8 +303,8 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) sums_of_columns(
     const STORAGE* __restrict__ x,        // (rows, n), read
     const COMPUTED* __restrict__ means,   // (rows,), of forward, or null, read
     const COMPUTED* __restrict__ scales,  // (rows,), of forward, read
-    COMPUTED* __restrict__ of_weight,     // (parts, n), written, or null
-    COMPUTED* __restrict__ of_bias,       // (parts, n), written, or null
+    COMPUTED* __restrict__ of_weight,     // (parts, n) in pieces, written, or null
+    COMPUTED* __restrict__ of_bias,       // (parts, n) in pieces, written, or null
     long long rows, int n, int part, long long grad_row, long long grad_n, long long x_row, long long x_n) {
   extern __shared__ COMPUTED scratch[];
   const int c = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
@@ -320,28 +326,27 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) sums_of_columns(
   if (of_weight) over_column(weights, Sum(), scratch);
   if (of_bias) over_column(biases, Sum(), scratch);
   if (threadIdx.y == 0 && c < n) {
-    if (of_weight) store_sums(of_weight + (long long)blockIdx.y * n + c, weights);
-    if (of_bias) store_sums(of_bias + (long long)blockIdx.y * n + c, biases);
+    if (of_weight) store_sums(of_weight + (long long)blockIdx.y * n, c, n, weights);
+    if (of_bias) store_sums(of_bias + (long long)blockIdx.y * n, c, n, biases);
   }
 }
 
 // The sums over the parts, always in the same order. A block has blockDim.x threads across VECTOR columns each, and
 // blockDim.y parts at a time.
 extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) sum_parts(
-    const COMPUTED* __restrict__ of_parts,  // (parts, n), read
+    const COMPUTED* __restrict__ of_parts,  // (parts, n) in pieces, read
     STORAGE* __restrict__ out,              // (n,), written
     int parts, int n) {
   extern __shared__ COMPUTED scratch[];
-  constexpr int width = VECTOR * sizeof(COMPUTED) > 16 ? 16 / sizeof(COMPUTED) : VECTOR;
   const int c = (blockIdx.x * blockDim.x + threadIdx.x) * VECTOR;
-  COMPUTED total[VECTOR], piece[width];
+  COMPUTED total[VECTOR], piece[PIECE];
   fill(total, COMPUTED(0));
   for (int i = threadIdx.y; i < parts && c < n; i += blockDim.y) {
 #pragma unroll
-    for (int first = 0; first < VECTOR; first += width) {
-      load_vector(of_parts + (long long)i * n + c + first, piece);
+    for (int first = 0; first < VECTOR; first += PIECE) {
+      load_vector(of_parts + (long long)i * n + place_of_piece(c, first, n), piece);
 #pragma unroll
-      for (int v = 0; v < width; ++v) total[first + v] += piece[v];
+      for (int v = 0; v < PIECE; ++v) total[first + v] += piece[v];
     }
   }
   over_column(total, Sum(), scratch);

@@ -27,7 +27,6 @@ from kernels.runtime.cupy_gpu import (
     full,
     index_type,
     launch,
-    missing,
     prepare,
     target_of,
     types,
@@ -35,6 +34,7 @@ from kernels.runtime.cupy_gpu import (
     zero_gradients,
     zeros,
 )
+from kernels.runtime.cupy_missing import missing
 from kernels.runtime.cupy_products import matrix_product
 from kernels.runtime.targets import TARGETS
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.runtime import cupy_gpu, machine_code
+from kernels.runtime import cupy_gpu, cupy_missing, machine_code
 from kernels.runtime.cuda_source import Source
 from kernels.runtime.machine_code import Compiled
 from kernels.runtime.targets import TARGETS
@@ -22,7 +22,7 @@ from kernels.runtime.targets import TARGETS
 
 def missing() -> str | None:
     """Why nothing can be compiled and looked into here, or None."""
-    return cupy_gpu.package_missing() or cupy_gpu.compiler_missing() or machine_code.missing()
+    return cupy_missing.package_missing() or cupy_missing.compiler_missing() or machine_code.missing()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Launching CUDA C++ kernels through CuPy: why they cannot run here, on which stream, for which target.
+"""Launching CUDA C++ kernels through CuPy: their arguments, on which device and stream, for which target.
 
 Nothing here imports CuPy or torch before a kernel is launched on a GPU. Arrays are CuPy's, or in the tests NumPy's:
 what is asked of them is shape, strides (bytes), dtype, ndim, size and reshape. bfloat16 arrays have the dtype that the
@@ -8,12 +8,9 @@ package ml_dtypes defines, whose name is "bfloat16", in NumPy as in CuPy.
 from __future__ import annotations
 
 import functools
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,9 +21,6 @@ from kernels.runtime.targets import Target, nearest
 if TYPE_CHECKING:
     from kernels.arrays import ArraySpec
     from kernels.op import Problem
-
-#: The oldest compute capability that the kernels are compiled and inspected for.
-LEAST_CAPABILITY = (8, 0)
 
 #: Element types that the kernels take. Sums are taken in float32, and in float64 for float64.
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -40,68 +34,6 @@ WIDEST = 16
 Size = tuple[int, ...]
 Launcher = Callable[[Source, str, Size, Size, tuple[Any, ...], int], None]
 Allocator = Callable[[Size, str], Any]
-
-
-def missing() -> str | None:
-    """Why no CUDA C++ kernel can run on this machine, or None: the first thing that is not there, and how to get it."""
-    return package_missing() or driver_missing() or compiler_missing()
-
-
-def package_missing() -> str | None:
-    """Why CuPy cannot be imported, or bfloat16 not be told from other types, or None."""
-    for package in ("cupy", "ml_dtypes"):
-        if package not in sys.modules and importlib.util.find_spec(package) is None:
-            return f"the package {package} is not installed: pip install nnlib-kernels[cupy]"
-    try:
-        import cupy  # noqa: F401
-    except ImportError as error:
-        first = str(error).strip().splitlines()[0]
-        return f"the package cupy cannot be imported ({first}): pip install nnlib-kernels[cupy]"
-    return None
-
-
-def driver_missing() -> str | None:
-    """Why there is no GPU that CuPy can use, or None."""
-    import cupy
-
-    runtime = cupy.cuda.runtime
-    driver = runtime.driverGetVersion()
-    if driver == 0:
-        return (
-            "there is no NVIDIA driver: install one for CUDA 13 (https://www.nvidia.com/drivers), version 580 or newer"
-        )
-    try:
-        count = runtime.getDeviceCount()
-    except runtime.CUDARuntimeError as error:
-        return (
-            f"CuPy finds no CUDA device ({error}); nvidia-smi must list one, and its driver be 580 or newer for CUDA 13"
-        )
-    if count == 0:
-        return "CuPy finds no CUDA device: nvidia-smi must list one, and CUDA_VISIBLE_DEVICES not hide it"
-    number = str(cupy.cuda.Device().compute_capability)
-    if (int(number[:-1]), int(number[-1])) < LEAST_CAPABILITY:
-        found = f"{number[:-1]}.{number[-1]}"
-        return f"its kernels need compute capability 8.0 or newer, and this GPU has {found}"
-    return None
-
-
-def compiler_missing() -> str | None:
-    """Why kernels cannot be compiled, or None: NVRTC, or the headers that they include."""
-    import cupy
-    from cupy.cuda import nvrtc
-
-    try:
-        nvrtc.getVersion()
-    except Exception as error:  # of several types, one for each way to look for a library
-        name = type(error).__name__
-        return f"NVRTC, which compiles its kernels, cannot be loaded ({name}): pip install nvidia-cuda-nvrtc==13.*"
-    root = cupy.cuda.get_cuda_path()
-    if root is None or not (Path(root) / "include" / "cuda_fp16.h").exists():
-        return (
-            "CUDA's headers, which its kernels include, are not installed: "
-            "pip install nvidia-cuda-runtime==13.* nvidia-cuda-crt==13.* nvidia-cuda-cccl==13.*"
-        )
-    return None
 
 
 # ----- launching ---------------------------------------------------------------------------------------------------

@@ -163,20 +163,21 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) losses_of_columns(
     over_column(loss, Sum(), scratch);
   }
   if (threadIdx.y == 0 && exists) {
+#if INDEXED
 #pragma unroll
     for (int v = 0; v < VECTOR; ++v) {
-#if INDEXED
       const Class of(targets, of_rows + v * target_inner, n);
       const COMPUTED found = widen(from[of.index * x_n + v * x_inner]);
       loss[v] += of.weight * targets.hard * (largest[v] - found + log_sum[v]);
       if (!of.counts) loss[v] = 0;
+    }
 #endif
-      const long long row = at.outer * inner + at.inner + v;
-      store_loss(each, wide, row, loss[v]);
-      if (maxima) {
-        maxima[row] = largest[v];
-        log_sums[row] = log_sum[v];
-      }
+    const long long row = at.outer * inner + at.inner;
+    if (each) store_numbers(each + row, loss);
+    else store_numbers(wide + row, loss);
+    if (maxima) {
+      store_numbers(maxima + row, largest);
+      store_numbers(log_sums + row, log_sum);
     }
   }
 }
@@ -292,13 +293,13 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) loss_gradient_colum
   long long index[VECTOR];
   COMPUTED here[VECTOR];
 #endif
+  COMPUTED largest[VECTOR];
+  load_numbers(maxima + at.outer * inner + at.inner, largest);
+  load_numbers(log_sums + at.outer * inner + at.inner, shift);
 #pragma unroll
   for (int v = 0; v < VECTOR; ++v) {
-    const long long row = at.outer * inner + at.inner + v;
     g[v] = widen(grad[at.outer * grad_outer + (at.inner + v) * grad_inner]);
     if (divisor) g[v] /= *divisor;
-    shift[v] = log_sums[row];
-    part[v] = maxima[row];
     counts[v] = true;
 #if INDEXED
     const Class of(targets, of_rows + v * target_inner, n);
@@ -308,9 +309,6 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) loss_gradient_colum
     counts[v] = of.counts;
 #endif
   }
-  COMPUTED largest[VECTOR];
-#pragma unroll
-  for (int v = 0; v < VECTOR; ++v) largest[v] = part[v];
   for (int i = threadIdx.y; i < n; i += blockDim.y) {
     load_columns(from + i * x_n, exists, COMPUTED(0), part);
     const COMPUTED of_class = targets.dense ? weight_of(weight, i) : COMPUTED(1);

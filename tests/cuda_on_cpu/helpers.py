@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,16 @@ def in_dtype(arguments: dict[str, Any], dtype: str) -> dict[str, Any]:
     return made
 
 
-def half_complaints(case: Case, dtype: str) -> list[str]:
-    """The same in half precision.
+def by_numpy(op: str, arguments: dict[str, Any], incoming: tuple[Array, ...]) -> oracle.Answer:
+    """The answer of the backend "cupy" through NumPy arrays; gradients by name of the input."""
+    value, pullback = kernels.vjp(op, **arguments, backend="cupy")
+    return oracle.Answer(matrix.results_of(value), dict(zip(OPS[op].inputs, pullback(*incoming))))
+
+
+def half_complaints(
+    case: Case, dtype: str, answer: Callable[[str, dict[str, Any], tuple[Array, ...]], oracle.Answer] = by_numpy
+) -> list[str]:
+    """The same in half precision, of the answer that a function finds.
 
     The budget: twice torch's own error in the same dtype on the CPU, and four units in the last place of the largest
     number, against the float64 reference on the rounded inputs.
@@ -92,12 +101,9 @@ def half_complaints(case: Case, dtype: str) -> list[str]:
     incoming = tuple(g.astype(numpy_dtype(dtype)) for g in incoming)
     exact = oracle.with_vjp(case.op, double, tuple(g.astype(np.float64) for g in incoming), "reference")
     theirs = _by_torch(case, arguments, incoming, exact)
-    value, pullback = kernels.vjp(case.op, **arguments, backend="cupy")
-    found = dict(zip(OPS[case.op].inputs, pullback(*incoming)))
-    pairs = [
-        (f"result {i}", a, m) for i, (a, m) in enumerate(zip(exact.results, matrix.results_of(value), strict=True))
-    ]
-    pairs += [(f"gradient of {n}", a, found[n].reshape(a.shape)) for n, a in exact.gradients.items()]
+    found = answer(case.op, arguments, incoming)
+    pairs = [(f"result {i}", a, m) for i, (a, m) in enumerate(zip(exact.results, found.results, strict=True))]
+    pairs += [(f"gradient of {n}", a, found.gradients[n].reshape(a.shape)) for n, a in exact.gradients.items()]
     lines = []
     for name, reference, mine in pairs:
         complaint = _half_complaint(mine, reference, theirs[name], dtype)

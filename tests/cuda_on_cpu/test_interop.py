@@ -17,7 +17,7 @@ import torch
 import kernels
 from kernels import arrays, backends
 from kernels.backends import BackendError
-from kernels.runtime import cupy_arrays, cupy_gpu
+from kernels.runtime import cupy_arrays, cupy_gpu, cupy_missing
 from kernels.runtime.cupy_gpu import numpy_dtype
 from tests.cuda_on_cpu import helpers
 from tests.support import fake_cupy, layouts, matrix, oracle
@@ -246,7 +246,7 @@ def test_a_package_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch):
     for loaded in [n for n in sys.modules if n.partition(".")[0] == "cupy"]:
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setattr(builtins, "__import__", broken)
-    assert cupy_gpu.package_missing() == (
+    assert cupy_missing.package_missing() == (
         "the package cupy cannot be imported (libfoo.so is lost): pip install nnlib-kernels[cupy]"
     )
 

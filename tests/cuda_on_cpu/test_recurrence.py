@@ -356,6 +356,26 @@ def test_whole_sectors_and_no_conflicts_of_banks(cell: str, path: str, dtype: st
         assert c["shared_store_turns"] <= 1.1 * c["shared_store_least"], kernel
 
 
+@pytest.mark.parametrize("path", ["held", "streamed"])
+def test_each_byte_that_the_steps_need_and_no_other_is_touched(path: str):
+    """Of an LSTM of T steps, B rows and H units: unique bytes of the two kernels that walk through the steps."""
+    steps, batch, units = 3, 4, 64
+    with on(path, rows=4) as launched:
+        value, pullback = kernels.vjp("lstm_layer", **layer("lstm", (steps, batch, 16, units)), backend="cupy")
+        pullback(*(np.ones_like(v) for v in value))
+    counts = dict(zip(launched.kernels, launched.counts))
+    states, weights = batch * units, 4 * units * units
+    # The inputs' sums, w_hh, two biases, h0 and c0; output, gates and cells of each step, h_n and c_n.
+    forward = counts["recurrence_forward"]
+    assert forward["unique_loaded"] == 4 * (steps * 4 * states + weights + 2 * 4 * units + 2 * states)
+    assert forward["unique_stored"] == 4 * (steps * (1 + 4 + 1) * states + 2 * states)
+    # Gates, cells and incoming gradients of each step, states of all but the last, w_hh, two initial and two incoming
+    # states; the sums' gradients and the old states of each step, and those of the initial states.
+    backward = counts["recurrence_backward"]
+    assert backward["unique_loaded"] == 4 * (steps * (4 + 1 + 1) * states + (steps - 1) * states + weights + 4 * states)
+    assert backward["unique_stored"] == 4 * (steps * (4 + 1) * states + 2 * states)
+
+
 def test_held_weights_are_read_once():
     """Of a block: what is loaded is the weights, and each step what it must have."""
     loaded = {}

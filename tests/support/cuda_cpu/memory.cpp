@@ -22,6 +22,7 @@ struct Watched {
   int64_t argument;
   Cell* cells;
   size_t cell_bytes;
+  uint64_t loaded, stored;
 };
 static std::vector<Watched> regions;
 
@@ -40,7 +41,7 @@ static void add_region(uintptr_t low, uintptr_t bytes, unsigned granule, int64_t
   auto* made = (Cell*)mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, -1, 0);
   if (valid)
     for (size_t i = 0; i < bytes / granule; ++i) made[i].seen = valid[i * granule] ? 0 : GAP;
-  regions.push_back({low, low + bytes, granule, argument, made, size});
+  regions.push_back({low, low + bytes, granule, argument, made, size, 0, 0});
 }
 
 void watch(const Launch& options, uintptr_t static_low, uintptr_t static_high) {
@@ -56,7 +57,11 @@ void watch(const Launch& options, uintptr_t static_low, uintptr_t static_high) {
 #endif
 }
 
-void unwatch() {
+void unwatch(Launch& options) {
+  for (size_t i = 0; i < regions.size() && i < options.region_count; ++i) {
+    options.regions[i].loaded = regions[i].loaded;
+    options.regions[i].stored = regions[i].stored;
+  }
   for (Watched& r : regions) munmap(r.cells, r.cell_bytes);
   regions.clear();
   requests.clear();
@@ -101,7 +106,9 @@ static void note(Watched& r, uintptr_t address, unsigned bytes, bool write, bool
             name(r).text, c.reader, c.read_block);
     }
     if (write) {
-      running.counts.unique_stored += (!(c.seen & WRITTEN) && !shared) * r.granule;
+      unsigned fresh = (!(c.seen & WRITTEN) && !shared) * r.granule;
+      running.counts.unique_stored += fresh;
+      r.stored += fresh;
       c.seen |= WRITTEN;
       c.write_block = running.block;
       c.write_epoch = running.epoch;
@@ -109,7 +116,9 @@ static void note(Watched& r, uintptr_t address, unsigned bytes, bool write, bool
       c.writer = me.number;
       c.atomic = atomic;
     } else {
-      running.counts.unique_loaded += (!(c.seen & READ) && !shared) * r.granule;
+      unsigned fresh = (!(c.seen & READ) && !shared) * r.granule;
+      running.counts.unique_loaded += fresh;
+      r.loaded += fresh;
       bool again = c.seen & READ && c.read_block == running.block && c.read_epoch == running.epoch;
       c.reader = again && c.reader != me.number ? SEVERAL : me.number;
       c.seen |= READ;
@@ -192,6 +201,8 @@ void end_of_block() {
       auto count = std::unique(sectors.begin(), sectors.end()) - sectors.begin();
       (q.write ? counts.store_requests : counts.load_requests)++;
       (q.write ? counts.store_sectors : counts.load_sectors) += count;
+      uint64_t least = (__builtin_popcount(q.lanes) * q.size + 31) / 32;
+      (q.write ? counts.store_least : counts.load_least) += std::min<uint64_t>(least, count);
       continue;
     }
     // So many lanes are served together: 128 bytes of them.

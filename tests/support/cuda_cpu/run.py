@@ -33,6 +33,7 @@ COUNTS = (
     *("load_requests", "load_sectors", "store_requests", "store_sectors"),
     *("shared_load_requests", "shared_load_turns", "shared_store_requests", "shared_store_turns"),
     *("shared_load_least", "shared_store_least"),
+    *("load_least", "store_least"),
     *("barriers", "collectives"),
 )
 
@@ -48,6 +49,8 @@ class _Region(ctypes.Structure):
         ("granule", ctypes.c_uint64),
         ("argument", ctypes.c_int64),
         ("valid", ctypes.c_void_p),
+        ("loaded", ctypes.c_uint64),
+        ("stored", ctypes.c_uint64),
     ]
 
 
@@ -144,6 +147,7 @@ def _stacks(module: Module) -> int:
 def launch(
     module: Module, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...],
     shared: int = 0, order: int = 0, profile: bool = False, names: tuple[str, ...] = (), seconds: int = SECONDS,
+    touched: dict[tuple[int, int], list[int]] | None = None,
 ) -> dict[str, int]:  # fmt: skip
     """Run a kernel.
 
@@ -158,6 +162,8 @@ def launch(
         profile: count requests, sectors and turns too.
         names: of the kernel's parameters, for messages.
         seconds: of processor time, after which it is given up.
+        touched: filled, where memory is watched, with [bytes loaded, bytes stored] of each argument's memory, each byte
+            counted once a launch; by (address, bytes), the most of several launches.
 
     Returns:
         what was counted, see `COUNTS`.
@@ -204,6 +210,10 @@ def launch(
     )  # fmt: skip
     for guard in guarded.values():
         guard.give_back()
+    if touched is not None:
+        for region in options.regions[: len(regions)]:
+            most = touched.setdefault((region.low, region.bytes), [0, 0])
+            most[:] = max(most[0], region.loaded), max(most[1], region.stored)
     if error:
         raise KernelFault(f"{kernel}: {_readable(error.decode(), module, names)}")
     return {name: getattr(options.counts, name) for name in COUNTS}
@@ -230,11 +240,13 @@ class Launched:
         kernels: names, in order.
         sources: the sources that they were in.
         counts: what was counted of each launch.
+        touched: see `launch`.
     """
 
     kernels: list[str] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
     counts: list[dict[str, int]] = field(default_factory=list)
+    touched: dict[tuple[int, int], list[int]] = field(default_factory=dict)
 
     def total(self, name: str) -> int:
         """A count of all launches together."""
@@ -272,7 +284,9 @@ def on_cpu(check: str = "full", order: str = "forward", seed: int = 0, target: T
         module = compiled(source, "fast" if check == "fast" else "full")
         launched.kernels.append(kernel)
         launched.sources.append(source)
-        counts = launch(module, kernel, grid, block, arguments, shared, number, check == "prof", names)
+        counts = launch(
+            module, kernel, grid, block, arguments, shared, number, check == "prof", names, touched=launched.touched
+        )
         launched.counts.append(counts)
 
     real = backends.BACKENDS["cupy"]

@@ -333,7 +333,7 @@ const char* launch(void (*call)(void*), void* context, Launch* options) {
     _mm_setcsr(control);
   }
   munmap(map, pages + 2 * page);
-  unwatch();
+  unwatch(*options);
   options->counts = running.counts;
   return running.failed ? running.message : nullptr;
 }
