@@ -105,10 +105,12 @@ def recurrence_tile(p: Layer, target: Target, *, tensor_cores: bool, backward: b
     item, most = p.x.itemsize, _width(max(p.units, p.hidden))
     if path == "held":
         warps = _warps(LEAST * most, item, target)
-        return RecurrenceTile(path, LEAST, most, most, warps, 1, _registers(warps, target, spills="sm_8"))
+        return RecurrenceTile(path, LEAST, most, most, warps, 1, _registers(warps, target, spills="sm"))
     if not tensor_cores:
         units = min(32 if item == 4 else LEAST, most)
-        return RecurrenceTile(path, LEAST, units, LEAST, 4, 2, _registers(4, target, spills="sm_8"))
+        hopper = target.name == "sm_90" and item == 4
+        registers = _registers(4, target, spills="sm_90" if hopper else "sm_8")
+        return RecurrenceTile(path, LEAST, units, LEAST, 4, 1 if hopper else 2, registers)
     line = 128 // item
     stages = 2 if target.amd else 3
     if path == "stepwise":
