@@ -140,6 +140,7 @@ def _registers(warps: int, target: Target, spills: str) -> int | None:
     """Registers of a thread where one program has a multiprocessor to itself, for targets that begin with `spills`.
 
     There NVIDIA's assembler, left to itself, would rather spill some than leave no room for a second program, which is
-    seldom there; told so elsewhere, it takes them all and spills too. Found by compiling.
+    seldom there; told so elsewhere, it takes them all and spills too. Found by compiling; so was that on sm_90 products
+    of float32 without tensor cores spill with two stages.
     """
     return min(255, target.registers // (warps * target.warp)) if target.name.startswith(spills) else None
