@@ -105,10 +105,12 @@ def recurrence_tile(p: Layer, target: Target, *, tensor_cores: bool, backward: b
     item, most = p.x.itemsize, _width(max(p.units, p.hidden))
     if path == "held":
         warps = _warps(LEAST * most, item, target)
-        return RecurrenceTile(path, LEAST, most, most, warps, 1, _registers(warps, target, spills="sm_8"))
+        return RecurrenceTile(path, LEAST, most, most, warps, 1, _registers(warps, target, spills="sm"))
     if not tensor_cores:
         units = min(32 if item == 4 else LEAST, most)
-        return RecurrenceTile(path, LEAST, units, LEAST, 4, 2, _registers(4, target, spills="sm_8"))
+        hopper = target.name == "sm_90" and item == 4
+        registers = _registers(4, target, spills="sm_90" if hopper else "sm_8")
+        return RecurrenceTile(path, LEAST, units, LEAST, 4, 1 if hopper else 2, registers)
     line = 128 // item
     stages = 2 if target.amd else 3
     if path == "stepwise":
@@ -138,6 +140,7 @@ def _registers(warps: int, target: Target, spills: str) -> int | None:
     """Registers of a thread where one program has a multiprocessor to itself, for targets that begin with `spills`.
 
     There NVIDIA's assembler, left to itself, would rather spill some than leave no room for a second program, which is
-    seldom there; told so elsewhere, it takes them all and spills too. Found by compiling.
+    seldom there; told so elsewhere, it takes them all and spills too. Found by compiling; so was that on sm_90 products
+    of float32 without tensor cores spill with two stages.
     """
     return min(255, target.registers // (warps * target.warp)) if target.name.startswith(spills) else None
