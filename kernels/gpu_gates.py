@@ -44,8 +44,8 @@ OF_ROWS: dict[str, dict[str, int]] = {
         **{"normalise_rows": 2, "gradients_of_parts": 2, "gradient_of_rows": 2, "sums_of_columns": 6},
         **{"drop_elements": 17, "factors_of_rows": 2, "gather_rows": 2, "bounds_of_rows": 3, "add_rows": 7},
         **{"mask_padding": 1},
-        # Elements beside their indices, which are the wide ones; a weight's taps, and its gradient's where these lie
-        # apart; the result of a product with few channels.
+        # Elements beside their indices, which are the wide ones; a weight's gradient where its taps lie apart; the
+        # result of a product with few channels.
         **{"max_of_windows": 16, "gradient_of_maxima": 16, "add_parts": 5, "convolve": 8},
     },
 }
