@@ -70,7 +70,9 @@ def forward_tile(queries: int, width: int, itemsize: int, extras: int, target: T
         return _fitted(_wide_tile(itemsize), queries, width, target)
     width = width_block(width)
     if itemsize == 2:
-        if width <= 64 and (extras > 2 or extras and target.name == "sm_100"):
+        if width <= 64 and extras == 2 and target.name == "sm_100":
+            tile = AttentionTile(64, 64, 8, 2)
+        elif width <= 64 and (extras > 2 or extras and target.name == "sm_100"):
             tile = AttentionTile(64, 32, 4, 2)
         elif width <= 64 and extras:
             tile = AttentionTile(128, 64, 4 if target.name == "sm_90" else 8, 2)

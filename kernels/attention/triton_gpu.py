@@ -92,9 +92,10 @@ def _buckets(longest: int, buckets: int, bidirectional: bool, most: int, device:
 
 
 def _extras(p: AttentionProblem) -> int:
-    """How many things a score has beside its product; T5's term, which is gathered, counts for three."""
+    """How many things a score has beside its product; by their registers, ALiBi's term counts for two, T5's for three."""
     named = (p.mask, p.bias, p.relative, p.softcap)
-    return (p.dropout_p > 0) + sum(given is not None for given in named) + 2 * (p.relative_kind == "t5")
+    more = {"alibi": 1, "t5": 2}.get(p.relative_kind or "", 0)
+    return (p.dropout_p > 0) + sum(given is not None for given in named) + more
 
 
 def _constants(p: AttentionProblem, query: Tensor, tile: AttentionTile) -> dict[str, Any]:
