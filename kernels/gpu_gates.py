@@ -37,7 +37,7 @@ OF_ROWS: dict[str, dict[str, int]] = {
         **{"sum_losses": 2, "finish_loss": 8, "gradient_of_long_rows": 2, "sums_of_columns": 2, "sum_parts": 1},
     },
     "cupy": {
-        **{"attention_forward": 6, "query_gradient": 10, "key_gradients": 11, "row_products": 2, "join_splits": 16},
+        **{"attention_forward": 6, "query_gradient": 10, "key_gradients": 11, "row_products": 2, "join_splits": 20},
         **{"shaw_products": 5, "shaw_gradient": 39, "take_rows": 3, "sum_queries": 6, "sum_rows": 9, "sum_parts": 30},
         **{"losses_of_rows": 7, "losses_of_columns": 72, "loss_gradient_rows": 6, "loss_gradient_columns": 44},
         **{"sum_losses": 8, "finish_loss": 4},
