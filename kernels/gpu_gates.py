@@ -44,9 +44,9 @@ OF_ROWS: dict[str, dict[str, int]] = {
         **{"normalise_rows": 2, "gradients_of_parts": 2, "gradient_of_rows": 2, "sums_of_columns": 6},
         **{"drop_elements": 17, "factors_of_rows": 2, "gather_rows": 2, "bounds_of_rows": 3, "add_rows": 7},
         **{"mask_padding": 1},
-        # Elements beside their indices, which are the wide ones; a weight's taps, and its gradient's where these lie
-        # apart; the result of a product with few channels.
-        **{"max_of_windows": 16, "gradient_of_maxima": 16, "pack_weight": 16, "add_parts": 5, "convolve": 6},
+        # Elements beside their indices, which are the wide ones; a weight's gradient where its taps lie apart; the
+        # result of a product with few channels.
+        **{"max_of_windows": 16, "gradient_of_maxima": 16, "add_parts": 5, "convolve": 8},
     },
 }
 
@@ -60,7 +60,7 @@ OF_WINDOWS: dict[str, set[str]] = {
         *("max_of_windows", "mean_of_windows", "power_mean_of_windows"),
         *("gradient_of_maxima", "gradient_of_means", "gradient_of_power_means", "sums_of_pixels"),
         *("convolve", "weight_gradient_of_parts", "convolve_depthwise", "spread_depthwise"),
-        *("largest_of_windows", "spread_to_winners"),
+        *("largest_of_windows", "spread_to_winners", "pack_weight"),
     },
 }
 

@@ -28,4 +28,5 @@ CASES = (
     *_every("transformer 64x50x2048", (64, 50, 2048), "bench"),
     *_every("image 1x64x56x56", (1, 64, 56, 56), "bench"),
     *_every("small 64x10", (64, 10), "bench"),
+    *_every("vectors", (16, 256), "gpu"),
 )

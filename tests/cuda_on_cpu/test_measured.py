@@ -68,10 +68,11 @@ def passes(case: Case, dtype: str) -> dict[str, tuple[Launched, tuple[Any, ...],
     known = dict(zip((*op.inputs, *op.results), (*captured.inputs, *results), strict=True))
     saved = {name: known[name] for name in problem.saved()}
     rng = np.random.default_rng(1)
-    incoming = [
-        None if r is None else np.asarray(rng.standard_normal(r.shape)).astype(r.dtype)
-        for r in results[: op.differentiable_results]
-    ]
+    # As gradients come from the next layer: laid out as the results are.
+    incoming = [None if r is None else np.empty_like(r) for r in results[: op.differentiable_results]]
+    for gradient in incoming:
+        if gradient is not None:
+            gradient[...] = rng.standard_normal(gradient.shape)
     with on_cpu("prof") as backward:
         gradients = implementation.backward(problem, *incoming, **saved)
     there = (*saved.values(), *incoming, *gradients)
