@@ -92,7 +92,7 @@ def _buckets(longest: int, buckets: int, bidirectional: bool, most: int, device:
 
 
 def _extras(p: AttentionProblem) -> int:
-    """How many things a score has beside its product; by its registers, ALiBi's term counts for two, T5's for three."""
+    """How many things a score has beside its product; by registers, ALiBi's term counts for two, T5's for three."""
     named = (p.mask, p.bias, p.relative, p.softcap)
     more = {"alibi": 1, "t5": 2}.get(p.relative_kind or "", 0)
     return (p.dropout_p > 0) + sum(given is not None for given in named) + more
