@@ -45,7 +45,9 @@ OF_ROWS: dict[str, dict[str, int]] = {
     },
     "cupy": {
         **{"attention_forward": 6, "query_gradient": 10, "key_gradients": 11, "row_products": 2, "join_splits": 20},
-        **{"shaw_products": 5, "shaw_gradient": 39, "take_rows": 3, "sum_queries": 6, "sum_rows": 9, "sum_parts": 30},
+        **{"shaw_products": 5, "shaw_gradient": 39, "take_rows": 3, "sum_parts": 30},
+        # A number of a trained table for each thread.
+        **{"sum_queries": 16, "sum_rows": 33},
         **{"losses_of_rows": 7, "losses_of_columns": 72, "loss_gradient_rows": 6, "loss_gradient_columns": 44},
         **{"sum_losses": 8, "finish_loss": 4},
         **{"normalise_rows": 2, "gradients_of_parts": 2, "gradient_of_rows": 2, "sums_of_columns": 6},
@@ -102,6 +104,8 @@ def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
     # In CUDA C++ they are read in vectors of four scores, which are less than 128 bits but of a bias in float32.
     added = kernel.options.get("TERM") in (1, 3) or kernel.options.get("EXTRAS")
     scattered = kernel.options.get("HAS_MASK") or added or _follows_windows(kernel)
+    # A second launch is for blocks whose sums are no numbers: as a rule there are none.
+    scattered = scattered or kernel.options.get("SELECTS")
     scattered = scattered or (kernel.name in OF_SINGLES[kernel.backend] and kernel.wide > 0)
     if not kernel.target.amd and not scattered and narrow > 0.1 * (kernel.wide + narrow):
         broken.append(f"{narrow} of {kernel.wide + narrow} global accesses are narrower than 128 bits")
