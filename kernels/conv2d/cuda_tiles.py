@@ -59,8 +59,6 @@ INNER_BYTES = 64
 LEAST_STEPS = 8
 #: Lines of a packed weight that one thread writes: of a weight in torch's layout they share the sectors it reads.
 CHUNK = 8
-#: Most output channels of an input channel that the depthwise kernels are for; with more, products are faster.
-MOST_OF_CHANNEL = 4
 
 _override: ContextVar[ProductTile | None] = ContextVar("product_tile", default=None)
 

@@ -11,13 +11,13 @@ from kernels.activation.functions import FROM_OUTPUT
 from kernels.arrays import ArraySpec
 from kernels.conv2d.cuda_tiles import (
     CHUNK,
-    MOST_OF_CHANNEL,
     product_tile,
     splits_of_steps,
     vector_elements,
 )
 from kernels.conv2d.cupy_sums import constants as constants_of_sums
 from kernels.conv2d.cupy_sums import finish_parts, sum_of_parts, sums_over_pixels
+from kernels.conv2d.gpu_launches import Problem, depthwise, reasons
 from kernels.conv2d.gpu_tiles import parts_of_pixels
 from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
 from kernels.op import Implementation
@@ -38,15 +38,6 @@ from kernels.runtime.cupy_gpu import (
 )
 
 Array = Any
-Problem = Conv2dProblem | ConvTranspose2dProblem
-
-#: What a grid holds in its second and third dimension.
-MOST_BLOCKS = 65535
-
-
-def depthwise(p: Problem) -> bool:
-    """Whether the depthwise kernels take it: each group has one channel of the (transposed) convolution's image."""
-    return p.weight.shape[1] == 1 and p.groups > 1 and p.weight.shape[0] // p.groups <= MOST_OF_CHANNEL
 
 
 def _geometry(p: Problem) -> tuple[int, ...]:
@@ -281,18 +272,6 @@ def conv_transpose2d_backward(
         _weight_gradient(p, grad_output, x, of_weight) if wants_weight else None,
         sums_over_pixels(grad_output, of_bias) if wants_bias and of_bias is not None else None,
     )
-
-
-def reasons(p: Problem) -> list[str]:
-    """Why the kernels cannot run a problem."""
-    if depthwise(p):
-        return []
-    found = []
-    if p.groups > MOST_BLOCKS:
-        found.append(f"groups is {p.groups}; a launch holds {MOST_BLOCKS}")
-    if p.stride[0] * p.stride[1] > MOST_BLOCKS:
-        found.append(f"stride is {p.stride}; a launch holds {MOST_BLOCKS} of its phases")
-    return found
 
 
 def describe(p: Problem) -> str:

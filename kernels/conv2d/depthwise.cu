@@ -11,33 +11,12 @@
 // with strides w_out, w_row, w_column. Geometry: of the convolution. multiplier: output channels of an input channel.
 // All arrays are the caller's; none is written that is read.
 #include "activation/activation.cuh"
+#include "runtime/cuda/place.cuh"
 #include "runtime/cuda/types.cuh"
 
 namespace {
 
 typedef Vector<STORAGE, VECTOR> Numbers;
-
-// The image, first channel, row and column of a thread's elements in a result of (N, channels, height, width).
-struct Element {
-  INDEX image, channel;
-  int row, column;
-
-  __device__ Element(INDEX item, int channels, int height, int width, bool last) {
-    if (last) {
-      int groups = channels / VECTOR;
-      channel = item % groups * VECTOR;
-      item /= groups;
-    }
-    column = (int)(item % width);
-    item /= width;
-    row = (int)(item % height);
-    image = item / height;
-    if (!last) {
-      channel = image % channels;
-      image /= channels;
-    }
-  }
-};
 
 __device__ __forceinline__ INDEX item_of_thread() { return (INDEX)blockIdx.x * blockDim.x + threadIdx.x; }
 
@@ -61,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve_depthwise(
     int dilation_h, int dilation_w, int multiplier, int activation) {
   INDEX item = item_of_thread();
   if (item >= items) return;
-  Element e(item, channels, out_height, out_width, last != 0);
+  Place e(item, channels, out_height, out_width, last != 0);
   const STORAGE* image = source + e.image * x_image + e.channel / multiplier * x_channel;
   const STORAGE* filter = weight + e.channel * w_out;
   int top = e.row * stride_h - padding_h, left = e.column * stride_w - padding_w;
@@ -100,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) spread_depthwise(
     int dilation_w, int multiplier) {
   INDEX item = item_of_thread();
   if (item >= items) return;
-  Element e(item, channels, out_height, out_width, last != 0);
+  Place e(item, channels, out_height, out_width, last != 0);
   COMPUTED total[VECTOR] = {};
   for (int m = 0; m < multiplier; ++m) {
     INDEX k = e.channel * multiplier + m;

@@ -12,6 +12,7 @@ from kernels.activation.functions import FROM_OUTPUT
 from kernels.activation.triton_gpu import gradient as activation_gradient
 from kernels.arrays import ArraySpec
 from kernels.conv2d import depthwise_triton, product_triton
+from kernels.conv2d.gpu_launches import Problem, depthwise, reasons
 from kernels.conv2d.gpu_tiles import ConvTile, conv_tile, parts_of_pixels
 from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
 from kernels.op import Implementation
@@ -33,21 +34,11 @@ from kernels.runtime.triton_gpu import (
 from kernels.runtime.tuning import choose
 
 Tensor = torch.Tensor
-Problem = Conv2dProblem | ConvTranspose2dProblem
 
-#: Most output channels of an input channel that the depthwise kernels are for; with more, products are faster.
-MOST_OF_CHANNEL = 4
 #: Channels of a group below which a step of a product goes across taps.
 FEW_CHANNELS = 16
 #: Elements of the tile of a sum over pixels.
 SUM_TILE = 1024
-#: What a grid holds in its second and third dimension.
-MOST_PROGRAMS = 65535
-
-
-def depthwise(p: Problem) -> bool:
-    """Whether the depthwise kernels take it: each group has one channel of the (transposed) convolution's image."""
-    return p.weight.shape[1] == 1 and p.groups > 1 and p.weight.shape[0] // p.groups <= MOST_OF_CHANNEL
 
 
 def precision_of(dtype: torch.dtype, target: Target) -> str:
@@ -311,18 +302,6 @@ def conv_transpose2d_backward(
         _weight_gradient(p, grad_output, x, of_weight) if wants_weight else None,
         _sums(p, grad_output, None, of_bias) if wants_bias and of_bias is not None else None,
     )
-
-
-def reasons(p: Problem) -> list[str]:
-    """Why no launch holds it."""
-    if depthwise(p):
-        return []
-    found = []
-    if p.groups > MOST_PROGRAMS:
-        found.append(f"groups is {p.groups}; a launch holds {MOST_PROGRAMS}")
-    if p.stride[0] * p.stride[1] > MOST_PROGRAMS:
-        found.append(f"stride is {p.stride}; a launch holds {MOST_PROGRAMS} of its phases")
-    return found
 
 
 def _describe(p: Problem) -> str:

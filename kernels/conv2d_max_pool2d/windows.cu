@@ -10,40 +10,13 @@
 // as (N, H, W, C) always. kernel, stride, padding: of the windows, vertical and horizontal. Taps are counted by rows,
 // those in the padding too. All arrays are the caller's and dense, unless they have strides; none is written that is
 // read.
+#include "runtime/cuda/place.cuh"
 #include "runtime/cuda/types.cuh"
 
 namespace {
 
 typedef Vector<STORAGE, VECTOR> Numbers;
 typedef Vector<WINNER, VECTOR> Winners;
-
-// The image, first channel, row and column of a thread's elements in a result of (N, channels, height, width).
-struct Place {
-  INDEX image, channel;
-  int row, column;
-
-  __device__ Place(INDEX item, int channels, int height, int width, bool last) {
-    if (last) {
-      int groups = channels / VECTOR;
-      channel = item % groups * VECTOR;
-      item /= groups;
-    }
-    column = (int)(item % width);
-    item /= width;
-    row = (int)(item % height);
-    image = item / height;
-    if (!last) {
-      channel = image % channels;
-      image /= channels;
-    }
-  }
-
-  // In a dense array of the result's extents.
-  __device__ INDEX in(int channels, int height, int width, bool last) const {
-    if (last) return ((image * height + row) * width + column) * channels + channel;
-    return ((image * channels + channel) * height + row) * width + column;
-  }
-};
 
 __device__ __forceinline__ INDEX item_of_thread() { return (INDEX)blockIdx.x * blockDim.x + threadIdx.x; }
 

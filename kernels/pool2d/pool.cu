@@ -12,6 +12,7 @@
 //
 // In backward each place of the image collects from the windows that cover it, in their order: no atomics. No array is
 // written that is read, and all are the caller's.
+#include "runtime/cuda/place.cuh"
 #include "runtime/cuda/types.cuh"
 
 namespace {
@@ -57,31 +58,6 @@ struct Side {
     int start = o * stride - padding, behind = start + kernel;
     if (padded) return (behind < size + padding ? behind : size + padding) - start;
     return (behind < size ? behind : size) - (start > 0 ? start : 0);
-  }
-};
-
-// The image, first channel, row and column of a thread's elements in a result of (N, channels, height, width).
-struct Place {
-  INDEX image, channel;
-  int row, column;
-
-  __device__ Place(INDEX item, int channels, int height, int width, bool last) {
-    if (last) {
-      int groups = channels / VECTOR;
-      channel = item % groups * VECTOR;
-      item /= groups;
-      column = (int)(item % width);
-      item /= width;
-      row = (int)(item % height);
-      image = item / height;
-    } else {
-      column = (int)(item % width);
-      item /= width;
-      row = (int)(item % height);
-      item /= height;
-      channel = item % channels;
-      image = item / channels;
-    }
   }
 };
 
