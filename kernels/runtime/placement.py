@@ -2,10 +2,10 @@
 
 The idle threads of a team sleep, and Linux may wake one on the core of the thread that wakes it, though another core is
 idle (seen on a virtual machine, after idle times of 20 ms): the team then takes turns on one core, for seconds in the
-worst case, and two threads take as long as one. So the caller of a region notes its core, each thread that joins adds its
-own, and one that finds its core taken narrows its affinity to the cores of the process that are not: that moves it at
-once, and keeps it from being pulled back. A later collision (the caller has moved) frees it and moves it anew, once in
-some 50 ms at most.
+worst case, and two threads take as long as one. So the caller of a region notes its core, each thread that joins adds
+its own, and one that finds its core taken narrows its affinity to the cores of the process that are not: that moves it
+at once, and keeps it from being pulled back. A later collision (the caller has moved) frees it and moves it anew, once
+in some 50 ms at most.
 
 The note costs some 20 ns a thread. Where the user places threads (OMP_PROC_BIND, OMP_PLACES, GOMP_CPU_AFFINITY or
 KMP_AFFINITY is set, to anything), and on systems other than Linux, nothing is noted and nothing moves.
