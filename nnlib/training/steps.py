@@ -133,7 +133,7 @@ class Steps:
             raise_not_finite(value, where)
         optimizer = setup.ready(self.model)
         if setup.batches_held == 0:
-            optimizer.zero_grad()
+            _forget_gradients(optimizer)
         (loss if setup.scaler is None else setup.scaler.scale(loss)).backward()
         setup.batches_held += 1
         if setup.batches_held >= setup.rules.batches_per_step:
@@ -168,6 +168,16 @@ class Steps:
         """Within the block the model is in evaluation mode and no gradients are kept."""
         with in_mode(self.model, training=False), torch.no_grad():
             yield
+
+
+def _forget_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """optimizer.zero_grad(), without the profiler's entry that torch's own makes: as much time as a small layer."""
+    if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
 
 
 def raise_not_finite(loss: float, where: str) -> None:
