@@ -5,7 +5,7 @@ idle (seen on a virtual machine, after idle times of 20 ms): the team then takes
 worst case, and two threads take as long as one. So the caller of a region notes its core, each thread that joins adds
 its own, and one that finds its core taken narrows its affinity to the cores of the process that are not: that moves it
 at once, and keeps it from being pulled back. A later collision (the caller has moved) frees it and moves it anew, once
-in some 50 ms at most.
+in some 10 ms at most.
 
 The note costs some 20 ns a thread. Where the user places threads (OMP_PROC_BIND, OMP_PLACES, GOMP_CPU_AFFINITY or
 KMP_AFFINITY is set, to anything), and on systems other than Linux, nothing is noted and nothing moves.
@@ -27,7 +27,7 @@ USERS_OWN = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 """Variables by which users place threads."""
 
 _WORDS = CORES // 64
-_CYCLES_BETWEEN_MOVES = 1 << 27
+_CYCLES_BETWEEN_MOVES = 1 << 25
 
 _ENTRIES = ("sched_getcpu", "sched_getaffinity", "sched_setaffinity")
 _SYMBOL = "nnlib_kernels_placement"
