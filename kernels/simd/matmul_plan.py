@@ -19,12 +19,11 @@ SMALL_ROWS = 4
 DOT_ROWS = 8
 #: Columns of a streamed product between two epilogues, whose sums stay in L1.
 STREAM_COLUMNS = 512
-#: Tiles of dot products: for several rows, for one, and, where there are the registers, for all of more than
-#: DOT_TILE_ROWS, so that B is read once.
-DOT_TILE_ROWS = 4 if TILE_ROWS >= 12 else 2
-DOT_TILE_COLUMNS = 4
-ONE_ROW_COLUMNS = 8
-ALL_ROWS_COLUMNS = 2 if TILE_ROWS >= 12 else 0
+#: Columns of a tile of dot products. Each is a stream of its own from memory, and of more the processor loses track.
+DOT_TILE_COLUMNS = 2
+#: Rows of the tile for several; where there are the registers one of DOT_ROWS takes all of more, and reads B once.
+DOT_TILE_ROWS = 4
+HAS_ALL_ROWS = TILE_ROWS >= 12
 #: Columns of dot products between two epilogues.
 DOT_COLUMNS = 256
 #: Columns of sums between two epilogues of a block of rows.
@@ -131,7 +130,7 @@ def plan(
     block_columns = min(max(BLOCK_B // block_taps // full * full, 2 * full), 4096, _ceil(columns, full))
     packs_a = not is_dot and columns > full and (a_strides[1] != 1 or columns >= PACKING_COLUMNS)
     if is_dot:
-        scratch = DOT_ROWS * DOT_COLUMNS * (2 if swaps else 1)
+        scratch = DOT_ROWS * DOT_COLUMNS * (2 if swaps else 1) + (DOT_ROWS * _ceil(taps, lanes) if rows > 1 else 0)
     elif is_streamed:
         scratch = 2 * DOT_ROWS * STREAM_COLUMNS
     else:
@@ -158,5 +157,5 @@ def plan(
         row_parts,
         column_parts,
         _ceil(scratch, 16),
-        _ceil(max(block_rows + block_taps, DOT_ROWS + ONE_ROW_COLUMNS), 8),
+        _ceil(block_rows + block_taps, 8),
     )

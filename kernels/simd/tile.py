@@ -122,13 +122,15 @@ def multiply_gathered(
 
 
 @intrinsic(prefer_literal=True)
-def dot_tile(typing_context, rows, columns, a, a_offsets, b, b_offsets, taps, out, out_stride, accumulate, ahead):
+def dot_tile(typing_context, rows, columns, a, b, b_stride, b_count, taps, out, out_stride, accumulate, ahead):
     """rows x columns dot products, along memory on both sides.
 
-        out[r * out_stride + c] (+)= sum over k of a[a_offsets[r] + k] * b[b_offsets[c] + k]
+        out[r * out_stride + c] (+)= sum over k of A[r, k] * b[c * b_stride + k]
 
-    rows, columns: literal integers, together one register a product. a_offsets [rows], b_offsets [columns]: pointers to
-    int64. Each lane sums its products in order with fma, the lanes are added by halves; memory past `taps` is not read.
+    rows, columns: literal integers, together one register a product. a: pointer to A by vectors, elements
+    [vectors, rows, lanes], the last vector partly filled: one address for all rows. b_count: at least 1; past so many
+    columns the last one is taken again. Each lane sums its products in order with fma, the lanes are added by halves;
+    memory past `taps` is not read.
     accumulate: not 0 to add to what is in `out`, 0 to overwrite it. ahead: elements after those of b that are soon read
     too, and asked for in time.
     """
@@ -138,8 +140,7 @@ def dot_tile(typing_context, rows, columns, a, a_offsets, b, b_offsets, taps, ou
         and isinstance(a, types.CPointer)
         and a.dtype in ELEMENTS
         and a == b == out
-        and a_offsets == b_offsets == _OFFSETS
-        and all(isinstance(number, types.Integer) for number in (taps, out_stride, accumulate, ahead))
+        and all(isinstance(n, types.Integer) for n in (b_stride, b_count, taps, out_stride, accumulate, ahead))
     ):
         return None
     row_count, column_count = rows.literal_value, columns.literal_value
@@ -149,7 +150,7 @@ def dot_tile(typing_context, rows, columns, a, a_offsets, b, b_offsets, taps, ou
         return context.get_dummy_value()
 
     int64 = types.int64
-    return types.void(rows, columns, a, _OFFSETS, a, _OFFSETS, int64, a, int64, int64, int64), code
+    return types.void(rows, columns, a, a, int64, int64, int64, a, int64, int64, int64), code
 
 
 def _emit_dots(
@@ -158,9 +159,9 @@ def _emit_dots(
     rows: int,
     columns: int,
     a: ir.Value,
-    a_offsets: ir.Value,
     b: ir.Value,
-    b_offsets: ir.Value,
+    b_stride: ir.Value,
+    b_count: ir.Value,
     taps: ir.Value,
     out: ir.Value,
     out_stride: ir.Value,
@@ -171,32 +172,34 @@ def _emit_dots(
     lanes = ir.Constant(emit.int64, vector.lanes)
     zero = Lanes(builder, vector, ir.Constant(vector.llvm_type(), None))
 
-    def starts(base: ir.Value, table: ir.Value, count: int) -> list[ir.Value]:
-        return [emit.element(builder, base, builder.load(emit.element(builder, table, i))) for i in range(count)]
-
-    a_rows, b_rows = starts(a, a_offsets, rows), starts(b, b_offsets, columns)
+    b_columns = [b]
+    for c in range(1, columns):
+        # Worked out in registers: from a table that has just been written they would have to wait for memory.
+        there = builder.icmp_signed("<", ir.Constant(emit.int64, c), b_count)
+        b_columns.append(builder.select(there, emit.element(builder, b_columns[-1], b_stride), b_columns[-1]))
     sums = [[cgutils.alloca_once(builder, vector.llvm_type()) for _ in range(columns)] for _ in range(rows)]
     for row in sums:
         for slot in row:
             builder.store(zero.value, slot)
 
-    def step(load: Callable[[ir.Value], Lanes]) -> None:
-        right = [load(start) for start in b_rows]
-        for start, row in zip(a_rows, sums, strict=True):
-            left = load(start)
+    def step(at: ir.Value, load: Callable[[ir.Value], Lanes]) -> None:
+        right = [load(emit.element(builder, start, at)) for start in b_columns]
+        left_block = emit.element(builder, a, builder.mul(at, ir.Constant(emit.int64, rows)))
+        for r, row in enumerate(sums):
+            left = load(emit.element(builder, left_block, r * vector.lanes))
             for slot, values in zip(row, right, strict=True):
                 builder.store(left.fma(values, Lanes(builder, vector, builder.load(slot))).value, slot)
 
     whole = builder.sdiv(taps, lanes)
     with cgutils.for_range(builder, whole, intp=emit.int64) as loop:
         at = builder.mul(loop.index, lanes)
-        for start in b_rows:
+        for start in b_columns:
             emit.prefetch(builder, emit.element(builder, start, builder.add(at, ahead)))
-        step(lambda start: emit.load_lanes(builder, vector, emit.element(builder, start, at)))
+        step(at, lambda address: emit.load_lanes(builder, vector, address))
     done = builder.mul(whole, lanes)
     with builder.if_then(builder.icmp_signed("<", done, taps)):
         mask = emit.lanes_below(builder, vector.integers, builder.sub(taps, done))
-        step(lambda start: emit.load_lanes_masked(mask, emit.element(builder, start, done), zero))
+        step(done, lambda address: emit.load_lanes_masked(mask, address, zero))
     adds = builder.icmp_signed("!=", accumulate, ir.Constant(emit.int64, 0))
     for r, row in enumerate(sums):
         out_row = emit.element(builder, out, builder.mul(out_stride, ir.Constant(emit.int64, r)))
