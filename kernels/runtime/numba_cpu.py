@@ -26,6 +26,7 @@ __all__ = [
     "SMALLEST_ALIGNED",
     "CacheState",
     "Threaded",
+    "address",
     "cache_state",
     "contiguous",
     "empty",
@@ -40,6 +41,7 @@ __all__ = [
     "threaded",
     "threading_layer",
     "threads_for",
+    "workspace",
     "zeros",
 ]
 
@@ -120,6 +122,18 @@ def empty(shape: Shape, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     arrays of this thread had, where it is free again; see `release_memory`.
     """
     return _allocator(shape, np.dtype(dtype))
+
+
+def workspace(count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """As `empty`, one-dimensional, but small ones wherever NumPy puts them: for kernels that align it themselves."""
+    if count * dtype.itemsize < _SMALLEST_POOLED_RESULT and _allocator is _allocate:
+        return np.empty(count, dtype)
+    return _allocator(count, dtype)
+
+
+def address(array: NDArray[Any]) -> int:
+    """Where a contiguous, writable array begins. The caller keeps the array alive while it uses the address."""
+    return addressof(_first_byte(array)) if array.size else 0
 
 
 def zeros(shape: Shape, dtype: DTypeLike = np.float32) -> NDArray[Any]:

@@ -6,6 +6,8 @@ along the columns: up to `DOT_ROWS` rows of C gather multiples of B's rows, or m
 
 from __future__ import annotations
 
+from numba.np.unsafe.ndarray import to_fixed_tuple
+
 from kernels.runtime.numba_cpu import jit
 from kernels.simd.arithmetic import fma
 from kernels.simd.matmul_epilogue import finish, split
@@ -14,6 +16,7 @@ from kernels.simd.matmul_plan import (
     DOT_ROWS,
     DOT_TILE_COLUMNS,
     DOT_TILE_ROWS,
+    FIELDS,
     HAS_ALL_ROWS,
     PASS_TAPS,
     STREAM_COLUMNS,
@@ -21,11 +24,13 @@ from kernels.simd.matmul_plan import (
 )
 from kernels.simd.memory import (
     advance,
+    aligned,
     broadcast,
     lanes_of,
     load,
     load_first,
     pointer,
+    pointer_at,
     store,
     store_first,
     zeros_like,
@@ -170,23 +175,25 @@ def _stream_part(p, row_first, row_last, column_first, column_last, taps, a, b, 
 
 
 @jit
-def dot_parts(first, last, settings, a, b, c, before, bias, scratch, offsets):
+def dot_parts(first, last, settings, a, b, c, before, bias, scratch):
     """As `multiply_parts` of matmul.py, by dot products: the parts divide the columns."""
-    p = Product(*settings)
+    p = Product(*to_fixed_tuple(settings, FIELDS))
+    start_a, start_b, out = pointer_at(a, scratch), pointer_at(b, scratch), pointer_at(c, scratch)
+    kept, beside = pointer_at(before, scratch), pointer_at(bias, scratch)
     for part in range(first, last):
-        columns = split(p.columns, p.column_parts, part, TILE_VECTORS * lanes_of(a))
-        work, beside = pointer(scratch, part * p.scratch_size), pointer(bias)
-        _dot_part(p, columns[0], columns[1], pointer(a), pointer(b), pointer(c), pointer(before), beside, work)
+        columns = split(p.columns, p.column_parts, part, TILE_VECTORS * lanes_of(start_a))
+        work = aligned(pointer(scratch, part * p.scratch_size))
+        _dot_part(p, columns[0], columns[1], start_a, start_b, out, kept, beside, work)
 
 
 @jit
-def stream_parts(first, last, settings, a, b, c, before, bias, scratch, offsets):
+def stream_parts(first, last, settings, a, b, c, before, bias, scratch):
     """As `multiply_parts` of matmul.py, B read where it lies: the parts divide the columns or the rows."""
-    p = Product(*settings)
+    p = Product(*to_fixed_tuple(settings, FIELDS))
+    start_a, start_b, out = pointer_at(a, scratch), pointer_at(b, scratch), pointer_at(c, scratch)
+    kept, beside = pointer_at(before, scratch), pointer_at(bias, scratch)
     for part in range(first, last):
-        columns = split(p.columns, p.column_parts, part % p.column_parts, TILE_VECTORS * lanes_of(a))
+        columns = split(p.columns, p.column_parts, part % p.column_parts, TILE_VECTORS * lanes_of(start_a))
         rows = split(p.rows, p.row_parts, part // p.column_parts, TILE_ROWS)
-        _stream_part(
-            p, rows[0], rows[1], columns[0], columns[1], p.taps,
-            pointer(a), pointer(b), pointer(c), pointer(before), pointer(bias), pointer(scratch, part * p.scratch_size),
-        )  # fmt: skip
+        work = aligned(pointer(scratch, part * p.scratch_size))
+        _stream_part(p, rows[0], rows[1], columns[0], columns[1], p.taps, start_a, start_b, out, kept, beside, work)

@@ -26,8 +26,6 @@ DOT_TILE_ROWS = 4
 HAS_ALL_ROWS = TILE_ROWS >= 12
 #: Columns of dot products between two epilogues.
 DOT_COLUMNS = 256
-#: Columns of sums between two epilogues of a block of rows.
-GROUP_COLUMNS = 256
 #: Elements of a block of A, half an L2 of 1 MiB in float32, and of B, which streams from farther out.
 BLOCK_A, BLOCK_B = 131072, 2097152
 #: From so many columns on it pays to pack A even where its taps lie side by side.
@@ -69,9 +67,12 @@ class Product(NamedTuple):
     segments: int
     row_parts: int
     column_parts: int
-    #: Elements of working memory for each part, and of int64 offsets.
+    #: Elements of working memory for each part, of which the last are `offsets_size` int64.
     scratch_size: int
     offsets_size: int
+
+
+FIELDS = len(Product._fields)
 
 
 def _ceil(size: int, step: int) -> int:
@@ -134,8 +135,9 @@ def plan(
     elif is_streamed:
         scratch = 2 * DOT_ROWS * STREAM_COLUMNS
     else:
-        sums = block_rows * min(block_columns, GROUP_COLUMNS)
+        sums = block_rows * full
         scratch = sums * (2 if swaps else 1) + block_columns * block_taps + (block_rows * block_taps if packs_a else 0)
+    offsets = _ceil(block_rows + block_taps, 8)
     return Product(
         rows,
         columns,
@@ -156,6 +158,6 @@ def plan(
         segments,
         row_parts,
         column_parts,
-        _ceil(scratch, 16),
-        _ceil(block_rows + block_taps, 8),
+        _ceil(scratch, 16) + offsets * 8 // itemsize,
+        offsets,
     )
