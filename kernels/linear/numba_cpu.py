@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,16 @@ from kernels.activation.functions import FROM_OUTPUT
 from kernels.activation.vectors import ACTIVATION_CODES, activation_gradient
 from kernels.linear.op import LINEAR, LinearProblem
 from kernels.op import Implementation, limits
-from kernels.runtime.numba_cpu import address, contiguous, empty, jit, threaded, threads_for
+from kernels.runtime.numba_cpu import (
+    SMALLEST_ALIGNED,
+    address,
+    contiguous,
+    empty,
+    jit,
+    small,
+    threaded,
+    threads_for,
+)
 from kernels.simd import (
     TILE_ROWS,
     TILE_VECTORS,
@@ -142,12 +152,15 @@ def at_addresses(p: LinearProblem) -> Callable[[int, int, int], Array] | None:
     f = _facts(p)
     if f.keeps_sums or not all(s is None or s.strides is None for s in (p.x, p.weight, p.bias)):
         return None
-    dtype, strides, has_bias = np.dtype(p.x.dtype), (f.inputs, 1), p.bias is not None
+    dtype, strides, has_bias, known = np.dtype(p.x.dtype), (f.inputs, 1), p.bias is not None, f.launchers
+    shape, work = f.shape, f.work
+    allocate = small if prod(shape) * dtype.itemsize < SMALLEST_ALIGNED else empty
 
     def run(x: int, weight: int, bias: int) -> Array:
-        threads = threads_for(f.work, _GRAIN)
-        launch = _launcher(f, strides, strides, dtype, threads)
-        output = empty(f.shape, dtype)
+        threads = threads_for(work, _GRAIN)
+        # Looked up here first, as this is what a small call waits for.
+        launch = known.get((threads, strides, strides)) or _launcher(f, strides, strides, dtype, threads)
+        output = allocate(shape, dtype)
         out = address(output)
         launch(x, weight, out, out, bias if has_bias else out)
         return output

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from kernels.runtime.numba_cpu import address, empty, jit, threaded, workspace
+from kernels.runtime.numba_cpu import SMALLEST_POOLED, address, empty, jit, small, threaded
 from kernels.simd.matmul_epilogue import finish, split
 from kernels.simd.matmul_few import dot_parts, stream_parts
 from kernels.simd.matmul_plan import (
@@ -320,11 +320,12 @@ def launcher(p: Product, threads: int, dtype: np.dtype[Any]) -> Callable[[int, i
     # One part needs no driver.
     compute = partial(kernel.serial, 0, 1, settings) if parts == 1 else partial(kernel, parts, threads, settings)
     numbers, swaps = parts * p.scratch_size + VECTOR_BYTES // dtype.itemsize, p.is_transposed
+    allocate = small if numbers * dtype.itemsize < SMALLEST_POOLED else empty
 
     def run(a: int, b: int, c: int, before: int, bias: int) -> None:
         if swaps:
             a, b = b, a
-        compute(a, b, c, before, bias, workspace(numbers, dtype))
+        compute(a, b, c, before, bias, allocate(numbers, dtype))
 
     return run
 
@@ -333,7 +334,7 @@ def _run_in_segments(p: Product, threads: int, dtype: Any, a: int, b: int, c: in
     if p.is_transposed:
         a, b = b, a
     parts = p.segments * p.row_parts * p.column_parts
-    scratch = workspace(parts * p.scratch_size + VECTOR_BYTES // dtype.itemsize, dtype)
+    scratch = empty(parts * p.scratch_size + VECTOR_BYTES // dtype.itemsize, dtype)
     width, height = (p.rows, p.columns) if p.is_transposed else (p.columns, p.rows)
     partial_sums = empty(p.segments * p.rows * p.columns, dtype)
     plain = p._replace(c_stride=width, accumulates=0, bias_stride=-1, activation=0, keeps_sums=0)
