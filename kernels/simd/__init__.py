@@ -69,7 +69,7 @@ from kernels.simd.memory import (
 )
 from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
 from kernels.simd.tile import dot_tile, multiply_gathered, multiply_tile
-from kernels.simd.transpose import transpose, transpose_block, transpose_vectors
+from kernels.simd.transpose import transpose, transpose_block, transpose_tile_rows, transpose_vectors
 from kernels.simd.types import IntVector, Mask, Vector
 
 __all__ = [
@@ -138,6 +138,7 @@ __all__ = [
     "tanh_gate",
     "transpose",
     "transpose_block",
+    "transpose_tile_rows",
     "transpose_vectors",
     "zeros_like",
 ]

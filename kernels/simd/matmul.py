@@ -55,7 +55,7 @@ from kernels.simd.memory import (
 )
 from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
 from kernels.simd.tile import multiply_tile_onto
-from kernels.simd.transpose import transpose
+from kernels.simd.transpose import transpose, transpose_tile_rows
 
 
 @jit(inline="always")
@@ -99,7 +99,13 @@ def _pack_rows(a, row_stride, tap_stride, rows, taps, packed):
         count = min(TILE_ROWS, rows - r)
         block = advance(packed, r * taps)
         if tap_stride == 1:
-            transpose(advance(a, r * row_stride), row_stride, count, taps, block, TILE_ROWS)
+            source = advance(a, r * row_stride)
+            whole = taps // lanes * lanes if count == TILE_ROWS else 0
+            for k in range(0, whole, lanes):
+                transpose_tile_rows(advance(source, k), row_stride, advance(block, k * TILE_ROWS))
+            if whole < taps:
+                rest = advance(block, whole * TILE_ROWS)
+                transpose(advance(source, whole), row_stride, count, taps - whole, rest, TILE_ROWS)
             continue
         for k in range(taps):
             at = r * row_stride + k * tap_stride
