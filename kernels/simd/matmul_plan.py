@@ -26,8 +26,9 @@ DOT_TILE_ROWS = 4
 HAS_ALL_ROWS = TILE_ROWS >= 12
 #: Columns of dot products between two epilogues.
 DOT_COLUMNS = 256
-#: Elements of a block of A, half an L2 of 1 MiB in float32, and of B, which streams from farther out.
-BLOCK_A, BLOCK_B = 131072, 2097152
+#: Bytes of a block of A, about an L2: smaller ones were slower, as B passes by once for each. Elements of a block of B,
+#: which streams from farther out.
+BLOCK_A_BYTES, BLOCK_B = 1 << 20, 2097152
 #: From so many columns on it pays to pack A even where its taps lie side by side.
 PACKING_COLUMNS = 384
 #: Fewer taps than these are never cut into segments.
@@ -127,7 +128,9 @@ def plan(
     if threads > 1:
         column_parts = min(threads, panels) if panels >= threads or is_dot else 1
         row_parts = 1 if is_dot or column_parts > 1 else min(threads, tiles)
-    block_rows = min(max(BLOCK_A // block_taps // TILE_ROWS * TILE_ROWS, TILE_ROWS), 240, _ceil(rows, TILE_ROWS))
+    block_rows = min(
+        max(BLOCK_A_BYTES // itemsize // block_taps // TILE_ROWS * TILE_ROWS, TILE_ROWS), 240, _ceil(rows, TILE_ROWS)
+    )
     block_columns = min(max(BLOCK_B // block_taps // full * full, 2 * full), 4096, _ceil(columns, full))
     packs_a = not is_dot and columns > full and (a_strides[1] != 1 or columns >= PACKING_COLUMNS)
     if is_dot:
