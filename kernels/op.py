@@ -217,6 +217,9 @@ class Implementation:
         direct: of a backend that torch differentiates: ``direct(problem)`` is torch's own function that takes the
             inputs and returns the output, nothing more, or None where there is no such function. It does without the
             residuals of ``forward``, and only where it exists is `torch_below` heeded.
+        at_addresses: ``at_addresses(problem)`` is the forward pass as ``run(*addresses) -> the one result``, for CPU
+            inputs that are C-contiguous: where each begins, 0 for an absent one. None where there is no such function.
+            It spares small calls on tensors the NumPy views of them.
     """
 
     op: Op
@@ -229,6 +232,7 @@ class Implementation:
     checks_values: bool = False
     torch_below: Callable[[Any], int] = _no_operations
     direct: Callable[[Any], Callable[..., Any] | None] = _no_function
+    at_addresses: Callable[[Any], Callable[..., Any] | None] = _no_function
 
     def __post_init__(self) -> None:
         self.op.implementations[self.backend] = self

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,16 @@ from kernels.activation.functions import FROM_OUTPUT
 from kernels.activation.vectors import ACTIVATION_CODES, activation_gradient
 from kernels.linear.op import LINEAR, LinearProblem
 from kernels.op import Implementation, limits
-from kernels.runtime.numba_cpu import contiguous, empty, jit, threaded, threads_for
+from kernels.runtime.numba_cpu import (
+    SMALLEST_ALIGNED,
+    address,
+    contiguous,
+    empty,
+    jit,
+    small,
+    threaded,
+    threads_for,
+)
 from kernels.simd import (
     TILE_ROWS,
     TILE_VECTORS,
@@ -55,7 +66,7 @@ def _matrix(array: Array, rows: int, columns: int) -> Array:
 def _operand(array: Array, rows: int, columns: int) -> tuple[Array, tuple[int, int]]:
     """A matrix [rows, columns] as a kernel takes it: a contiguous array from its first element on, and its strides."""
     if array.flags.carray:
-        return array.reshape(-1), (columns, 1)
+        return array, (columns, 1)
     matrix = _matrix(array, rows, columns)
     item = matrix.itemsize
     # One element is enough to say where it begins.
@@ -106,22 +117,55 @@ def _forward_plan(
     return plan(sizes, x_strides, b_strides, f.outputs, item, threads, False, f.bias_stride, f.code, f.keeps_sums)
 
 
+def _launcher(
+    f: _Facts, x_strides: tuple[int, int], w_strides: tuple[int, int], dtype: np.dtype[Any], threads: int
+) -> Callable[[int, int, int, int, int], None]:
+    """What runs the forward product, kept from the first call on."""
+    key = threads, x_strides, w_strides
+    found: Callable[[int, int, int, int, int], None] | None = f.launchers.get(key)
+    if found is None:
+        product = _forward_plan(f, x_strides, w_strides, dtype.itemsize, threads)
+        found = f.launchers[key] = launcher(product, threads, dtype)
+    return found
+
+
 def linear(p: LinearProblem, x: Array, weight: Array, bias: Array | None) -> tuple[Array | None, ...]:
     """x (*, in), weight (out, in) or (in,), bias (out,) or () -> output, sums before the activation."""
     f = _facts(p)
     rows, x_strides = _operand(x, f.batch, f.inputs)
     weights, w_strides = _operand(weight, f.outputs, f.inputs)
     threads = threads_for(f.work, _GRAIN)
-    run = f.launchers.get((threads, x_strides, w_strides))
-    if run is None:
-        found = launcher(_forward_plan(f, x_strides, w_strides, x.itemsize, threads), threads)
-        run = f.launchers[threads, x_strides, w_strides] = found
+    run = _launcher(f, x_strides, w_strides, x.dtype, threads)
     output = empty(f.shape, x.dtype)
     before = empty(f.shape, x.dtype) if f.keeps_sums else None
-    flat = output.reshape(-1)
-    kept = flat if before is None else before.reshape(-1)
-    run(rows, weights, flat, kept, flat if bias is None else contiguous(bias).reshape(-1))
+    out = address(output)
+    beside = None if bias is None else contiguous(bias)
+    run(
+        address(rows), address(weights), out, out if before is None else address(before),
+        out if beside is None else address(beside),
+    )  # fmt: skip
     return output, before
+
+
+def at_addresses(p: LinearProblem) -> Callable[[int, int, int], Array] | None:
+    """The forward pass of contiguous inputs by their addresses, 0 for no bias: the output."""
+    f = _facts(p)
+    if f.keeps_sums or not all(s is None or s.strides is None for s in (p.x, p.weight, p.bias)):
+        return None
+    dtype, strides, has_bias, known = np.dtype(p.x.dtype), (f.inputs, 1), p.bias is not None, f.launchers
+    shape, work = f.shape, f.work
+    allocate = small if prod(shape) * dtype.itemsize < SMALLEST_ALIGNED else empty
+
+    def run(x: int, weight: int, bias: int) -> Array:
+        threads = threads_for(work, _GRAIN)
+        # Looked up here first, as this is what a small call waits for.
+        launch = known.get((threads, strides, strides)) or _launcher(f, strides, strides, dtype, threads)
+        output = allocate(shape, dtype)
+        out = address(output)
+        launch(x, weight, out, out, bias if has_bias else out)
+        return output
+
+    return run
 
 
 @jit
@@ -204,13 +248,13 @@ def linear_backward(
         if inputs:
             weights, strides = _operand(weight, outputs, inputs)
             product = plan((batch, outputs, inputs), (outputs, 1), strides, inputs, dtype.itemsize, threads)
-            run_product(product, threads, dy, weights, dx.reshape(-1))
+            run_product(product, threads, dy, weights, dx)
     if wants_weight:
         dw = empty(weight.shape, dtype)
         if inputs:
             rows, strides = _operand(x, batch, inputs)
             product = plan((outputs, batch, inputs), (1, outputs), strides, inputs, dtype.itemsize, threads)
-            run_product(product, threads, dy, rows, dw.reshape(-1))
+            run_product(product, threads, dy, rows, dw)
     return dx, dw, db
 
 
@@ -232,4 +276,6 @@ def describe(p: LinearProblem) -> str:
 
 
 _torch_below = limits(300_000, 1_500_000)
-Implementation(LINEAR, "numba", linear, linear_backward, describe=describe, torch_below=_torch_below)
+Implementation(
+    LINEAR, "numba", linear, linear_backward, describe=describe, torch_below=_torch_below, at_addresses=at_addresses
+)

@@ -42,6 +42,8 @@ from kernels.simd.gates import sigmoid_gate, tanh_gate
 from kernels.simd.math import erf, exp, log, sigmoid, tanh
 from kernels.simd.memory import (
     advance,
+    aligned,
+    as_integers,
     broadcast,
     full,
     keep_alive,
@@ -53,6 +55,7 @@ from kernels.simd.memory import (
     load_masked,
     peek,
     pointer,
+    pointer_at,
     poke,
     prefetch,
     splat_like,
@@ -66,7 +69,7 @@ from kernels.simd.memory import (
 )
 from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
 from kernels.simd.tile import dot_tile, multiply_gathered, multiply_tile
-from kernels.simd.transpose import transpose, transpose_block, transpose_vectors
+from kernels.simd.transpose import transpose, transpose_block, transpose_tile_rows, transpose_vectors
 from kernels.simd.types import IntVector, Mask, Vector
 
 __all__ = [
@@ -78,8 +81,10 @@ __all__ = [
     "Vector",
     "absolute",
     "advance",
+    "aligned",
     "all_lanes",
     "any_lane",
+    "as_integers",
     "broadcast",
     "copysign",
     "dot_tile",
@@ -110,6 +115,7 @@ __all__ = [
     "odds",
     "peek",
     "pointer",
+    "pointer_at",
     "poke",
     "prefetch",
     "reduce_add",
@@ -132,6 +138,7 @@ __all__ = [
     "tanh_gate",
     "transpose",
     "transpose_block",
+    "transpose_tile_rows",
     "transpose_vectors",
     "zeros_like",
 ]

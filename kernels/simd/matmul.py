@@ -24,13 +24,14 @@ from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from kernels.runtime.numba_cpu import empty, jit, threaded
+from kernels.runtime.numba_cpu import SMALLEST_POOLED, address, empty, jit, small, threaded
 from kernels.simd.matmul_epilogue import finish, split
 from kernels.simd.matmul_few import dot_parts, stream_parts
 from kernels.simd.matmul_plan import (
     BLOCK_TAPS,
-    GROUP_COLUMNS,
+    FIELDS,
     PACKED_TAPS,
     PASS_TAPS,
     SMALL_ROWS,
@@ -39,10 +40,13 @@ from kernels.simd.matmul_plan import (
 )
 from kernels.simd.memory import (
     advance,
+    aligned,
+    as_integers,
     lanes_of,
     load_first,
     peek,
     pointer,
+    pointer_at,
     poke,
     prefetch,
     store,
@@ -50,30 +54,8 @@ from kernels.simd.memory import (
     zeros_like,
 )
 from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
-from kernels.simd.tile import multiply_tile
-from kernels.simd.transpose import transpose
-
-
-@jit(inline="always")
-def _tile_large(a, row_offsets, tap_offsets, taps, b, out, accumulate):
-    lanes = lanes_of(b)
-    multiply_tile(
-        TILE_ROWS, TILE_VECTORS, a, row_offsets, tap_offsets, taps, b, out, TILE_VECTORS * lanes, lanes, accumulate
-    )
-
-
-@jit(inline="always")
-def _tile_small(a, row_offsets, tap_offsets, taps, b, out, accumulate):
-    lanes = lanes_of(b)
-    multiply_tile(
-        SMALL_ROWS, TILE_VECTORS, a, row_offsets, tap_offsets, taps, b, out, TILE_VECTORS * lanes, lanes, accumulate
-    )
-
-
-@jit(inline="always")
-def _tile_narrow(a, row_offsets, tap_offsets, taps, b, out, accumulate):
-    lanes = lanes_of(b)
-    multiply_tile(TILE_ROWS, 1, a, row_offsets, tap_offsets, taps, b, out, TILE_VECTORS * lanes, lanes, accumulate)
+from kernels.simd.tile import multiply_tile_onto
+from kernels.simd.transpose import transpose, transpose_tile_rows
 
 
 @jit(inline="always")
@@ -117,7 +99,13 @@ def _pack_rows(a, row_stride, tap_stride, rows, taps, packed):
         count = min(TILE_ROWS, rows - r)
         block = advance(packed, r * taps)
         if tap_stride == 1:
-            transpose(advance(a, r * row_stride), row_stride, count, taps, block, TILE_ROWS)
+            source = advance(a, r * row_stride)
+            whole = taps // lanes * lanes if count == TILE_ROWS else 0
+            for k in range(0, whole, lanes):
+                transpose_tile_rows(advance(source, k), row_stride, advance(block, k * TILE_ROWS))
+            if whole < taps:
+                rest = advance(block, whole * TILE_ROWS)
+                transpose(advance(source, whole), row_stride, count, taps - whole, rest, TILE_ROWS)
             continue
         for k in range(taps):
             at = r * row_stride + k * tap_stride
@@ -126,7 +114,13 @@ def _pack_rows(a, row_stride, tap_stride, rows, taps, packed):
 
 
 @jit(inline="always")
-def _multiply_panel(a, row_offsets, tap_offsets, rows, taps, panel, width, sums):
+def _multiply_panel(
+    a, row_offsets, tap_offsets, rows, taps, panel, width, sums, old, old_stride, has_old, out, out_stride
+):
+    """out[rows, width] = (old +) the sums over the taps of A times a panel of B.
+
+    sums [rows, width]: working memory, or out itself. old: read where has_old says so.
+    """
     lanes = lanes_of(a)
     full = TILE_VECTORS * lanes
     runs = max((taps + PASS_TAPS - 1) // PASS_TAPS, 1)
@@ -134,27 +128,40 @@ def _multiply_panel(a, row_offsets, tap_offsets, rows, taps, panel, width, sums)
     tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
     line = 64 * lanes // VECTOR_BYTES
     share = (length * width // line + tiles - 1) // tiles if tiles > 1 else 0
-    # Small tiles never reach past the rows that a large one would: row_offsets and sums end there.
     for run in range(runs):
         first = run * length
         count = min(length, taps - first)
         b = advance(panel, first * width)
         tap = advance(tap_offsets, first)
+        before, before_stride, adds = sums, full, 1
+        if run == 0:
+            before, before_stride, adds = old, old_stride, has_old
+        target, target_stride = sums, full
+        if run == runs - 1:
+            target, target_stride = out, out_stride
         r = 0
         ahead = advance(b, count * width)
         while r < rows:
-            row, out = advance(row_offsets, r), advance(sums, r * full)
+            row, left = advance(row_offsets, r), rows - r
+            start, end = advance(before, r * before_stride), advance(target, r * target_stride)
             for i in range(share):
                 prefetch(ahead, i * line)
             ahead = advance(ahead, share * line)
             if width < full:
-                _tile_narrow(a, row, tap, count, b, out, run)
+                multiply_tile_onto(
+                    TILE_ROWS, 1, a, row, tap, count, b, start, before_stride, end, target_stride, left, adds
+                )
                 r += TILE_ROWS
-            elif rows - r > (2 * SMALL_ROWS if TILE_ROWS >= 2 * SMALL_ROWS else SMALL_ROWS):
-                _tile_large(a, row, tap, count, b, out, run)
+            elif left > (2 * SMALL_ROWS if TILE_ROWS >= 2 * SMALL_ROWS else SMALL_ROWS):
+                multiply_tile_onto(
+                    TILE_ROWS, TILE_VECTORS, a, row, tap, count, b, start, before_stride, end, target_stride, left, adds
+                )
                 r += TILE_ROWS
             else:
-                _tile_small(a, row, tap, count, b, out, run)
+                multiply_tile_onto(
+                    SMALL_ROWS, TILE_VECTORS, a, row, tap, count, b, start, before_stride, end, target_stride, left,
+                    adds,
+                )  # fmt: skip
                 r += SMALL_ROWS
 
 
@@ -162,17 +169,16 @@ def _multiply_panel(a, row_offsets, tap_offsets, rows, taps, panel, width, sums)
 def _tile_part(p, row_first, row_last, column_first, column_last, taps_all, a, b, c, before, bias, scratch, offsets):
     """Rows and columns of one part by tiles.
 
-    scratch: sums [GROUP_COLUMNS / full, rows, full], packed B [columns / full, taps, full], the transposed sums
-    [GROUP_COLUMNS, rows] where C is transposed, and packed A [rows / TILE_ROWS, taps, TILE_ROWS], all of one block.
+    scratch: sums of a panel [rows, full], packed B [columns / full, taps, full], the transposed sums [full, rows]
+    where C is transposed, and packed A [rows / TILE_ROWS, taps, TILE_ROWS], all of one block.
     """
     lanes = lanes_of(a)
     full = TILE_VECTORS * lanes
     rows_padded = (p.block_rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
     sums = scratch
-    group_size = rows_padded * min(p.block_columns, GROUP_COLUMNS)
-    packed_b = advance(sums, group_size)
+    packed_b = advance(sums, rows_padded * full)
     turned = advance(packed_b, p.block_columns * min(p.taps, BLOCK_TAPS))
-    packed_a = advance(turned, group_size if p.is_transposed else 0)
+    packed_a = advance(turned, rows_padded * full if p.is_transposed else 0)
     row_offsets, tap_offsets = offsets, advance(offsets, rows_padded)
     blocks = max((taps_all + BLOCK_TAPS - 1) // BLOCK_TAPS, 1)
     length = (taps_all + blocks - 1) // blocks
@@ -182,13 +188,12 @@ def _tile_part(p, row_first, row_last, column_first, column_last, taps_all, a, b
         k = block * length
         taps = min(length, taps_all - k)
         is_first, is_last = block == 0 and not p.accumulates, block == blocks - 1
+        # Whole panels go straight to C where nothing but a bias per column is to be done to the sums.
+        is_plain = not p.is_transposed and (not is_last or (p.activation == 0 and p.keeps_sums == 0))
+        has_bias = block == 0 and p.bias_stride == 1
+        is_plain = is_plain and p.bias_stride != 0
         for j in range(column_first, column_last, p.block_columns):
             columns = min(p.block_columns, column_last - j)
-            for n in range(0, columns, full):
-                width = full if columns - n > lanes else lanes
-                source = advance(b, k * p.b_tap_stride + (j + n) * p.b_column_stride)
-                count = min(width, columns - n)
-                _pack_panel(source, p.b_tap_stride, p.b_column_stride, taps, count, width, advance(packed_b, n * taps))
             for i in range(row_first, row_last, p.block_rows):
                 rows = min(p.block_rows, row_last - i)
                 source = advance(a, i * p.a_row_stride + k * p.a_tap_stride)
@@ -202,69 +207,83 @@ def _tile_part(p, row_first, row_last, column_first, column_last, taps_all, a, b
                     source = packed_a
                 # One panel alone: rows of A come once and from afar, so let each be read from end to end.
                 step = rows if columns > full else TILE_ROWS
-                for group in range(0, columns, GROUP_COLUMNS):
-                    count = min(GROUP_COLUMNS, columns - group)
-                    for n in range(group, group + count, full):
-                        width = full if columns - n > lanes else lanes
-                        panel, out = advance(packed_b, n * taps), advance(sums, (n - group) * rows_padded)
-                        for r in range(0, rows, step):
-                            table, part = advance(row_offsets, r), advance(out, r * full)
-                            _multiply_panel(source, table, tap_offsets, min(step, rows - r), taps, panel, width, part)
-                    found, height, across, down, along = sums, rows, count, full, rows_padded * full
-                    place, feature = i * p.c_stride + j + group, j + group
-                    if p.is_transposed:
-                        for n in range(0, count, full):
-                            part, start = min(full, count - n), n * rows_padded
-                            transpose(advance(sums, start), full, rows, part, advance(turned, start), rows_padded)
-                        found, height, across, down, along = turned, count, rows, rows_padded, full
-                        place, feature = (j + group) * p.c_stride + i, i
-                    out, kept = advance(c, place), advance(before, place)
-                    beside = advance(bias, feature * max(p.bias_stride, 0))
-                    finish(p, found, down, along, height, across, out, kept, is_first, is_last, beside)
+                for n in range(0, columns, full):
+                    width, count = full if columns - n > lanes else lanes, min(full, columns - n)
+                    panel = advance(packed_b, n * taps)
+                    if i == row_first:
+                        there = advance(b, k * p.b_tap_stride + (j + n) * p.b_column_stride)
+                        _pack_panel(there, p.b_tap_stride, p.b_column_stride, taps, count, width, panel)
+                    place = i * p.c_stride + j + n
+                    is_direct = is_plain and count == full
+                    out, out_stride, old, old_stride = sums, full, sums, 0
+                    has_old = 0
+                    if is_direct:
+                        out, out_stride = advance(c, place), p.c_stride
+                        if not is_first:
+                            old, old_stride, has_old = out, out_stride, 1
+                        elif has_bias:
+                            old, has_old = advance(bias, j + n), 1
+                    for r in range(0, rows, step):
+                        table, start = advance(row_offsets, r), advance(old, r * old_stride)
+                        part, end = advance(sums, r * full), advance(out, r * out_stride)
+                        _multiply_panel(
+                            source, table, tap_offsets, min(step, rows - r), taps, panel, width, part, start,
+                            old_stride, has_old, end, out_stride,
+                        )  # fmt: skip
+                    if not is_direct:
+                        found, height, across, down, feature = sums, rows, count, full, j + n
+                        if p.is_transposed:
+                            transpose(sums, full, rows, count, turned, rows_padded)
+                            found, height, across, down, feature = turned, count, rows, rows_padded, i
+                            place = (j + n) * p.c_stride + i
+                        out, kept = advance(c, place), advance(before, place)
+                        beside = advance(bias, feature * max(p.bias_stride, 0))
+                        finish(p, found, down, full, height, across, out, kept, is_first, is_last, beside)
 
 
 @jit
-def multiply_parts(first, last, settings, a, b, c, before, bias, scratch, offsets):
+def multiply_parts(first, last, settings, a, b, c, before, bias, scratch):
     """Parts [first, last) of a planned product by tiles.
 
-    settings: the Product as a plain tuple, which Numba unpacks four times as fast as a named one.
-    a, b, c: arrays whose first element is A[0, 0], B[0, 0], C[0, 0]; one element long will do. With segments, c has one
+    settings [FIELDS] int64: the fields of the Product; arrays and numbers cost a call less than tuples do.
+    a, b, c: addresses of A[0, 0], B[0, 0], C[0, 0], elements of the type of scratch. With segments, c has one
         C [rows, columns] after another.
-    before: the sums before the activation, laid out as C, or c itself where none are kept.
-    bias: [features], or one element, or c itself where there is none.
-    scratch [parts * scratch_size], offsets [parts * offsets_size] int64: working memory, contents irrelevant.
+    before: of the sums before the activation, laid out as C, or c where none are kept.
+    bias: of [features], or one element, or c where there is none.
+    scratch [parts * scratch_size + one vector]: working memory, contents irrelevant.
     The caller owns all of it; a, b and bias are only read.
     """
-    p = Product(*settings)
+    p = Product(*to_fixed_tuple(settings, FIELDS))
+    source_a, source_b, target = pointer_at(a, scratch), pointer_at(b, scratch), pointer_at(c, scratch)
+    kept, beside = pointer_at(before, scratch), pointer_at(bias, scratch)
     for part in range(first, last):
         segment, place = part // (p.row_parts * p.column_parts), part % (p.row_parts * p.column_parts)
         length = (p.taps + p.segments - 1) // p.segments
         k = segment * length
         taps = min(length, p.taps - k)
-        start_a, start_b = pointer(a, k * p.a_tap_stride), pointer(b, k * p.b_tap_stride)
-        out, kept = pointer(c, segment * p.rows * p.columns), pointer(before)
-        work, table = pointer(scratch, part * p.scratch_size), pointer(offsets, part * p.offsets_size)
+        start_a, start_b = advance(source_a, k * p.a_tap_stride), advance(source_b, k * p.b_tap_stride)
+        out = advance(target, segment * p.rows * p.columns)
+        work = aligned(pointer(scratch, part * p.scratch_size))
+        table = advance(as_integers(advance(work, p.scratch_size)), -p.offsets_size)
         columns = split(p.columns, p.column_parts, place % p.column_parts, TILE_VECTORS * lanes_of(start_a))
         rows = split(p.rows, p.row_parts, place // p.column_parts, TILE_ROWS)
-        _tile_part(
-            p, rows[0], rows[1], columns[0], columns[1], taps,
-            start_a, start_b, out, kept, pointer(bias), work, table,
-        )  # fmt: skip
+        _tile_part(p, rows[0], rows[1], columns[0], columns[1], taps, start_a, start_b, out, kept, beside, work, table)
 
 
 @jit
 def _add_segments(first, last, settings, partial, c, before, bias):
     """Rows [first, last) of C as it lies in memory: the segments' sums in order, then the epilogue."""
-    p = Product(*settings)
+    p = Product(*to_fixed_tuple(settings, FIELDS))
     width = p.rows if p.is_transposed else p.columns
     size = p.rows * p.columns
     for r in range(first, last):
         for segment in range(p.segments):
             source = pointer(partial, segment * size + r * width)
-            out, kept = pointer(c, r * p.c_stride), pointer(before, r * p.c_stride)
+            out = advance(pointer_at(c, partial), r * p.c_stride)
+            kept = advance(pointer_at(before, partial), r * p.c_stride)
             is_first, is_last = segment == 0 and not p.accumulates, segment == p.segments - 1
             full = TILE_VECTORS * lanes_of(source)
-            finish(p, source, width, full, 1, width, out, kept, is_first, is_last, pointer(bias))
+            finish(p, source, width, full, 1, width, out, kept, is_first, is_last, pointer_at(bias, partial))
 
 
 __all__ = ["Product", "launcher", "multiply_parts", "plan", "run_product"]
@@ -281,45 +300,50 @@ def run_product(p: Product, threads: int, a: Any, b: Any, c: Any, before: Any = 
     Args:
         p: of `plan`.
         threads: as given to `plan`.
-        a, b: one-dimensional contiguous arrays that begin at A[0, 0] and B[0, 0]; their length is not looked at, the
-            memory that the strides reach must be there.
-        c: one-dimensional contiguous array that begins at C[0, 0].
+        a, b: contiguous, writable arrays that begin at A[0, 0] and B[0, 0]; their length is not looked at, the memory
+            that the strides reach must be there.
+        c: such an array that begins at C[0, 0].
         before: as c, for the sums before the activation, when the plan keeps them.
-        bias: one-dimensional contiguous array, when the plan has one.
+        bias: such an array, when the plan has one.
     """
-    launcher(p, threads)(a, b, c, c if before is None else before, c if bias is None else bias)
+    out = address(c)
+    kept, beside = out if before is None else address(before), out if bias is None else address(bias)
+    launcher(p, threads, c.dtype)(address(a), address(b), out, kept, beside)
 
 
 @lru_cache(4096)
-def launcher(p: Product, threads: int) -> Callable[[Any, Any, Any, Any, Any], None]:
-    """``run(a, b, c, before, bias)`` of a planned product, see `run_product`; c stands for what is not there.
+def launcher(p: Product, threads: int, dtype: np.dtype[Any]) -> Callable[[int, int, int, int, int], None]:
+    """``run(a, b, c, before, bias)`` of a planned product: addresses of arrays that the caller keeps alive.
 
-    What does not depend on the arrays is worked out here, once.
+    As for `run_product`; c stands for what is not there. What does not depend on the arrays is worked out here, once.
     """
     parts = p.segments * p.row_parts * p.column_parts
     if p.segments > 1:
-        return partial(_run_in_segments, p, threads)
+        return partial(_run_in_segments, p, threads, dtype)
     # Kernels of their own, so that a first call compiles one of them.
     kernel = _run_dots if p.is_dot else _run_stream if p.is_streamed else _run_tiles
+    settings = np.array(p, np.int64)
     # One part needs no driver.
-    compute = partial(kernel.serial, 0, 1, tuple(p)) if parts == 1 else partial(kernel, parts, threads, tuple(p))
-    numbers, places, swaps = parts * p.scratch_size, parts * p.offsets_size, p.is_transposed
+    compute = partial(kernel.serial, 0, 1, settings) if parts == 1 else partial(kernel, parts, threads, settings)
+    numbers, swaps = parts * p.scratch_size + VECTOR_BYTES // dtype.itemsize, p.is_transposed
+    allocate = small if numbers * dtype.itemsize < SMALLEST_POOLED else empty
 
-    def run(a: Any, b: Any, c: Any, before: Any, bias: Any) -> None:
+    def run(a: int, b: int, c: int, before: int, bias: int) -> None:
         if swaps:
             a, b = b, a
-        compute(a, b, c, before, bias, empty(numbers, c.dtype), empty(places, np.int64))
+        compute(a, b, c, before, bias, allocate(numbers, dtype))
 
     return run
 
 
-def _run_in_segments(p: Product, threads: int, a: Any, b: Any, c: Any, before: Any, bias: Any) -> None:
+def _run_in_segments(p: Product, threads: int, dtype: Any, a: int, b: int, c: int, before: int, bias: int) -> None:
     if p.is_transposed:
         a, b = b, a
     parts = p.segments * p.row_parts * p.column_parts
-    scratch, offsets = empty(parts * p.scratch_size, c.dtype), empty(parts * p.offsets_size, np.int64)
+    scratch = empty(parts * p.scratch_size + VECTOR_BYTES // dtype.itemsize, dtype)
     width, height = (p.rows, p.columns) if p.is_transposed else (p.columns, p.rows)
-    partial_sums = empty(p.segments * p.rows * p.columns, c.dtype)
+    partial_sums = empty(p.segments * p.rows * p.columns, dtype)
     plain = p._replace(c_stride=width, accumulates=0, bias_stride=-1, activation=0, keeps_sums=0)
-    _run_tiles(parts, threads, tuple(plain), a, b, partial_sums, partial_sums, partial_sums, scratch, offsets)
-    _run_segments(height, 1, tuple(p), partial_sums, c, before, bias)
+    sums = address(partial_sums)
+    _run_tiles(parts, threads, np.array(plain, np.int64), a, b, sums, sums, sums, scratch)
+    _run_segments(height, 1, np.array(p, np.int64), partial_sums, c, before, bias)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kernels.activation.vectors import activate
 from kernels.runtime.numba_cpu import jit
-from kernels.simd.memory import advance, lanes_of, load_first, peek, splat_like, store_first
+from kernels.simd.memory import advance, broadcast, lanes_of, load, load_first, store, store_first
 from kernels.simd.target import TILE_VECTORS
 
 
@@ -16,25 +16,42 @@ def finish(p, sums, sums_row_stride, sums_panel_stride, rows, columns, c, before
     """
     lanes = lanes_of(c)
     full = TILE_VECTORS * lanes
+    whole = columns // lanes * lanes
+    left = columns - whole
     for r in range(rows):
-        for n in range(0, columns, full):
-            source = advance(sums, r * sums_row_stride + n // full * sums_panel_stride)
-            for j in range(n, min(n + full, columns), lanes):
-                left = columns - j
-                at = r * p.c_stride + j
-                total = load_first(source, j - n, left)
-                if not is_first:
-                    total = load_first(c, at, left) + total
-                if is_last:
-                    if p.bias_stride == 1:
-                        total = total + load_first(bias, j, left)
-                    elif p.bias_stride == 0:
-                        total = total + splat_like(c, peek(bias, 0))
-                    if p.keeps_sums:
-                        store_first(before, at, total, left)
-                    if p.activation:
-                        total = activate(p.activation, total)
-                store_first(c, at, total, left)
+        source, out, kept = (
+            advance(sums, r * sums_row_stride),
+            advance(c, r * p.c_stride),
+            advance(before, r * p.c_stride),
+        )
+        for j in range(0, whole, lanes):
+            total = load(source, j // full * sums_panel_stride + j % full)
+            if not is_first:
+                total = load(out, j) + total
+            if is_last:
+                if p.bias_stride == 1:
+                    total = total + load(bias, j)
+                elif p.bias_stride == 0:
+                    total = total + broadcast(bias, 0)
+                if p.keeps_sums:
+                    store(kept, j, total)
+                if p.activation:
+                    total = activate(p.activation, total)
+            store(out, j, total)
+        if left:
+            total = load_first(source, whole // full * sums_panel_stride + whole % full, left)
+            if not is_first:
+                total = load_first(out, whole, left) + total
+            if is_last:
+                if p.bias_stride == 1:
+                    total = total + load_first(bias, whole, left)
+                elif p.bias_stride == 0:
+                    total = total + broadcast(bias, 0)
+                if p.keeps_sums:
+                    store_first(kept, whole, total, left)
+                if p.activation:
+                    total = activate(p.activation, total)
+            store_first(out, whole, total, left)
 
 
 @jit

@@ -6,28 +6,31 @@ along the columns: up to `DOT_ROWS` rows of C gather multiples of B's rows, or m
 
 from __future__ import annotations
 
+from numba.np.unsafe.ndarray import to_fixed_tuple
+
 from kernels.runtime.numba_cpu import jit
 from kernels.simd.arithmetic import fma
 from kernels.simd.matmul_epilogue import finish, split
 from kernels.simd.matmul_plan import (
-    ALL_ROWS_COLUMNS,
     DOT_COLUMNS,
     DOT_ROWS,
     DOT_TILE_COLUMNS,
     DOT_TILE_ROWS,
-    ONE_ROW_COLUMNS,
+    FIELDS,
+    HAS_ALL_ROWS,
     PASS_TAPS,
     STREAM_COLUMNS,
     Product,
 )
 from kernels.simd.memory import (
     advance,
+    aligned,
     broadcast,
     lanes_of,
     load,
     load_first,
     pointer,
-    poke,
+    pointer_at,
     store,
     store_first,
     zeros_like,
@@ -38,44 +41,56 @@ from kernels.simd.transpose import transpose
 
 
 @jit(inline="always")
-def _dot_part(p, column_first, column_last, taps, a, b, c, before, bias, scratch, offsets):
-    """Every row and the columns of one part by dot products; scratch: sums [DOT_ROWS, DOT_COLUMNS], then transposed."""
+def _pack_vectors(a, row_stride, rows, taps, tile_rows, packed):
+    """packed [ceil(rows / tile_rows), ceil(taps / lanes), tile_rows, lanes]; zeros where A has nothing."""
+    lanes = lanes_of(a)
+    padded = (taps + lanes - 1) // lanes * lanes
+    for m in range(0, rows, tile_rows):
+        for k in range(0, taps, lanes):
+            for r in range(tile_rows):
+                left = taps - k if m + r < rows else 0
+                value = load_first(a, (m + r) * row_stride + k, left)
+                store(packed, m * padded + k * tile_rows + r * lanes, value)
+
+
+@jit(inline="always")
+def _dot_part(p, column_first, column_last, a, b, c, before, bias, scratch):
+    """Every row and the columns of one part by dot products.
+
+    scratch: sums [DOT_ROWS, DOT_COLUMNS], the same transposed where C is, and the rows of A by vectors.
+    """
     lanes = lanes_of(a)
     turned = advance(scratch, DOT_ROWS * DOT_COLUMNS)
-    # Past the last row and column, that one again; scratch has room for the results.
-    a_rows, b_columns = offsets, advance(offsets, DOT_ROWS)
-    for m in range(DOT_ROWS):
-        poke(a_rows, m, min(m, p.rows - 1) * p.a_row_stride)
-    takes_all = ALL_ROWS_COLUMNS > 0 and p.rows > DOT_TILE_ROWS
-    step = ONE_ROW_COLUMNS if p.rows == 1 else DOT_TILE_COLUMNS
-    if takes_all:
-        step = ALL_ROWS_COLUMNS
+    packed = advance(turned, DOT_ROWS * DOT_COLUMNS if p.is_transposed else 0)
+    takes_all = HAS_ALL_ROWS and p.rows > DOT_TILE_ROWS
+    tile_rows = DOT_ROWS if takes_all else DOT_TILE_ROWS
+    if p.rows == 1:
+        tile_rows, packed = 1, a
+    else:
+        _pack_vectors(a, p.a_row_stride, p.rows, p.taps, tile_rows, packed)
+    block = (p.taps + lanes - 1) // lanes * lanes * tile_rows
+    along = p.b_column_stride
+    # Runs of taps whose rows of A stay in L1, and as errors grow with the length of a run.
+    run = PASS_TAPS * lanes // (1 if p.rows <= DOT_TILE_ROWS else 2)
     # A column ends before the processor has seen that it is read in order: the next tile's columns are asked for.
-    ahead = step * p.b_column_stride
+    ahead = DOT_TILE_COLUMNS * along
     for j in range(column_first, column_last, DOT_COLUMNS):
         columns = min(DOT_COLUMNS, column_last - j)
-        for n in range(0, columns, step):
-            for i in range(step):
-                poke(b_columns, i, (j + min(n + i, columns - 1)) * p.b_column_stride)
-            # In runs of PASS_TAPS vectors, as errors grow with the length of a run.
-            for k in range(0, taps, PASS_TAPS * lanes):
-                count, left, right = min(PASS_TAPS * lanes, taps - k), advance(a, k), advance(b, k)
+        for k in range(0, p.taps, run):
+            count, left = min(run, p.taps - k), advance(packed, k * tile_rows)
+            # A tile may reach past the last row and column; scratch has room for those results.
+            for n in range(0, columns, DOT_TILE_COLUMNS):
+                right, found, many = advance(b, (j + n) * along + k), advance(scratch, n), columns - n
                 if p.rows == 1:
-                    dot_tile(
-                        1, ONE_ROW_COLUMNS, left, a_rows, right, b_columns, count, advance(scratch, n), DOT_COLUMNS, k,
-                        ahead,
-                    )  # fmt: skip
+                    dot_tile(1, DOT_TILE_COLUMNS, left, right, along, many, count, found, DOT_COLUMNS, k, ahead)
                     continue
-                if ALL_ROWS_COLUMNS > 0 and takes_all:
-                    dot_tile(
-                        DOT_ROWS, ALL_ROWS_COLUMNS, left, a_rows, right, b_columns, count, advance(scratch, n),
-                        DOT_COLUMNS, k, ahead,
-                    )  # fmt: skip
+                if HAS_ALL_ROWS and takes_all:
+                    dot_tile(DOT_ROWS, DOT_TILE_COLUMNS, left, right, along, many, count, found, DOT_COLUMNS, k, ahead)
                     continue
                 for m in range(0, p.rows, DOT_TILE_ROWS):
                     dot_tile(
-                        DOT_TILE_ROWS, DOT_TILE_COLUMNS, left, advance(a_rows, m), right, b_columns, count,
-                        advance(scratch, m * DOT_COLUMNS + n), DOT_COLUMNS, k, 0 if m else ahead,
+                        DOT_TILE_ROWS, DOT_TILE_COLUMNS, advance(left, m // DOT_TILE_ROWS * block), right, along, many,
+                        count, advance(found, m * DOT_COLUMNS), DOT_COLUMNS, k, 0 if m else ahead,
                     )  # fmt: skip
         is_first = not p.accumulates
         if p.is_transposed:
@@ -160,26 +175,25 @@ def _stream_part(p, row_first, row_last, column_first, column_last, taps, a, b, 
 
 
 @jit
-def dot_parts(first, last, settings, a, b, c, before, bias, scratch, offsets):
+def dot_parts(first, last, settings, a, b, c, before, bias, scratch):
     """As `multiply_parts` of matmul.py, by dot products: the parts divide the columns."""
-    p = Product(*settings)
+    p = Product(*to_fixed_tuple(settings, FIELDS))
+    start_a, start_b, out = pointer_at(a, scratch), pointer_at(b, scratch), pointer_at(c, scratch)
+    kept, beside = pointer_at(before, scratch), pointer_at(bias, scratch)
     for part in range(first, last):
-        columns = split(p.columns, p.column_parts, part, TILE_VECTORS * lanes_of(a))
-        work, table = pointer(scratch, part * p.scratch_size), pointer(offsets, part * p.offsets_size)
-        beside = pointer(bias)
-        _dot_part(
-            p, columns[0], columns[1], p.taps, pointer(a), pointer(b), pointer(c), pointer(before), beside, work, table
-        )
+        columns = split(p.columns, p.column_parts, part, TILE_VECTORS * lanes_of(start_a))
+        work = aligned(pointer(scratch, part * p.scratch_size))
+        _dot_part(p, columns[0], columns[1], start_a, start_b, out, kept, beside, work)
 
 
 @jit
-def stream_parts(first, last, settings, a, b, c, before, bias, scratch, offsets):
+def stream_parts(first, last, settings, a, b, c, before, bias, scratch):
     """As `multiply_parts` of matmul.py, B read where it lies: the parts divide the columns or the rows."""
-    p = Product(*settings)
+    p = Product(*to_fixed_tuple(settings, FIELDS))
+    start_a, start_b, out = pointer_at(a, scratch), pointer_at(b, scratch), pointer_at(c, scratch)
+    kept, beside = pointer_at(before, scratch), pointer_at(bias, scratch)
     for part in range(first, last):
-        columns = split(p.columns, p.column_parts, part % p.column_parts, TILE_VECTORS * lanes_of(a))
+        columns = split(p.columns, p.column_parts, part % p.column_parts, TILE_VECTORS * lanes_of(start_a))
         rows = split(p.rows, p.row_parts, part // p.column_parts, TILE_ROWS)
-        _stream_part(
-            p, rows[0], rows[1], columns[0], columns[1], p.taps,
-            pointer(a), pointer(b), pointer(c), pointer(before), pointer(bias), pointer(scratch, part * p.scratch_size),
-        )  # fmt: skip
+        work = aligned(pointer(scratch, part * p.scratch_size))
+        _stream_part(p, rows[0], rows[1], columns[0], columns[1], p.taps, start_a, start_b, out, kept, beside, work)

@@ -19,18 +19,16 @@ SMALL_ROWS = 4
 DOT_ROWS = 8
 #: Columns of a streamed product between two epilogues, whose sums stay in L1.
 STREAM_COLUMNS = 512
-#: Tiles of dot products: for several rows, for one, and, where there are the registers, for all of more than
-#: DOT_TILE_ROWS, so that B is read once.
-DOT_TILE_ROWS = 4 if TILE_ROWS >= 12 else 2
-DOT_TILE_COLUMNS = 4
-ONE_ROW_COLUMNS = 8
-ALL_ROWS_COLUMNS = 2 if TILE_ROWS >= 12 else 0
+#: Columns of a tile of dot products. Each is a stream of its own from memory, and of more the processor loses track.
+DOT_TILE_COLUMNS = 2
+#: Rows of the tile for several; where there are the registers one of DOT_ROWS takes all of more, and reads B once.
+DOT_TILE_ROWS = 4
+HAS_ALL_ROWS = TILE_ROWS >= 12
 #: Columns of dot products between two epilogues.
 DOT_COLUMNS = 256
-#: Columns of sums between two epilogues of a block of rows.
-GROUP_COLUMNS = 256
-#: Elements of a block of A, half an L2 of 1 MiB in float32, and of B, which streams from farther out.
-BLOCK_A, BLOCK_B = 131072, 2097152
+#: Bytes of a block of A, about an L2: smaller ones were slower, as B passes by once for each. Elements of a block of B,
+#: which streams from farther out.
+BLOCK_A_BYTES, BLOCK_B = 1 << 20, 2097152
 #: From so many columns on it pays to pack A even where its taps lie side by side.
 PACKING_COLUMNS = 384
 #: Fewer taps than these are never cut into segments.
@@ -70,9 +68,12 @@ class Product(NamedTuple):
     segments: int
     row_parts: int
     column_parts: int
-    #: Elements of working memory for each part, and of int64 offsets.
+    #: Elements of working memory for each part, of which the last are `offsets_size` int64.
     scratch_size: int
     offsets_size: int
+
+
+FIELDS = len(Product._fields)
 
 
 def _ceil(size: int, step: int) -> int:
@@ -127,16 +128,19 @@ def plan(
     if threads > 1:
         column_parts = min(threads, panels) if panels >= threads or is_dot else 1
         row_parts = 1 if is_dot or column_parts > 1 else min(threads, tiles)
-    block_rows = min(max(BLOCK_A // block_taps // TILE_ROWS * TILE_ROWS, TILE_ROWS), 240, _ceil(rows, TILE_ROWS))
+    block_rows = min(
+        max(BLOCK_A_BYTES // itemsize // block_taps // TILE_ROWS * TILE_ROWS, TILE_ROWS), 240, _ceil(rows, TILE_ROWS)
+    )
     block_columns = min(max(BLOCK_B // block_taps // full * full, 2 * full), 4096, _ceil(columns, full))
     packs_a = not is_dot and columns > full and (a_strides[1] != 1 or columns >= PACKING_COLUMNS)
     if is_dot:
-        scratch = DOT_ROWS * DOT_COLUMNS * (2 if swaps else 1)
+        scratch = DOT_ROWS * DOT_COLUMNS * (2 if swaps else 1) + (DOT_ROWS * _ceil(taps, lanes) if rows > 1 else 0)
     elif is_streamed:
         scratch = 2 * DOT_ROWS * STREAM_COLUMNS
     else:
-        sums = block_rows * min(block_columns, GROUP_COLUMNS)
+        sums = block_rows * full
         scratch = sums * (2 if swaps else 1) + block_columns * block_taps + (block_rows * block_taps if packs_a else 0)
+    offsets = _ceil(block_rows + block_taps, 8)
     return Product(
         rows,
         columns,
@@ -157,6 +161,6 @@ def plan(
         segments,
         row_parts,
         column_parts,
-        _ceil(scratch, 16),
-        _ceil(max(block_rows + block_taps, DOT_ROWS + ONE_ROW_COLUMNS), 8),
+        _ceil(scratch, 16) + offsets * 8 // itemsize,
+        offsets,
     )

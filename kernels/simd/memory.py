@@ -15,6 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from kernels.simd import emit
+from kernels.simd.target import VECTOR_BYTES
 from kernels.simd.types import ELEMENTS, POINTEES, IntVector, Mask, SimdType, Vector, vector_like
 
 
@@ -45,6 +46,45 @@ def pointer(typing_context, array, element_offset=0):
         return emit.element(builder, data, arguments[1])
 
     return types.CPointer(array.dtype)(array, types.int64), code
+
+
+@intrinsic
+def pointer_at(typing_context, address, like):
+    """The pointer to an address, an integer, with the element type of the pointer or array `like`."""
+    dtype = getattr(like, "dtype", None)
+    if not (_are_integers(address) and isinstance(like, types.CPointer | types.Array) and dtype in POINTEES):
+        return None
+    kind = types.CPointer(dtype)
+
+    def code(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(kind))
+
+    return kind(types.int64, like), code
+
+
+@intrinsic
+def aligned(typing_context, p):
+    """The first address from p on that is a multiple of a vector's bytes."""
+    if not _is_pointer(p):
+        return None
+
+    def code(context, builder, signature, arguments):
+        above = builder.add(builder.ptrtoint(arguments[0], emit.int64), ir.Constant(emit.int64, VECTOR_BYTES - 1))
+        return builder.inttoptr(builder.and_(above, ir.Constant(emit.int64, -VECTOR_BYTES)), arguments[0].type)
+
+    return p(p), code
+
+
+@intrinsic
+def as_integers(typing_context, p):
+    """The same address as a pointer to int64: a table in a kernel's working memory."""
+    if not _is_pointer(p):
+        return None
+
+    def code(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], emit.int64.as_pointer())
+
+    return types.CPointer(types.int64)(p), code
 
 
 @intrinsic

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 from kernels.simd import emit
 from kernels.simd.emit import Lanes
 from kernels.simd.target import TARGET
-from kernels.simd.types import ELEMENTS, vector_of
+from kernels.simd.types import ELEMENTS, Vector, vector_of
 
 _ROWS_AHEAD = 2
 """How many rows' broadcasts may be in flight before the multiply-adds of the first of them are done."""
@@ -122,13 +122,90 @@ def multiply_gathered(
 
 
 @intrinsic(prefer_literal=True)
-def dot_tile(typing_context, rows, columns, a, a_offsets, b, b_offsets, taps, out, out_stride, accumulate, ahead):
+def multiply_tile_onto(
+    typing_context,
+    rows,
+    vectors,
+    a,
+    row_offsets,
+    tap_offsets,
+    taps,
+    b,
+    old,
+    old_row_stride,
+    out,
+    out_row_stride,
+    count,
+    accumulate,
+):
+    """As `multiply_tile`, with the old values elsewhere than the output, and both without the rows past `count`.
+
+        out[r * out_row_stride + n] = (old[r * old_row_stride + n] +) sum over k of
+            a[row_offsets[r] + tap_offsets[k]] * b[k * vectors * lanes + n]        for r < count, n < vectors * lanes
+
+    old, out: pointers to elements, the same place or ones that do not overlap. count: at least 1; the offsets of the
+    rows from there on have to be those of row count - 1. accumulate: not 0 to add `old`, 0 to leave it unread.
+    """
+    integers = (taps, old_row_stride, out_row_stride, count, accumulate)
+    if not (
+        isinstance(rows, types.IntegerLiteral)
+        and isinstance(vectors, types.IntegerLiteral)
+        and isinstance(a, types.CPointer)
+        and a.dtype in ELEMENTS
+        and a == b == old == out
+        and row_offsets == tap_offsets == _OFFSETS
+        and all(isinstance(number, types.Integer) for number in integers)
+    ):
+        return None
+    row_count, vector_count = rows.literal_value, vectors.literal_value
+
+    def code(context, builder, signature, arguments):
+        a_value, row_table, tap_table, taps_value, b_value, old_value, old_stride, *rest = arguments[2:]
+        out_value, out_stride, count_value, add = rest
+        vector = vector_of(a.dtype)
+        sums = _emit_products(
+            builder, vector, row_count, vector_count, a_value, row_table, tap_table, taps_value, b_value, None
+        )
+        old_rows = _rows_within(builder, old_value, old_stride, row_count, count_value)
+        with builder.if_then(builder.icmp_signed("!=", add, ir.Constant(emit.int64, 0))):
+            # All of it is read before any is written, as rows may be the same one.
+            for row, place in zip(sums, old_rows, strict=True):
+                for j, slot in enumerate(row):
+                    before = emit.load_lanes(builder, vector, emit.element(builder, place, j * vector.lanes))
+                    builder.store((before + Lanes(builder, vector, builder.load(slot))).value, slot)
+        out_rows = _rows_within(builder, out_value, out_stride, row_count, count_value)
+        for row, place in zip(sums, out_rows, strict=True):
+            for j, slot in enumerate(row):
+                total = Lanes(builder, vector, builder.load(slot))
+                emit.store_lanes(total, emit.element(builder, place, j * vector.lanes))
+        return context.get_dummy_value()
+
+    int64 = types.int64
+    return types.void(rows, vectors, a, _OFFSETS, _OFFSETS, int64, a, a, int64, a, int64, int64, int64), code
+
+
+def _rows_within(builder: ir.IRBuilder, base: ir.Value, stride: ir.Value, rows: int, count: ir.Value) -> list[ir.Value]:
+    """Where `rows` rows begin, `stride` elements apart; from row `count` on, where the one before it does.
+
+    Worked out in registers: from a table that has just been written they would have to wait for memory.
+    """
+    found = [base]
+    for r in range(1, rows):
+        there = builder.icmp_signed("<", ir.Constant(emit.int64, r), count)
+        found.append(builder.select(there, emit.element(builder, found[-1], stride), found[-1]))
+    return found
+
+
+@intrinsic(prefer_literal=True)
+def dot_tile(typing_context, rows, columns, a, b, b_stride, b_count, taps, out, out_stride, accumulate, ahead):
     """rows x columns dot products, along memory on both sides.
 
-        out[r * out_stride + c] (+)= sum over k of a[a_offsets[r] + k] * b[b_offsets[c] + k]
+        out[r * out_stride + c] (+)= sum over k of A[r, k] * b[c * b_stride + k]
 
-    rows, columns: literal integers, together one register a product. a_offsets [rows], b_offsets [columns]: pointers to
-    int64. Each lane sums its products in order with fma, the lanes are added by halves; memory past `taps` is not read.
+    rows, columns: literal integers, together one register a product. a: pointer to A by vectors, elements
+    [vectors, rows, lanes], the last vector partly filled: one address for all rows. b_count: at least 1; past so many
+    columns the last one is taken again. Each lane sums its products in order with fma, the lanes are added by halves;
+    memory past `taps` is not read.
     accumulate: not 0 to add to what is in `out`, 0 to overwrite it. ahead: elements after those of b that are soon read
     too, and asked for in time.
     """
@@ -138,8 +215,7 @@ def dot_tile(typing_context, rows, columns, a, a_offsets, b, b_offsets, taps, ou
         and isinstance(a, types.CPointer)
         and a.dtype in ELEMENTS
         and a == b == out
-        and a_offsets == b_offsets == _OFFSETS
-        and all(isinstance(number, types.Integer) for number in (taps, out_stride, accumulate, ahead))
+        and all(isinstance(n, types.Integer) for n in (b_stride, b_count, taps, out_stride, accumulate, ahead))
     ):
         return None
     row_count, column_count = rows.literal_value, columns.literal_value
@@ -149,7 +225,7 @@ def dot_tile(typing_context, rows, columns, a, a_offsets, b, b_offsets, taps, ou
         return context.get_dummy_value()
 
     int64 = types.int64
-    return types.void(rows, columns, a, _OFFSETS, a, _OFFSETS, int64, a, int64, int64, int64), code
+    return types.void(rows, columns, a, a, int64, int64, int64, a, int64, int64, int64), code
 
 
 def _emit_dots(
@@ -158,9 +234,9 @@ def _emit_dots(
     rows: int,
     columns: int,
     a: ir.Value,
-    a_offsets: ir.Value,
     b: ir.Value,
-    b_offsets: ir.Value,
+    b_stride: ir.Value,
+    b_count: ir.Value,
     taps: ir.Value,
     out: ir.Value,
     out_stride: ir.Value,
@@ -171,32 +247,30 @@ def _emit_dots(
     lanes = ir.Constant(emit.int64, vector.lanes)
     zero = Lanes(builder, vector, ir.Constant(vector.llvm_type(), None))
 
-    def starts(base: ir.Value, table: ir.Value, count: int) -> list[ir.Value]:
-        return [emit.element(builder, base, builder.load(emit.element(builder, table, i))) for i in range(count)]
-
-    a_rows, b_rows = starts(a, a_offsets, rows), starts(b, b_offsets, columns)
+    b_columns = _rows_within(builder, b, b_stride, columns, b_count)
     sums = [[cgutils.alloca_once(builder, vector.llvm_type()) for _ in range(columns)] for _ in range(rows)]
     for row in sums:
         for slot in row:
             builder.store(zero.value, slot)
 
-    def step(load: Callable[[ir.Value], Lanes]) -> None:
-        right = [load(start) for start in b_rows]
-        for start, row in zip(a_rows, sums, strict=True):
-            left = load(start)
+    def step(at: ir.Value, load: Callable[[ir.Value], Lanes]) -> None:
+        right = [load(emit.element(builder, start, at)) for start in b_columns]
+        left_block = emit.element(builder, a, builder.mul(at, ir.Constant(emit.int64, rows)))
+        for r, row in enumerate(sums):
+            left = load(emit.element(builder, left_block, r * vector.lanes))
             for slot, values in zip(row, right, strict=True):
                 builder.store(left.fma(values, Lanes(builder, vector, builder.load(slot))).value, slot)
 
     whole = builder.sdiv(taps, lanes)
     with cgutils.for_range(builder, whole, intp=emit.int64) as loop:
         at = builder.mul(loop.index, lanes)
-        for start in b_rows:
+        for start in b_columns:
             emit.prefetch(builder, emit.element(builder, start, builder.add(at, ahead)))
-        step(lambda start: emit.load_lanes(builder, vector, emit.element(builder, start, at)))
+        step(at, lambda address: emit.load_lanes(builder, vector, address))
     done = builder.mul(whole, lanes)
     with builder.if_then(builder.icmp_signed("<", done, taps)):
         mask = emit.lanes_below(builder, vector.integers, builder.sub(taps, done))
-        step(lambda start: emit.load_lanes_masked(mask, emit.element(builder, start, done), zero))
+        step(done, lambda address: emit.load_lanes_masked(mask, address, zero))
     adds = builder.icmp_signed("!=", accumulate, ir.Constant(emit.int64, 0))
     for r, row in enumerate(sums):
         out_row = emit.element(builder, out, builder.mul(out_stride, ir.Constant(emit.int64, r)))
@@ -209,9 +283,9 @@ def _emit_dots(
                 builder.store(total, address)
 
 
-def _emit_tile(
+def _emit_products(
     builder: ir.IRBuilder,
-    dtype: types.Float,
+    vector: Vector,
     rows: int,
     vectors: int,
     a: ir.Value,
@@ -219,14 +293,9 @@ def _emit_tile(
     tap_offsets: ir.Value,
     taps: ir.Value,
     b: ir.Value,
-    out: ir.Value,
-    out_row_stride: ir.Value | None,
-    out_vector_stride: ir.Value,
-    accumulate: ir.Value,
-    b_offsets: ir.Value | None = None,
-    out_offsets: ir.Value | None = None,
-) -> None:
-    vector = vector_of(dtype)
+    b_offsets: ir.Value | None,
+) -> list[list[ir.Value]]:
+    """The sums of a tile, by row and vector."""
     llvm_vector, lanes = vector.llvm_type(), vector.lanes
     row_starts = [emit.element(builder, a, builder.load(emit.element(builder, row_offsets, r))) for r in range(rows)]
     # Stack slots that LLVM turns into registers (mem2reg).
@@ -248,6 +317,28 @@ def _emit_tile(
             factor = emit.splat(builder, vector, builder.load(emit.element(builder, row_starts[r], tap_offset)))
             for slot, b_vector in zip(sums[r], b_vectors, strict=True):
                 builder.store(factor.fma(b_vector, Lanes(builder, vector, builder.load(slot))).value, slot)
+    return sums
+
+
+def _emit_tile(
+    builder: ir.IRBuilder,
+    dtype: types.Float,
+    rows: int,
+    vectors: int,
+    a: ir.Value,
+    row_offsets: ir.Value,
+    tap_offsets: ir.Value,
+    taps: ir.Value,
+    b: ir.Value,
+    out: ir.Value,
+    out_row_stride: ir.Value | None,
+    out_vector_stride: ir.Value,
+    accumulate: ir.Value,
+    b_offsets: ir.Value | None = None,
+    out_offsets: ir.Value | None = None,
+) -> None:
+    vector = vector_of(dtype)
+    sums = _emit_products(builder, vector, rows, vectors, a, row_offsets, tap_offsets, taps, b, b_offsets)
 
     def store_all(add_old: bool) -> None:
         for r, row in enumerate(sums):

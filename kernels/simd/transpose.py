@@ -8,6 +8,7 @@ from numba.extending import intrinsic
 from kernels.simd import emit
 from kernels.simd.emit import Lanes
 from kernels.simd.memory import advance, lanes_of
+from kernels.simd.target import TILE_ROWS
 from kernels.simd.types import ELEMENTS, Vector, vector_of
 
 
@@ -101,6 +102,42 @@ def _emit_block(
             for c, column in enumerate(_transposed(block)):
                 with builder.if_then(builder.icmp_signed("<", number(c), columns)):
                     emit.store_lanes_masked(row_mask, column, line(dst, dst_stride, c))
+
+
+@intrinsic
+def transpose_tile_rows(typing_context, src, src_stride, dst):
+    """dst[c * TILE_ROWS + r] = src[r * src_stride + c] for r < TILE_ROWS and c below the lane count.
+
+    A block of as many rows as a register tile has, packed as the tile reads them; else as `transpose_block`.
+    """
+    if not (
+        isinstance(src, types.CPointer)
+        and src.dtype in ELEMENTS
+        and src == dst
+        and isinstance(src_stride, types.Integer)
+    ):
+        return None
+    vector = vector_of(src.dtype)
+
+    def code(context, builder, signature, arguments):
+        source, stride, target = arguments
+        zero = Lanes(builder, vector, ir.Constant(vector.llvm_type(), None))
+        for start in range(0, TILE_ROWS, vector.lanes):
+            count = min(vector.lanes, TILE_ROWS - start)
+            block = [zero] * vector.lanes
+            for r in range(count):
+                line = emit.element(builder, source, builder.mul(stride, ir.Constant(emit.int64, start + r)))
+                block[r] = emit.load_lanes(builder, vector, line)
+            mask = emit.lanes_below(builder, vector.integers, ir.Constant(emit.int64, count))
+            for c, column in enumerate(_transposed(block)):
+                place = emit.element(builder, target, c * TILE_ROWS + start)
+                if count == vector.lanes:
+                    emit.store_lanes(column, place)
+                else:
+                    emit.store_lanes_masked(mask, column, place)
+        return context.get_dummy_value()
+
+    return types.void(src, types.int64, src), code
 
 
 @njit(nogil=True, error_model="numpy")

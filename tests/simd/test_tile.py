@@ -1,5 +1,7 @@
 """The register tile against NumPy: sizes, offsets of either sign, strides, accumulation; and nothing else written."""
 
+import itertools
+
 import numpy as np
 import pytest
 from numba import njit
@@ -41,8 +43,8 @@ def run_gathered_2x3(a, start, rows, taps, b, b_places, count, out, out_places, 
 
 
 @njit(nogil=True, error_model="numpy")
-def run_dots_2x3(a, rows, b, columns, taps, out, stride, accumulate):
-    dot_tile(2, 3, pointer(a), pointer(rows), pointer(b), pointer(columns), taps, pointer(out), stride, accumulate, 0)
+def run_dots_2x3(a, b, b_start, b_stride, b_count, taps, out, stride, accumulate):
+    dot_tile(2, 3, pointer(a), pointer(b, b_start), b_stride, b_count, taps, pointer(out), stride, accumulate, 0)
 
 
 SIZES = {(TILE_ROWS, TILE_VECTORS): run_largest, (1, 1): run_1x1, (3, 4): run_3x4}
@@ -112,15 +114,18 @@ def test_dot_tile(dtype):
     """Every number of taps up to three vectors; integers, so that results have to agree to the bit."""
     lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
     rng = np.random.default_rng(2)
-    rows, columns = np.array([7, 7]), np.array([0, 90, 31])
-    for taps in range(3 * lanes + 1):
-        a, b = (rng.integers(-9, 9, 200).astype(dtype) for _ in range(2))
+    for taps, (start, stride, count) in itertools.product(
+        range(3 * lanes + 1), ((0, 55, 3), (150, -50, 2), (3, 60, 1))
+    ):
+        a = rng.integers(-9, 9, (2, 3 * lanes)).astype(dtype)
+        b = rng.integers(-9, 9, 200).astype(dtype)
+        packed = np.ascontiguousarray(a.reshape(2, 3, lanes).swapaxes(0, 1)).reshape(-1)
         out = np.full(20, np.nan, dtype)
         expected = np.full(20, np.nan, dtype)
         for r, c in np.ndindex(2, 3):
-            expected[r * 11 + c] = a[rows[r] :][:taps] @ b[columns[c] :][:taps]
+            expected[r * 11 + c] = a[r, :taps] @ b[start + min(c, count - 1) * stride :][:taps]
         for times in (1, 2, 3):
-            run_dots_2x3(a, rows, b, columns, taps, out, 11, times - 1)
+            run_dots_2x3(packed, b, start, stride, count, taps, out, 11, times - 1)
             np.testing.assert_array_equal(out, times * expected)
 
 
