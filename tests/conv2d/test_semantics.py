@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels.conv2d import gather, numba_cpu
+from kernels.conv2d import gather, numba_cpu, winograd
 from kernels.conv2d.op import CONV2D, Conv2dProblem, resolve_padding
 from kernels.simd import TILE_ROWS
 
@@ -336,6 +336,37 @@ def test_any_split_gives_the_same_bits(monkeypatch, parts):
 
     for one, several in zip(run(1), run(parts)):
         assert one.tobytes() == several.tobytes()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_winograd_filters_made_before_or_on_the_way(monkeypatch, parts):
+    """Blocks that read filters made once, and one block that makes its own: the same bits, forward and back."""
+    cases = (
+        ((3, 130, 15, 19), (70, 130, 3, 3), {"padding": 1}),  # two chunks of channels; a thread's channels or rows
+        ((8, 64, 17, 18), (160, 64, 3, 3), {}),  # more rows than filters: threads share the rows
+        ((7, 120, 10, 9), (130, 120, 3, 3), {"padding": 1}),  # rows of tiles in pairs, over images
+        ((1, 40, 9, 77), (47, 40, 3, 3), {"padding": ((2, 0), (0, 4))}),
+    )
+    monkeypatch.setattr(winograd, "threads_for", lambda *_: parts)
+
+    def run(few):
+        monkeypatch.setattr(winograd, "FEW_TILES", few)
+        winograd._plan.cache_clear()
+        winograd._prepare.cache_clear()
+        found = []
+        for x, weight, arguments in cases:
+            inputs = [rng(i).standard_normal(s).astype(np.float32) for i, s in enumerate((x, weight))]
+            assert numba_cpu.kernel_name(problem(x, weight, **arguments), False) == "winograd"
+            y, pullback = kernels.vjp("conv2d", *inputs, backend="numba", **arguments)
+            found += [y, pullback(np.sin(np.arange(y.size, dtype=np.float32)).reshape(y.shape))[0]]
+        return found
+
+    try:
+        for before, on_the_way in zip(run(0), run(10**6), strict=True):
+            assert before.tobytes() == on_the_way.tobytes()
+    finally:
+        winograd._plan.cache_clear()
+        winograd._prepare.cache_clear()
 
 
 # ----- errors ------------------------------------------------------------------------------------------------------
