@@ -92,6 +92,9 @@ def sum_class(
         count = channels * taps
         a = advance(inputs, c * p.padded_channel)
         b = advance(weights, (c - first) * p.kernel_taps * width)
+        # Without a place of their own to ask for, the weights that lie behind these.
+        behind = advance(b, channels * p.kernel_taps * width)
+        lines = 0 if ahead.runs else channels * p.kernel_taps * width // LINE
         start = 0
         while True:
             length = count - start
@@ -101,9 +104,12 @@ def sum_class(
             q = begin
             while q < end:
                 rows, outs = advance(lists, q), advance(lists, p.list_size + q)
+                reached = min(q + TILE_ROWS, end)
                 if ahead.runs:
-                    reached = min(q + TILE_ROWS, end)
                     _fetch(ahead, ahead.runs * q // end, ahead.runs * reached // end)
+                elif start == 0:
+                    for line in range(lines * q // end, lines * reached // end):
+                        prefetch(behind, line * LINE)
                 if end - q > FEW_ROWS:
                     multiply_gathered(
                         TILE_ROWS, 2, a, rows, a_table, b, b_table, length, totals, outs, lanes, c + start

@@ -1,10 +1,10 @@
 """conv2d and conv_transpose2d on the CPU: which kernel runs, and on what memory.
 
-Six kernels share the work: the gather kernel (`gather.py`, `weight_gradient.py`) for everything with channels to sum,
-`winograd.py` for 3x3 filters of stride 1 over many channels, `few_channels.py` where the outputs are too few to fill
-the gather kernel's vectors, or the products too few to pay for its transposes, and for depthwise convolutions
-`depthwise_planes.py` on (N, C, H, W), `one_plane.py` there for 3x3 filters of stride 1, also for many of them on a
-single channel, and `depthwise_pixels.py` on channels-last.
+Seven kernels share the work: the gather kernel (`gather.py`, `weight_gradient.py`) for everything with channels to sum,
+`winograd.py` for 3x3 filters of stride 1 over many channels, `pointwise.py` for 1x1 filters over few channels or few
+pixels, `few_channels.py` where the outputs are too few to fill the gather kernel's vectors, or the products too few to
+pay for its transposes, and for depthwise convolutions `depthwise_planes.py` on (N, C, H, W), `one_plane.py` there for
+3x3 filters of stride 1, also for many of them on a single channel, and `depthwise_pixels.py` on channels-last.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from kernels.activation.functions import FROM_OUTPUT
 from kernels.activation.numba_cpu import grad_preactivation
-from kernels.conv2d import depthwise_pixels, depthwise_planes, few_channels, geometry, one_plane, winograd
+from kernels.conv2d import depthwise_pixels, depthwise_planes, few_channels, geometry, one_plane, pointwise, winograd
 from kernels.conv2d.image_pass import run_pass
 from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
 from kernels.conv2d.weight_gradient import bias_gradient, weight_gradient
@@ -47,7 +47,7 @@ class _Facts:
     """What every run of a pass needs and is slow to derive.
 
     Attributes:
-        kernel: which kernel runs it: "gather", "winograd", "few channels", "one plane", or the family.
+        kernel: which kernel runs it: "gather", "winograd", "pointwise", "few channels", "one plane", or the family.
         plan: the geometry.
         channels_last: the layout that the kernel works in.
         group_targets: output channels of a group.
@@ -91,8 +91,11 @@ def _find_facts(p: Problem, source: Shape, target: Shape, transposed: bool) -> _
     if kernel == "dense":
         group_inputs = source[1] // p.groups
         share = group_targets
+        weight_in = taps if not transposed else inputs * taps
         if winograd.serves(plan, source[0], p.groups, group_targets, np.dtype(p.x.dtype), last):
             kernel = "winograd"
+        elif pointwise.serves(plan, source[0], group_inputs, weight_in, p.x.itemsize, last):
+            kernel = "pointwise"
         elif one_plane.serves(plan, group_inputs, last):
             kernel = "one plane"
         else:
@@ -191,6 +194,8 @@ def image_pass(
         run_pass(f.plan, *sizes, f.taps, weight, f.weight_steps, x, shift, y, before, activation, last)
     elif f.kernel == "few channels":
         few_channels.run_rows(f.plan, *sizes, weight, f.weight_steps, x, shift, y, before, activation)
+    elif f.kernel == "pointwise":
+        pointwise.run_columns(f.plan, *sizes, weight, f.weight_steps, x, shift, y, before, activation)
     elif f.kernel == "one plane":
         one_plane.run_planes(f.plan, f.share, weight, x, shift, y, before, activation)
     elif f.kernel == "depthwise pixels":
@@ -219,9 +224,8 @@ def weight_gradient_of(p: Problem, x: Array, dy: Array, shape: tuple[int, ...]) 
 
 def conv2d(p: Conv2dProblem, x: Array, weight: Array, bias: Array | None) -> tuple[Array | None, ...]:
     """output, and the sums before the activation where backward needs them."""
-    keep_sums = p.results()[1] is not None
-    y, before = image_pass(p, x, weight, bias, p.output_shape, False, p.activation, keep_sums)
-    return y, before if keep_sums else None
+    y, before = image_pass(p, x, weight, bias, p.output_shape, False, p.activation, p.keeps_sums)
+    return y, before if p.keeps_sums else None
 
 
 def conv2d_backward(

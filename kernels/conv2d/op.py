@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from kernels import checks
@@ -68,12 +69,12 @@ class _Convolution(Problem):
     dilation: tuple[int, ...]
     groups: int
 
-    @property
+    @cached_property
     def kernel(self) -> tuple[int, int]:
         """(kernel height, kernel width)."""
         return self.weight.shape[2], self.weight.shape[3]
 
-    @property
+    @cached_property
     def channels_last(self) -> bool:
         """Whether the result is laid out channels-last: when either the image or the weight is, as in torch."""
         return self.x.channels_last or self.weight.channels_last
@@ -161,7 +162,7 @@ class Conv2dProblem(_Convolution):
                 checks.fail(op, "weight", f"(dilated {name} {reach}) must not exceed the padded {name} of x", padded)
         return cls(x, weight, bias, stride, sides, dilation, groups, activation)
 
-    @property
+    @cached_property
     def output_shape(self) -> tuple[int, int, int, int]:
         """(N, C_out, H_out, W_out)."""
         top, bottom, left, right = self.padding
@@ -172,8 +173,12 @@ class Conv2dProblem(_Convolution):
     def results(self) -> tuple[ArraySpec | None, ...]:
         """The output, and the sums before the activation where its derivative needs them."""
         form = self.x.like(self.output_shape, channels_last=self.channels_last)
-        keeps = self.trains and self.activation is not None and self.activation not in FROM_OUTPUT
-        return form, form if keeps else None
+        return form, form if self.keeps_sums else None
+
+    @cached_property
+    def keeps_sums(self) -> bool:
+        """Whether backward needs the sums before the activation."""
+        return self.trains and self.activation is not None and self.activation not in FROM_OUTPUT
 
     def saved(self) -> tuple[str, ...]:
         """x and weight; the bias, and the output or the sums, where the activation's derivative reads them."""
@@ -284,7 +289,7 @@ class ConvTranspose2dProblem(_Convolution):
             )
         return problem
 
-    @property
+    @cached_property
     def output_shape(self) -> tuple[int, int, int, int]:
         """(N, C_out, H_out, W_out)."""
         size = [

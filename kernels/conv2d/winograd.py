@@ -9,7 +9,8 @@ channels with channels x output channels; they run on the register tile.
 Images (N, C, H, W) in blocks of rows of tiles that stay in cache:
 
 1. source[q, c, t] = B' d B, vectors over 16 tiles side by side, read straight from the image, zeros outside it;
-2. for 32 output channels: product[q, t, k] = sum over c of source[q, c, t] * filter[q, c, k];
+2. for 32 output channels: product[q, t, k] = sum over c of source[q, c, t] * filter[q, c, k], the filters transformed
+   before, or right before their use where that is the only one;
 3. A' m A plus the bias in vectors over k, then transposed into the output's planes.
 
 The transforms add and subtract neighbouring values, which costs a bit or so of what a direct sum keeps; sums in runs of
@@ -29,11 +30,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.activation.vectors import ACTIVATION_CODES
-from kernels.conv2d.gather import CHUNK
+from kernels.conv2d.gather import CHUNK, LINE
 from kernels.conv2d.geometry import Gather, Table, filter_order
-from kernels.conv2d.image_pass import GRAIN, MOVE_GRAIN, direct_products, pack_weight
+from kernels.conv2d.image_pass import GRAIN, MOVE_GRAIN, direct_products
 from kernels.conv2d.moves import apply_activation, write_sums
-from kernels.conv2d.winograd_transforms import output_row, transform_filters, transform_row
+from kernels.conv2d.winograd_transforms import GROUP, filter_parts, output_row, transform_filters, transform_rows
 from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for
 from kernels.simd import (
     TILE_ROWS,
@@ -43,6 +44,7 @@ from kernels.simd import (
     multiply_tile,
     pointer,
     poke,
+    prefetch,
 )
 
 Array = np.ndarray[Any, Any]
@@ -53,6 +55,10 @@ LEAST_CHANNELS = 32
 BLOCK_BYTES = 1 << 19
 #: Rows of the tile for what is left of a block, when that is few.
 SMALL_ROWS = 4
+#: Tiles of a pass up to which they are one block (for each thread, where threads share the rows), which uses a filter
+#: once; and tiles that a block of more has at least, since it reads all filters.
+FEW_TILES = 400
+LEAST_TILES = 128
 
 
 class Tiles(NamedTuple):
@@ -77,6 +83,7 @@ class Tiles(NamedTuple):
     activation: int
     block_parts: int  # the work falls into parts of the rows x block_parts parts of the output channels
     row_parts: int
+    on_the_way: int  # filters are transformed right before their only use
 
 
 def serves(plan: Gather, images: int, groups: int, outputs: int, dtype: np.dtype[Any], channels_last: bool) -> bool:
@@ -86,6 +93,20 @@ def serves(plan: Gather, images: int, groups: int, outputs: int, dtype: np.dtype
     return filter_order(plan) is not None and _pays(plan, images, outputs)
 
 
+#: Cycles of the transform of a filter.
+_FILTER_CYCLES = 6
+
+
+def _source_cycles(plan: Gather, images: int) -> int:
+    """Cycles of the transform of the source: 60 for each channel of a vector of tiles."""
+    rows, columns = plan.grids[0].size
+    tile_rows, tile_columns = -(-rows // 2), -(-columns // 2)
+    lanes = VECTOR_BYTES // 4
+    if 2 * tile_columns <= lanes:
+        return 60 * -(-images * tile_rows // 2) * plan.channels * 5 // 4  # two rows in a vector
+    return 60 * images * tile_rows * -(-tile_columns // lanes) * plan.channels
+
+
 @lru_cache(4096)
 def _pays(plan: Gather, images: int, outputs: int) -> bool:
     """Whether the cycles are fewer than those of direct sums, by costs measured with 16 lanes."""
@@ -93,12 +114,13 @@ def _pays(plan: Gather, images: int, outputs: int) -> bool:
     rows, columns = plan.grids[0].size
     tile_rows, tile_columns = -(-rows // 2), -(-columns // 2)
     lanes = VECTOR_BYTES // 4
-    # Two multiply-adds of vectors a cycle, at nine tenths of the peak; 60 cycles for 16 tiles of a channel, 90 for a
-    # tile of 16 channels, 10 for a filter of both.
+    # Two multiply-adds of vectors a cycle, at nine tenths of the peak; 90 cycles for a tile of 16 channels. Direct sums
+    # of few pixels also take a while for each filter, to pack it.
     product = 1.1 * inputs * outputs / (2 * lanes)
     tiles = images * tile_rows * tile_columns
-    transforms = 60 * images * tile_rows * -(-tile_columns // lanes) * inputs + 90 * tiles * -(-outputs // lanes)
-    return 16 * tiles * product + transforms + 10 * inputs * outputs < direct_products(plan, images) * product
+    filters = (_FILTER_CYCLES - (2 if tiles <= 64 else 0)) * inputs * outputs
+    transforms = _source_cycles(plan, images) + 90 * tiles * -(-outputs // lanes) + filters
+    return 16 * tiles * product + transforms < direct_products(plan, images) * product
 
 
 @lru_cache(1024)
@@ -109,7 +131,13 @@ def _plan(plan: Gather, images: int, outputs: int, threads: int) -> tuple[int, i
     total = images * tile_rows
     width = 2 * VECTOR_BYTES // 4
     blocks = -(-outputs // width)
-    most = max(tile_columns, min(BLOCK_BYTES // (64 * plan.channels), 240))
+    if total * tile_columns <= FEW_TILES:
+        # Threads that share the rows each transform all filters; those that share the filters, all rows.
+        filters = _FILTER_CYCLES * plan.channels * outputs
+        divides = filters < _source_cycles(plan, images) if blocks >= threads else True
+        parts = min(threads, total) if divides else 1
+        return -(-total // parts), parts, 1 if divides else threads
+    most = max(tile_columns, LEAST_TILES, min(BLOCK_BYTES // (64 * plan.channels), 240))
 
     def cost(block_rows: int, row_parts: int) -> float:
         tiles = block_rows * tile_columns
@@ -134,10 +162,11 @@ def _plan(plan: Gather, images: int, outputs: int, threads: int) -> tuple[int, i
 class _Prepared:
     """What everything but the numbers determines of a pass: its Tiles as a tuple, parts, and sizes of scratch.
 
-    source, products, pixels, tables: elements for each part; filters: for all.
+    source, products, pixels, tables: elements for each part; filters: for all. on_the_way: see Tiles.
     """
 
     settings: tuple[int, ...]
+    on_the_way: bool
     order: Table
     parts: int
     blocks: int
@@ -159,6 +188,7 @@ def _prepare(plan: Gather, images: int, outputs: int, threads: int, lanes: int, 
     blocks = -(-outputs // width)
     tile_columns = -(-grid.size[1] // 2)
     block_rows, row_parts, block_parts = _plan(plan, images, outputs, threads)
+    on_the_way = images * -(-grid.size[0] // 2) * tile_columns <= FEW_TILES
     tiles = block_rows * tile_columns
     # Room for what a vector and a tile have past the end; odd numbers of lines, so that what is read together spreads
     # over the sets of L1.
@@ -185,26 +215,45 @@ def _prepare(plan: Gather, images: int, outputs: int, threads: int, lanes: int, 
         ACTIVATION_CODES[activation],
         block_parts,
         row_parts,
+        int(on_the_way),
     )
     parts = row_parts * block_parts
-    sizes = (blocks * 16 * filter_step, 16 * step, 16 * room * width, 4 * room * width, pitch + inputs)
-    return _Prepared(tuple(p), order, parts, blocks, filter_step, *sizes)
+    filters = parts * 16 * way_step.py_func(inputs, lanes) if on_the_way else blocks * 16 * filter_step
+    sizes = (filters, 16 * step, 16 * room * width, 4 * room * width, pitch + inputs)
+    return _Prepared(tuple(p), on_the_way, order, parts, blocks, filter_step, *sizes)
 
 
 @jit
-def multiply_all(p, tiles, transformed, filters, block, row_table, tap_table, product):
-    """product[q, t, :] = sum over channels of transformed[q, channel, t] * filters[q, channel, :], 16 times."""
+def way_step(inputs, lanes):
+    """Values in one of the 16 parts of filters that are transformed on the way; an odd number of lines."""
+    return min(inputs, CHUNK) * 2 * lanes + lanes
+
+
+@jit
+def multiply_all(p, tiles, transformed, filters, step, first, last, row_table, tap_table, product):
+    """product[q, t, :] = sum over channels of transformed[q, channel, t] * filters[q, channel, :], 16 times.
+
+    Channels [first, last), whose filters are [16, channels, tile width], 16 parts `step` apart; they join what the
+    channels before them gave.
+    """
     lanes = lanes_of(transformed)
     width = 2 * lanes
     for q in range(16):
         a = advance(transformed, q * p.step)
-        panel = advance(filters, (block * 16 + q) * p.filter_step)
-        for chunk in range(0, p.inputs, CHUNK):
-            taps = min(CHUNK, p.inputs - chunk)
-            b = advance(panel, chunk * width)
+        panel = advance(filters, q * step)
+        for chunk in range(first, last, CHUNK):
+            taps = min(CHUNK, last - chunk)
+            b = advance(panel, (chunk - first) * width)
             table = advance(tap_table, chunk)
+            following = advance(b, taps * width)
+            if last - chunk <= CHUNK:
+                following = advance(filters, min(q + 1, 15) * step)
+            lines = taps * width // LINE
             t = 0
             while t < tiles:
+                # The panel that comes next, a share of it with each tile.
+                for line in range(lines * t // tiles, lines * min(t + TILE_ROWS, tiles) // tiles):
+                    prefetch(following, line * LINE)
                 out = advance(product, (q * p.room + t) * width)
                 rows = advance(row_table, t)
                 if tiles - t > SMALL_ROWS:
@@ -216,11 +265,27 @@ def multiply_all(p, tiles, transformed, filters, block, row_table, tap_table, pr
 
 
 @jit
-def _winograd_parts(first, last, settings, x, filters, bias, source, products, pixels, tables, y, before, failed):
+def _multiply_filters(p, tiles, transformed, w, out_step, in_step, valid, order, panel, filters, tables, product):
+    """As `multiply_all` for all channels, with filters that are transformed on the way, CHUNK channels at a time."""
+    step = way_step(p.inputs, lanes_of(w))
+    for c in range(0, p.inputs, CHUNK):
+        end = min(c + CHUNK, p.inputs)
+        source = advance(w, c * in_step)
+        transform_filters(source, out_step, in_step, valid, end - c, p.inputs - end, order, panel, filters, step)
+        multiply_all(p, tiles, transformed, filters, step, c, end, tables, advance(tables, p.pitch), product)
+
+
+@jit
+def _winograd_parts(
+    first, last, settings, x, w, out_step, in_step, order, panels, filters, bias, source, products, pixels, tables, y,
+    before, failed,
+):  # fmt: skip
     """Parts [first, last) of a pass.
 
-    settings: Tiles as a plain tuple. x: elements [N, C, H, W]. filters: elements [blocks, 16, filter_step]. bias:
-    elements [outputs].
+    settings: Tiles as a plain tuple. x: elements [N, C, H, W]. filters: elements [blocks, 16, filter_step]; or, where
+    they are transformed on the way, scratch [parts, 16, way_step], from the weight w, whose outputs and channels are
+    out_step and in_step apart, by way of panels, scratch [parts, GROUP, 9, tile width]. order: see
+    `transform_filters`. bias: elements [outputs].
     source: scratch elements [parts, 16, step], a step holding [inputs, pitch]. products: scratch elements [parts, 16,
     room, tile width]. pixels: scratch elements [parts, 4 * room, tile width]. tables: scratch int64 [parts, pitch +
     inputs]. y: the output's elements. before: as y, for the sums before the activation, or of size 0. failed: int64
@@ -257,13 +322,23 @@ def _winograd_parts(first, last, settings, x, filters, bias, source, products, p
             for index in range(begin, end):
                 image = index // p.tile_rows
                 row = 2 * (index - image * p.tile_rows)
-                planes = pointer(x, image * p.inputs * p.height * p.width)
-                transform_row(planes, p, p.first_row + row, advance(transformed, (index - begin) * p.tile_columns))
                 count += min(2, p.out_height - row) * p.out_width
+            transform_rows(pointer(x), p, begin, end - begin, p.tile_rows, 0, transformed)
             for block in range(blocks * block_part // p.block_parts, blocks * (block_part + 1) // p.block_parts):
-                multiply_all(p, tiles, transformed, pointer(filters), block, row_table, tap_table, product)
                 channel = block * width
                 valid = min(width, p.outputs - channel)
+                if p.on_the_way:
+                    room = pointer(filters, part * 16 * way_step(p.inputs, lanes))
+                    panel = pointer(panels, part * GROUP * 9 * width)
+                    these = pointer(w, channel * out_step)
+                    _multiply_filters(
+                        p, tiles, transformed, these, out_step, in_step, valid, order, panel, room, row_table, product
+                    )
+                else:
+                    these = pointer(filters, block * 16 * p.filter_step)
+                    multiply_all(
+                        p, tiles, transformed, these, p.filter_step, 0, p.inputs, row_table, tap_table, product
+                    )
                 at = 0
                 for index in range(begin, end):
                     rows_here = min(2, p.out_height - 2 * (index % p.tile_rows))
@@ -305,10 +380,14 @@ def run_winograd(
     lanes = VECTOR_BYTES // x.itemsize
     work = images * plan.grids[0].size[0] * plan.grids[0].size[1] * plan.channels * outputs * 4
     t = _prepare(plan, images, outputs, threads_for(work, GRAIN), lanes, activation)
-    panels = pack_weight(weight, weight_steps, 1, outputs, plan.channels, 9)
+    makers = 1 if t.on_the_way else threads_for(weight.size, MOVE_GRAIN)
+    panels = scratch(max(makers, t.parts) * GROUP * 9 * 2 * lanes, x.dtype)
     floats = scratch(t.filters + t.parts * (t.source + t.products + t.pixels), x.dtype)
-    makers = threads_for(panels.size, MOVE_GRAIN)
-    transform_filters(t.blocks * plan.channels, makers, plan.channels, t.filter_step, t.order, panels, floats)
+    w, (out_step, in_step, _) = weight.reshape(-1), weight_steps
+    if not t.on_the_way:
+        filter_parts(
+            makers, makers, makers, w, out_step, in_step, outputs, plan.channels, t.filter_step, t.order, panels, floats
+        )
     # For each part two tables, and whether it failed.
     numbers = scratch(t.parts * (t.tables + 1), np.int64)
     failed = numbers[t.parts * t.tables :]
@@ -319,6 +398,11 @@ def run_winograd(
         t.parts,
         t.settings,
         x.reshape(-1),
+        w,
+        out_step,
+        in_step,
+        t.order,
+        panels,
         floats,
         bias,
         source,

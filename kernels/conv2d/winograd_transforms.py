@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from kernels.conv2d.gather import LINE, pack_panel
 from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     advance,
@@ -18,49 +19,91 @@ from kernels.simd import (
     load_masked,
     odds,
     pointer,
+    prefetch,
     store,
+    store_masked,
     zeros_like,
 )
 
+#: Channels whose filters are packed together, before they are transformed.
+GROUP = 16
+
+
+@jit(inline="always")
+def _edges(top, middle, low):
+    """G's product with three numbers: rows (1, 0, 0), (1, 1, 1) / 2, (1, -1, 1) / 2, (0, 0, 1)."""
+    outer = (top + low) * 0.5
+    half = middle * 0.5
+    return top, outer + half, outer - half, low
+
+
+@jit(inline="always")
+def _filter_row(out, step, row, left, middle, right):
+    a, b, c, d = _edges(left, middle, right)
+    store(out, 4 * row * step, a)
+    store(out, (4 * row + 1) * step, b)
+    store(out, (4 * row + 2) * step, c)
+    store(out, (4 * row + 3) * step, d)
+
 
 @jit
-def _filter_parts(first, last, inputs, step, order, panels, filters):
-    """Channels [first, last) of all blocks' filters: G g G'.
+def transform_filters(w, out_step, in_step, outputs, channels, soon, order, panel, out, step):
+    """G g G' of up to a tile width of outputs and some channels: out [16, channels, tile width], 16 parts step apart.
 
-    order: int64 [9], a filter's taps by row and column. panels: elements [blocks, inputs, 9, tile width]. filters:
-    elements [blocks, 16, step], a step holding [inputs, tile width].
+    w: elements of the weight from the first of both on; out_step, in_step: distances between output channels and
+    between summed channels. soon: channels whose turn comes next, up to these of which are asked for. order: int64
+    [9], a filter's taps by row and column. panel: scratch elements [GROUP, 9, tile width], which stays in L1.
     """
-    lanes = lanes_of(panels)
+    lanes = lanes_of(w)
     width = 2 * lanes
-    for index in range(first, last):
-        block = index // inputs
-        c = index - block * inputs
-        for j in range(0, width, lanes):
-            g = pointer(panels, index * 9 * width + j)
-            out = pointer(filters, block * 16 * step + c * width + j)
-            for column in range(3):
-                # Rows of G: (1, 0, 0), (1, 1, 1) / 2, (1, -1, 1) / 2, (0, 0, 1); three columns in place of four.
-                top = load(g, order[column] * width)
-                middle = load(g, order[3 + column] * width)
-                low = load(g, order[6 + column] * width)
-                outer = (top + low) * 0.5
-                half = middle * 0.5
-                store(out, column * step, top)
-                store(out, (4 + column) * step, outer + half)
-                store(out, (8 + column) * step, outer - half)
-                store(out, (12 + column) * step, low)
-            for row in range(0, 16, 4):
-                left = load(out, row * step)
-                middle = load(out, (row + 1) * step)
-                right = load(out, (row + 2) * step)
-                outer = (left + right) * 0.5
-                half = middle * 0.5
-                store(out, (row + 1) * step, outer + half)
-                store(out, (row + 2) * step, outer - half)
-                store(out, (row + 3) * step, right)
+    for first in range(0, channels, GROUP):
+        count = min(GROUP, channels - first)
+        following = min(GROUP, channels + soon - first - count)
+        if following and in_step == 9:
+            # Rows of filters are too short for the processor to see them coming.
+            for k in range(outputs):
+                for at in range(0, 9 * following, LINE):
+                    prefetch(w, k * out_step + (first + count) * 9 + at)
+        pack_panel(advance(w, first * in_step), out_step, in_step, outputs, count, 9, panel)
+        for i in range(count):
+            for j in range(0, width, lanes):
+                g = advance(panel, i * 9 * width + j)
+                u0, u1, u2, u3 = _edges(load(g, order[0] * width), load(g, order[3] * width), load(g, order[6] * width))
+                v0, v1, v2, v3 = _edges(load(g, order[1] * width), load(g, order[4] * width), load(g, order[7] * width))
+                z0, z1, z2, z3 = _edges(load(g, order[2] * width), load(g, order[5] * width), load(g, order[8] * width))
+                target = advance(out, (first + i) * width + j)
+                _filter_row(target, step, 0, u0, v0, z0)
+                _filter_row(target, step, 1, u1, v1, z1)
+                _filter_row(target, step, 2, u2, v2, z2)
+                _filter_row(target, step, 3, u3, v3, z3)
 
 
-transform_filters = threaded(_filter_parts)
+@jit
+def _filter_parts(first, last, parts, w, out_step, in_step, outputs, inputs, step, order, panels, filters):
+    """Parts [first, last) of the filters of all blocks of outputs.
+
+    w: the weight's elements. panels: scratch elements [parts, GROUP, 9, tile width]. filters: elements [blocks, 16,
+    step], a step holding [inputs, tile width]. Others as of `transform_filters`.
+    """
+    width = 2 * lanes_of(w)
+    groups = (inputs + GROUP - 1) // GROUP
+    units = (outputs + width - 1) // width * groups
+    for part in range(first, last):
+        panel = pointer(panels, part * GROUP * 9 * width)
+        # Runs of groups of one block, which find what they asked for.
+        unit, end = units * part // parts, units * (part + 1) // parts
+        while unit < end:
+            block = unit // groups
+            begin = (unit - block * groups) * GROUP
+            stop = min(inputs, begin + (end - unit) * GROUP)
+            source = pointer(w, block * width * out_step + begin * in_step)
+            target = pointer(filters, block * 16 * step + begin * width)
+            valid = min(width, outputs - block * width)
+            transform_filters(source, out_step, in_step, valid, stop - begin, 0, order, panel, target, step)
+            unit += (stop - begin + GROUP - 1) // GROUP
+
+
+filter_parts = threaded(_filter_parts)
 
 
 @jit(inline="always")
@@ -85,7 +128,86 @@ def _store_rows(out, step, row, a, b, c, d):
 
 
 @jit
-def transform_row(image, p, h, out):
+def transform_rows(images, p, first, count, per_image, top, out):
+    """B' d B of `count` rows of tiles for all channels: out [16, C, pitch].
+
+    images: elements [images, C, H, W]. Rows are counted through the images, `per_image` in each, from `first` on; the
+    first of an image begins at source row p.first_row + top.
+    """
+    whole = p.inputs * p.height * p.width
+    # Rows of tiles that fit into half a vector go in pairs.
+    pairs = 2 * p.tile_columns <= lanes_of(images)
+    row = 0
+    while row < count:
+        n = (first + row) // per_image
+        h = p.first_row + top + 2 * (first + row - n * per_image)
+        target = advance(out, row * p.tile_columns)
+        if pairs and row + 1 < count:
+            m = (first + row + 1) // per_image
+            g = p.first_row + top + 2 * (first + row + 1 - m * per_image)
+            _transform_pair(advance(images, n * whole), h, advance(images, m * whole), g, p, target)
+            row += 2
+        else:
+            _transform_row(advance(images, n * whole), p, h, target)
+            row += 1
+
+
+@jit(inline="always")
+def _column_pair(upper, lower, w, upper_inside, lower_inside, first, third):
+    """Even and odd columns from w and from w + 2 of two rows, the upper one's in the lower half of the lanes."""
+    a = b = c = d = zeros_like(upper)
+    if upper_inside:
+        a, c = load_masked(upper, w, first, 0.0), load_masked(upper, w + 2, third, 0.0)
+    if lower_inside:
+        b, d = load_masked(lower, w, first, 0.0), load_masked(lower, w + 2, third, 0.0)
+    return evens(a, b), odds(a, b), evens(c, d), odds(c, d)
+
+
+@jit(inline="always")
+def _store_pairs(out, step, row, columns, high, a, b, c, d):
+    """As `_store_rows`, of two rows of tiles; high: the lanes of the second."""
+    base = 4 * row * step
+    behind = base + columns - lanes_of(out) // 2
+    _store_rows(out, step, row, a, b, c, d)
+    store_masked(out, behind, a - c, high)
+    store_masked(out, behind + step, b + c, high)
+    store_masked(out, behind + 2 * step, c - b, high)
+    store_masked(out, behind + 3 * step, b - d, high)
+
+
+@jit
+def _transform_pair(upper, h, lower, g, p, out):
+    """As `_transform_row` for two rows of tiles, whose first source rows are h of one image and g of another."""
+    half = lanes_of(upper) // 2
+    step = p.step
+    plane = p.height * p.width
+    w = p.first_column
+    first = lane_mask(upper, -w, p.width - w)
+    third = lane_mask(upper, -w - 2, p.width - w - 2)
+    high = lane_mask(upper, half, half + p.tile_columns)
+    in_0, on_0 = 0 <= h < p.height, 0 <= g < p.height
+    in_1, on_1 = 0 <= h + 1 < p.height, 0 <= g + 1 < p.height
+    in_2, on_2 = 0 <= h + 2 < p.height, 0 <= g + 2 < p.height
+    in_3, on_3 = 0 <= h + 3 < p.height, 0 <= g + 3 < p.height
+    for c in range(p.inputs):
+        x = advance(upper, c * plane + h * p.width)
+        y = advance(lower, c * plane + g * p.width)
+        a0, b0, c0, d0 = _column_pair(x, y, w, in_0, on_0, first, third)
+        x, y = advance(x, p.width), advance(y, p.width)
+        a1, b1, c1, d1 = _column_pair(x, y, w, in_1, on_1, first, third)
+        x, y = advance(x, p.width), advance(y, p.width)
+        a2, b2, c2, d2 = _column_pair(x, y, w, in_2, on_2, first, third)
+        x, y = advance(x, p.width), advance(y, p.width)
+        a3, b3, c3, d3 = _column_pair(x, y, w, in_3, on_3, first, third)
+        target = advance(out, c * p.pitch)
+        _store_pairs(target, step, 0, p.tile_columns, high, a0 - a2, b0 - b2, c0 - c2, d0 - d2)
+        _store_pairs(target, step, 1, p.tile_columns, high, a1 + a2, b1 + b2, c1 + c2, d1 + d2)
+        _store_pairs(target, step, 2, p.tile_columns, high, a2 - a1, b2 - b1, c2 - c1, d2 - d1)
+        _store_pairs(target, step, 3, p.tile_columns, high, a1 - a3, b1 - b3, c1 - c3, d1 - d3)
+
+
+@jit
+def _transform_row(image, p, h, out):
     """B' d B of a row of tiles, whose first source row is h, for all channels; out: its place in [16, C, pitch]."""
     lanes = lanes_of(image)
     step = p.step

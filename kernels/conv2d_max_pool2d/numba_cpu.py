@@ -36,7 +36,7 @@ def kernel_name(p: Conv2dMaxPool2dProblem) -> str:
     if convolutions.is_depthwise(c) or p.pool_kernel_size[0] * p.pool_kernel_size[1] > BYTE_TAPS:
         return ""
     name = convolutions.kernel_of(c, p.x.shape, p.seen, transposed=False)
-    if name not in ("few channels", "one plane"):
+    if name not in ("few channels", "one plane", "pointwise"):
         return name
     # Few products, and vectors of channels that stay half empty: conv2d's vectors of pixels do better.
     return "gather" if outputs > FEW_OUTPUTS and outputs >= VECTOR_BYTES // p.x.itemsize else ""

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.conv2d.geometry import Gather
-from kernels.conv2d.image_pass import GRAIN, MOVE_GRAIN, pack_weight
+from kernels.conv2d.image_pass import GRAIN, MOVE_GRAIN
 from kernels.conv2d.moves import apply_activation, copy_run
 from kernels.conv2d.winograd import BLOCK_BYTES, SMALL_ROWS, Tiles, filter_order, multiply_all
-from kernels.conv2d.winograd_transforms import column_sums, output_row, transform_filters, transform_row
+from kernels.conv2d.winograd_transforms import GROUP, column_sums, filter_parts, output_row, transform_rows
 from kernels.conv2d_max_pool2d.bands import BOTTOM, IMAGES, TOP, Bands, Windows, plan_bands
 from kernels.conv2d_max_pool2d.windows_cpu import (
     Results,
@@ -156,14 +156,12 @@ def _winograd_parts(
             tiles = images * tile_rows * p.tile_columns
             for tile in range(p.pitch):
                 poke(row_table, tile, min(tile, tiles - 1))
-            for row in range(images * tile_rows):
-                n = row // tile_rows
-                planes = pointer(x, (image + n) * p.inputs * p.height * p.width)
-                h = p.first_row + top + 2 * (row - n * tile_rows)
-                transform_row(planes, p, h, advance(transformed, row * p.tile_columns))
+            planes = pointer(x, image * p.inputs * p.height * p.width)
+            transform_rows(planes, p, 0, images * tile_rows, tile_rows, top, transformed)
             old = (top - base) * p.out_width
             for block in range(blocks * block_part // p.block_parts, blocks * (block_part + 1) // p.block_parts):
-                multiply_all(p, tiles, transformed, pointer(filters), block, row_table, tap_table, product)
+                panel = pointer(filters, block * 16 * p.filter_step)
+                multiply_all(p, tiles, transformed, panel, p.filter_step, 0, p.inputs, row_table, tap_table, product)
                 channel = block * width
                 valid = min(width, p.outputs - channel)
                 shift = pointer(bias, channel)
@@ -231,10 +229,12 @@ def run_winograd(
     pitch = (tiles // lanes + 2) * lanes
     step = (inputs * pitch // lanes | 1) * lanes
     filter_step = inputs * width + lanes
-    panels = pack_weight(weight, (inputs * 9, 9, weight.size), 1, outputs, inputs, 9)
     filters = scratch(blocks * 16 * filter_step, dtype)
-    moves = threads_for(panels.size, MOVE_GRAIN)
-    transform_filters(blocks * inputs, moves, inputs, filter_step, order, panels, filters)
+    makers = threads_for(weight.size, MOVE_GRAIN)
+    panels = scratch(makers * GROUP * 9 * width, dtype)
+    filter_parts(
+        makers, makers, makers, weight.reshape(-1), inputs * 9, 9, outputs, inputs, filter_step, order, panels, filters
+    )
     first_row, first_column = min(plan.grids[0].shifts)
     target = target_of(results, activation, channels_last=False)
     p = Tiles(
@@ -256,6 +256,7 @@ def run_winograd(
         target.activation,
         block_parts,
         band_parts,
+        0,
     )
     in_registers = w[2:8] == (2, 2, 2, 2, 0, 0) and w.map_rows == 2 * w.rows and w.map_columns == 2 * w.columns
     s = PooledTiles(bands.room, bands.carried, bands.outputs, int(in_registers and target.activation <= 1))

@@ -11,12 +11,15 @@ import numpy as np
 
 from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
+    advance,
+    any_lane,
     is_nan,
     lane_mask,
     lanes_of,
     load,
     load_first,
     load_masked,
+    maximum,
     maximum_nan,
     peek,
     pointer,
@@ -25,6 +28,7 @@ from kernels.simd import (
     select,
     splat_integer,
     splat_like,
+    store,
     store_first,
     store_int64_first,
     store_int64_masked,
@@ -207,25 +211,68 @@ def _sum_channels(first, last, x, rows, columns, row_divisors, column_divisors, 
                 store_masked(output, c, total / divisor, inside)
 
 
+@jit(forceinline=True)
+def _window_channels(keeps_nan, source, rows, row_step, columns, column_step, like, inside, whole, nan):
+    """Maxima of a window of so many rows and columns, the distances in elements, and the lanes in which a NaN was seen.
+
+    Without `keeps_nan` a plain maximum, which loses NaN. inside: of the lanes, where not all of them are `whole`.
+    """
+    best = splat_like(like, -np.inf)
+    for _ in range(rows):
+        at = source
+        for _ in range(columns):
+            v = load(at, 0) if whole else load_masked(at, 0, inside, -np.inf)
+            if keeps_nan:
+                best = maximum_nan(v, best)
+            else:
+                nan = nan | is_nan(v)
+                best = maximum(v, best)
+            at = advance(at, column_step)
+        source = advance(source, row_step)
+    return best, nan
+
+
+@jit(forceinline=True)
+def _row_channels(keeps_nan, image, width, channels, first_row, row_count, columns, steps, output, output_width):
+    """Maxima of a row of windows, of `row_count` rows from `first_row` on; whether one of the inputs was NaN."""
+    lanes = lanes_of(image)
+    nan = lane_mask(image, 0, 0)
+    every = lane_mask(image, 0, lanes)
+    row_step, column_step = steps[0] * width * channels, steps[1] * channels
+    for j in range(output_width):
+        start = columns[0, j]
+        column_count = (columns[1, j] - start + steps[1] - 1) // steps[1]
+        source = advance(image, (first_row * width + start) * channels)
+        target = advance(output, j * channels)
+        c = 0
+        while c + lanes <= channels:
+            best, nan = _window_channels(
+                keeps_nan, advance(source, c), row_count, row_step, column_count, column_step, image, every, True, nan
+            )
+            store(target, c, best)
+            c += lanes
+        if c < channels:
+            inside = lane_mask(image, 0, channels - c)
+            best, nan = _window_channels(
+                keeps_nan, advance(source, c), row_count, row_step, column_count, column_step, image, inside, False, nan
+            )
+            store_masked(target, c, best, inside)
+    return any_lane(nan)
+
+
 @jit
 def _max_channels(first, last, x, rows, columns, steps, y):
     """Maxima of output rows [first, last) of all images: x (N, H, W, C) -> y (N, H_out, W_out, C)."""
     height, width, channels = x.shape[1:]
     output_height, output_width = y.shape[1:3]
-    lanes = lanes_of(x)
     for unit in range(first, last):
         image = unit // output_height
         i = unit - image * output_height
-        for j in range(output_width):
-            output = pointer(y, (unit * output_width + j) * channels)
-            for c in range(0, channels, lanes):
-                inside = lane_mask(x, 0, channels - c)
-                best = splat_like(x, -np.inf)
-                for row in range(rows[0, i], rows[1, i], steps[0]):
-                    line = pointer(x, (image * height + row) * width * channels + c)
-                    for column in range(columns[0, j], columns[1, j], steps[1]):
-                        best = maximum_nan(load_masked(line, column * channels, inside, -np.inf), best)
-                store_masked(output, c, best, inside)
+        source, output = pointer(x, image * height * width * channels), pointer(y, unit * output_width * channels)
+        count = (rows[1, i] - rows[0, i] + steps[0] - 1) // steps[0]
+        form = (source, width, channels, rows[0, i], count, columns, steps, output, output_width)
+        if _row_channels(False, *form):
+            _row_channels(True, *form)
 
 
 @jit

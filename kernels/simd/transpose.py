@@ -27,6 +27,45 @@ def _transposed(rows: list[Lanes]) -> list[Lanes]:
     return rows
 
 
+def _loaded_transposed(builder: ir.IRBuilder, vector: Vector, lines: list[ir.Value]) -> list[Lanes]:
+    """The columns of `lanes` whole rows in memory.
+
+    The larger half of the exchanges is made by loading: a vector is put together from pieces of 16 bytes, of rows a
+    piece's length apart, so that shuffles have only the inside of the pieces left to transpose.
+    """
+    piece = min(16 // (vector.dtype.bitwidth // 8), vector.lanes)
+    narrow = Vector(vector.dtype, piece)
+    columns: list[Lanes] = []
+    for c in range(0, vector.lanes, piece):
+        rows = []
+        for r in range(piece):
+            parts = [
+                emit.load_lanes(builder, narrow, emit.element(builder, lines[at], c))
+                for at in range(r, vector.lanes, piece)
+            ]
+            while len(parts) > 1:
+                size = 2 * parts[0].type.lanes
+                parts = [low.shuffle(range(size), high) for low, high in zip(parts[::2], parts[1::2], strict=True)]
+            rows.append(parts[0])
+        columns += _transposed_pieces(rows)
+    return columns
+
+
+def _transposed_pieces(rows: list[Lanes]) -> list[Lanes]:
+    """As `_transposed`, of each square of as many lanes as there are rows."""
+    rows, lanes = list(rows), rows[0].type.lanes
+    size = len(rows) // 2
+    while size:
+        low = [lane if not lane & size else lanes + lane - size for lane in range(lanes)]
+        high = [lane + size if not lane & size else lanes + lane for lane in range(lanes)]
+        for r in range(len(rows)):
+            if not r & size:
+                upper, lower = rows[r], rows[r + size]
+                rows[r], rows[r + size] = upper.shuffle(low, lower), upper.shuffle(high, lower)
+        size //= 2
+    return rows
+
+
 @intrinsic
 def transpose_vectors(typing_context, rows):
     """A tuple of as many Vectors as each has lanes: lane r of the result's vector c is lane c of rows[r]."""
@@ -86,8 +125,8 @@ def _emit_block(
     has_columns = builder.icmp_signed(">=", columns, number(vector.lanes))
     with builder.if_else(builder.and_(has_rows, has_columns)) as (whole, partial):
         with whole:
-            block = [emit.load_lanes(builder, vector, line(src, src_stride, r)) for r in range(vector.lanes)]
-            for c, column in enumerate(_transposed(block)):
+            lines = [line(src, src_stride, r) for r in range(vector.lanes)]
+            for c, column in enumerate(_loaded_transposed(builder, vector, lines)):
                 emit.store_lanes(column, line(dst, dst_stride, c))
         with partial:
             zero = Lanes(builder, vector, ir.Constant(vector.llvm_type(), None))

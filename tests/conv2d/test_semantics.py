@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels.conv2d import gather, numba_cpu
+from kernels.conv2d import gather, numba_cpu, winograd
 from kernels.conv2d.op import CONV2D, Conv2dProblem, resolve_padding
 from kernels.simd import TILE_ROWS
 
@@ -203,6 +203,13 @@ def test_channels_last_has_the_same_values():
         ((1, 40, 9, 9), (3, 40, 3, 3), {}, "few channels"),  # few outputs
         ((1, 12, 9, 9), (6, 6, 3, 3), {"groups": 2}, "few channels"),
         ((1, 8, 5, 5), (8, 4, 3, 3), {"groups": 2}, "gather"),
+        ((1, 40, 8, 8), (6, 40, 1, 1), {}, "pointwise"),  # few channels
+        ((2, 40, 8, 8), (6, 20, 1, 1), {"groups": 2}, "pointwise"),
+        ((1, 300, 8, 8), (6, 300, 1, 1), {}, "pointwise"),  # few pixels
+        ((1, 300, 12, 12), (6, 300, 1, 1), {}, "gather"),
+        ((1, 40, 2, 1), (6, 40, 1, 1), {}, "gather"),  # vectors that would be nearly empty
+        ((1, 40, 8, 8), (6, 40, 1, 1), {"padding": 1}, "gather"),
+        ((1, 40, 8, 8), (6, 40, 1, 1), {"stride": 2}, "gather"),
         ((1, 64, 14, 14), (64, 64, 3, 3), {"padding": 1}, "winograd"),
         ((4, 300, 16, 16), (64, 300, 3, 3), {"padding": ((0, 1), (1, 2))}, "winograd"),
         ((1, 64, 24, 24), (31, 64, 3, 3), {"padding": 1}, "gather"),
@@ -228,12 +235,24 @@ def test_choice_of_kernel(x, weight, arguments, name):
         ((1, 1, 9, 9), (32, 1, 3, 3), {}, "few channels"),
         ((1, 4, 9, 9), (32, 4, 3, 3), {}, "gather"),
         ((1, 64, 16, 16), (70, 64, 3, 3), {}, "winograd"),
+        ((1, 70, 8, 8), (40, 70, 1, 1), {}, "pointwise"),
+        ((1, 70, 8, 8), (300, 70, 1, 1), {}, "gather"),  # the weight's columns, many of them
         ((1, 4, 9, 9), (4, 1, 3, 3), {"groups": 4}, "one plane"),
         ((1, 4, 9, 9), (8, 1, 3, 3), {"groups": 4}, "depthwise planes"),
     ],
 )
 def test_choice_of_kernel_of_the_transposed_pass(x, weight, arguments, name):
     assert numba_cpu.kernel_name(problem(x, weight, **arguments), True) == name
+
+
+def test_empty_batch_of_every_kernel():
+    """No image: an empty result, and gradients of zeros."""
+    for weight, arguments in (((5, 9, 1, 1), {}), ((40, 40, 3, 3), {}), ((9, 1, 3, 3), {"groups": 9})):
+        x = np.zeros((0, 40 if weight[1] == 40 else 9, 8, 8), np.float32)
+        y, pullback = kernels.vjp("conv2d", x, np.ones(weight, np.float32), backend="numba", **arguments)
+        dx, dw, _ = pullback(y)
+        assert y.shape[:2] == (0, weight[0]) and dx.shape == x.shape
+        np.testing.assert_array_equal(dw, np.zeros(weight, np.float32))
 
 
 def test_choice_of_kernel_channels_last(capsys):
@@ -253,7 +272,7 @@ BLOCK = gather.BLOCK
         # (what it reaches in the gather kernel)
         ((1, 40, 2, 2), (5, 40, 1, 1), {}),  # fewer pixels than the small tile
         ((1, 40, 3, 2), (5, 40, 1, 1), {}),  # more than the small tile, fewer than the large one
-        ((3, 130, 5, 7), (4, 130, 1, 1), {}),  # channels collected across images, more than one chunk of taps
+        ((5, 170, 5, 7), (4, 170, 1, 1), {}),  # channels collected across images, more than one chunk of taps
         ((1, 200, BLOCK // 4 + 1, 4), (70, 200, 1, 1), {}),  # and over more than one block of pixels
         ((2, 5, BLOCK // 30, 41), (33, 5, 3, 3), {"padding": 1}),  # several blocks an image, padded images reused
         ((70, 4, 4, 4), (33, 4, 3, 3), {"padding": 1}),  # many images a block
@@ -267,6 +286,12 @@ BLOCK = gather.BLOCK
         ((2, 6, 11, 10), (6, 1, 3, 3), {"groups": 6, "padding": 1}),  # rows in fours and one by one
         ((2, 6, 11, 40), (6, 1, 5, 5), {"groups": 6, "stride": (2, 3), "padding": 2}),
         ((2, 6, 9, 9), (18, 1, 3, 3), {"groups": 6, "dilation": 2, "padding": (2, 1)}),
+        # (what it reaches in the kernel for 1x1 filters)
+        ((2, 40, 7, 7), (21, 40, 1, 1), {}),  # pixels behind whole vectors, outputs past a tile
+        ((1, 300, 7, 7), (9, 300, 1, 1), {}),  # chunks of channels
+        ((3, 12, 9, 12), (10, 6, 1, 1), {"groups": 2}),
+        ((1, 150, 13, 13), (16, 150, 1, 1), {"activation": "relu"}),  # blocks of pixels, the last one narrow
+        ((2, 9, 5, 16), (5, 9, 1, 1), {"activation": "silu"}),
         # (what it reaches in the Winograd kernel)
         ((1, 64, 14, 14), (64, 64, 3, 3), {"padding": 1}),  # one block
         ((3, 130, 15, 19), (70, 130, 3, 3), {"padding": 1}),  # odd sizes, two chunks of channels, blocks over images
@@ -296,9 +321,6 @@ def test_paths(x, weight, arguments, channels_last, dtype):
         assert np.abs(found - expected).max() <= 24 * np.finfo(dtype).eps * scale
 
 
-SPLIT_MODULES = ("image_pass", "few_channels", "winograd", "weight_gradient")
-
-
 @pytest.mark.parametrize("parts", [1, 2, 3, 5])
 def test_any_split_gives_the_same_bits(monkeypatch, parts):
     """Pixels or channels divided among parts, with every kernel, forward and backward."""
@@ -312,6 +334,8 @@ def test_any_split_gives_the_same_bits(monkeypatch, parts):
         ((2, 3, 70, 41), (14, 3, 3, 3), {"padding": 1}),  # few channels, several blocks an image
         ((2, 66, 20, 21), (70, 66, 3, 3), {"padding": 1}),  # Winograd, the parts divide rows
         ((1, 64, 14, 14), (160, 64, 3, 3), {"padding": 1}),  # or channels
+        ((2, 40, 14, 14), (70, 40, 1, 1), {}),  # 1x1 filters, the parts divide pixels
+        ((1, 200, 7, 7), (70, 200, 1, 1), {}),  # or channels
     )
 
     def run(count):
@@ -324,6 +348,7 @@ def test_any_split_gives_the_same_bits(monkeypatch, parts):
             "depthwise_planes",
             "depthwise_pixels",
             "one_plane",
+            "pointwise",
         ):
             target = f"kernels.conv2d.{module}.threads_for"
             monkeypatch.setattr(__import__("sys").modules[target.rpartition(".")[0]], "threads_for", lambda *_: count)
@@ -336,6 +361,37 @@ def test_any_split_gives_the_same_bits(monkeypatch, parts):
 
     for one, several in zip(run(1), run(parts)):
         assert one.tobytes() == several.tobytes()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_winograd_filters_made_before_or_on_the_way(monkeypatch, parts):
+    """Blocks that read filters made once, and one block that makes its own: the same bits, forward and back."""
+    cases = (
+        ((3, 130, 15, 19), (70, 130, 3, 3), {"padding": 1}),  # two chunks of channels; a thread's channels or rows
+        ((8, 64, 17, 18), (160, 64, 3, 3), {}),  # more rows than filters: threads share the rows
+        ((7, 120, 10, 9), (130, 120, 3, 3), {"padding": 1}),  # rows of tiles in pairs, over images
+        ((1, 40, 9, 77), (47, 40, 3, 3), {"padding": ((2, 0), (0, 4))}),
+    )
+    monkeypatch.setattr(winograd, "threads_for", lambda *_: parts)
+
+    def run(few):
+        monkeypatch.setattr(winograd, "FEW_TILES", few)
+        winograd._plan.cache_clear()
+        winograd._prepare.cache_clear()
+        found = []
+        for x, weight, arguments in cases:
+            inputs = [rng(i).standard_normal(s).astype(np.float32) for i, s in enumerate((x, weight))]
+            assert numba_cpu.kernel_name(problem(x, weight, **arguments), False) == "winograd"
+            y, pullback = kernels.vjp("conv2d", *inputs, backend="numba", **arguments)
+            found += [y, pullback(np.sin(np.arange(y.size, dtype=np.float32)).reshape(y.shape))[0]]
+        return found
+
+    try:
+        for before, on_the_way in zip(run(0), run(10**6), strict=True):
+            assert before.tobytes() == on_the_way.tobytes()
+    finally:
+        winograd._plan.cache_clear()
+        winograd._prepare.cache_clear()
 
 
 # ----- errors ------------------------------------------------------------------------------------------------------

@@ -10,13 +10,16 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels.pool2d import any_window, gradients, numba_cpu, planes
+from kernels.pool2d import any_window, column_planes, gradients, narrow_planes, passes_cpu, planes
+from kernels.simd import VECTOR_BYTES
 from tests.support import memory
 
 KERNELS = [
     (planes, "pool_planes"),
     (planes, "argmax_planes_known"),
     (planes, "argmax_planes"),
+    (narrow_planes, "pool_pairs"),
+    (column_planes, "max_columns"),
     (any_window, "sum_planes"),
     (any_window, "sum_narrow_planes"),
     (any_window, "max_planes"),
@@ -51,9 +54,9 @@ def _image(*shape: int, last: bool = False, dtype: str = "float32") -> np.ndarra
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) if last else x
 
 
-@pytest.mark.parametrize("kernel_stride", numba_cpu.KNOWN)
+@pytest.mark.parametrize("kernel_stride", passes_cpu.KNOWN)
 def test_known_shapes(ran: list[str], kernel_stride: Any) -> None:
-    (kernel, stride), x = kernel_stride, _image(1, 2, 9, 9)
+    (kernel, stride), x = kernel_stride, _image(1, 2, 9, 35)
     kernels.max_pool2d(x, kernel, stride, backend="numba")
     kernels.max_pool2d(x, kernel, stride, return_indices=True, backend="numba")
     kernels.avg_pool2d(x, kernel, stride, backend="numba")
@@ -76,7 +79,7 @@ def test_other_shapes(ran: list[str]) -> None:
         *["any_window.sum_narrow_planes"] * 2,
     ]
     ran.clear()
-    kernels.adaptive_avg_pool2d(_image(1, 2, 8, 10), (4, 5), backend="numba")
+    kernels.adaptive_avg_pool2d(_image(1, 2, 8, 40), (4, 20), backend="numba")
     kernels.adaptive_avg_pool2d(_image(1, 2, 8, 36), 2, backend="numba")
     kernels.avg_pool2d(_image(1, 2, 20, 20), 17, backend="numba")
     assert ran == ["planes.pool_planes", "any_window.sum_planes", "any_window.sum_planes"]
@@ -85,6 +88,61 @@ def test_other_shapes(ran: list[str]) -> None:
     kernels.max_pool2d(last, 2, return_indices=True, backend="numba")
     kernels.avg_pool2d(last, 2, backend="numba")
     assert ran == ["any_window.max_channels", "any_window.argmax_channels", "any_window.sum_channels"]
+
+
+def test_narrow_planes_and_columns(ran: list[str]) -> None:
+    x = _image(3, 2, 9, 11)
+    kernels.max_pool2d(x, 2, backend="numba")
+    kernels.avg_pool2d(x, 2, backend="numba")
+    kernels.lp_pool2d(x, 2, 2, backend="numba")
+    kernels.adaptive_avg_pool2d(x[..., :8, :10], (4, 5), backend="numba")
+    assert ran == ["narrow_planes.pool_pairs"] * 4
+    ran.clear()
+    kernels.max_pool2d(x, (3, 1), (2, 1), (1, 0), (2, 1), backend="numba")
+    assert ran == ["column_planes.max_columns"]
+    ran.clear()
+    # What they leave to others: places, divisors of one's own, windows that reach out, two vectors of inputs.
+    kernels.max_pool2d(x, 2, return_indices=True, backend="numba")
+    kernels.max_pool2d(x, (3, 1), return_indices=True, backend="numba")
+    kernels.avg_pool2d(x, 2, divisor_override=3, backend="numba")
+    kernels.avg_pool2d(x, 2, ceil_mode=True, backend="numba")
+    kernels.max_pool2d(x, 2, padding=1, backend="numba")
+    kernels.max_pool2d(_image(1, 2, 9, VECTOR_BYTES // 4 + 2), 2, backend="numba")
+    assert ran == ["planes.argmax_planes_known", "planes.argmax_planes", *["planes.pool_planes"] * 4]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(2, 3, h, w) for h in (2, 3, 6, 7) for w in (2, 3, 7, 8, 14, 16, 17)])
+def test_narrow_planes(ran: list[str], shape: tuple[int, ...], dtype: str) -> None:
+    """Every number of rows and columns that a vector holds; equal inputs, zeros of both signs, NaN in some planes."""
+    rng = np.random.default_rng(sum(shape))
+    x = rng.choice([-2.0, -0.0, 0.0, 1.0, np.inf], shape).astype(dtype)
+    x[1][rng.random(shape[1:]) < 0.05] = np.nan
+    want = F.max_pool2d(torch.from_numpy(x), 2).numpy()
+    found = kernels.max_pool2d(x, 2, backend="numba")
+    np.testing.assert_array_equal(found, want)
+    np.testing.assert_array_equal(np.signbit(found)[~np.isnan(found)], np.signbit(want)[~np.isnan(want)])
+    mean = kernels.avg_pool2d(x, 2, backend="numba")
+    np.testing.assert_array_equal(mean, F.avg_pool2d(torch.from_numpy(x), 2).numpy())
+    fits = 2 * (shape[3] // 2) * x.itemsize <= VECTOR_BYTES
+    assert ran == [f"{'narrow_planes.pool_pairs' if fits else 'planes.pool_planes'}"] * 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("way", [(2, 2, 0, 1), (3, 1, 1, 1), (3, 2, 1, 2), (2, 3, 1, 4), (1, 2, 0, 1)])
+def test_columns(ran: list[str], way: tuple[int, ...], dtype: str) -> None:
+    """Windows of one column: all kinds of rows, widths on both sides of a vector's."""
+    height, stride, padding, dilation = way
+    for width in (1, 7, 8, 15, 16, 17, 40):
+        rng = np.random.default_rng(width)
+        x = rng.choice([-np.inf, -2.0, -0.0, 0.0, 1.0, np.nan], (2, 3, 11, width), p=[0.2] * 4 + [0.15, 0.05])
+        x = x.astype(dtype)
+        form = ((height, 1), (stride, 1), (padding, 0), (dilation, 1))
+        want = F.max_pool2d(torch.from_numpy(x), *form).numpy()
+        found = kernels.max_pool2d(x, *form, backend="numba")
+        np.testing.assert_array_equal(found, want)
+        np.testing.assert_array_equal(np.signbit(found)[~np.isnan(found)], np.signbit(want)[~np.isnan(want)])
+    assert set(ran) == {"column_planes.max_columns"}
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -101,7 +159,9 @@ def test_explain_names_the_kernel() -> None:
         return next(line for line in str(kernels.explain(op, x, **arguments)).split("\n") if " numba " in line)
 
     x = _image(1, 2, 9, 9)
-    assert "2 x 2 stride 2" in described("max_pool2d", x, kernel_size=2)
+    assert "2 x 2 stride 2, vectors along" in described("max_pool2d", _image(1, 2, 9, 40), kernel_size=2)
+    assert "two rows in a vector" in described("max_pool2d", x, kernel_size=2)
+    assert "columns" in described("max_pool2d", x, kernel_size=(2, 1))
     assert "any kernel" in described("max_pool2d", x, kernel_size=3, stride=1, dilation=2)
     assert "rows first" in described("avg_pool2d", x, kernel_size=4)
     assert "one at a time" in described("avg_pool2d", _image(1, 2, 20, 20), kernel_size=17)
@@ -115,7 +175,7 @@ def test_explain_names_the_kernel() -> None:
 def test_planes_of_several_strips(way: tuple[int, int, int], dtype: str) -> None:
     """Planes larger than a strip: rows shared between strips, NaN in one strip alone."""
     x = _image(1, 2, 203, 131, dtype=dtype)
-    assert x[0, 0].nbytes // numba_cpu.STRIP_BYTES > 1
+    assert x[0, 0].nbytes // passes_cpu.STRIP_BYTES > 1
     for row in (None, 0, 101, 202):
         if row is not None:
             x[0, 1, row, 77] = np.nan
@@ -130,9 +190,12 @@ def test_planes_of_several_strips(way: tuple[int, int, int], dtype: str) -> None
 
 CALLS: list[tuple[str, dict[str, Any]]] = [
     ("max_pool2d", {"kernel_size": 2, "return_indices": True}),
+    ("max_pool2d", {"kernel_size": 2}),
+    ("max_pool2d", {"kernel_size": (3, 1), "stride": (2, 1), "padding": (1, 0)}),
     ("max_pool2d", {"kernel_size": 3, "stride": 1, "padding": 1}),
     ("max_pool2d", {"kernel_size": 3, "stride": 2, "dilation": 2}),
     ("max_pool2d", {"kernel_size": 3, "stride": 3}),
+    ("avg_pool2d", {"kernel_size": 2}),
     ("avg_pool2d", {"kernel_size": 3, "stride": 2, "padding": 1}),
     ("avg_pool2d", {"kernel_size": 5, "stride": 2}),
     ("adaptive_avg_pool2d", {"output_size": (3, 5)}),
@@ -161,7 +224,7 @@ def test_same_bits_for_any_number_of_threads(
     x = _image(3, 37, 15, 14, last=last)
     found = []
     for threads in (1, 2, 5):
-        monkeypatch.setattr(numba_cpu, "threads_for", lambda work, grain, threads=threads: threads)
+        monkeypatch.setattr(passes_cpu, "threads_for", lambda work, grain, threads=threads: threads)
         found.append(_all_bits(op, x, arguments))
     assert found[0] == found[1] == found[2]
 

@@ -1,0 +1,323 @@
+"""1x1 convolutions of stride 1 on (N, C, H, W): products of the weight, where it lies, with columns of pixels.
+
+Vectors run over pixels. For three vectors of them a run of channels is copied together, which stays in L1 while all
+output channels pass over it: tiles of output channels x 3 vectors, whose weights are broadcast from their own place.
+Neither the weight is packed nor the output transposed. What is left of an image behind its last whole vectors, up to
+`MOST_ODD` pixels, is summed along the channels instead: a vector of them would be nearly empty.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kernels.activation.vectors import ACTIVATION_CODES
+from kernels.conv2d.few_channels import write_rows
+from kernels.conv2d.gather import CHUNK, LINE
+from kernels.conv2d.geometry import Gather
+from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for
+from kernels.simd import (
+    TILE_ROWS,
+    VECTOR_BYTES,
+    advance,
+    broadcast,
+    dot_tile,
+    lanes_of,
+    load,
+    load_first,
+    multiply_tile,
+    peek,
+    pointer,
+    poke,
+    prefetch,
+    select,
+    splat_like,
+    store,
+)
+
+Array = np.ndarray[Any, Any]
+
+#: Output channels of a tile: 8 x 3 sums fill the registers as 12 x 2 do.
+ROWS = TILE_ROWS * 2 // 3
+#: Rows of dot products that are summed together.
+DOTS = 4
+#: Pixels behind whole vectors that are summed along the channels.
+MOST_ODD = 4
+#: Pixels of all images that make a weight's packing dear, and otherwise the channels that a sum has here.
+FEW_PIXELS = 128
+LEAST_INPUTS, MOST_INPUTS = 8, 160
+#: Weights of a group from which on they do not stay in L2 beside the rest.
+FAR = 1 << 16
+#: Multiply-adds that are worth a thread of their own.
+GRAIN = 1_000_000
+
+
+class Columns(NamedTuple):
+    """Sizes of a pass; distances in elements."""
+
+    images: int
+    groups: int
+    group_inputs: int
+    group_outputs: int
+    pixels: int  # of an image
+    odd: int  # of these, summed along the channels
+    weight_out: int  # distances in the weight
+    weight_in: int
+    weight_group: int
+    asks: int  # weights come from afar, and are asked for in time
+    activation: int
+    pixel_parts: int  # the work falls into pixel_parts * output_parts parts
+    output_parts: int
+
+
+def _vectors(pixels: int, lanes: int) -> tuple[int, int]:
+    """Vectors of an image's pixels, and how many pixels are left behind them to be summed along the channels."""
+    odd = pixels % lanes if pixels > lanes and pixels % lanes <= MOST_ODD else 0
+    return -(-(pixels - odd) // lanes), odd
+
+
+def serves(plan: Gather, images: int, group_inputs: int, weight_in: int, itemsize: int, channels_last: bool) -> bool:
+    """Whether this kernel takes a pass, by what was measured beside the gather kernel: where vectors are full and
+    either there are few channels, or few pixels that use each weight."""
+    if channels_last or len(plan.grids) != 1 or plan.pads:
+        return False
+    grid = plan.grids[0]
+    if len(grid.taps) != 1 or grid.step != (1, 1) or grid.size != plan.source:
+        return False
+    pixels, lanes = plan.source[0] * plan.source[1], VECTOR_BYTES // itemsize
+    vectors, odd = _vectors(pixels, lanes)
+    if 4 * (pixels - odd) < 3 * vectors * lanes:
+        return False
+    few = weight_in == 1 and images * pixels <= FEW_PIXELS
+    return few or LEAST_INPUTS <= group_inputs <= MOST_INPUTS
+
+
+@jit
+def _copy_columns(planes, pixels, channels, first, count, vectors, panel):
+    """panel[c, :] = pixels [first, first + count) of plane c, with zeros up to whole vectors."""
+    lanes = lanes_of(planes)
+    whole = count == vectors * lanes
+    for c in range(channels):
+        source = advance(planes, c * pixels + first)
+        target = advance(panel, c * vectors * lanes)
+        if whole and vectors == 3:
+            # The next ones of a plane are asked for: too few at a time for the processor to see them coming.
+            for at in range(3 * lanes, 6 * lanes, LINE):
+                prefetch(source, at)
+            store(target, 0, load(source, 0))
+            store(target, lanes, load(source, lanes))
+            store(target, 2 * lanes, load(source, 2 * lanes))
+            continue
+        for at in range(0, vectors * lanes, lanes):
+            store(target, at, load_first(source, at, count - at))
+
+
+@jit
+def _fetch_rows(w, rows, channels):
+    """Ask for the weights of a tile of output channels, which lie together."""
+    for r in range(ROWS):
+        for k in range(0, channels, LINE):
+            prefetch(w, peek(rows, r) + k)
+
+
+@jit
+def _list_rows(p, o, last, rows):
+    """Where the weights of output channels [o, o + ROWS) lie; those past the last one repeat it."""
+    for r in range(ROWS):
+        poke(rows, r, min(o + r, last - 1) * p.weight_out)
+
+
+@jit
+def _sum_columns(p, planes, w, first, count, vectors, first_output, last_output, panel, sums, tables):
+    """sums[output - first_output, :] of pixels [first, first + count) for output channels of a group.
+
+    planes: its source planes. w: its weight. panel: scratch elements [CHUNK, vectors, lanes]. sums: scratch elements
+    [outputs and a tile, vectors, lanes]. tables: int64 [CHUNK + 2 * ROWS], which begins with the channels' places.
+    """
+    lanes = lanes_of(planes)
+    width = vectors * lanes
+    rows = advance(tables, CHUNK)
+    following = advance(rows, ROWS)
+    for c in range(0, p.group_inputs, CHUNK):
+        channels = min(CHUNK, p.group_inputs - c)
+        _copy_columns(advance(planes, c * p.pixels), p.pixels, channels, first, count, vectors, panel)
+        a = advance(w, c * p.weight_in)
+        for o in range(first_output, last_output, ROWS):
+            _list_rows(p, o, last_output, rows)
+            if p.asks and o + ROWS < last_output:
+                _list_rows(p, o + ROWS, last_output, following)
+                _fetch_rows(a, following, channels)
+            out = advance(sums, (o - first_output) * width)
+            if vectors == 3:
+                multiply_tile(ROWS, 3, a, rows, tables, channels, panel, out, width, lanes, c)
+            elif vectors == 2:
+                multiply_tile(ROWS, 2, a, rows, tables, channels, panel, out, width, lanes, c)
+            else:
+                multiply_tile(ROWS, 1, a, rows, tables, channels, panel, out, width, lanes, c)
+
+
+@jit
+def _sum_odd(p, planes, w, first_output, last_output, column, sums, tables):
+    """sums[output - first_output, lane] of the last `odd` pixels, a vector of lanes for each output channel.
+
+    column: scratch elements [group_inputs]. tables: see `_sum_columns`.
+    """
+    lanes = lanes_of(planes)
+    rows = advance(tables, CHUNK)
+    start = advance(rows, ROWS)
+    poke(start, 0, 0)
+    for odd in range(p.odd):
+        source = advance(planes, p.pixels - p.odd + odd)
+        for c in range(p.group_inputs):
+            poke(column, c, peek(source, c * p.pixels))
+        for o in range(first_output, last_output, DOTS):
+            for r in range(DOTS):
+                poke(rows, r, min(o + r, last_output - 1) * p.weight_out)
+            out = advance(sums, (o - first_output) * lanes + odd)
+            dot_tile(DOTS, 1, w, rows, column, start, p.group_inputs, out, lanes, 0, 0)
+
+
+@jit
+def _write(p, sums, width, image, group, first, count, first_output, last_output, bias, y, before):
+    """Finish the sums of some pixels, [outputs, width], and store them."""
+    free = advance(sums, (last_output - first_output) * width)
+    lanes = lanes_of(sums)
+    if count == width and not before.size and p.activation <= 1:
+        floor = splat_like(sums, 0.0 if p.activation else -np.inf)
+        for o in range(first_output, last_output):
+            channel = group * p.group_outputs + o
+            found = advance(sums, (o - first_output) * width)
+            shift = broadcast(pointer(bias), channel)
+            target = pointer(y, (image * p.groups * p.group_outputs + channel) * p.pixels + first)
+            for at in range(0, width, lanes):
+                v = load(found, at) + shift
+                store(target, at, select(v < floor, floor, v))
+        return
+    for o in range(first_output, last_output):
+        channel = group * p.group_outputs + o
+        found = advance(sums, (o - first_output) * width)
+        shift = broadcast(pointer(bias), channel)
+        place = (image * p.groups * p.group_outputs + channel) * p.pixels + first
+        if before.size:
+            write_rows(found, 0, 1, count, shift, 0, pointer(before, place), 0, 1, free)
+        write_rows(found, 0, 1, count, shift, p.activation, pointer(y, place), 0, 1, free)
+
+
+@jit
+def _column_parts(first, last, parts, settings, x, w, bias, panels, sums, tables, y, before):
+    """Parts [first, last) of a pass.
+
+    settings: Columns as a plain tuple. x: elements [N, groups * group_inputs, pixels]. w: the weight's elements. bias:
+    elements [channels]. panels, sums, tables: scratch, see `_sum_columns` and `_sum_odd`, of equal size for each part.
+    y: elements [N, channels, pixels]. before: as y, for the sums before the activation, or of size 0.
+    """
+    p = Columns(*settings)
+    lanes = lanes_of(x)
+    whole = p.pixels - p.odd
+    blocks = (whole + 3 * lanes - 1) // (3 * lanes) + (1 if p.odd else 0)
+    units = p.images * p.groups * blocks
+    for part in range(first, last):
+        pixel_part = part // p.output_parts
+        output_part = part - pixel_part * p.output_parts
+        tiles = (p.group_outputs + ROWS - 1) // ROWS
+        first_output = tiles * output_part // p.output_parts * ROWS
+        last_output = min(p.group_outputs, tiles * (output_part + 1) // p.output_parts * ROWS)
+        panel = pointer(panels, panels.size // parts * part)
+        totals = pointer(sums, sums.size // parts * part)
+        table = pointer(tables, part * (CHUNK + 2 * ROWS))
+        for k in range(CHUNK):
+            poke(table, k, k * p.weight_in)
+        for unit in range(units * pixel_part // p.pixel_parts, units * (pixel_part + 1) // p.pixel_parts):
+            plane = unit // blocks
+            block = unit - plane * blocks
+            image = plane // p.groups
+            group = plane - image * p.groups
+            planes = pointer(x, plane * p.group_inputs * p.pixels)
+            weight = pointer(w, group * p.weight_group)
+            start = block * 3 * lanes
+            if start < whole:
+                count = min(3 * lanes, whole - start)
+                vectors = (count + lanes - 1) // lanes
+                _sum_columns(p, planes, weight, start, count, vectors, first_output, last_output, panel, totals, table)
+            else:
+                start, count, vectors = whole, p.odd, 1
+                _sum_odd(p, planes, weight, first_output, last_output, panel, totals, table)
+            width = vectors * lanes
+            _write(p, totals, width, image, group, start, count, first_output, last_output, bias, y, before)
+
+
+_run_parts = threaded(_column_parts)
+
+
+@lru_cache(1024)
+def _prepare(
+    plan: Gather,
+    images: int,
+    groups: int,
+    group_outputs: int,
+    weight_steps: tuple[int, int, int],
+    lanes: int,
+    threads: int,
+    activation: str | None,
+) -> tuple[tuple[int, ...], int, int, int]:
+    """Columns as a tuple, and for each part the elements of its panel and sums; and the parts."""
+    pixels = plan.source[0] * plan.source[1]
+    group_inputs = plan.channels // groups
+    # Dot products run along a weight's own row.
+    odd = _vectors(pixels, lanes)[1] if weight_steps[1] == 1 else 0
+    units = images * groups * -(-pixels // (3 * lanes))
+    splits_pixels = units >= 8 * threads or group_outputs < threads * ROWS
+    pixel_parts, output_parts = (min(threads, units), 1) if splits_pixels else (1, threads)
+    p = Columns(
+        images,
+        groups,
+        group_inputs,
+        group_outputs,
+        pixels,
+        odd,
+        *weight_steps,
+        int(weight_steps[1] == 1 and group_inputs * group_outputs >= FAR),
+        ACTIVATION_CODES[activation],
+        pixel_parts,
+        output_parts,
+    )
+    panel = max(CHUNK * 3 * lanes, -(-group_inputs // LINE) * LINE)
+    return tuple(p), panel, (group_outputs + ROWS + 1) * 3 * lanes, pixel_parts * output_parts
+
+
+def run_columns(
+    plan: Gather,
+    images: int,
+    groups: int,
+    group_outputs: int,
+    weight: Array,
+    weight_steps: tuple[int, int, int],
+    x: Array,
+    bias: Array,
+    y: Array,
+    before: Array,
+    activation: str | None,
+) -> None:
+    """Fill contiguous `y` (and `before`, unless its size is 0) from contiguous `x`; arguments as of `run_pass`."""
+    lanes = VECTOR_BYTES // x.itemsize
+    threads = threads_for(x.size * group_outputs, GRAIN)
+    settings, panel, sums, parts = _prepare(
+        plan, images, groups, group_outputs, weight_steps, lanes, threads, activation
+    )
+    floats = scratch(parts * (panel + sums), x.dtype)
+    _run_parts(
+        parts,
+        parts,
+        parts,
+        settings,
+        x.reshape(-1),
+        weight.reshape(-1),
+        bias,
+        floats[: parts * panel],
+        floats[parts * panel :],
+        scratch(parts * (CHUNK + 2 * ROWS), np.int64),
+        y.reshape(-1),
+        before.reshape(-1),
+    )
