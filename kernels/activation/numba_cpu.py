@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from kernels.activation.op import OPS, ActivationProblem
 from kernels.activation.vectors import ACTIVATION_CODES, activate, activation_gradient
 from kernels.op import Implementation
 from kernels.runtime.numba_cpu import contiguous, empty, jit, threaded, threads_for
-from kernels.simd import lanes_of, load, load_first, pointer, store, store_first
+from kernels.simd import array_at, lanes_of, load, load_first, pointer, store, store_first
 
 Array = np.ndarray[Any, Any]
 
@@ -75,6 +76,12 @@ def gradient_range(first, last, code, grad, known, out):
         store_first(q, whole, found, rest)
 
 
+@jit
+def activate_at(place, code, out):
+    """The same of all elements at a place (kernels.simd.places), as many as `out` has."""
+    activate_range(0, out.size, code, array_at(out, place, out.size), out)
+
+
 # Parts begin at cache lines: 16 elements are a line of float32 and two of float64.
 _activate = threaded(activate_range, align=16)
 _gradient = threaded(gradient_range, align=16)
@@ -107,6 +114,21 @@ def forward(p: ActivationProblem, x: Array) -> tuple[Array]:
     code = ACTIVATION_CODES[p.function]
     _activate(flat.size, _threads(flat.size, code), code, _flat(x, form), flat)
     return (out,)
+
+
+def by_address(p: ActivationProblem) -> Callable[..., Array] | None:
+    """forward in one thread, for a contiguous x."""
+    code, size, shape = ACTIVATION_CODES[p.function], p.x.size, p.x.shape
+    if p.x.strides is not None or size >= 2 * (GRAIN_RELU if code == 1 else GRAIN):
+        return None
+    dtype = np.dtype(p.x.dtype)
+
+    def run(x: Array | int) -> Array:
+        out = empty(size, dtype)
+        activate_at(x, code, out)
+        return out.reshape(shape)
+
+    return run
 
 
 def backward(
@@ -169,4 +191,4 @@ def _torch_below(p: ActivationProblem) -> int:
 
 
 for _op in OPS:
-    Implementation(_op, "numba", forward, backward, describe=_describe, torch_below=_torch_below)
+    Implementation(_op, "numba", forward, backward, describe=_describe, torch_below=_torch_below, by_address=by_address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,36 @@ def _normalise(
     if rstd is None:
         return out, None, None
     return out, None if mean is None else mean.reshape(p.rows_shape), rstd.reshape(p.rows_shape)
+
+
+def _by_address(p: NormProblem, *, centred: bool) -> Callable[..., Array] | None:
+    """The output alone, in one thread, of contiguous inputs."""
+    rows, n = p.extents
+    specs = (p.x, p.weight, getattr(p, "bias", None))
+    if any(s is not None and s.strides is not None for s in specs) or rows * n >= 2 * GRAIN:
+        return None
+    size, shape, dtype, eps = rows * n, p.x.shape, np.dtype(p.x.dtype), p.eps
+
+    def run(x: Array | int, weight: Array | int | None, bias: Array | int | None = None) -> Array:
+        out = empty(size, dtype)
+        has_weight, has_bias = weight is not None, bias is not None
+        # What stands in for an absent input is of the kind of the others.
+        rows_cpu.normalise_rows_at(
+            x, weight if has_weight else x, bias if has_bias else x, out, rows, n, eps, centred, has_weight, has_bias
+        )
+        return out.reshape(shape)
+
+    return run
+
+
+def layer_norm_by_address(p: LayerNormProblem) -> Callable[..., Array] | None:
+    """layer_norm of a small problem."""
+    return _by_address(p, centred=True)
+
+
+def rms_norm_by_address(p: RMSNormProblem) -> Callable[..., Array] | None:
+    """rms_norm of a small problem."""
+    return _by_address(p, centred=False)
 
 
 def _part(rows: int) -> int:
@@ -130,5 +161,8 @@ def _describe(p: NormProblem) -> str:
 
 
 _torch_below = limits(200_000, 600_000)
-Implementation(LAYER_NORM, "numba", layer_norm, layer_norm_backward, describe=_describe, torch_below=_torch_below)
-Implementation(RMS_NORM, "numba", rms_norm, rms_norm_backward, describe=_describe)
+Implementation(
+    LAYER_NORM, "numba", layer_norm, layer_norm_backward,
+    describe=_describe, torch_below=_torch_below, by_address=layer_norm_by_address,
+)  # fmt: skip
+Implementation(RMS_NORM, "numba", rms_norm, rms_norm_backward, describe=_describe, by_address=rms_norm_by_address)

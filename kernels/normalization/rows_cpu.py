@@ -10,6 +10,7 @@ import math
 
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
+    array_at,
     broadcast,
     fma,
     full,
@@ -185,6 +186,14 @@ def normalise_rows(first, last, x, weight, bias, out, means, scales, n, eps, cen
             if has_bias:
                 y = y + load_masked(b, whole, mask, 0.0)
             store_masked(q, start + whole, y, mask)
+
+
+@jit
+def normalise_rows_at(x, weight, bias, out, rows, n, eps, centred, has_weight, has_bias):
+    """All rows of out (rows * n,), nothing kept; x, weight and bias are places (kernels.simd.places)."""
+    x = array_at(out, x, rows * n)
+    weight, bias = array_at(out, weight, n), array_at(out, bias, n)
+    normalise_rows(0, rows, x, weight, bias, out, out, out, n, eps, centred, has_weight, has_bias, False)
 
 
 @jit

@@ -39,7 +39,7 @@ from kernels.simd.arithmetic import (
     sqrt,
 )
 from kernels.simd.gates import sigmoid_gate, tanh_gate
-from kernels.simd.math import erf, exp, log, sigmoid, tanh
+from kernels.simd.math import exp, log, ndtr, sigmoid, tanh
 from kernels.simd.memory import (
     advance,
     broadcast,
@@ -65,6 +65,7 @@ from kernels.simd.memory import (
     store_masked,
     zeros_like,
 )
+from kernels.simd.places import array_at
 from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
 from kernels.simd.tile import dot_tile, multiply_gathered, multiply_tile
 from kernels.simd.transpose import transpose, transpose_block, transpose_vectors
@@ -81,10 +82,10 @@ __all__ = [
     "advance",
     "all_lanes",
     "any_lane",
+    "array_at",
     "broadcast",
     "copysign",
     "dot_tile",
-    "erf",
     "evens",
     "exp",
     "floor",
@@ -108,6 +109,7 @@ __all__ = [
     "minimum_nan",
     "multiply_gathered",
     "multiply_tile",
+    "ndtr",
     "odds",
     "peek",
     "pointer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,21 @@ def softmax(p: SoftmaxProblem, x: Array) -> tuple[Array]:
     else:
         _columns(_vectors(outer, inner, x.itemsize), threads, x.reshape(-1), out.reshape(-1), size, inner, is_log)
     return (out,)
+
+
+def softmax_by_address(p: SoftmaxProblem) -> Callable[..., Array] | None:
+    """softmax in one thread, along the last dimension of a contiguous x."""
+    outer, n, inner = p.extents
+    size, shape, dtype, is_log = p.x.size, p.x.shape, np.dtype(p.x.dtype), p.op == "log_softmax"
+    if p.x.strides is not None or inner != 1 or size >= 2 * GRAIN:
+        return None
+
+    def run(x: Array | int) -> Array:
+        out = empty(size, dtype)
+        softmax_cpu.softmax_rows_at(x, out, outer, n, is_log)
+        return out.reshape(shape)
+
+    return run
 
 
 def softmax_backward(p: SoftmaxProblem, grad_output: Array, output: Array) -> tuple[Array]:
@@ -173,8 +189,11 @@ def _describe_cross_entropy(p: CrossEntropyProblem) -> str:
 
 
 _torch_below = limits(3100, 3500)
-Implementation(SOFTMAX, "numba", softmax, softmax_backward, describe=_describe_softmax, torch_below=_torch_below)
-Implementation(LOG_SOFTMAX, "numba", softmax, softmax_backward, describe=_describe_softmax, torch_below=_torch_below)
+for _op in (SOFTMAX, LOG_SOFTMAX):
+    Implementation(
+        _op, "numba", softmax, softmax_backward,
+        describe=_describe_softmax, torch_below=_torch_below, by_address=softmax_by_address,
+    )  # fmt: skip
 Implementation(
     CROSS_ENTROPY, "numba", cross_entropy, cross_entropy_backward, describe=_describe_cross_entropy, checks_values=True
 )

@@ -6,6 +6,7 @@ import math
 
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
+    array_at,
     exp,
     full,
     lane_mask,
@@ -142,6 +143,12 @@ def softmax_rows(first, last, x, out, n, is_log):
         columns_of_rows(p, row * n, rows, n, columns)
         _column(columns, columns, 0, n, lanes, True, mask, is_log)
         rows_of_columns(columns, q, row * n, rows, n)
+
+
+@jit
+def softmax_rows_at(place, out, rows, n, is_log):
+    """All rows of out (rows * n,) from the x at a place (kernels.simd.places)."""
+    softmax_rows(0, rows, array_at(out, place, out.size), out, n, is_log)
 
 
 @jit
