@@ -153,7 +153,8 @@ def _runner_by_address(
         for array in inputs:
             if array is not None and not (type(array) is plain and array.flags.carray):
                 return compute(problem, *inputs)[0]
-        return by_address(*[None if array is None else array.reshape(-1) for array in inputs])
+        found = by_address(*[None if array is None else array.reshape(-1) for array in inputs])
+        return compute(problem, *inputs)[0] if found is None else found
 
     return run
 

@@ -63,12 +63,18 @@ def _places(tensors: Sequence[torch.Tensor | None]) -> list[int | None] | None:
     """
     if forward_ad._current_level >= 0:
         return None
-    try:
-        if any(t is not None and t.is_neg() for t in tensors):
+    places: list[int | None] = []
+    for tensor in tensors:
+        if tensor is None:
+            places.append(None)
+        elif tensor.is_neg():
             return None
-        return [None if t is None else t.data_ptr() for t in tensors]
-    except RuntimeError:
-        return None  # It has no memory of its own: `_views` says what is wrong.
+        else:
+            try:
+                places.append(tensor.data_ptr())
+            except RuntimeError:
+                return None  # It has no memory of its own: `_views` says what is wrong.
+    return places
 
 
 class _Bound:
@@ -121,8 +127,9 @@ class _Bound:
         """All results as tensors; None for an absent one."""
         if self.by_address is not None and len(self.op.results) == 1:
             places = _places(inputs)
-            if places is not None:
-                return (_from_numpy(self.by_address(*places)),)
+            found = None if places is None else self.by_address(*places)
+            if found is not None:
+                return (_from_numpy(found),)
         results = self.run(inputs)
         tensors = self.takes_tensors or self.takes_cupy
         return results if tensors else tuple([None if r is None else _from_numpy(r) for r in results])
@@ -131,8 +138,9 @@ class _Bound:
         """The first result alone, which saves the others their way to torch."""
         if self.by_address is not None:
             places = _places(inputs)
-            if places is not None:
-                return _from_numpy(self.by_address(*places))
+            found = None if places is None else self.by_address(*places)
+            if found is not None:
+                return _from_numpy(found)
         result = self.run(inputs)[0]
         return result if self.takes_tensors or self.takes_cupy else _from_numpy(result)
 

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import math
 
+from kernels.runtime.indices import any_outside
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
+    array_at,
     broadcast,
     exp,
     full,
@@ -225,6 +227,22 @@ def reduce_losses(losses, indices, weight, loss, divisor, classes, ignore_index,
         divisor[()] = count
         total /= count
     loss[()] = total
+
+
+@jit
+def loss_at(input, target, like, room, loss, rows, classes, ignore_index, hard, even, mean):
+    """loss, 0-d, of rows of logits and their class indices at places (kernels.simd.places); True where one is wrong.
+
+    like: any array of int64; room: scratch, 3 numbers for each row.
+    """
+    x, indices = array_at(room, input, rows * classes), array_at(like, target, rows)
+    if any_outside(indices, classes, ignore_index):
+        return True
+    losses, maxima, logs = room[:rows], room[rows : 2 * rows], room[2 * rows :]
+    losses_of_rows(0, rows, x, indices, x, x, losses, maxima, logs, classes, ignore_index, True, False, hard, even)
+    # The divisor is written first, where the loss goes.
+    reduce_losses(losses, indices, x, loss, loss, classes, ignore_index, True, False, mean)
+    return False
 
 
 @jit

@@ -137,6 +137,24 @@ def cross_entropy(
     return loss, maximum.reshape(p.rows_shape), log_sum.reshape(p.rows_shape), divisor
 
 
+def loss_by_address(p: CrossEntropyProblem) -> Callable[..., Array | None] | None:
+    """The reduced loss of rows of contiguous logits and int64 classes, in one thread; None where a class is wrong."""
+    rows, classes, inner = p.extents
+    plain = p.indexed and p.target.dtype == "int64" and p.weight is None and inner == 1 and p.reduction != "none"
+    if not plain or p.trains or p.input.strides or p.target.strides or not 0 < rows * classes < 2 * GRAIN:
+        return None
+    hard, even = 1 - p.label_smoothing, p.label_smoothing / classes
+    dtype, unused, ignored, mean = np.dtype(p.input.dtype), _UNUSED["int64"], p.ignore_index, p.reduction == "mean"
+
+    def run(input: Array | int, target: Array | int, weight: None) -> Array | None:
+        room, loss = empty(3 * rows, dtype), empty((), dtype)
+        if cross_entropy_cpu.loss_at(input, target, unused, room, loss, rows, classes, ignored, hard, even, mean):
+            return None
+        return loss
+
+    return run
+
+
 def cross_entropy_backward(
     p: CrossEntropyProblem,
     grad_loss: Array,
@@ -195,5 +213,6 @@ for _op in (SOFTMAX, LOG_SOFTMAX):
         describe=_describe_softmax, torch_below=_torch_below, by_address=softmax_by_address,
     )  # fmt: skip
 Implementation(
-    CROSS_ENTROPY, "numba", cross_entropy, cross_entropy_backward, describe=_describe_cross_entropy, checks_values=True
-)
+    CROSS_ENTROPY, "numba", cross_entropy, cross_entropy_backward,
+    describe=_describe_cross_entropy, checks_values=True, by_address=loss_by_address,
+)  # fmt: skip
