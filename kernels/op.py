@@ -214,11 +214,12 @@ class Implementation:
         torch_below: ``torch_below(problem)``: automatic choice leaves calls on CPU tensors of fewer operations
             (`Problem.flops`) than this to torch's own function, which was measured to be faster there, call and all.
             ``python -m bench auto`` measures it anew.
-        by_address: of a backend that takes NumPy's arrays, for small problems whose first result is all that is wanted
-            of them: ``by_address(problem)`` is a function that takes each input's place and returns that result; None
+        by_address: of a backend that takes NumPy's arrays, for problems whose first result is all that is wanted of
+            them: ``by_address(problem)`` is a function that takes each input's place and returns that result; None
             where there is no such function. The place of an input is a 1-d C-contiguous, aligned, writable array of
             its elements, or the address of such elements as an int; None for an absent one. ``forward`` does the same,
-            at the cost of an array for every tensor, and is called where the function returns None: a value is wrong.
+            at the cost of an array for every tensor, which in small calls is more than the kernel's; it is called where
+            the function returns None: a value is wrong.
         direct: of a backend that torch differentiates: ``direct(problem)`` is torch's own function that takes the
             inputs and returns the output, nothing more, or None where there is no such function. It does without the
             residuals of ``forward``, and only where it exists is `torch_below` heeded.

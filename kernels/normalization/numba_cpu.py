@@ -21,6 +21,7 @@ GRAIN = 16384
 LEAST_ROWS, MOST_PARTS = 32, 64
 
 _rows = threaded(rows_cpu.normalise_rows)
+_rows_at = threaded(rows_cpu.normalise_rows_at)
 _parts = threaded(rows_cpu.gradients_of_parts)
 # Shares begin at cache lines: 16 elements are a line of float32 and two of float64.
 _sums = threaded(rows_cpu.sum_parts, align=16)
@@ -57,10 +58,9 @@ def _normalise(
 
 
 def _by_address(p: NormProblem, *, centred: bool) -> Callable[..., Array] | None:
-    """The output alone, in one thread, of contiguous inputs."""
+    """The output alone, of contiguous inputs."""
     rows, n = p.extents
-    specs = (p.x, p.weight, getattr(p, "bias", None))
-    if any(s is not None and s.strides is not None for s in specs) or rows * n >= 2 * GRAIN:
+    if p.trains or any(s is not None and s.strides is not None for s in (p.x, p.weight, getattr(p, "bias", None))):
         return None
     size, shape, dtype, eps = rows * n, p.x.shape, np.dtype(p.x.dtype), p.eps
 
@@ -68,21 +68,20 @@ def _by_address(p: NormProblem, *, centred: bool) -> Callable[..., Array] | None
         out = empty(size, dtype)
         has_weight, has_bias = weight is not None, bias is not None
         # What stands in for an absent input is of the kind of the others.
-        rows_cpu.normalise_rows_at(
-            x, weight if has_weight else x, bias if has_bias else x, out, rows, n, eps, centred, has_weight, has_bias
-        )
+        arrays = (x, weight if has_weight else x, bias if has_bias else x, out)
+        _rows_at(rows, threads_for(size, GRAIN), *arrays, n, eps, centred, has_weight, has_bias)
         return out.reshape(shape)
 
     return run
 
 
 def layer_norm_by_address(p: LayerNormProblem) -> Callable[..., Array] | None:
-    """layer_norm of a small problem."""
+    """The output of layer_norm."""
     return _by_address(p, centred=True)
 
 
 def rms_norm_by_address(p: RMSNormProblem) -> Callable[..., Array] | None:
-    """rms_norm of a small problem."""
+    """The output of rms_norm."""
     return _by_address(p, centred=False)
 
 
@@ -160,7 +159,7 @@ def _describe(p: NormProblem) -> str:
     return f"{rows} rows of {n}, lanes along a row"
 
 
-_torch_below = limits(200_000, 600_000)
+_torch_below = limits(48_000, 600_000)
 Implementation(
     LAYER_NORM, "numba", layer_norm, layer_norm_backward,
     describe=_describe, torch_below=_torch_below, by_address=layer_norm_by_address,

@@ -189,11 +189,10 @@ def normalise_rows(first, last, x, weight, bias, out, means, scales, n, eps, cen
 
 
 @jit
-def normalise_rows_at(x, weight, bias, out, rows, n, eps, centred, has_weight, has_bias):
-    """All rows of out (rows * n,), nothing kept; x, weight and bias are places (kernels.simd.places)."""
-    x = array_at(out, x, rows * n)
-    weight, bias = array_at(out, weight, n), array_at(out, bias, n)
-    normalise_rows(0, rows, x, weight, bias, out, out, out, n, eps, centred, has_weight, has_bias, False)
+def normalise_rows_at(first, last, x, weight, bias, out, n, eps, centred, has_weight, has_bias):
+    """normalise_rows that keeps nothing, with x, weight and bias at places (kernels.simd.places)."""
+    x, weight, bias = array_at(out, x, out.size), array_at(out, weight, n), array_at(out, bias, n)
+    normalise_rows(first, last, x, weight, bias, out, out, out, n, eps, centred, has_weight, has_bias, False)
 
 
 @jit

@@ -35,6 +35,8 @@ from kernels.simd.target import VECTOR_BYTES
 CHUNK = 2048
 #: Rows of up to so many vectors are turned into columns; for longer ones the transposes cost more than they save.
 SHORT = 2
+#: Rows of up to so many vectors are taken four together.
+MEDIUM = 16
 #: Vectors of a transposed block of short rows: each element of a row becomes one.
 ROOM = SHORT * VECTOR_BYTES // 4
 

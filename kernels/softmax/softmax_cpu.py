@@ -23,6 +23,7 @@ from kernels.simd import (
     zeros_like,
 )
 from kernels.softmax.rows import (
+    MEDIUM,
     ROOM,
     SHORT,
     columns_of_rows,
@@ -37,20 +38,10 @@ from kernels.softmax.rows import (
 
 
 @jit
-def _row(p, q, i, n, is_log):
+def _powers(p, q, i, n, largest):
+    """exp(x - largest) of a row, from p to q, and their sum."""
     lanes = lanes_of(p)
     end = i + n
-    largest = row_maximum(p, i, n)
-    if is_log:
-        total = log(full(p, row_power_sum(p, i, n, largest)))
-        while i + lanes <= end:
-            # In this order of subtraction large logits lose nothing.
-            store(q, i, load(p, i) - largest - total)
-            i += lanes
-        if i < end:
-            store_first(q, i, load_first(p, i, end - i) - largest - total, end - i)
-        return
-    start = i
     total = zeros_like(p)
     while i + lanes <= end:
         powers = exp(load(p, i) - largest)
@@ -61,8 +52,15 @@ def _row(p, q, i, n, is_log):
         powers = exp(load_first(p, i, end - i, -math.inf) - largest)
         store_first(q, i, powers, end - i)
         total = total + powers
-    factor = full(p, 1 / reduce_add(total))
-    i = start
+    return reduce_add(total)
+
+
+@jit
+def _divide(q, i, n, total):
+    """A row of q divided by its total."""
+    lanes = lanes_of(q)
+    end = i + n
+    factor = full(q, 1 / total)
     while i + 4 * lanes <= end:
         a, b, c, d = load_four(q, i)
         store_four(q, i, (a * factor, b * factor, c * factor, d * factor))
@@ -72,6 +70,48 @@ def _row(p, q, i, n, is_log):
         i += lanes
     if i < end:
         store_first(q, i, load_first(q, i, end - i) * factor, end - i)
+
+
+@jit
+def _subtract(p, q, i, n, largest, total):
+    """x - largest - total of a row, from p to q: in this order of subtraction large logits lose nothing."""
+    lanes = lanes_of(p)
+    end = i + n
+    while i + lanes <= end:
+        store(q, i, load(p, i) - largest - total)
+        i += lanes
+    if i < end:
+        store_first(q, i, load_first(p, i, end - i) - largest - total, end - i)
+
+
+@jit
+def _row(p, q, i, n, is_log):
+    largest = row_maximum(p, i, n)
+    if is_log:
+        _subtract(p, q, i, n, largest, log(full(p, row_power_sum(p, i, n, largest))))
+    else:
+        _divide(q, i, n, _powers(p, q, i, n, largest))
+
+
+@jit
+def _four_rows(p, q, i, n, is_log):
+    """Four rows together, so that what is one number a row does not wait for the one before."""
+    a, b = row_maximum(p, i, n), row_maximum(p, i + n, n)
+    c, d = row_maximum(p, i + 2 * n, n), row_maximum(p, i + 3 * n, n)
+    if is_log:
+        e, f = row_power_sum(p, i, n, a), row_power_sum(p, i + n, n, b)
+        g, h = row_power_sum(p, i + 2 * n, n, c), row_power_sum(p, i + 3 * n, n, d)
+        _subtract(p, q, i, n, a, log(full(p, e)))
+        _subtract(p, q, i + n, n, b, log(full(p, f)))
+        _subtract(p, q, i + 2 * n, n, c, log(full(p, g)))
+        _subtract(p, q, i + 3 * n, n, d, log(full(p, h)))
+    else:
+        e, f = _powers(p, q, i, n, a), _powers(p, q, i + n, n, b)
+        g, h = _powers(p, q, i + 2 * n, n, c), _powers(p, q, i + 3 * n, n, d)
+        _divide(q, i, n, e)
+        _divide(q, i + n, n, f)
+        _divide(q, i + 2 * n, n, g)
+        _divide(q, i + 3 * n, n, h)
 
 
 @jit
@@ -133,8 +173,14 @@ def softmax_rows(first, last, x, out, n, is_log):
     p, q = pointer(x), pointer(out)
     lanes = lanes_of(p)
     if n > SHORT * lanes:
-        for row in range(first, last):
-            _row(p, q, row * n, n, is_log)
+        row = first
+        while row < last:
+            if row + 4 <= last and n <= MEDIUM * lanes:
+                _four_rows(p, q, row * n, n, is_log)
+                row += 4
+            else:
+                _row(p, q, row * n, n, is_log)
+                row += 1
         return
     columns = stack_room(p, ROOM)
     mask = lane_mask(p, 0, lanes)
@@ -146,9 +192,9 @@ def softmax_rows(first, last, x, out, n, is_log):
 
 
 @jit
-def softmax_rows_at(place, out, rows, n, is_log):
-    """All rows of out (rows * n,) from the x at a place (kernels.simd.places)."""
-    softmax_rows(0, rows, array_at(out, place, out.size), out, n, is_log)
+def softmax_rows_at(first, last, place, out, n, is_log):
+    """softmax_rows with x at a place (kernels.simd.places)."""
+    softmax_rows(first, last, array_at(out, place, out.size), out, n, is_log)
 
 
 @jit
