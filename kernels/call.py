@@ -6,6 +6,8 @@ import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kernels import arrays, dispatch
 from kernels.arrays import KEYS
 from kernels.op import Implementation, Op, Problem
@@ -32,6 +34,17 @@ class Plan:
     run: Callable[[tuple[Any, ...]], Any]
 
 
+def _is_compiling() -> bool:
+    """torch.compiler.is_compiling, which takes this name's place once torch is there; before, False."""
+    global _is_compiling
+    # getattr: another thread may be in the middle of importing torch.
+    found = getattr(getattr(sys.modules.get("torch"), "compiler", None), "is_compiling", None)
+    if found is None:
+        return False
+    _is_compiling = found
+    return _is_compiling()
+
+
 def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, backend: str | None) -> Any:
     """Run `op` on its inputs (None for an absent optional one) and the user's attributes.
 
@@ -42,8 +55,7 @@ def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: A
         TypeError, ValueError, IndexError: an argument breaks a rule of the declaration.
         BackendError: the wanted backend cannot run this call; the message says why.
     """
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.compiler.is_compiling():
+    if _is_compiling():
         from kernels import torch_binding
 
         return torch_binding.call_registered(op, inputs, attributes, device, backend)
@@ -53,16 +65,20 @@ def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: A
         if wanted.inspect is not None:
             return wanted.inspect(op, inputs, attributes, device, backend)
     try:
+        # One input is the commonest number by far, and a comprehension is a call.
+        forms = (
+            KEYS[type(inputs[0])](inputs[0])
+            if len(inputs) == 1
+            else tuple([None if array is None else KEYS[type(array)](array) for array in inputs])
+        )
         # The types too: True and 1.0 equal 1, but an argument that must be an int refuses them.
-        key: tuple[Any, ...] | None = (
-            backend, device, attributes, *map(type, attributes),
-            *[None if array is None else KEYS[type(array)](array) for array in inputs],
-        )  # fmt: skip
+        types = tuple(map(type, attributes)) if attributes else ()
+        key: tuple[Any, ...] | None = (backend, device, attributes, types, forms)
         plan = op.plans.get(key)
     except TypeError:  # something unhashable, such as stride=[1, 1], or no array: planned each time
         key = plan = None
     if plan is None:
-        if torch is not None and any(map(arrays.has_no_memory, inputs)):
+        if any(map(arrays.has_no_memory, inputs)):
             from kernels import torch_binding
 
             return torch_binding.call_registered(op, inputs, attributes, device, backend)
@@ -109,8 +125,38 @@ def _runner(
 
         return run_checked
     if alone:
+        by_address = forward.by_address(problem)
+        if by_address is not None:
+            return _runner_by_address(problem, forward, by_address)
         return lambda inputs: compute(problem, *inputs)[0]
     return lambda inputs: problem.public(compute(problem, *inputs))
+
+
+def _runner_by_address(
+    problem: Problem, forward: Implementation, by_address: Callable[..., Any]
+) -> Callable[[tuple[Any, ...]], Any]:
+    """Calls with NumPy arrays that the kernels can take as they are; others go through ``forward``."""
+    compute = forward.forward
+    plain = np.ndarray
+
+    if len(forward.op.inputs) == 1:
+
+        def run_one(inputs: tuple[Any, ...]) -> Any:
+            (x,) = inputs
+            if type(x) is plain and x.flags.carray:
+                return by_address(x.reshape(-1))
+            return compute(problem, x)[0]
+
+        return run_one
+
+    def run(inputs: tuple[Any, ...]) -> Any:
+        for array in inputs:
+            if array is not None and not (type(array) is plain and array.flags.carray):
+                return compute(problem, *inputs)[0]
+        found = by_address(*[None if array is None else array.reshape(-1) for array in inputs])
+        return compute(problem, *inputs)[0] if found is None else found
+
+    return run
 
 
 def _runner_on_cupy(

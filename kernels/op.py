@@ -214,12 +214,15 @@ class Implementation:
         torch_below: ``torch_below(problem)``: automatic choice leaves calls on CPU tensors of fewer operations
             (`Problem.flops`) than this to torch's own function, which was measured to be faster there, call and all.
             ``python -m bench auto`` measures it anew.
+        by_address: of a backend that takes NumPy's arrays, for problems whose first result is all that is wanted of
+            them: ``by_address(problem)`` is a function that takes each input's place and returns that result; None
+            where there is no such function. The place of an input is a 1-d C-contiguous, aligned, writable array of
+            its elements, or the address of such elements as an int; None for an absent one. ``forward`` does the same,
+            at the cost of an array for every tensor, which in small calls is more than the kernel's; it is called where
+            the function returns None: a value is wrong.
         direct: of a backend that torch differentiates: ``direct(problem)`` is torch's own function that takes the
             inputs and returns the output, nothing more, or None where there is no such function. It does without the
             residuals of ``forward``, and only where it exists is `torch_below` heeded.
-        at_addresses: ``at_addresses(problem)`` is the forward pass as ``run(*addresses) -> the one result``, for CPU
-            inputs that are C-contiguous: where each begins, 0 for an absent one. None where there is no such function.
-            It spares small calls on tensors the NumPy views of them.
     """
 
     op: Op
@@ -231,8 +234,8 @@ class Implementation:
     describe: Callable[[Any], str] = _no_words
     checks_values: bool = False
     torch_below: Callable[[Any], int] = _no_operations
+    by_address: Callable[[Any], Callable[..., Any] | None] = _no_function
     direct: Callable[[Any], Callable[..., Any] | None] = _no_function
-    at_addresses: Callable[[Any], Callable[..., Any] | None] = _no_function
 
     def __post_init__(self) -> None:
         self.op.implementations[self.backend] = self

@@ -55,6 +55,28 @@ def _has_tangent(tensor: torch.Tensor | None) -> bool:
     return tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
 
 
+def _places(tensors: Sequence[torch.Tensor | None]) -> list[int | None] | None:
+    """The addresses of contiguous tensors on the CPU, None for an absent one.
+
+    None in place of the list where that is not all that there is to a tensor: it is negated when it is read, lies
+    inside a transform of torch.func, or may have a tangent.
+    """
+    if forward_ad._current_level >= 0:
+        return None
+    places: list[int | None] = []
+    for tensor in tensors:
+        if tensor is None:
+            places.append(None)
+        elif tensor.is_neg():
+            return None
+        else:
+            try:
+                places.append(tensor.data_ptr())
+            except RuntimeError:
+                return None  # It has no memory of its own: `_views` says what is wrong.
+    return places
+
+
 class _Bound:
     """A problem bound to its implementations: forward and backward on tensors, whatever arrays the backend takes."""
 
@@ -70,6 +92,10 @@ class _Bound:
         self.forward_implementation = forward
         self.backward_implementation = backward
         self.checks_values = problem.checks_values and not forward.checks_values
+        takes_numpy = not self.takes_tensors and not self.takes_cupy
+        # Where backward needs more than the first result, `by_address` does not do.
+        alone = self.returned == 1 and (not problem.trains or len(op.results) == 1)
+        self.by_address = forward.by_address(problem) if takes_numpy and alone and not self.empty else None
         self.saved_names = problem.saved()
         #: Where each saved tensor is among the inputs and the results behind them.
         self.saved_places = tuple((*op.inputs, *op.results).index(name) for name in self.saved_names)
@@ -99,12 +125,22 @@ class _Bound:
 
     def forward(self, inputs: Sequence[torch.Tensor | None]) -> Tensors:
         """All results as tensors; None for an absent one."""
+        if self.by_address is not None and len(self.op.results) == 1:
+            places = _places(inputs)
+            found = None if places is None else self.by_address(*places)
+            if found is not None:
+                return (_from_numpy(found),)
         results = self.run(inputs)
         tensors = self.takes_tensors or self.takes_cupy
         return results if tensors else tuple([None if r is None else _from_numpy(r) for r in results])
 
     def first(self, inputs: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
         """The first result alone, which saves the others their way to torch."""
+        if self.by_address is not None:
+            places = _places(inputs)
+            found = None if places is None else self.by_address(*places)
+            if found is not None:
+                return _from_numpy(found)
         result = self.run(inputs)[0]
         return result if self.takes_tensors or self.takes_cupy else _from_numpy(result)
 
@@ -203,34 +239,25 @@ def runner(
     if problem.trains and not backend.differentiates:
         return lambda inputs: _apply(bound, *inputs)
     if problem.returned == 1:
-        at_addresses = None if problem.empty or bound.checks_values else forward.at_addresses(problem)
-        return bound.first if at_addresses is None else _at_addresses(at_addresses, bound.first)
+        one = bound.by_address is not None and len(op.inputs) == 1
+        return _runner_by_address(bound) if one else bound.first
     return lambda inputs: problem.public(bound.forward(inputs))
 
 
-def _at_addresses(
-    compute: Callable[..., Any], usual: Callable[[Sequence[torch.Tensor | None]], Any]
-) -> Callable[[tuple[Any, ...]], Any]:
-    """Calls of `compute` with the addresses of tensors; those that have none or are not what lies there go the usual
-    way."""
+def _runner_by_address(bound: _Bound) -> Callable[[tuple[Any, ...]], Any]:
+    """bound.first for an op of one input that runs by address, with every call written out: they are its time."""
+    by_address, careful = bound.by_address, bound.first
+    assert by_address is not None
 
     def run(inputs: tuple[Any, ...]) -> Any:
-        if forward_ad._current_level >= 0:
-            return usual(inputs)
-        addresses = []
-        for tensor in inputs:
-            if tensor is None:
-                addresses.append(0)
-                continue
-            try:
-                # A lazy negation: the values are those in memory with the other sign.
-                address = 0 if tensor.is_neg() else tensor.data_ptr()
-            except RuntimeError:  # no memory of its own: inside a torch.func transform, say
-                address = 0
-            if not address:
-                return usual(inputs)
-            addresses.append(address)
-        return _from_numpy(compute(*addresses))
+        (x,) = inputs
+        if forward_ad._current_level >= 0 or x.is_neg():
+            return careful(inputs)
+        try:
+            place = x.data_ptr()
+        except RuntimeError:
+            return careful(inputs)
+        return _from_numpy(by_address(place))
 
     return run
 
@@ -239,9 +266,11 @@ def _without_autocast(function: Callable[..., Any], device: str) -> Callable[[tu
     """Call torch's own function on a tuple of inputs, in their dtype whatever torch.autocast would make of it."""
     place = device.split(":")[0]
     is_autocast_enabled = torch.is_autocast_enabled
+    # Asked for any device it takes a quarter of the time.
+    is_any_enabled = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
     def run(inputs: tuple[Any, ...]) -> Any:
-        if is_autocast_enabled(place):
+        if is_any_enabled() and is_autocast_enabled(place):
             with torch.autocast(place, enabled=False):
                 return function(*inputs)
         return function(*inputs)

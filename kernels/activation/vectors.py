@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 from kernels.activation.functions import CUBIC, SQRT_2_OVER_PI
 from kernels.simd import emit
 from kernels.simd.emit import Lanes
-from kernels.simd.math import _erf, _exp, _sigmoid, _tanh
+from kernels.simd.math import _exp, _ndtr, _sigmoid, _tanh
 from kernels.simd.types import Vector
 
 #: The code of every activation by its name.
@@ -35,7 +35,6 @@ ACTIVATION_CODES: dict[str | None, int] = {
     "gelu_tanh": 6,
 }
 
-_SQRT_HALF = math.sqrt(0.5)
 _INVERSE_SQRT_2_PI = 1 / math.sqrt(2 * math.pi)
 
 
@@ -48,13 +47,8 @@ def _relu(x: Lanes) -> Lanes:
     return x.compare("<", 0.0).select(x.constant(0.0), x)
 
 
-def _cumulative(x: Lanes) -> Lanes:
-    """Cumulative distribution of the standard normal."""
-    return _erf(x * _SQRT_HALF).fma(0.5, 0.5)
-
-
 def _gelu(x: Lanes) -> Lanes:
-    return x * _cumulative(x)
+    return x * _ndtr(x)
 
 
 def _silu(x: Lanes) -> Lanes:
@@ -80,7 +74,7 @@ def _relu_gradient(grad: Lanes, output: Lanes) -> Lanes:
 
 def _gelu_gradient(grad: Lanes, x: Lanes) -> Lanes:
     density = _exp(x * x * -0.5) * _INVERSE_SQRT_2_PI
-    return grad * x.fma(density, _cumulative(x))
+    return grad * x.fma(density, _ndtr(x))
 
 
 def _silu_gradient(grad: Lanes, x: Lanes) -> Lanes:

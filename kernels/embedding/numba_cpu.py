@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from kernels.embedding.op import EMBEDDING, EmbeddingProblem
 from kernels.op import Implementation
-from kernels.runtime.indices import any_outside
+from kernels.runtime.indices import any_outside, any_outside_at
 from kernels.runtime.numba_cpu import contiguous, empty, jit, threaded, threads_for, zeros
 from kernels.simd import (
     absolute,
+    array_at,
     fma,
     full,
     lane_mask,
@@ -65,6 +67,13 @@ def gather_rows(first, last, indices, weight, out, n, is_far):
             store(q, target + j, load(w, source + j))
         if whole < n:
             store_masked(q, target + whole, load_masked(w, source + whole, mask, 0.0), mask)
+
+
+@jit
+def gather_rows_at(first, last, indices, weight, out, like, rows, n, is_far):
+    """gather_rows with the indices and weight (rows, n) at places (kernels.simd.places); like: any array of int64."""
+    places = out.size // n
+    gather_rows(first, last, array_at(like, indices, places), array_at(out, weight, rows * n), out, n, is_far)
 
 
 @jit
@@ -135,6 +144,7 @@ def divide_rows(first, last, counts, out, n):
 
 
 _gather = threaded(gather_rows)
+_gather_at = threaded(gather_rows_at)
 _shorten = threaded(shorten_rows)
 # Parts begin at multiples of a cache line: 16 elements are one of float32 and two of float64.
 _add = threaded(add_rows, align=16)
@@ -161,6 +171,28 @@ def forward(p: EmbeddingProblem, weight: Array, input: Array) -> tuple[Array]:
     return (out,)
 
 
+_INT64 = np.empty(0, np.int64)
+
+
+def by_address(p: EmbeddingProblem) -> Callable[..., Array | None] | None:
+    """The rows of a contiguous weight at contiguous int64 indices; None where one is out of range."""
+    rows, n = p.weight.shape
+    places, dtype = p.input.size, np.dtype(p.weight.dtype)
+    size, shape, is_far = places * n, (*p.input.shape, n), p.weight.nbytes > NEAR_BYTES
+    contiguous_ones = p.weight.strides is None and p.input.strides is None
+    if not contiguous_ones or p.input.dtype != "int64" or p.max_norm is not None or not size * rows:
+        return None
+
+    def run(weight: Array | int, input: Array | int) -> Array | None:
+        if any_outside_at(input, places, _INT64, rows, 0):
+            return None
+        out = empty(size, dtype)
+        _gather_at(places, threads_for(size, GRAIN), input, weight, out, _INT64, rows, n, is_far)
+        return out.reshape(shape)
+
+    return run
+
+
 def backward(p: EmbeddingProblem, grad_output: Array, input: Array) -> tuple[Array, None]:
     """The gradient of weight."""
     rows, n = p.weight.shape
@@ -179,4 +211,4 @@ def _describe(p: EmbeddingProblem) -> str:
     return f"{p.input.size} rows of {p.features} copied"
 
 
-Implementation(EMBEDDING, "numba", forward, backward, describe=_describe, checks_values=True)
+Implementation(EMBEDDING, "numba", forward, backward, describe=_describe, checks_values=True, by_address=by_address)

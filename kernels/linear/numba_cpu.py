@@ -147,25 +147,30 @@ def linear(p: LinearProblem, x: Array, weight: Array, bias: Array | None) -> tup
     return output, before
 
 
-def at_addresses(p: LinearProblem) -> Callable[[int, int, int], Array] | None:
-    """The forward pass of contiguous inputs by their addresses, 0 for no bias: the output."""
+def by_address(p: LinearProblem) -> Callable[..., Array] | None:
+    """The output of contiguous inputs."""
     f = _facts(p)
     if f.keeps_sums or not all(s is None or s.strides is None for s in (p.x, p.weight, p.bias)):
         return None
-    dtype, strides, has_bias, known = np.dtype(p.x.dtype), (f.inputs, 1), p.bias is not None, f.launchers
+    dtype, strides, known = np.dtype(p.x.dtype), (f.inputs, 1), f.launchers
     shape, work = f.shape, f.work
     allocate = small if prod(shape) * dtype.itemsize < SMALLEST_ALIGNED else empty
 
-    def run(x: int, weight: int, bias: int) -> Array:
+    def run(x: Array | int, weight: Array | int, bias: Array | int | None) -> Array:
         threads = threads_for(work, _GRAIN)
         # Looked up here first, as this is what a small call waits for.
         launch = known.get((threads, strides, strides)) or _launcher(f, strides, strides, dtype, threads)
         output = allocate(shape, dtype)
         out = address(output)
-        launch(x, weight, out, out, bias if has_bias else out)
+        beside = out if bias is None else _begin(bias)
+        launch(_begin(x), _begin(weight), out, out, beside)
         return output
 
     return run
+
+
+def _begin(place: Array | int) -> int:
+    return place if isinstance(place, int) else address(place)
 
 
 @jit
@@ -277,5 +282,5 @@ def describe(p: LinearProblem) -> str:
 
 _torch_below = limits(300_000, 1_500_000)
 Implementation(
-    LINEAR, "numba", linear, linear_backward, describe=describe, torch_below=_torch_below, at_addresses=at_addresses
+    LINEAR, "numba", linear, linear_backward, describe=describe, torch_below=_torch_below, by_address=by_address
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ GRAIN = 16384
 LEAST_ROWS, MOST_PARTS = 32, 64
 
 _rows = threaded(rows_cpu.normalise_rows)
+_rows_at = threaded(rows_cpu.normalise_rows_at)
 _parts = threaded(rows_cpu.gradients_of_parts)
 # Shares begin at cache lines: 16 elements are a line of float32 and two of float64.
 _sums = threaded(rows_cpu.sum_parts, align=16)
@@ -53,6 +55,34 @@ def _normalise(
     if rstd is None:
         return out, None, None
     return out, None if mean is None else mean.reshape(p.rows_shape), rstd.reshape(p.rows_shape)
+
+
+def _by_address(p: NormProblem, *, centred: bool) -> Callable[..., Array] | None:
+    """The output alone, of contiguous inputs."""
+    rows, n = p.extents
+    if p.trains or any(s is not None and s.strides is not None for s in (p.x, p.weight, getattr(p, "bias", None))):
+        return None
+    size, shape, dtype, eps = rows * n, p.x.shape, np.dtype(p.x.dtype), p.eps
+
+    def run(x: Array | int, weight: Array | int | None, bias: Array | int | None = None) -> Array:
+        out = empty(size, dtype)
+        has_weight, has_bias = weight is not None, bias is not None
+        # What stands in for an absent input is of the kind of the others.
+        arrays = (x, weight if has_weight else x, bias if has_bias else x, out)
+        _rows_at(rows, threads_for(size, GRAIN), *arrays, n, eps, centred, has_weight, has_bias)
+        return out.reshape(shape)
+
+    return run
+
+
+def layer_norm_by_address(p: LayerNormProblem) -> Callable[..., Array] | None:
+    """The output of layer_norm."""
+    return _by_address(p, centred=True)
+
+
+def rms_norm_by_address(p: RMSNormProblem) -> Callable[..., Array] | None:
+    """The output of rms_norm."""
+    return _by_address(p, centred=False)
 
 
 def _part(rows: int) -> int:
@@ -129,6 +159,9 @@ def _describe(p: NormProblem) -> str:
     return f"{rows} rows of {n}, lanes along a row"
 
 
-_torch_below = limits(200_000, 600_000)
-Implementation(LAYER_NORM, "numba", layer_norm, layer_norm_backward, describe=_describe, torch_below=_torch_below)
-Implementation(RMS_NORM, "numba", rms_norm, rms_norm_backward, describe=_describe)
+_torch_below = limits(48_000, 600_000)
+Implementation(
+    LAYER_NORM, "numba", layer_norm, layer_norm_backward,
+    describe=_describe, torch_below=_torch_below, by_address=layer_norm_by_address,
+)  # fmt: skip
+Implementation(RMS_NORM, "numba", rms_norm, rms_norm_backward, describe=_describe, by_address=rms_norm_by_address)

@@ -10,6 +10,7 @@ import math
 
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
+    array_at,
     broadcast,
     fma,
     full,
@@ -185,6 +186,13 @@ def normalise_rows(first, last, x, weight, bias, out, means, scales, n, eps, cen
             if has_bias:
                 y = y + load_masked(b, whole, mask, 0.0)
             store_masked(q, start + whole, y, mask)
+
+
+@jit
+def normalise_rows_at(first, last, x, weight, bias, out, n, eps, centred, has_weight, has_bias):
+    """normalise_rows that keeps nothing, with x, weight and bias at places (kernels.simd.places)."""
+    x, weight, bias = array_at(out, x, out.size), array_at(out, weight, n), array_at(out, bias, n)
+    normalise_rows(first, last, x, weight, bias, out, out, out, n, eps, centred, has_weight, has_bias, False)
 
 
 @jit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.runtime.numba_cpu import jit
+from kernels.simd import array_at
 
 
 @jit
@@ -16,3 +17,9 @@ def any_outside(indices, bound, ignored):
         # As unsigned numbers, negative indices are large.
         found |= (np.uint64(index) >= np.uint64(bound)) & (index != ignored)
     return found
+
+
+@jit
+def any_outside_at(place, count, like, bound, ignored):
+    """any_outside of the `count` int64 indices at a place (kernels.simd.places); like: any array of int64."""
+    return any_outside(array_at(like, place, count), bound, ignored)

@@ -39,7 +39,7 @@ from kernels.simd.arithmetic import (
     sqrt,
 )
 from kernels.simd.gates import sigmoid_gate, tanh_gate
-from kernels.simd.math import erf, exp, log, sigmoid, tanh
+from kernels.simd.math import exp, log, ndtr, sigmoid, tanh
 from kernels.simd.memory import (
     advance,
     aligned,
@@ -59,6 +59,7 @@ from kernels.simd.memory import (
     poke,
     prefetch,
     splat_like,
+    stack_room,
     store,
     store_bytes_masked,
     store_first,
@@ -67,6 +68,7 @@ from kernels.simd.memory import (
     store_masked,
     zeros_like,
 )
+from kernels.simd.places import array_at
 from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
 from kernels.simd.tile import dot_tile, multiply_gathered, multiply_tile
 from kernels.simd.transpose import transpose, transpose_block, transpose_tile_rows, transpose_vectors
@@ -84,11 +86,11 @@ __all__ = [
     "aligned",
     "all_lanes",
     "any_lane",
+    "array_at",
     "as_integers",
     "broadcast",
     "copysign",
     "dot_tile",
-    "erf",
     "evens",
     "exp",
     "floor",
@@ -112,6 +114,7 @@ __all__ = [
     "minimum_nan",
     "multiply_gathered",
     "multiply_tile",
+    "ndtr",
     "odds",
     "peek",
     "pointer",
@@ -128,6 +131,7 @@ __all__ = [
     "splat_integer",
     "splat_like",
     "sqrt",
+    "stack_room",
     "store",
     "store_bytes_masked",
     "store_first",

@@ -14,6 +14,8 @@ from numba.core import cgutils
 from kernels.simd.target import TARGET
 from kernels.simd.types import IntVector, Mask, SimdType, Vector
 
+#: Coefficients from which a polynomial is computed in two halves.
+_LONG_POLYNOMIAL = 9
 int32, int64 = ir.IntType(32), ir.IntType(64)
 
 
@@ -104,8 +106,15 @@ class Lanes:
         return self._call("copysign", sign)
 
     def polynomial(self, coefficients: Iterable[float]) -> "Lanes":
-        """sum of coefficients[i] * self**i, by Horner's rule."""
-        highest, *rest = reversed(list(coefficients))
+        """sum of coefficients[i] * self**i, by Horner's rule; a long one as even powers and odd ones, side by side.
+
+        In one chain each product waits for the one before, longer than a processor looks ahead.
+        """
+        coefficients = list(coefficients)
+        if len(coefficients) >= _LONG_POLYNOMIAL:
+            square = self * self
+            return square.polynomial(coefficients[1::2]).fma(self, square.polynomial(coefficients[::2]))
+        highest, *rest = reversed(coefficients)
         result = self.constant(highest)
         for coefficient in rest:
             result = result.fma(self, coefficient)

@@ -1,4 +1,4 @@
-"""exp, log, tanh, sigmoid and erf of vectors, float32 and float64, to about one unit in the last place.
+"""exp, log, tanh, sigmoid and ndtr of vectors, float32 and float64, to about one unit in the last place.
 
 Limits are those of the functions: infinities give theirs, NaN gives NaN, results below the normal range lose digits
 gradually. Each function is a few dozen instructions without a branch, written once for all types and lane counts.
@@ -51,21 +51,25 @@ FORMATS = {
 
 
 def _reduce(x: Lanes) -> tuple[Lanes, Lanes]:
-    """(shifted, rest) with exp(x) = 2**n * (1 + rest), where n is the low bits of `shifted`, |rest| below 0.42."""
-    return _reduce_twofold(x)[:2]
-
-
-def _reduce_twofold(x: Lanes) -> tuple[Lanes, Lanes, Lanes]:
-    """As _reduce, and third what is missing from `rest` by its own rounding."""
+    """(shifted, r) with exp(x) = 2**n * exp(r), where n is the low bits of `shifted`, |r| at most log(2) / 2."""
     dtype = x.type.dtype
     shifter = FORMATS[dtype].shifter
     shifted = x.fma(coefficients.LOG2_E, shifter)
     n = shifted - shifter
-    r = n.fma(-coefficients.LOG_2_LOW[dtype], n.fma(-coefficients.LOG_2_HIGH[dtype], x))
-    square, polynomial = r * r, r.polynomial(coefficients.EXP[dtype])
-    rest = square.fma(polynomial, r)
-    # Unused results cost nothing: LLVM drops them.
-    return shifted, rest, square.fma(polynomial, r - rest)
+    return shifted, n.fma(-coefficients.LOG_2_LOW[dtype], n.fma(-coefficients.LOG_2_HIGH[dtype], x))
+
+
+def reduce_simply(x: Lanes, factor: float = 1.0) -> tuple[Lanes, Lanes]:
+    """The same of x * factor, a power of two or its negative, in one step: r is off by up to n * 2**-29 (float32)."""
+    shifter = FORMATS[x.type.dtype].shifter
+    shifted = x.fma(factor * coefficients.LOG2_E, shifter)
+    return shifted, (shifted - shifter).fma(-coefficients.LOG_2, x * factor)
+
+
+def exp_series(r: Lanes) -> Lanes:
+    """exp(r) for |r| up to log(2) / 2."""
+    # The first terms by themselves, so that they are rounded once each.
+    return r.polynomial(coefficients.EXP[r.type.dtype]).fma(r, 1.0).fma(r, 1.0)
 
 
 def power_of_two(shifted: Lanes) -> Lanes:
@@ -76,8 +80,11 @@ def power_of_two(shifted: Lanes) -> Lanes:
     return exponent.as_float(shifted.type)
 
 
-def scale(x: Lanes, shifted: Lanes) -> Lanes:
-    """x * 2**n for n in the low bits of `shifted`, rounded once, also where the result is subnormal or infinite."""
+def scale(x: Lanes, shifted: Lanes, vanishes: Lanes | None = None) -> Lanes:
+    """x * 2**n for n in the low bits of `shifted`, rounded once, also where the result is subnormal or infinite.
+
+    In the lanes of the mask `vanishes` the result is 0, whatever is in x and `shifted`.
+    """
     vector = x.type
     layout = FORMATS[vector.dtype]
     if TARGET.has_avx512 and vector.lanes * vector.dtype.bitwidth == 512:
@@ -88,25 +95,32 @@ def scale(x: Lanes, shifted: Lanes) -> Lanes:
             f"llvm.x86.avx512.mask.scalef.{kind}.512",
             ir.FunctionType(llvm_vector, [llvm_vector, llvm_vector, llvm_vector, mask, emit.int32]),
         )
-        every_lane, rounding = ir.Constant(mask, -1), ir.Constant(emit.int32, 4)
-        unused = ir.Constant(llvm_vector, None)
-        return x.wrap(x.builder.call(function, [x.value, n.value, unused, every_lane, rounding]))
+        wanted = ir.Constant(mask, -1) if vanishes is None else x.builder.bitcast((~vanishes).value, mask)
+        zero, rounding = ir.Constant(llvm_vector, None), ir.Constant(emit.int32, 4)
+        return x.wrap(x.builder.call(function, [x.value, n.value, zero, wanted, rounding]))
+    if vanishes is not None:
+        # An exponent of 0 first: a product that underflows takes 25 times as long.
+        shifted = vanishes.select(x.constant(layout.shifter), shifted)
     # In two steps, because 2**n alone may not be a number: biased exponents half and rest, half + rest = n + 2 * bias.
     both = shifted.bits() - (layout.bits(layout.shifter) - 2 * layout.bias)
     half = both.shift_right(1)
     rest = both - half
     first, second = ((part << layout.mantissa_bits).as_float(vector) for part in (half, rest))
-    return x * first * second
+    scaled = x * first * second
+    return scaled if vanishes is None else vanishes.select(x.constant(0.0), scaled)
 
 
 def _exp(x: Lanes) -> Lanes:
-    layout = FORMATS[x.type.dtype]
-    # Zeros are put in at the end: scaling that underflows takes 25 times as long, and masked scores are all -inf.
-    is_zero = x.compare("<=", layout.exp_low)
     # In this order of operands NaN passes.
-    x = x.constant(layout.exp_high).minimum(is_zero.select(x.constant(0.0), x))
-    shifted, rest = _reduce(x)
-    return is_zero.select(x.constant(0.0), scale(rest + 1.0, shifted))
+    return exp_bounded(x.constant(FORMATS[x.type.dtype].exp_high).minimum(x))
+
+
+def exp_bounded(x: Lanes) -> Lanes:
+    """exp(x) for x below exp_high, or NaN."""
+    # Masked scores are all -inf, and what underflows is slow: those lanes are left out.
+    vanishes = x.compare("<=", FORMATS[x.type.dtype].exp_low)
+    shifted, r = _reduce(x)
+    return scale(exp_series(r), shifted, vanishes)
 
 
 def _log(x: Lanes) -> Lanes:
@@ -136,38 +150,30 @@ def _log(x: Lanes) -> Lanes:
 
 
 def _tanh(x: Lanes) -> Lanes:
-    bounded = x.constant(FORMATS[x.type.dtype].tanh_one).minimum(x.absolute())
-    shifted, rest, rest_low = _reduce_twofold(bounded + bounded)
-    power = power_of_two(shifted)
-    # t = exp(2|x|) - 1 without cancellation (near zero n is 0 and t is `rest` itself), and what its rounding lost.
-    t = power.fma(rest, power - 1.0)
-    t_low = power.fma(rest, power - 1.0 - t) + power * rest_low
-    # Small: tanh = t / (t + 2), and one step of correction, for which 1 / (t + 2) = (1 - tanh) / 2.
-    # Large: tanh = 1 - 2 / (t + 2), whose rounding errors count little.
-    is_large = t.compare(">", 16.0)
-    divisor = t + 2.0
-    divisor_low = t.minimum(2.0) - (divisor - t.maximum(2.0))
-    quotient = is_large.select(t.constant(-2.0), t) / divisor
-    missing = (-quotient).fma(divisor, t) + (-quotient).fma(divisor_low + t_low, t_low)
-    small = missing.fma(quotient.fma(-0.5, 0.5), quotient)
-    return is_large.select(quotient + 1.0, small).copysign(x)
+    dtype = x.type.dtype
+    size, square = x.absolute(), x * x
+    small = (x * square).fma(square.polynomial(coefficients.TANH_SMALL[dtype]), x)
+    # tanh = 1 - 2 / (exp(2|x|) + 1), in which the rounding errors of the quotient, below 1/4, count little.
+    shifted, r = reduce_simply(x.constant(FORMATS[dtype].tanh_one).minimum(size), 2.0)
+    quotient = x.constant(-2.0) / power_of_two(shifted).fma(exp_series(r), 1.0)
+    return size.compare("<", 1.0).select(small, quotient + 1.0).copysign(x)
 
 
 def _sigmoid(x: Lanes) -> Lanes:
     # exp of what is never positive cannot overflow, and for x < 0 keeps all digits of small results.
-    e = _exp(-x.absolute())
+    e = exp_bounded(-x.absolute())
     return x.compare(">=", 0.0).select(x.constant(1.0), e) / (e + 1.0)
 
 
-def _erf(x: Lanes) -> Lanes:
-    dtype = x.type.dtype
-    small = x.fma((x * x).polynomial(coefficients.ERF_SMALL[dtype]), x)
-    size = x.absolute()
-    bounded = x.constant(coefficients.ERF_ONE[dtype]).minimum(size)
-    shifted, rest = _reduce(bounded.polynomial(coefficients.ERF_LARGE[dtype]))
-    power = power_of_two(shifted)
-    large = x.constant(1.0) - power.fma(rest, power)
-    return size.compare("<", 1.0).select(small, large.copysign(x))
+def _ndtr(x: Lanes) -> Lanes:
+    layout = FORMATS[x.type.dtype]
+    # Past 20 there is no tail in any element type; in this order of operands NaN passes.
+    exponent = x.constant(20.0).minimum(x.absolute()).polynomial(coefficients.NDTR[x.type.dtype])
+    # The tail is left out where its power of two would not be a normal number.
+    vanishes = exponent.compare("<", -(layout.bias - 1) * coefficients.LOG_2)
+    shifted, r = reduce_simply(exponent)
+    tail = vanishes.select(x.constant(0.0), power_of_two(shifted) * exp_series(r))
+    return x.compare("<", 0.0).select(tail, x.constant(1.0) - tail)
 
 
 @intrinsic
@@ -195,6 +201,6 @@ def sigmoid(typing_context, x):
 
 
 @intrinsic
-def erf(typing_context, x):
-    """The error function, for the exact gelu."""
-    return lanewise(_erf, x)
+def ndtr(typing_context, x):
+    """Distribution function of the standard normal, for the exact gelu: about a unit off at the scale of 1/2 to 1."""
+    return lanewise(_ndtr, x)

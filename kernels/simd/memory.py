@@ -12,6 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels.simd import emit
@@ -46,6 +47,24 @@ def pointer(typing_context, array, element_offset=0):
         return emit.element(builder, data, arguments[1])
 
     return types.CPointer(array.dtype)(array, types.int64), code
+
+
+@intrinsic(prefer_literal=True)
+def stack_room(typing_context, like, vectors):
+    """Pointer to room for a literal number of Vectors of the element type of `like`, contents unspecified.
+
+    It lies on the stack of the function that calls this, and is gone when that returns.
+    """
+    vector = vector_like(like)
+    if vector is None or not isinstance(vectors, types.IntegerLiteral):
+        return None
+    count = vectors.literal_value
+
+    def code(context, builder, signature, arguments):
+        room = cgutils.alloca_once(builder, ir.ArrayType(vector.llvm_type(), count))
+        return builder.bitcast(room, ir.PointerType(vector.llvm_type().element))
+
+    return types.CPointer(vector.dtype)(like, vectors), code
 
 
 @intrinsic

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import math
 
+from kernels.runtime.indices import any_outside
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
+    array_at,
     broadcast,
     exp,
     full,
@@ -26,9 +28,21 @@ from kernels.simd import (
     poke,
     reduce_add,
     select,
+    stack_room,
+    store_first,
     zeros_like,
 )
-from kernels.softmax.rows import column_statistics, load_part, row_statistics, store_part
+from kernels.softmax.rows import (
+    ROOM,
+    SHORT,
+    column_statistics,
+    columns_of_rows,
+    four_column_statistics,
+    load_part,
+    row_statistics,
+    store_four,
+    store_part,
+)
 
 
 @jit
@@ -85,6 +99,20 @@ def _add_index_terms(
 
 
 @jit
+def _short_row_statistics(p, r, v, first, last, classes):
+    """Maxima r and logs v of rows first to last of at most SHORT vectors."""
+    lanes = lanes_of(p)
+    columns = stack_room(p, ROOM)
+    mask = lane_mask(p, 0, lanes)
+    for row in range(first, last, lanes):
+        rows = min(lanes, last - row)
+        columns_of_rows(p, row * classes, rows, classes, columns)
+        largest, total = column_statistics(columns, 0, classes, lanes, True, mask)
+        store_first(r, row, largest, rows)
+        store_first(v, row, log(total), rows)
+
+
+@jit
 def losses_of_rows(
     first, last, x, indices, soft, weight, losses, maxima, logs, classes, ignore_index, indexed, weighted, hard, even
 ):
@@ -92,11 +120,15 @@ def losses_of_rows(
     p, s, w = pointer(x), pointer(soft), pointer(weight)
     lanes = lanes_of(p)
     dense = not indexed or even != 0
+    short = classes <= SHORT * lanes
+    if short:
+        _short_row_statistics(p, pointer(maxima), pointer(logs), first, last, classes)
     for row in range(first, last):
         start = row * classes
-        largest, total = row_statistics(p, start, classes)
-        maxima[row] = largest
-        logs[row] = math.log(total)
+        if not short:
+            largest, total = row_statistics(p, start, classes)
+            maxima[row] = largest
+            logs[row] = math.log(total)
         losses[row] = 0
         if dense:
             sums = zeros_like(p)
@@ -114,6 +146,12 @@ def losses_of_rows(
 
 
 @jit
+def _vectors_together(number, last, column, inner, lanes):
+    """How many vectors of columns, from this one, are taken together: 4 where they lie side by side, else 1."""
+    return 4 if number + 4 <= last and column + 4 * lanes <= inner else 1
+
+
+@jit
 def losses_of_columns(
     first, last, x, indices, soft, weight, losses, maxima, logs, classes, inner, ignore_index,
     indexed, weighted, hard, even
@@ -124,29 +162,38 @@ def losses_of_columns(
     lanes = lanes_of(p)
     dense = not indexed or even != 0
     vectors = (inner + lanes - 1) // lanes
-    for number in range(first, last):
+    number = first
+    while number < last:
         column = number % vectors * lanes
         outer = number // vectors
         start = outer * classes * inner + column
         row = outer * inner + column
+        count = _vectors_together(number, last, column, inner, lanes)
         whole = column + lanes <= inner
         mask = lane_mask(p, 0, inner - column)
-        largest, total = column_statistics(p, start, classes, inner, whole, mask)
-        total = log(total)
-        store_part(r, row, largest, whole, mask)
-        store_part(v, row, total, whole, mask)
-        sums = zeros_like(p)
-        if dense:
-            for c in range(classes):
-                i = start + c * inner
-                u = _dense_column(s, i, w, c, whole, mask, indexed, weighted, hard, even)
-                sums = sums + u * (largest - load_part(p, i, whole, mask, 0.0) + total)
-        store_part(q, row, sums, whole, mask)
+        if count == 4:
+            largest, total = four_column_statistics(p, start, classes, inner)
+            store_four(r, row, largest)
+            store_four(v, row, (log(total[0]), log(total[1]), log(total[2]), log(total[3])))
+        else:
+            one, sum_of_one = column_statistics(p, start, classes, inner, whole, mask)
+            store_part(r, row, one, whole, mask)
+            store_part(v, row, log(sum_of_one), whole, mask)
+        for j in range(row, row + count * lanes, lanes):
+            sums = zeros_like(p)
+            if dense:
+                level, rest = load_part(r, j, whole, mask, 0.0), load_part(v, j, whole, mask, 0.0)
+                for c in range(classes):
+                    i = start + j - row + c * inner
+                    u = _dense_column(s, i, w, c, whole, mask, indexed, weighted, hard, even)
+                    sums = sums + u * (level - load_part(p, i, whole, mask, 0.0) + rest)
+            store_part(q, j, sums, whole, mask)
         if indexed:
-            rows = min(lanes, inner - column)
+            rows = min(count * lanes, inner - column)
             _add_index_terms(
                 row, row + rows, x, indices, weight, losses, maxima, logs, classes, inner, ignore_index, weighted, hard
             )
+        number += count
 
 
 @jit
@@ -180,6 +227,22 @@ def reduce_losses(losses, indices, weight, loss, divisor, classes, ignore_index,
         divisor[()] = count
         total /= count
     loss[()] = total
+
+
+@jit
+def loss_at(input, target, like, room, loss, rows, classes, ignore_index, hard, even, mean):
+    """loss, 0-d, of rows of logits and their class indices at places (kernels.simd.places); True where one is wrong.
+
+    like: any array of int64; room: scratch, 3 numbers for each row.
+    """
+    x, indices = array_at(room, input, rows * classes), array_at(like, target, rows)
+    if any_outside(indices, classes, ignore_index):
+        return True
+    losses, maxima, logs = room[:rows], room[rows : 2 * rows], room[2 * rows :]
+    losses_of_rows(0, rows, x, indices, x, x, losses, maxima, logs, classes, ignore_index, True, False, hard, even)
+    # The divisor is written first, where the loss goes.
+    reduce_losses(losses, indices, x, loss, loss, classes, ignore_index, True, False, mean)
+    return False
 
 
 @jit
@@ -241,19 +304,24 @@ def gradient_of_columns(
     first, last, grad, x, indices, soft, weight, maxima, logs, divisor, grad_x, grad_soft, row_u, row_g, classes, inner,
     ignore_index, indexed, weighted, hard, even, each, mean, wants_x, wants_soft
 ):  # fmt: skip
-    """The same for vectors first to last of columns. row_u, row_g: scratch, one number for each row."""
+    """The same for vectors first to last of columns. row_u, row_g: scratch, one number for each row.
+
+    In row_u are the sums of the targets first, then their products with row_g.
+    """
     p, s, w, q, t = pointer(x), pointer(soft), pointer(weight), pointer(grad_x), pointer(grad_soft)
     r, v, a, b = pointer(maxima), pointer(logs), pointer(row_u), pointer(row_g)
     lanes = lanes_of(p)
     dense = not indexed or even != 0
     even_sum = even * _weight_sum(w, classes, weighted)
     vectors = (inner + lanes - 1) // lanes
-    for number in range(first, last):
+    number = first
+    while number < last:
         column = number % vectors * lanes
         outer = number // vectors
         start = outer * classes * inner + column
         row = outer * inner + column
-        rows = min(lanes, inner - column)
+        count = _vectors_together(number, last, column, inner, lanes)
+        rows = min(count * lanes, inner - column)
         whole = column + lanes <= inner
         mask = lane_mask(p, 0, inner - column)
         for j in range(row, row + rows):
@@ -261,32 +329,32 @@ def gradient_of_columns(
             row_g[j] = g / divisor[0] if mean else g
             row_u[j] = 0
             if indexed:
-                if indices[j] == ignore_index:
-                    # A negative sum of targets marks a row that has none.
-                    row_u[j] = -1
-                else:
+                if indices[j] != ignore_index:
                     row_u[j] = hard * _class_weight(w, indices[j], weighted) + even_sum
-        gradient = load_part(b, row, whole, mask, 0.0)
-        u_sum = load_part(a, row, whole, mask, 0.0)
-        if not indexed:
-            for c in range(classes):
-                i = start + c * inner
-                u_sum = u_sum + _dense_column(s, i, w, c, whole, mask, indexed, weighted, hard, even)
-        factor = u_sum * gradient
-        largest, total = load_part(r, row, whole, mask, 0.0), load_part(v, row, whole, mask, 0.0)
+        for j in range(row, row + count * lanes, lanes):
+            u_sum = load_part(a, j, whole, mask, 0.0)
+            if not indexed:
+                for c in range(classes):
+                    i = start + j - row + c * inner
+                    u_sum = u_sum + _dense_column(s, i, w, c, whole, mask, indexed, weighted, hard, even)
+            # From here on the factor of the exponentials.
+            store_part(a, j, u_sum * load_part(b, j, whole, mask, 0.0), whole, mask)
         for c in range(classes):
-            i = start + c * inner
-            log_p = load_part(p, i, whole, mask, 0.0) - largest - total
-            if wants_x:
-                found = exp(log_p) * factor
-                if dense:
-                    found = found - _dense_column(s, i, w, c, whole, mask, indexed, weighted, hard, even) * gradient
-                store_part(q, i, found, whole, mask)
-            if wants_soft:
-                found = log_p * gradient * (-hard)
-                if weighted:
-                    found = found * broadcast(w, c)
-                store_part(t, i, found, whole, mask)
+            for j in range(row, row + count * lanes, lanes):
+                i = start + j - row + c * inner
+                gradient = load_part(b, j, whole, mask, 0.0)
+                log_p = load_part(p, i, whole, mask, 0.0) - load_part(r, j, whole, mask, 0.0)
+                log_p = log_p - load_part(v, j, whole, mask, 0.0)
+                if wants_x:
+                    found = exp(log_p) * load_part(a, j, whole, mask, 0.0)
+                    if dense:
+                        found = found - _dense_column(s, i, w, c, whole, mask, indexed, weighted, hard, even) * gradient
+                    store_part(q, i, found, whole, mask)
+                if wants_soft:
+                    found = log_p * gradient * (-hard)
+                    if weighted:
+                        found = found * broadcast(w, c)
+                    store_part(t, i, found, whole, mask)
         if indexed:
             for j in range(row, row + rows):
                 i = start + j - row
@@ -296,3 +364,4 @@ def gradient_of_columns(
                 else:
                     i += indices[j] * inner
                     poke(q, i, peek(q, i) - row_g[j] * hard * _class_weight(w, indices[j], weighted))
+        number += count

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from kernels.op import Implementation, limits
+from kernels.op import Implementation
 from kernels.runtime.indices import any_outside
 from kernels.runtime.numba_cpu import contiguous, empty, threaded, threads_for
 from kernels.simd import VECTOR_BYTES
@@ -19,6 +20,7 @@ Array = np.ndarray[Any, Any]
 GRAIN = 16384
 
 _rows = threaded(softmax_cpu.softmax_rows)
+_rows_at = threaded(softmax_cpu.softmax_rows_at)
 _columns = threaded(softmax_cpu.softmax_columns)
 _rows_backward = threaded(softmax_cpu.softmax_rows_backward)
 _columns_backward = threaded(softmax_cpu.softmax_columns_backward)
@@ -46,6 +48,21 @@ def softmax(p: SoftmaxProblem, x: Array) -> tuple[Array]:
     else:
         _columns(_vectors(outer, inner, x.itemsize), threads, x.reshape(-1), out.reshape(-1), size, inner, is_log)
     return (out,)
+
+
+def softmax_by_address(p: SoftmaxProblem) -> Callable[..., Array] | None:
+    """softmax along the last dimension of a contiguous x."""
+    outer, n, inner = p.extents
+    if p.x.strides is not None or inner != 1:
+        return None
+    size, shape, dtype, is_log = p.x.size, p.x.shape, np.dtype(p.x.dtype), p.op == "log_softmax"
+
+    def run(x: Array | int) -> Array:
+        out = empty(size, dtype)
+        _rows_at(outer, threads_for(size, GRAIN), x, out, n, is_log)
+        return out.reshape(shape)
+
+    return run
 
 
 def softmax_backward(p: SoftmaxProblem, grad_output: Array, output: Array) -> tuple[Array]:
@@ -121,6 +138,24 @@ def cross_entropy(
     return loss, maximum.reshape(p.rows_shape), log_sum.reshape(p.rows_shape), divisor
 
 
+def loss_by_address(p: CrossEntropyProblem) -> Callable[..., Array | None] | None:
+    """The reduced loss of rows of contiguous logits and int64 classes, in one thread; None where a class is wrong."""
+    rows, classes, inner = p.extents
+    plain = p.indexed and p.target.dtype == "int64" and p.weight is None and inner == 1 and p.reduction != "none"
+    if not plain or p.trains or p.input.strides or p.target.strides or not 0 < rows * classes < 2 * GRAIN:
+        return None
+    hard, even = 1 - p.label_smoothing, p.label_smoothing / classes
+    dtype, unused, ignored, mean = np.dtype(p.input.dtype), _UNUSED["int64"], p.ignore_index, p.reduction == "mean"
+
+    def run(input: Array | int, target: Array | int, weight: None) -> Array | None:
+        room, loss = empty(3 * rows, dtype), empty((), dtype)
+        if cross_entropy_cpu.loss_at(input, target, unused, room, loss, rows, classes, ignored, hard, even, mean):
+            return None
+        return loss
+
+    return run
+
+
 def cross_entropy_backward(
     p: CrossEntropyProblem,
     grad_loss: Array,
@@ -172,9 +207,22 @@ def _describe_cross_entropy(p: CrossEntropyProblem) -> str:
     return "lanes along the classes" if p.extents[2] == 1 else "lanes across the inner dimensions"
 
 
-_torch_below = limits(3100, 3500)
-Implementation(SOFTMAX, "numba", softmax, softmax_backward, describe=_describe_softmax, torch_below=_torch_below)
-Implementation(LOG_SOFTMAX, "numba", softmax, softmax_backward, describe=_describe_softmax, torch_below=_torch_below)
+def _torch_below(p: SoftmaxProblem) -> int:
+    """Operations below which torch's own function is faster. It takes short rows number by number."""
+    _, n, inner = p.extents
+    if inner > 1 or n < 16:
+        return 3500 if p.trains else 800 if inner == 1 else 3100
+    if p.x.dtype == "float32":
+        return 160_000 if p.trains else 11_000
+    return 25_000 if p.trains else 3000
+
+
+for _op in (SOFTMAX, LOG_SOFTMAX):
+    Implementation(
+        _op, "numba", softmax, softmax_backward,
+        describe=_describe_softmax, torch_below=_torch_below, by_address=softmax_by_address,
+    )  # fmt: skip
 Implementation(
-    CROSS_ENTROPY, "numba", cross_entropy, cross_entropy_backward, describe=_describe_cross_entropy, checks_values=True
-)
+    CROSS_ENTROPY, "numba", cross_entropy, cross_entropy_backward,
+    describe=_describe_cross_entropy, checks_values=True, by_address=loss_by_address,
+)  # fmt: skip

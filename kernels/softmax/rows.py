@@ -2,7 +2,9 @@
 
 Two forms of every kernel exist. Where the classes are the innermost dimension, a row of classes is contiguous and lanes
 are classes. Else lanes are neighbours in the inner dimensions, and the loop over the classes steps from one to the
-next: then nothing has to be added up across lanes.
+next: then nothing has to be added up across lanes. Such columns are taken four vectors at a time where that many lie
+side by side: one vector of each class, often a page from the next, is no stream that the caches could foresee.
+Short rows are turned into columns: a block of as many rows as there are lanes is transposed, and back.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import math
 
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
+    advance,
     exp,
     full,
     lanes_of,
@@ -23,11 +26,19 @@ from kernels.simd import (
     select,
     store,
     store_masked,
+    transpose_block,
     zeros_like,
 )
+from kernels.simd.target import VECTOR_BYTES
 
 #: Elements of a row whose maximum and sum are taken while they are in the first-level cache.
 CHUNK = 2048
+#: Rows of up to so many vectors are turned into columns; for longer ones the transposes cost more than they save.
+SHORT = 2
+#: Rows of up to so many vectors are taken four together.
+MEDIUM = 16
+#: Vectors of a transposed block of short rows: each element of a row becomes one.
+ROOM = SHORT * VECTOR_BYTES // 4
 
 
 @jit
@@ -45,6 +56,39 @@ def store_part(p, i, v, whole, mask):
         store(p, i, v)
     else:
         store_masked(p, i, v, mask)
+
+
+@jit
+def load_four(p, i):
+    """Four vectors side by side at p[i]."""
+    lanes = lanes_of(p)
+    return load(p, i), load(p, i + lanes), load(p, i + 2 * lanes), load(p, i + 3 * lanes)
+
+
+@jit
+def store_four(p, i, v):
+    """Store four vectors side by side at p[i]."""
+    lanes = lanes_of(p)
+    store(p, i, v[0])
+    store(p, i + lanes, v[1])
+    store(p, i + 2 * lanes, v[2])
+    store(p, i + 3 * lanes, v[3])
+
+
+@jit
+def columns_of_rows(p, start, rows, n, columns):
+    """columns[c * lanes + r] = p[start + r * n + c] for r < rows and c < n: rows, at most `lanes`, as vectors."""
+    lanes = lanes_of(p)
+    for c in range(0, n, lanes):
+        transpose_block(advance(p, start + c), n, rows, n - c, advance(columns, c * lanes), lanes)
+
+
+@jit
+def rows_of_columns(columns, p, start, rows, n):
+    """The way back: p[start + r * n + c] = columns[c * lanes + r]."""
+    lanes = lanes_of(p)
+    for c in range(0, n, lanes):
+        transpose_block(advance(columns, c * lanes), lanes, n - c, rows, advance(p, start + c), n)
 
 
 @jit
@@ -128,3 +172,22 @@ def column_statistics(p, start, classes, step, whole, mask):
     for c in range(classes):
         total = total + exp(load_part(p, start + c * step, whole, mask, 0.0) - largest)
     return largest, select(largest > -math.inf, total, math.nan)
+
+
+@jit
+def four_column_statistics(p, start, classes, step):
+    """The same of four vectors of columns side by side: (four maxima, four sums)."""
+    a = full(p, -math.inf)
+    b, c, d = a, a, a
+    for i in range(start, start + classes * step, step):
+        v = load_four(p, i)
+        a, b, c, d = maximum(v[0], a), maximum(v[1], b), maximum(v[2], c), maximum(v[3], d)
+    e = zeros_like(p)
+    f, g, h = e, e, e
+    for i in range(start, start + classes * step, step):
+        v = load_four(p, i)
+        e, f, g, h = e + exp(v[0] - a), f + exp(v[1] - b), g + exp(v[2] - c), h + exp(v[3] - d)
+    low = -math.inf
+    e, f = select(a > low, e, math.nan), select(b > low, f, math.nan)
+    g, h = select(c > low, g, math.nan), select(d > low, h, math.nan)
+    return (a, b, c, d), (e, f, g, h)

@@ -6,7 +6,7 @@ Run as a program it prints that file's tables; test_math.py holds the tables to 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mpmath import cos, erf, erfc, exp, expm1, log, lu_solve, matrix, mp, mpf, pi, sqrt
+from mpmath import cos, erfc, exp, expm1, log, lu_solve, matrix, mp, mpf, pi, sqrt, tanh
 
 mp.dps = 50
 Function = Callable[[mpf], mpf]
@@ -67,8 +67,17 @@ def _log_rest(z: mpf) -> mpf:
     return mpf(2) / 3 + 2 * z / 5 if z < mpf("1e-14") else (log((1 + s) / (1 - s)) / s - 2) / z
 
 
-def _erf_rest(z: mpf) -> mpf:
-    return 2 / sqrt(pi) - 1 if z == 0 else erf(sqrt(z)) / sqrt(z) - 1
+def _upper_tail(t: mpf) -> mpf:
+    return erfc(t / sqrt(mpf(2))) / 2
+
+
+def _of_ndtr(t: mpf) -> mpf:
+    return _upper_tail(t) / (1 - _upper_tail(t))
+
+
+def _tanh_rest(z: mpf) -> mpf:
+    x = sqrt(z)
+    return 2 * z / 15 - mpf(1) / 3 if z < mpf("1e-14") else (tanh(x) / x - 1) / z
 
 
 _HALF_LOG_2 = log(mpf(2)) / 2 * mpf("1.002")
@@ -78,9 +87,11 @@ _TINY = mpf("1e-8")
 FITS = {
     "EXP": Fit(_exp_rest, lambda r: r * r * exp(-r) + _TINY, -_HALF_LOG_2, _HALF_LOG_2, {"float32": 4, "float64": 9}),
     "LOG": Fit(_log_rest, lambda z: z + _TINY, mpf(0), _LARGEST_SQUARE, {"float32": 2, "float64": 6}),
-    "ERF_SMALL": Fit(_erf_rest, lambda z: mpf(1), mpf(0), mpf(1), {"float32": 6, "float64": 11}),
-    "ERF_LARGE_FLOAT32": Fit(lambda x: log(erfc(x)), lambda x: erfc(x) / erf(x), mpf(1), mpf(4), {"float32": 7}),
-    "ERF_LARGE_FLOAT64": Fit(lambda x: log(erfc(x)), lambda x: erfc(x) / erf(x), mpf(1), mpf(6), {"float64": 18}),
+    "TANH_SMALL": Fit(
+        _tanh_rest, lambda z: z / (1 + z * _tanh_rest(z)) + _TINY, mpf(0), mpf(1), {"float32": 6, "float64": 14}
+    ),
+    "NDTR_FLOAT32": Fit(lambda t: log(_upper_tail(t)), _of_ndtr, mpf(0), mpf("5.6"), {"float32": 8}),
+    "NDTR_FLOAT64": Fit(lambda t: log(_upper_tail(t)), _of_ndtr, mpf(0), mpf("8.5"), {"float64": 23}),
 }
 
 

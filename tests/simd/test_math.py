@@ -1,17 +1,17 @@
-"""exp, log, tanh, sigmoid and erf: errors beside PyTorch's, limits, and where the coefficients come from."""
+"""exp, log, tanh, sigmoid and ndtr: errors beside PyTorch's, limits, and where the coefficients come from."""
 
 import numpy as np
 import pytest
 from numba import njit, types
 
-from kernels.simd import coefficients, erf, exp, lanes_of, load_first, log, pointer, sigmoid, store_first, tanh
+from kernels.simd import coefficients, exp, lanes_of, load_first, log, ndtr, pointer, sigmoid, store_first, tanh
 
 mpmath = pytest.importorskip("mpmath")
 torch = pytest.importorskip("torch")
 
 from tests.simd.fit_polynomials import FITS, fits  # noqa: E402  needs mpmath
 
-NAMES = ["exp", "log", "tanh", "sigmoid", "erf"]
+NAMES = ["exp", "log", "tanh", "sigmoid", "ndtr"]
 DTYPES = [np.float32, np.float64]
 
 
@@ -26,7 +26,7 @@ def run_math(x, out):
         store_first(q, n + i, log(value), n - i)
         store_first(q, 2 * n + i, tanh(value), n - i)
         store_first(q, 3 * n + i, sigmoid(value), n - i)
-        store_first(q, 4 * n + i, erf(value), n - i)
+        store_first(q, 4 * n + i, ndtr(value), n - i)
 
 
 def ours(name, x):
@@ -43,17 +43,18 @@ def exact(name, x):
         if name == "sigmoid":
             small = np.exp(-abs(x))
             return np.where(x >= 0, 1, small) / (1 + small)
-        if name == "erf":
+        if name == "ndtr":
+            # Beyond these bounds it is 0 or 1.
+            bounded = np.clip(x, -150, 150)
             with mpmath.workdps(30):
-                digits = [mpmath.nstr(mpmath.erf(mpmath.mpf(float(value))), 25) for value in x]
-            # mpmath has no negative zero.
-            return np.copysign(np.array([np.longdouble(number) for number in digits]), x)
+                digits = [mpmath.nstr(mpmath.ncdf(mpmath.mpf(float(value))), 25) for value in bounded]
+            return np.array([np.longdouble(number) for number in digits])
         return getattr(np, name)(x)
 
 
 def points(name, dtype):
     rng = np.random.default_rng(0)
-    count = 2000 if name == "erf" else 100_000
+    count = 2000 if name == "ndtr" else 100_000
     low, high = (-103, 88.7) if dtype == np.float32 else (-744, 709.7)
     smallest = np.finfo(dtype).tiny
     parts = [
@@ -71,9 +72,10 @@ def points(name, dtype):
     return x
 
 
-def error_in_ulp(found, wanted):
+def error_in_ulp(found, wanted, least=0.0):
+    """The largest error, in units of the results, or of `least` where these are smaller."""
     with np.errstate(over="ignore", under="ignore"):
-        unit = np.spacing(abs(wanted).astype(found.dtype)).astype(np.longdouble)
+        unit = np.spacing(np.maximum(abs(wanted), least).astype(found.dtype)).astype(np.longdouble)
     return float(np.max(abs(found - wanted) / unit))
 
 
@@ -84,8 +86,10 @@ def test_error_at_most_twice_that_of_torch(name, dtype):
         pytest.skip("long double is no longer than double here")
     x = points(name, dtype)
     wanted = exact(name, x)
-    error = error_in_ulp(ours(name, x), wanted)
-    theirs = error_in_ulp(getattr(torch, name)(torch.from_numpy(x)).numpy(), wanted)
+    # gelu multiplies x by ndtr(x): in the lower tail, what counts is the error beside results of 1/2 to 1.
+    least = 0.5 if name == "ndtr" else 0.0
+    error = error_in_ulp(ours(name, x), wanted, least)
+    theirs = error_in_ulp(getattr(torch.special if least else torch, name)(torch.from_numpy(x)).numpy(), wanted, least)
     # PyTorch's sigmoid drops its smallest values to zero; that error is no yardstick.
     budget = 2.5 if name == "sigmoid" else 2 * max(theirs, 0.6)
     print(f"{name} {np.dtype(dtype)}: {error:.2f} ulp, torch {theirs:.2f}")
