@@ -1,6 +1,6 @@
 """Metrics by Keras' names and arguments, gathered batch by batch on the output's device: only reading one waits.
 
-    model.compile(..., metrics=["accuracy", metrics.SparseTopKCategoricalAccuracy(k=3), metrics.Precision()])
+model.compile(..., metrics=["accuracy", metrics.SparseTopKCategoricalAccuracy(k=3), metrics.Precision()])
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Metric(Recorded):
     direction: str | None = "max"
     #: True where logits give the same result as probabilities.
     takes_logits = False
+    #: True where padded steps of the output are left out.
+    skips_padding = False
 
     def __init__(self, name: str | None = None) -> None:
         if name is not None:
@@ -70,6 +72,8 @@ class Metric(Recorded):
 
 class MeanMetric(Metric):
     """The (weighted) mean of one value a sample. A subclass writes `values`."""
+
+    skips_padding = True
 
     def values(self, y_true: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
         """One value a sample, (N, ...), or the batch's mean as a scalar."""
@@ -276,6 +280,7 @@ class FunctionMetric(MeanMetric):
     """A function of (y_true, y_pred), as Keras calls it, that gives one value a sample or the batch's mean."""
 
     direction = None
+    skips_padding = False  # it may give the mean alone
 
     def __init__(self, function: MetricFunction) -> None:
         super().__init__(getattr(function, "__name__", type(function).__name__))

@@ -15,6 +15,7 @@ from nnlib import activity, ops, regularizers
 from nnlib.calling import Called
 from nnlib.configuration import Recorded
 from nnlib.initializers import InitializerChoice, fill
+from nnlib.layers.padding import note_lengths, noted_lengths
 from nnlib.layers.rules import View, WeightRule, features_last, look_up_rule, losses_of
 
 # Sizes of a tensor, the batch first; None is a size that is not fixed, as in Keras.
@@ -38,9 +39,10 @@ class Layer(Recorded, Called):
     backend: the kernels' backend for this layer (default None: the model's, or else kernels' own choice).
     name: unique within a model (default: the class' name in lower case, with a number where it is needed).
 
-    Sequences of different lengths lie in one array (N, T, ...) whose rows are padded at their end, with `lengths` (N,),
-    int64, beside it: how many steps of a row are real. Embedding(mask_zero=True) finds them, layers with
-    `takes_lengths` are given them, and `output_lengths` says what they are further on.
+    Sequences of different lengths lie in one array (N, T, ...) with padding. Embedding(mask_zero=True) and Masking find
+    the real steps, and a layer's output tells the next one: `lengths` (N,), int64, where all padding is at the end of
+    its row, else a mask (N, T), bool. Layers with `takes_lengths` are given them unless the call says lengths= or
+    mask=, and `output_lengths` says what they are further on. See nnlib.layers.padding.
     """
 
     #: False for layers that also take integers.
@@ -79,9 +81,7 @@ class Layer(Recorded, Called):
             for part in parts:
                 setattr(self, f"{part}_{kind}", None)
         for option, value in rules.items():
-            setattr(
-                self, option, look_up_rule(type(self).__name__, option, value, self.regularized, self.constrained)
-            )
+            setattr(self, option, look_up_rule(type(self).__name__, option, value, self.regularized, self.constrained))
         #: By the names of the parameters.
         self.weight_rules: dict[str, WeightRule] = {}
         self.device = device
@@ -151,9 +151,9 @@ class Layer(Recorded, Called):
         return input_shape
 
     def output_lengths(self, x: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor | None:
-        """The lengths (N,) of the output's rows, None when there is no padding or it is no longer told apart.
+        """The lengths of the output's rows, None when there is no padding or it is no longer told apart.
 
-        x: the input; lengths: of its rows. Warns where padding is from here on treated like any other step.
+        x: the input; lengths: of its rows, or a mask. Warns where padding is from here on treated like any other step.
         """
         if lengths is None or self.keeps_lengths:
             return lengths
@@ -187,7 +187,11 @@ class Layer(Recorded, Called):
             self._fitting_shape = shape[1:]
         if self.needs_floating_input and not x.is_floating_point():
             raise TypeError(f"{self.name}: input must be floating point, got {x.dtype}; images: x / 255.0")
+        lengths = noted_lengths(x)
+        if lengths is not None and self.takes_lengths and options.get("mask") is None:
+            options.setdefault("lengths", lengths)
         output = self.call(x, *more, **options)
+        note_lengths(output, self.output_lengths(x, lengths))
         if self.activity_regularizer is not None:
             if torch.compiler.is_compiling():
                 raise RuntimeError(f"{self.name}: activity_regularizer does not work under torch.compile")

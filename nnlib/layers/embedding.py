@@ -24,14 +24,13 @@ class Embedding(Layer):
     output_dim), as in torch.nn.Embedding.
 
     embeddings_initializer: see nnlib.initializers; embeddings_regularizer, embeddings_constraint: see Layer.
-    mask_zero: token 0 is padding, at the end of each row (N, T) alone; a Sequential then tells the layers behind how
-    long each row is.
+    mask_zero: token 0 is padding in rows (N, T); the output then tells the layers behind which steps are real.
     weights: an array (input_dim, output_dim), or a list of one, to start from (default None: embeddings_initializer).
     input_length: T, where it is fixed: the model is then built at once, and other lengths are refused.
     input_shape, device, backend, name: see Layer.
 
     Raises IndexError for a token out of range; TypeError for input that is not integer; ValueError if an argument is
-    out of its range, an input does not fit, or (where mask_zero is used) a row has a token behind a 0.
+    out of its range or an input does not fit.
     """
 
     needs_floating_input = False

@@ -63,13 +63,6 @@ class EmbeddingOptions(LayerOptions, total=False):
     embeddings_constraint: ConstraintChoice
 
 
-class AttentionOptions(LayerOptions, total=False):
-    """Of attention."""
-
-    kernel_regularizer: RegularizerChoice
-    bias_regularizer: RegularizerChoice
-
-
 class RecurrentOptions(KernelOptions, total=False):
     """Of recurrent layers; what they do is said there."""
 
