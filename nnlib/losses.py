@@ -367,6 +367,7 @@ LOSSES: dict[str, type[Loss]] = {
     "sparse_categorical_crossentropy": SparseCategoricalCrossentropy,
     "categorical_crossentropy": CategoricalCrossentropy,
     "binary_crossentropy": BinaryCrossentropy,
+    "bce": BinaryCrossentropy,
     "mean_squared_error": MeanSquaredError,
     "mse": MeanSquaredError,
     "mean_absolute_error": MeanAbsoluteError,
@@ -377,6 +378,7 @@ LOSSES: dict[str, type[Loss]] = {
     "log_cosh": LogCosh,
     "poisson": Poisson,
     "kl_divergence": KLDivergence,
+    "kld": KLDivergence,
 }
 
 

@@ -320,7 +320,8 @@ def get_metric(choice: Any) -> Metric:
     if isinstance(choice, str):
         known: dict[str, Any] = {**METRICS, **LOSSES}
         kind = look_up("metrics", choice, known)
-        return LossMetric(kind(), choice.lower()) if issubclass(kind, Loss) else kind(name=choice.lower())
+        name = choice.lower() if choice.lower() in known else None  # of a class' name the class has its own
+        return LossMetric(kind(), name) if issubclass(kind, Loss) else kind(name=name)
     if isinstance(choice, type) and issubclass(choice, (Metric, Loss)):
         choice = choice()
     if isinstance(choice, Loss):

@@ -237,8 +237,6 @@ def keras_names() -> Iterator[None]:
         for name, position in _WEIGHTS.items():
             stack.enter_context(mock.patch.object(layers.Layer, name, _named(name, position), create=True))
         stack.enter_context(mock.patch.object(layers.SeparableConv2D, "bias", _named("bias", 2), create=True))
-        for name, function in (("get_weights", keras_weights), ("set_weights", set_keras_weights)):
-            stack.enter_context(mock.patch.object(layers.Layer, name, function, create=True))
         stack.enter_context(mock.patch.object(torch.nn.Parameter, "assign", _assign, create=True))
         yield
 
