@@ -6,6 +6,7 @@ model.compile(..., metrics=["accuracy", metrics.SparseTopKCategoricalAccuracy(k=
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -37,11 +38,21 @@ class Metric(Recorded):
             self.name = name
         self._sums: list[torch.Tensor] = []
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "update_state" in vars(cls):
+            cls.update_state = _on_arrays_too(cls.update_state)  # type: ignore[method-assign]
+
     def update_state(
         self, y_true: torch.Tensor, y_pred: torch.Tensor, sample_weight: torch.Tensor | None = None
     ) -> None:
-        """Adds a batch: targets, the model's output, and one weight a sample or none."""
+        """Adds a batch: targets, the model's output, and one weight a sample or none; tensors, arrays or lists."""
         raise NotImplementedError
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> float:
+        """Adds a batch, and returns the result so far."""
+        self.update_state(y_true, y_pred, sample_weight)
+        return self.result()
 
     def result(self) -> float:
         """The value over all batches so far; NaN before the first."""
@@ -68,6 +79,17 @@ class Metric(Recorded):
     def set_state(self, sums: list[torch.Tensor]) -> None:
         """Goes on from these sums."""
         self._sums = list(sums)
+
+
+def _on_arrays_too(method: Callable[..., None]) -> Callable[..., None]:
+    """An update_state that is handed tensors, whatever it is called with."""
+
+    @wraps(method)
+    def update_state(self: Metric, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        values = (y_true, y_pred, sample_weight)
+        method(self, *(one if one is None or isinstance(one, torch.Tensor) else torch.as_tensor(one) for one in values))
+
+    return update_state
 
 
 class MeanMetric(Metric):

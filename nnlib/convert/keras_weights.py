@@ -29,7 +29,7 @@ def keras_weights(layer: Layer) -> list[Array]:
     """
     if not layer.built:
         raise ValueError(f"{layer.name}: the layer must be built to have weights, got one that is not")
-    return [np.ascontiguousarray(array) for array in _layout(layer)[0](layer)]
+    return [np.array(array, order="C") for array in _layout(layer)[0](layer)]
 
 
 def set_keras_weights(layer: Layer, arrays: Sequence[Array]) -> None:
@@ -215,6 +215,7 @@ _LAYOUTS: dict[type[Layer], tuple[_To, _From]] = {
     layers.SimpleRNN: _RECURRENT,
     layers.LSTM: _RECURRENT,
     layers.GRU: _RECURRENT,
+    layers.Dropout: (lambda _: [], lambda _, __: {}),  # how often it has drawn is no weight
     layers.Bidirectional: _inside(("forward_layer", "backward_layer")),
 }
 
@@ -225,5 +226,5 @@ def _layout(layer: Layer) -> tuple[_To, _From]:
             return _LAYOUTS[kind]
     if not layer.state_dict():
         return lambda _: [], lambda _, __: {}
-    known = ", ".join(kind.__name__ for kind in _LAYOUTS)
+    known = ", ".join(kind.__name__ for kind in _LAYOUTS if kind is not layers.Dropout)
     raise TypeError(f"{layer.name}: layers with Keras weights are {known}; got {type(layer).__name__}")

@@ -35,7 +35,7 @@ class Softmax(Activation):
             return x
         axes = tuple(one % x.dim() for one in self._axes if -x.dim() <= one < x.dim())
         if len(set(axes)) < len(self._axes):
-            raise ValueError(f"{self.name}: axis must be of the input's, got {self.axis} for {tuple(x.shape)}")
+            raise ValueError(f"{self.name}: axis must be one of the input's, got {self.axis} for {tuple(x.shape)}")
         hidden = None
         if mask is not None:
             hidden = ~self._checked_mask(mask, x)

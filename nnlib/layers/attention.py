@@ -178,16 +178,16 @@ class MultiHeadAttention(Layer):
         names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
         if len(set(known)) == 1:
             shape = (sum(rows), known[0])
-            self.add_weight("in_proj_weight", shape, fill_packed, "kernel_initializer", rule_view=_with_heads)
+            self.add_parameter("in_proj_weight", shape, fill_packed, "kernel_initializer", rule_view=_with_heads)
             for name in names:
                 self.register_parameter(name, None)
         else:
             self.register_parameter("in_proj_weight", None)
             for name, row, size in zip(names, rows, known):
                 shape = (row, size)
-                self.add_weight(name, shape, self.kernel_initializer, "kernel_initializer", rule_view=_with_heads)
+                self.add_parameter(name, shape, self.kernel_initializer, "kernel_initializer", rule_view=_with_heads)
         if self.use_bias:
-            self.add_weight("in_proj_bias", (sum(rows),), self.bias_initializer, "bias_initializer")
+            self.add_parameter("in_proj_bias", (sum(rows),), self.bias_initializer, "bias_initializer")
         else:
             self.register_parameter("in_proj_bias", None)
         self.out_proj = Dense(
@@ -216,9 +216,9 @@ class MultiHeadAttention(Layer):
     def _build_relative(self) -> None:
         if self.relative == "shaw":
             shape = (2 * self.max_distance + 1, self.key_dim)
-            self.add_weight("relative_table", shape, "glorot_uniform", "relative")
+            self.add_parameter("relative_table", shape, "glorot_uniform", "relative")
         elif self.relative == "t5":
-            self.add_weight("relative_table", (T5_BUCKETS, self.num_heads), "glorot_uniform", "relative")
+            self.add_parameter("relative_table", (T5_BUCKETS, self.num_heads), "glorot_uniform", "relative")
         elif self.relative == "alibi":
             slopes = torch.tensor(
                 kernels.alibi_slopes(self.num_heads), dtype=torch.get_default_dtype(), device=self.device

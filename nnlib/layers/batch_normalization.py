@@ -33,6 +33,7 @@ class BatchNormalization(Layer):
     Raises ValueError if an argument is out of its range, or an input does not fit.
     """
 
+    keeps_shape = True
     takes_lengths = True
     keeps_lengths = True
     regularized = constrained = ("beta", "gamma")
@@ -96,7 +97,7 @@ class BatchNormalization(Layer):
             ("bias", self.center, self.beta_initializer, "beta_initializer"),
         ):
             if wanted:
-                self.add_weight(name, (channels,), choice, argument)
+                self.add_parameter(name, (channels,), choice, argument)
             else:
                 self.register_parameter(name, None)
         for name, choice, argument in (

@@ -81,7 +81,7 @@ class Embedding(Layer):
 
     def build(self, input_shape: Shape) -> None:
         choice = self.embeddings_initializer if self._start is None else self._copy_start
-        self.add_weight("weight", (self.input_dim, self.output_dim), choice, "embeddings_initializer", unchanged)
+        self.add_parameter("weight", (self.input_dim, self.output_dim), choice, "embeddings_initializer", unchanged)
 
     def _copy_start(self, weight: torch.Tensor) -> None:
         assert self._start is not None
@@ -106,6 +106,7 @@ class PositionalEncoding(Layer):
     Raises ValueError if an argument is out of its range, or an input does not fit.
     """
 
+    keeps_shape = True
     keeps_lengths = True
 
     def __init__(self, max_length: int | None = None, base: float = 10000.0, **options: Any) -> None:

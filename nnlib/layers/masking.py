@@ -17,6 +17,8 @@ class Masking(Layer):
     steps are real, as with Embedding(mask_zero=True).
     """
 
+    keeps_shape = True
+
     def __init__(self, mask_value: float = 0.0, **options: Unpack[LayerOptions]) -> None:
         super().__init__(**options)
         self.mask_value = mask_value

@@ -122,11 +122,11 @@ class Recurrent(Layer):
         if features is None:
             raise ValueError(f"{self.name}: the last axis of the input must be known, got {input_shape}")
         rows = self.gates * self.units
-        self.add_weight("weight_ih", (rows, features), self.kernel_initializer, "kernel_initializer")
-        self.add_weight("weight_hh", (rows, self.units), self.recurrent_initializer, "recurrent_initializer")
+        self.add_parameter("weight_ih", (rows, features), self.kernel_initializer, "kernel_initializer")
+        self.add_parameter("weight_hh", (rows, self.units), self.recurrent_initializer, "recurrent_initializer")
         for name, wanted in (("bias_ih", self.use_bias), ("bias_hh", self.has_second_bias)):
             if wanted:
-                self.add_weight(name, (rows,), self.fill_bias, "bias_initializer")
+                self.add_parameter(name, (rows,), self.fill_bias, "bias_initializer")
             else:
                 self.register_parameter(name, None)
         self.input_features = features

@@ -99,7 +99,7 @@ class Trainable(torch.nn.Module):
 
     @property
     def metrics_names(self) -> list[str]:
-        """The names of what evaluate gives, in its order: "loss" and the metrics. Raises RuntimeError before compile."""
+        """What evaluate gives, in its order: "loss" and the metrics. Raises RuntimeError before compile."""
         return self._compiled("metrics_names").value_names
 
     @property

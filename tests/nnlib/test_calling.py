@@ -60,7 +60,7 @@ def test_arrays_are_taken_wherever_an_argument_is():
 def test_arrays_go_where_the_parameters_are():
     class Asked(layers.Layer):
         def build(self, input_shape):
-            self.add_weight("weight", (2,), "ones", "weight_initializer")
+            self.weight = self.add_weight((2,), "ones")
 
         def call(self, x, other):
             return x.device.type, other[0].device.type

@@ -89,7 +89,7 @@ def test_layers_come_back_as_they_were(path):
         given, found = ours.get_config(), theirs.get_config()
         assert type(ours) is type(theirs) and {**given, "name": ours.name} == {**found, "name": theirs.name}
     assert [p.requires_grad for p in loaded.parameters()] == [False, True, True]
-    assert loaded.optimizer is None and {layer.backend for layer in loaded.layers} == {"torch"}
+    assert loaded.setup.optimizer is None and {layer.backend for layer in loaded.layers} == {"torch"}
 
 
 def test_what_compile_was_told_comes_back(path):
