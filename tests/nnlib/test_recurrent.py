@@ -12,6 +12,7 @@ import nnlib
 from nnlib import layers, models, ops
 from nnlib.convert.keras_weights import keras_weights
 from tests.nnlib.keras_twin import assert_close, assert_like_keras, randomize
+from tests.nnlib.messages import message
 
 keras = pytest.importorskip("keras")
 
@@ -234,10 +235,6 @@ def test_a_layers_backend_is_that_of_the_layers_inside():
     assert layer.forward_layer.backend == layer.backward_layer.backend == "torch"
     layer.to_backend("reference")
     assert layer.forward_layer.backend == layer.backward_layer.backend == "reference"
-
-
-def message(kind, text):
-    return pytest.raises(kind, match=f"^{text}")
 
 
 def test_errors():
