@@ -29,14 +29,18 @@ from nnlib import (
     models,
     optimizers,
     regularizers,
+    utils,
 )
 from nnlib.convert import from_keras, from_torch, to_keras, to_torch
 from nnlib.layers import Input
+from nnlib.models import Model, Sequential
 from nnlib.random import set_seed
 from nnlib.saving import load_model as load
 
 __all__ = [
     "Input",
+    "Model",
+    "Sequential",
     "callbacks",
     "constraints",
     "datasets",
@@ -53,4 +57,5 @@ __all__ = [
     "set_seed",
     "to_keras",
     "to_torch",
+    "utils",
 ]

@@ -1,10 +1,12 @@
-"""Activations by Keras' names, as kernels."""
+"""Activations by Keras' names: kernels, and for those that have none torch's own functions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 
 from nnlib import ops
 from nnlib.names import look_up
@@ -23,6 +25,22 @@ _OPS: dict[str, str | None] = {
     "softmax": "softmax",
     "log_softmax": "log_softmax",
 }
+# Keras' name -> torch's function, of those that have no kernel.
+_FUNCTIONS: dict[str, ActivationFunction] = {
+    "elu": F.elu,
+    "exponential": torch.exp,
+    "hard_sigmoid": F.hardsigmoid,
+    "hard_silu": F.hardswish,
+    "hard_swish": F.hardswish,
+    "hard_tanh": F.hardtanh,
+    "leaky_relu": partial(F.leaky_relu, negative_slope=0.2),
+    "log_sigmoid": F.logsigmoid,
+    "mish": F.mish,
+    "relu6": F.relu6,
+    "selu": F.selu,
+    "softplus": F.softplus,
+    "softsign": F.softsign,
+}
 # Those that conv2d and linear apply in their epilogue.
 FUSED = frozenset({"relu", "gelu", "silu", "tanh", "sigmoid"})
 
@@ -30,20 +48,26 @@ FUSED = frozenset({"relu", "gelu", "silu", "tanh", "sigmoid"})
 class ActivationChoice:
     """The activation argument of a layer, looked up once.
 
-    choice: None, a name (linear, relu, gelu, silu, swish, tanh, sigmoid, softmax, log_softmax), or a function from a
-    tensor to a tensor of the same shape. Raises ValueError for an unknown name, TypeError for another kind.
+    choice: None, a name (linear, relu, gelu, silu, swish, tanh, sigmoid, softmax and log_softmax have kernels; elu,
+    selu, leaky_relu, softplus and others of Keras' are torch's), or a function from a tensor to a tensor of the same
+    shape. Raises ValueError for an unknown name, TypeError for another kind.
 
     fused: the name that a kernel takes as its `activation=`, or None.
     is_softmax: True for the softmax, which a loss on logits can leave out. is_identity: True for none.
-    is_function: True for one that was given as such.
+    is_function: True for one that was given as such. of_torch: torch's function for a name without a kernel, or None.
     """
 
     def __init__(self, choice: str | ActivationFunction | None) -> None:
         self._op: str | None = None
         self._function: ActivationFunction | None = None
+        self.of_torch: ActivationFunction | None = None
         if isinstance(choice, str):
-            self._op = look_up("activation", choice, _OPS)
+            found = look_up("activation", choice, {**_OPS, **_FUNCTIONS})
             self.name = choice.lower()
+            if callable(found):
+                self.of_torch = found
+            else:
+                self._op = found
         elif choice is None:
             self.name = "linear"
         elif callable(choice):
@@ -54,12 +78,13 @@ class ActivationChoice:
         self.fused = self._op if self._op in FUSED else None
         self.is_softmax = self._op == "softmax"
         self.is_function = self._function is not None
-        self.is_identity = self._op is None and not self.is_function
+        self.is_identity = self._op is None and self.of_torch is None and not self.is_function
 
     def apply(self, caller: str, x: torch.Tensor, *, axis: int, backend: str | None) -> torch.Tensor:
         """The activation of x, a tensor of any shape; softmax and log_softmax run along `axis`."""
-        if self._function is not None:
-            return self._function(x)
+        function = self._function or self.of_torch
+        if function is not None:
+            return function(x)
         if self._op is None:
             return x
         if self._op in ("softmax", "log_softmax"):

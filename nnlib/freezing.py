@@ -1,7 +1,11 @@
-"""`trainable`: which weights of a layer or a model training leaves as they are, as in Keras."""
+"""The weights of a layer or a model, as in Keras: which of them training leaves as they are, and all as arrays."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 
 
@@ -60,3 +64,38 @@ class Freezable(torch.nn.Module):
         frozen = [parameter for parameter in self.parameters() if not parameter.requires_grad]
         kept = self.state_dict(keep_vars=True).values()
         return [*frozen, *(tensor for tensor in kept if not isinstance(tensor, torch.nn.Parameter))]
+
+    @property
+    def variables(self) -> list[torch.Tensor]:
+        """`weights`, by Keras' other name."""
+        return self.weights
+
+    @property
+    def trainable_variables(self) -> list[torch.Tensor]:
+        """`trainable_weights`, by Keras' other name."""
+        return self.trainable_weights
+
+    @property
+    def non_trainable_variables(self) -> list[torch.Tensor]:
+        """`non_trainable_weights`, by Keras' other name."""
+        return self.non_trainable_weights
+
+    def count_params(self) -> int:
+        """How many numbers the weights are. 0 before they are made."""
+        return sum(weight.numel() for weight in self.weights)
+
+    def get_weights(self) -> list[np.ndarray[Any, Any]]:
+        """Copies of all weights as Keras' get_weights() gives them: layer by layer, features last. Those of a module
+        that Keras does not have are as torch has them. Empty before they are made."""
+        from nnlib.convert.keras_weights import all_weights  # which needs all layers
+
+        return all_weights(self)
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Copies arrays that lie as those of get_weights() into the weights.
+
+        Raises ValueError where their number or a shape does not fit.
+        """
+        from nnlib.convert.keras_weights import set_all_weights
+
+        set_all_weights(self, weights)

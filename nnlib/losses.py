@@ -106,7 +106,7 @@ class Loss(Recorded):
 class SparseCategoricalCrossentropy(Loss):
     """-log of the probability of the true class.
 
-    Output (N, ..., classes), floating point; targets integers (N, ...) or (N, ..., 1) from 0 to classes - 1.
+    Output (N, ..., classes), floating point; targets whole numbers (N, ...) or (N, ..., 1) from 0 to classes - 1.
     from_logits: the output is before the softmax. ignore_class: a label whose samples count for nothing.
     """
 
@@ -119,13 +119,14 @@ class SparseCategoricalCrossentropy(Loss):
         self.ignore_class = ignore_class
 
     def prepare(self, targets: torch.Tensor, output_shape: OutputShape) -> torch.Tensor:
-        if targets.is_floating_point() or targets.dtype == torch.bool:
-            raise ValueError(f"y: {self.name} expects integer labels, got {targets.dtype}")
+        if targets.dtype == torch.bool or (targets.is_floating_point() and not torch.equal(targets, targets.round())):
+            raise ValueError(f"y: {self.name} expects whole numbers as labels, got {targets.dtype}")
         if tuple(targets.shape[1:]) == (*output_shape[1:-1], 1):
             targets = targets.squeeze(-1)
         if not _fits(targets, output_shape[:-1]):
             wanted = str(("N", *output_shape[1:-1])).replace("'N'", "N")
-            raise ValueError(f"y: {self.name} expects labels of shape {wanted}, got {tuple(targets.shape)}")
+            hint = "; rows of probabilities go with categorical_crossentropy" * _fits(targets, output_shape)
+            raise ValueError(f"y: {self.name} expects labels of shape {wanted}, got {tuple(targets.shape)}{hint}")
         targets = targets.to(torch.int64)
         classes = output_shape[-1]
         if classes is not None:
@@ -367,6 +368,7 @@ LOSSES: dict[str, type[Loss]] = {
     "sparse_categorical_crossentropy": SparseCategoricalCrossentropy,
     "categorical_crossentropy": CategoricalCrossentropy,
     "binary_crossentropy": BinaryCrossentropy,
+    "bce": BinaryCrossentropy,
     "mean_squared_error": MeanSquaredError,
     "mse": MeanSquaredError,
     "mean_absolute_error": MeanAbsoluteError,
@@ -377,6 +379,7 @@ LOSSES: dict[str, type[Loss]] = {
     "log_cosh": LogCosh,
     "poisson": Poisson,
     "kl_divergence": KLDivergence,
+    "kld": KLDivergence,
 }
 
 

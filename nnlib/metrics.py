@@ -1,11 +1,12 @@
 """Metrics by Keras' names and arguments, gathered batch by batch on the output's device: only reading one waits.
 
-    model.compile(..., metrics=["accuracy", metrics.SparseTopKCategoricalAccuracy(k=3), metrics.Precision()])
+model.compile(..., metrics=["accuracy", metrics.SparseTopKCategoricalAccuracy(k=3), metrics.Precision()])
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -29,17 +30,29 @@ class Metric(Recorded):
     direction: str | None = "max"
     #: True where logits give the same result as probabilities.
     takes_logits = False
+    #: True where padded steps of the output are left out.
+    skips_padding = False
 
     def __init__(self, name: str | None = None) -> None:
         if name is not None:
             self.name = name
         self._sums: list[torch.Tensor | float] = []
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "update_state" in vars(cls):
+            cls.update_state = _on_arrays_too(cls.update_state)  # type: ignore[method-assign]
+
     def update_state(
         self, y_true: torch.Tensor, y_pred: torch.Tensor, sample_weight: torch.Tensor | None = None
     ) -> None:
-        """Adds a batch: targets, the model's output, and one weight a sample or none."""
+        """Adds a batch: targets, the model's output, and one weight a sample or none; tensors, arrays or lists."""
         raise NotImplementedError
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> float:
+        """Adds a batch, and returns the result so far."""
+        self.update_state(y_true, y_pred, sample_weight)
+        return self.result()
 
     def result(self) -> float:
         """The value over all batches so far; NaN before the first."""
@@ -67,8 +80,21 @@ class Metric(Recorded):
         self._sums = list(sums)
 
 
+def _on_arrays_too(method: Callable[..., None]) -> Callable[..., None]:
+    """An update_state that is handed tensors, whatever it is called with."""
+
+    @wraps(method)
+    def update_state(self: Metric, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        values = (y_true, y_pred, sample_weight)
+        method(self, *(one if one is None or isinstance(one, torch.Tensor) else torch.as_tensor(one) for one in values))
+
+    return update_state
+
+
 class MeanMetric(Metric):
     """The (weighted) mean of one value a sample. A subclass writes `values`."""
+
+    skips_padding = True
 
     def values(self, y_true: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
         """One value a sample, (N, ...), or the batch's mean as a scalar."""
@@ -281,6 +307,7 @@ class FunctionMetric(MeanMetric):
     """A function of (y_true, y_pred), as Keras calls it, that gives one value a sample or the batch's mean."""
 
     direction = None
+    skips_padding = False  # it may give the mean alone
 
     def __init__(self, function: MetricFunction) -> None:
         super().__init__(getattr(function, "__name__", type(function).__name__))
@@ -320,7 +347,8 @@ def get_metric(choice: Any) -> Metric:
     if isinstance(choice, str):
         known: dict[str, Any] = {**METRICS, **LOSSES}
         kind = look_up("metrics", choice, known)
-        return LossMetric(kind(), choice.lower()) if issubclass(kind, Loss) else kind(name=choice.lower())
+        name = choice.lower() if choice.lower() in known else None  # of a class' name the class has its own
+        return LossMetric(kind(), name) if issubclass(kind, Loss) else kind(name=name)
     if isinstance(choice, type) and issubclass(choice, (Metric, Loss)):
         choice = choice()
     if isinstance(choice, Loss):

@@ -108,7 +108,7 @@ def model_classes() -> dict[str, type]:
         for name in module.__all__:
             value = getattr(module, name)
             if isinstance(value, type) and issubclass(value, Recorded) and value not in (layers.Layer, models.Model):
-                found[name] = value
+                found[value.__name__] = value  # it may have several names
     return found | PARTS
 
 

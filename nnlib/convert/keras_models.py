@@ -31,7 +31,7 @@ _ARGUMENTS: dict[type[Layer], tuple[str, ...]] = {
     layers.Conv2DTranspose: ("filters", *_IMAGE, "output_padding", "dilation_rate", "activation", "use_bias"),
     layers.Dense: ("units", "activation", "use_bias"),
     layers.DepthwiseConv2D: (*_IMAGE, "depth_multiplier", "dilation_rate", "activation", "use_bias"),
-    layers.Dropout: ("rate",),
+    layers.Dropout: ("rate", "noise_shape", "seed"),
     layers.Embedding: ("input_dim", "output_dim", "mask_zero"),
     layers.Flatten: ("data_format",),
     layers.GRU: (*_RECURRENT, "recurrent_activation", "reset_after"),

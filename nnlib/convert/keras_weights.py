@@ -6,7 +6,7 @@ in, out), and gates lie in the order of kernels.recurrence.gates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ def keras_weights(layer: Layer) -> list[Array]:
     """
     if not layer.built:
         raise ValueError(f"{layer.name}: the layer must be built to have weights, got one that is not")
-    return [np.ascontiguousarray(array) for array in _layout(layer)[0](layer)]
+    return [np.array(array, order="C") for array in _layout(layer)[0](layer)]
 
 
 def set_keras_weights(layer: Layer, arrays: Sequence[Array]) -> None:
@@ -48,6 +48,47 @@ def set_keras_weights(layer: Layer, arrays: Sequence[Array]) -> None:
         for name, array in found.items():
             target = layer.get_parameter(name) if name in dict(layer.named_parameters()) else layer.get_buffer(name)
             target.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+
+
+def _parts(module: torch.nn.Module) -> Iterator[Layer | torch.Tensor]:
+    """What a module's weights are made of, in order: layers that Keras has too, and tensors of others."""
+    if isinstance(module, Layer) and any(kind in _LAYOUTS for kind in type(module).__mro__):
+        if module.built:
+            yield module
+        return
+    kept = module.state_dict(keep_vars=True)
+    yield from (tensor for name, tensor in kept.items() if "." not in name)
+    for child in module.children():
+        yield from _parts(child)
+
+
+def all_weights(module: torch.nn.Module) -> list[Array]:
+    """The weights of a layer, or of a model layer by layer; see keras_weights. Those of modules that Keras does not
+    have are as they are here."""
+    found: list[Array] = []
+    for part in _parts(module):
+        found += [_numpy(part).copy()] if isinstance(part, torch.Tensor) else keras_weights(part)
+    return found
+
+
+def set_all_weights(module: torch.nn.Module, arrays: Sequence[Array]) -> None:
+    """The reverse of all_weights. Raises ValueError, before any is changed, where their number or a shape does not
+    fit."""
+    name = getattr(module, "name", type(module).__name__)
+    expected = [array.shape for array in all_weights(module)]
+    given = [np.asarray(array) for array in arrays]
+    if len(given) != len(expected):
+        raise ValueError(f"{name}: set_weights needs {len(expected)} arrays, got {len(given)}")
+    for number, (array, shape) in enumerate(zip(given, expected)):
+        if array.shape != shape:
+            raise ValueError(f"{name}: weight {number} must have shape {shape}, got {array.shape}")
+    rest = iter(given)
+    for part in _parts(module):
+        if isinstance(part, torch.Tensor):
+            with torch.no_grad():
+                part.copy_(torch.from_numpy(np.ascontiguousarray(next(rest))))
+        else:
+            set_keras_weights(part, [next(rest) for _ in keras_weights(part)])
 
 
 def _numpy(tensor: torch.Tensor) -> Array:
@@ -174,6 +215,7 @@ _LAYOUTS: dict[type[Layer], tuple[_To, _From]] = {
     layers.SimpleRNN: _RECURRENT,
     layers.LSTM: _RECURRENT,
     layers.GRU: _RECURRENT,
+    layers.Dropout: (lambda _: [], lambda _, __: {}),  # how often it has drawn is no weight
     layers.Bidirectional: _inside(("forward_layer", "backward_layer")),
 }
 
@@ -184,5 +226,5 @@ def _layout(layer: Layer) -> tuple[_To, _From]:
             return _LAYOUTS[kind]
     if not layer.state_dict():
         return lambda _: [], lambda _, __: {}
-    known = ", ".join(kind.__name__ for kind in _LAYOUTS)
+    known = ", ".join(kind.__name__ for kind in _LAYOUTS if kind is not layers.Dropout)
     raise TypeError(f"{layer.name}: layers with Keras weights are {known}; got {type(layer).__name__}")

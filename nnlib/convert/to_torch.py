@@ -10,57 +10,21 @@ from torch import nn
 
 from nnlib import layers
 from nnlib.activations import ActivationChoice
+from nnlib.convert.torch_modules import Output, Permute, StepMean
 from nnlib.layers.base import Layer
 from nnlib.layers.images import ImageLayer
 from nnlib.layers.recurrent_base import Recurrent
 from nnlib.models.sequential import Sequential
 
 
-class Permute(nn.Module):
-    """x.permute(*order): brings the channels of images to where the next module wants them."""
-
-    def __init__(self, *order: int) -> None:
-        super().__init__()
-        self.order = order
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.permute(*self.order)
-
-
-class Output(nn.Module):
-    """The output of a recurrent module without its states: of every step, or of the last one of each direction."""
-
-    def __init__(self, module: nn.Module, every_step: bool) -> None:
-        super().__init__()
-        self.module = module
-        self.every_step = every_step
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        output, state = self.module(x)
-        if self.every_step:
-            return output
-        ends = state[0] if isinstance(state, tuple) else state
-        return torch.cat(list(ends), -1)
-
-
-class StepMean(nn.Module):
-    """The mean over the steps of (N, T, C)."""
-
-    def __init__(self, keepdim: bool) -> None:
-        super().__init__()
-        self.keepdim = keepdim
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mean(1, keepdim=self.keepdim)
-
-
 def to_torch(model: Sequential | Layer) -> nn.Module:
     """A built Sequential as a nn.Sequential, or a built layer as a torch module, with copies of its weights.
 
     A Sequential's module takes what the model takes: where layers on images are channels_last, modules that permute
-    stand between, and a recurrent layer is a module of this file that gives its output alone. A single layer on images
-    becomes a module that takes (N, C, H, W), a single recurrent layer a nn.LSTM, nn.GRU or nn.RNN with batch_first.
-    Training mode is kept; regularizers and constraints, which torch's modules do not have, are not.
+    stand between, and a recurrent layer is a module of nnlib.convert.torch_modules that gives its output alone. A
+    single layer on images becomes a module that takes (N, C, H, W), a single recurrent layer a nn.LSTM, nn.GRU or
+    nn.RNN with batch_first. Training mode is kept; regularizers and constraints, which torch's modules do not have, are
+    not.
 
     Raises TypeError for a layer that has no counterpart in torch; ValueError naming the layer for an option that has
     none, or for a model that is not built.
@@ -133,6 +97,18 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "softmax": lambda: nn.Softmax(-1),
     "log_softmax": lambda: nn.LogSoftmax(-1),
+    "elu": nn.ELU,
+    "hard_sigmoid": nn.Hardsigmoid,
+    "hard_silu": nn.Hardswish,
+    "hard_swish": nn.Hardswish,
+    "hard_tanh": nn.Hardtanh,
+    "leaky_relu": lambda: nn.LeakyReLU(0.2),
+    "log_sigmoid": nn.LogSigmoid,
+    "mish": nn.Mish,
+    "relu6": nn.ReLU6,
+    "selu": nn.SELU,
+    "softplus": nn.Softplus,
+    "softsign": nn.Softsign,
 }
 
 
@@ -141,6 +117,8 @@ def _activation(layer: Layer, choice: ActivationChoice, channels: int = -1) -> l
         return []
     if choice.is_function:
         raise _refuse(layer, "activation", choice.name, "it is a function")
+    if choice.name not in _ACTIVATIONS:
+        raise _refuse(layer, "activation", choice.name, "torch has no module for it")
     if choice.name in ("softmax", "log_softmax") and channels != -1:
         return [(nn.Softmax if choice.is_softmax else nn.LogSoftmax)(channels)]
     return [_ACTIVATIONS[choice.name]()]
@@ -152,6 +130,19 @@ def _relu(layer: Any) -> list[nn.Module]:
     if layer.negative_slope:
         return [nn.LeakyReLU(layer.negative_slope)]
     return [nn.ReLU() if layer.max_value is None else nn.ReLU6()]
+
+
+def _dropout(layer: Any) -> list[nn.Module]:
+    for name in ("noise_shape", "seed"):
+        if getattr(layer, name) is not None:
+            raise _refuse(layer, name, getattr(layer, name), "torch's Dropout draws for each value, from one generator")
+    return [nn.Dropout(layer.rate)]
+
+
+def _softmax(layer: Any) -> list[nn.Module]:
+    if not isinstance(layer.axis, int):
+        raise _refuse(layer, "axis", layer.axis, "torch's Softmax has one")
+    return [nn.Softmax(layer.axis)]
 
 
 def _step_mean(layer: Any) -> list[nn.Module]:
@@ -366,7 +357,7 @@ _CONVERTERS: dict[type, Callable[[Any], list[nn.Module]]] = {
     layers.Conv2DTranspose: _conv_transpose2d,
     layers.Dense: _dense,
     layers.DepthwiseConv2D: _conv2d,
-    layers.Dropout: lambda layer: [nn.Dropout(layer.rate)],
+    layers.Dropout: _dropout,
     layers.Embedding: _embedding,
     layers.Flatten: _flatten,
     layers.GRU: _recurrent,
@@ -382,7 +373,7 @@ _CONVERTERS: dict[type, Callable[[Any], list[nn.Module]]] = {
     layers.Reshape: _reshape,
     layers.SeparableConv2D: _separable,
     layers.SimpleRNN: _recurrent,
-    layers.Softmax: lambda layer: [nn.Softmax(layer.axis)],
+    layers.Softmax: _softmax,
     layers.TransformerBlock: _transformer_block,
     layers.ZeroPadding2D: _zero_padding,
 }

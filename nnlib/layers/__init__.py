@@ -24,14 +24,25 @@ from nnlib.layers.recurrent import GRU, LSTM, SimpleRNN
 from nnlib.layers.transformer import KeyValueCache, TransformerBlock
 from nnlib.layers.zero_padding import ZeroPadding2D
 
+# Keras' other names for some of them.
+AvgPool1D, AvgPool2D = AveragePooling1D, AveragePooling2D
+Convolution2D, Convolution2DTranspose, SeparableConvolution2D = Conv2D, Conv2DTranspose, SeparableConv2D
+GlobalAvgPool1D, GlobalAvgPool2D = GlobalAveragePooling1D, GlobalAveragePooling2D
+GlobalMaxPool1D, GlobalMaxPool2D = GlobalMaxPooling1D, GlobalMaxPooling2D
+MaxPool1D, MaxPool2D = MaxPooling1D, MaxPooling2D
+
 __all__ = [
     "Activation",
     "AveragePooling1D",
     "AveragePooling2D",
+    "AvgPool1D",
+    "AvgPool2D",
     "BatchNormalization",
     "Bidirectional",
     "Conv2D",
     "Conv2DTranspose",
+    "Convolution2D",
+    "Convolution2DTranspose",
     "Dense",
     "DepthwiseConv2D",
     "Dropout",
@@ -40,6 +51,10 @@ __all__ = [
     "GRU",
     "GlobalAveragePooling1D",
     "GlobalAveragePooling2D",
+    "GlobalAvgPool1D",
+    "GlobalAvgPool2D",
+    "GlobalMaxPool1D",
+    "GlobalMaxPool2D",
     "GlobalMaxPooling1D",
     "GlobalMaxPooling2D",
     "Input",
@@ -50,6 +65,8 @@ __all__ = [
     "LayerNormalization",
     "LocalResponseNormalization",
     "Masking",
+    "MaxPool1D",
+    "MaxPool2D",
     "MaxPooling1D",
     "MaxPooling2D",
     "MultiHeadAttention",
@@ -58,6 +75,7 @@ __all__ = [
     "ReLU",
     "Reshape",
     "SeparableConv2D",
+    "SeparableConvolution2D",
     "SimpleRNN",
     "Softmax",
     "TransformerBlock",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from nnlib.checks import positive_integer
 from nnlib.initializers import InitializerChoice, fill
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.core import Dense
-from nnlib.layers.options import AttentionOptions
-from nnlib.layers.padding import real_steps
+from nnlib.layers.options import KernelOptions
+from nnlib.layers.padding import checked_mask, noted_lengths, real_steps
 from nnlib.layers.rules import features_last
 from nnlib.names import look_up
 
@@ -30,15 +31,42 @@ def _with_heads(weight: torch.Tensor) -> torch.Tensor:
     return features_last(weight)[:, None]
 
 
+@dataclass(frozen=True)
+class _OfProjections:
+    """A constraint of projections that lie side by side, each as Keras lays it out: kernels (D, heads, size), biases
+    (heads, size). widths: heads * size of each."""
+
+    constraint: Any
+    heads: int
+    widths: tuple[int, ...]
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        """weight: (D, 1, rows) or (rows,)."""
+        rows = weight.flatten(0, -2) if weight.dim() > 1 else weight
+        parts = [part.unflatten(-1, (self.heads, -1)) for part in rows.split(self.widths, -1)]
+        return torch.cat([self.constraint(part).flatten(-2) for part in parts], -1).reshape(weight.shape)
+
+
+@dataclass(frozen=True)
+class _OutputView:
+    """(out, heads * size) -> (heads, size, out), Keras' kernel of the output's projection."""
+
+    heads: int
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.T.unflatten(0, (self.heads, -1))
+
+
 class MultiHeadAttention(Layer):
     """Attention in several heads (Vaswani et al., 2017), keras.layers.MultiHeadAttention.
 
     Call: layer(query, value=None, key=None, ...) with query (N, T, D), value (N, S, Dv) (default the query:
     self-attention) and key (N, S, Dk) (default the value); output (N, T, output features). Further arguments:
-    attention_mask: bool (or integers, 0 for False) (N, T, S) or (T, S), True where the query sees the key. query_mask
-    (N, T), value_mask and key_mask (N, S): the same, False for a query that sees nothing, or for what no query sees.
-    use_causal_mask: query i sees keys up to i. lengths (N,): how many keys of a row are real. A query that sees no key
-    has the output of zeros.
+    attention_mask: bool, or 1 and 0, (T, S), (N, T, S) or (N, heads, T, S), True where the query sees the key.
+    query_mask (N, T), value_mask and key_mask (N, S): the same, False for a query that sees nothing (default: what the
+    query tells of its steps, see Layer), or for what no query sees.
+    use_causal_mask: query i sees keys up to i. lengths: how many keys of a row are real (N,), or which (N, S), bool
+    (default: what the value tells, see Layer). A query that sees no key has the output of zeros.
     return_attention_scores: (output, weights (N, heads, T, S)), the weights before dropout; they are computed apart and
     take T x S numbers, which attention itself never does. keys_values: what project(value, key) gave, in place of the
     two: keys of the past for generation; with use_causal_mask the last query then stands at the last key.
@@ -50,8 +78,8 @@ class MultiHeadAttention(Layer):
     num_heads: heads; key_dim: size of each for queries and keys; value_dim: for values (default key_dim).
     dropout: share of the attention weights that is zeroed in training. use_bias: of all four projections.
     output_shape: features of the output (default the query's).
-    kernel_initializer, bias_initializer: see nnlib.initializers; kernel_regularizer, bias_regularizer, each of all four
-    projections, and the other options: see Layer.
+    kernel_initializer, bias_initializer: see nnlib.initializers; kernel_regularizer, bias_regularizer,
+    kernel_constraint, bias_constraint, each of all four projections, and the other options: see Layer.
     relative: a term of the distance between query and key in the scores, trained with the layer: "shaw" (a vector for
     each distance up to max_distance, default 16), "t5" (a number for each head and bucket, those of T5, max_distance
     128; relative_bidirectional=False where keys ahead are hidden) or "alibi" (fixed slopes); see kernels.attention.
@@ -62,10 +90,12 @@ class MultiHeadAttention(Layer):
 
     takes_lengths = True
     keeps_lengths = True
-    regularized = ("kernel", "bias")
+    regularized = constrained = ("kernel", "bias")
 
     kernel_regularizer: Any
     bias_regularizer: Any
+    kernel_constraint: Any
+    bias_constraint: Any
     in_proj_weight: torch.Tensor | None
     q_proj_weight: torch.Tensor | None
     k_proj_weight: torch.Tensor | None
@@ -87,7 +117,7 @@ class MultiHeadAttention(Layer):
         relative: str | None = None,
         max_distance: int | None = None,
         relative_bidirectional: bool = True,
-        **options: Unpack[AttentionOptions],
+        **options: Unpack[KernelOptions],
     ) -> None:
         super().__init__(**options)
         num_heads, key_dim = positive_integer("num_heads", num_heads), positive_integer("key_dim", key_dim)
@@ -148,33 +178,47 @@ class MultiHeadAttention(Layer):
         names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
         if len(set(known)) == 1:
             shape = (sum(rows), known[0])
-            self.add_weight("in_proj_weight", shape, fill_packed, "kernel_initializer", rule_view=_with_heads)
+            self.add_parameter("in_proj_weight", shape, fill_packed, "kernel_initializer", rule_view=_with_heads)
             for name in names:
                 self.register_parameter(name, None)
         else:
             self.register_parameter("in_proj_weight", None)
             for name, row, size in zip(names, rows, known):
                 shape = (row, size)
-                self.add_weight(name, shape, self.kernel_initializer, "kernel_initializer", rule_view=_with_heads)
+                self.add_parameter(name, shape, self.kernel_initializer, "kernel_initializer", rule_view=_with_heads)
         if self.use_bias:
-            self.add_weight("in_proj_bias", (sum(rows),), self.bias_initializer, "bias_initializer")
+            self.add_parameter("in_proj_bias", (sum(rows),), self.bias_initializer, "bias_initializer")
         else:
             self.register_parameter("in_proj_bias", None)
         self.out_proj = Dense(
             out, None, self.use_bias, self.kernel_initializer, self.bias_initializer,
             device=self.device, backend=self.backend, name=self.name,
             kernel_regularizer=self.kernel_regularizer, bias_regularizer=self.bias_regularizer,
+            kernel_constraint=self.kernel_constraint, bias_constraint=self.bias_constraint,
         )  # fmt: skip
         self.out_proj.build_once((None, None, rows[2]))
+        self._constrain(rows)
         self._build_relative()
         self.features = known  # type: ignore[assignment]
+
+    def _constrain(self, widths: tuple[int, ...]) -> None:
+        """Has the constraints see each projection by itself, as Keras lays it out."""
+        alone = dict(zip(("q_proj_weight", "k_proj_weight", "v_proj_weight"), widths))
+        for name, rule in self.weight_rules.items():
+            if rule.constraint is not None:
+                parts = (alone[name],) if name in alone else widths
+                constraint = _OfProjections(rule.constraint, self.num_heads, parts)
+                self.weight_rules[name] = replace(rule, constraint=constraint)
+        output = self.out_proj.weight_rules.get("weight")
+        if output is not None and output.constraint is not None:
+            self.out_proj.weight_rules["weight"] = replace(output, view=_OutputView(self.num_heads))
 
     def _build_relative(self) -> None:
         if self.relative == "shaw":
             shape = (2 * self.max_distance + 1, self.key_dim)
-            self.add_weight("relative_table", shape, "glorot_uniform", "relative")
+            self.add_parameter("relative_table", shape, "glorot_uniform", "relative")
         elif self.relative == "t5":
-            self.add_weight("relative_table", (T5_BUCKETS, self.num_heads), "glorot_uniform", "relative")
+            self.add_parameter("relative_table", (T5_BUCKETS, self.num_heads), "glorot_uniform", "relative")
         elif self.relative == "alibi":
             slopes = torch.tensor(
                 kernels.alibi_slopes(self.num_heads), dtype=torch.get_default_dtype(), device=self.device
@@ -188,6 +232,7 @@ class MultiHeadAttention(Layer):
     ) -> Any:
         value = query if value is None else value
         key = value if key is None else key
+        options.setdefault("lengths", noted_lengths(value))
         if not self.built and all(isinstance(one, torch.Tensor) and one.dim() == 3 for one in (query, key, value)):
             self.build_for(tuple(query.shape), tuple(key.shape), tuple(value.shape))
             self.built_input_shape = (None, *query.shape[1:])
@@ -216,6 +261,9 @@ class MultiHeadAttention(Layer):
         else:
             heads = (self._project_query(query), *self.project(value, key))
         q, k, v = heads
+        if lengths is not None and lengths.dtype == torch.bool:
+            key_mask = lengths if key_mask is None else key_mask.bool() & lengths
+            lengths = None
         mask = self._mask(q, k, attention_mask, query_mask, value_mask, key_mask)
         causal = None if not use_causal_mask else "top_left" if keys_values is None else "bottom_right"
         y = self.run(
@@ -229,6 +277,9 @@ class MultiHeadAttention(Layer):
             dropout_p=float(self.dropout) if self.training else 0.0,
             relative=self._relative_term(),
         )
+        padded = noted_lengths(query) if query_mask is None else None
+        if padded is not None:  # in place of a mask, which the kernel would have to read for every key
+            y = y.masked_fill(~real_steps(padded, query.shape[1])[:, None, :, None], 0)
         output = self.out_proj(y.transpose(1, 2).flatten(2))
         if return_attention_scores:
             return output, self._weights(q, k, mask, causal, lengths)
@@ -287,23 +338,16 @@ class MultiHeadAttention(Layer):
         rows, queries, keys = q.shape[0], q.shape[2], k.shape[2]
         whole = None
         if attention is not None:
-            shape = (rows, queries, keys)
-            whole = self._checked_mask("attention_mask", attention, shape, shape[1:], (1, *shape[1:]))
+            one = (queries, keys)
+            several = [(n, *one) for n in (rows, 1)] + [(rows, h, *one) for h in (self.num_heads, 1)]
+            whole = checked_mask(self.name, attention, one, *several, argument="attention_mask")
             whole = whole[:, None] if whole.dim() == 3 else whole
         for name, mask, steps in (("query_mask", query, queries), ("value_mask", value, keys), ("key_mask", key, keys)):
             if mask is not None:
-                mask = self._checked_mask(name, mask, (rows, steps))
+                mask = checked_mask(self.name, mask, (rows, steps), argument=name)
                 mask = mask[:, None, :, None] if name == "query_mask" else mask[:, None, None, :]
                 whole = mask if whole is None else whole & mask
         return whole
-
-    def _checked_mask(self, argument: str, mask: torch.Tensor, *shapes: tuple[int, ...]) -> torch.Tensor:
-        if mask.is_floating_point():
-            raise TypeError(f"{self.name}: {argument} must be bool, True where the query sees, got {mask.dtype}")
-        if tuple(mask.shape) not in shapes:
-            allowed = " or ".join(str(shape) for shape in shapes[:2])
-            raise ValueError(f"{self.name}: {argument} must have shape {allowed}, got {tuple(mask.shape)}")
-        return mask.bool()
 
     def _relative_term(self) -> Any:
         if self.relative == "shaw":

@@ -11,25 +11,35 @@ from typing import Any, ClassVar
 
 import torch
 
-from nnlib import activity, ops, regularizers
-from nnlib.calling import Called
+from nnlib import activity, constraints, ops, regularizers
+from nnlib.calling import Called, in_mode
+from nnlib.checks import positive_integer
 from nnlib.configuration import Recorded
+from nnlib.constraints import ConstraintChoice
 from nnlib.initializers import InitializerChoice, fill
-from nnlib.layers.rules import View, WeightRule, features_last, look_up_rule, losses_of
+from nnlib.layers.padding import note_lengths, noted_lengths
+from nnlib.layers.rules import View, WeightRule, features_last, look_up_rule, losses_of, unchanged
 
 # Sizes of a tensor, the batch first; None is a size that is not fixed, as in Keras.
 Shape = tuple[int | None, ...]
 
 
+def _check_dtype(dtype: torch.dtype | str | None) -> None:
+    default = torch.get_default_dtype()
+    if dtype not in (None, default, str(default).removeprefix("torch.")):
+        raise ValueError(f"dtype: {default} is expected, torch's default (torch.set_default_dtype), got {dtype!r}")
+
+
 class Layer(Recorded, Called):
     """The base of all layers.
 
-    A subclass writes `call`, and where it has them `build` (its parameters), `compute_output_shape` and
+    A subclass writes `call`, and where it has them `build` (its parameters, see add_weight), `compute_output_shape` and
     `expected_input`. Parameters are made by `build`, on first use or when `input_shape` is known. A layer may be made
     of others: those are its attributes, and share its backend. Calls take NumPy arrays too, and training=True or False
     for one call (see nnlib.calling.Called).
 
-    input_shape: sizes of one sample, without the batch; given, a Sequential builds the layer at once.
+    input_shape: sizes of one sample, without the batch; given, a Sequential builds the layer at once. input_dim: the
+    same for samples of one axis. dtype: torch's default one, or its name; no other (see torch.set_default_dtype).
     activity_regularizer: a penalty on the output (see nnlib.regularizers), over the number of its rows.
     Layers with weights also take kernel_regularizer, bias_regularizer, kernel_constraint, bias_constraint and the like,
     where Keras has them and by its names: see nnlib.regularizers and nnlib.constraints.
@@ -38,13 +48,16 @@ class Layer(Recorded, Called):
     backend: the kernels' backend for this layer (default None: the model's, or else kernels' own choice).
     name: unique within a model (default: the class' name in lower case, with a number where it is needed).
 
-    Sequences of different lengths lie in one array (N, T, ...) whose rows are padded at their end, with `lengths` (N,),
-    int64, beside it: how many steps of a row are real. Embedding(mask_zero=True) finds them, layers with
-    `takes_lengths` are given them, and `output_lengths` says what they are further on.
+    Sequences of different lengths lie in one array (N, T, ...) with padding. Embedding(mask_zero=True) and Masking find
+    the real steps, and a layer's output tells the next one: `lengths` (N,), int64, where all padding is at the end of
+    its row, else a mask (N, T), bool. Layers with `takes_lengths` are given them unless the call says lengths= or
+    mask=, and `output_lengths` says what they are further on. See nnlib.layers.padding.
     """
 
     #: False for layers that also take integers.
     needs_floating_input = True
+    #: True where the output has the shape of the input.
+    keeps_shape = False
     #: True where `forward` takes apply_softmax=False, to give the logits under a final softmax.
     ends_in_softmax = False
     #: True where `forward` takes lengths=.
@@ -61,6 +74,8 @@ class Layer(Recorded, Called):
         self,
         *,
         input_shape: Sequence[int | None] | None = None,
+        input_dim: int | None = None,
+        dtype: torch.dtype | str | None = None,
         activity_regularizer: regularizers.RegularizerChoice = None,
         trainable: bool = True,
         device: torch.device | str | None = None,
@@ -69,6 +84,11 @@ class Layer(Recorded, Called):
         **rules: Any,
     ) -> None:
         super().__init__()
+        _check_dtype(dtype)
+        if input_dim is not None:
+            if input_shape is not None:
+                raise ValueError(f"input_dim: input_shape or input_dim is expected, got both, {input_dim!r}")
+            input_shape = (positive_integer("input_dim", input_dim),)
         if name is not None and not re.fullmatch(r"\w+", name):
             raise ValueError(f"name: letters, digits and underscores are expected, got {name!r}")
         self.name = name or self.default_name()
@@ -79,11 +99,11 @@ class Layer(Recorded, Called):
             for part in parts:
                 setattr(self, f"{part}_{kind}", None)
         for option, value in rules.items():
-            setattr(
-                self, option, look_up_rule(type(self).__name__, option, value, self.regularized, self.constrained)
-            )
+            setattr(self, option, look_up_rule(type(self).__name__, option, value, self.regularized, self.constrained))
         #: By the names of the parameters.
         self.weight_rules: dict[str, WeightRule] = {}
+        # Of what add_weight has made, by id, until it is an attribute.
+        self._unnamed: dict[int, WeightRule] = {}
         self.device = device
         self._backend = backend
         self.trainable = trainable
@@ -147,13 +167,20 @@ class Layer(Recorded, Called):
         raise NotImplementedError(f"{type(self).__name__} must define call(x)")
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """The output's shape for inputs of this shape, batch first. By default the same."""
-        return input_shape
+        """The output's shape for inputs of this shape, batch first. By default the same where `keeps_shape` says so, or
+        a size is not known; else that of a call on zeros."""
+        if self.keeps_shape or not self.built or None in input_shape[1:]:
+            return input_shape
+        sizes = tuple(size or 1 for size in input_shape)
+        with in_mode(self, training=False), torch.no_grad():
+            output = self.call(torch.zeros(sizes, device=self.device))
+        first = output[0] if isinstance(output, (tuple, list)) else output
+        return (input_shape[0], *first.shape[1:])
 
     def output_lengths(self, x: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor | None:
-        """The lengths (N,) of the output's rows, None when there is no padding or it is no longer told apart.
+        """The lengths of the output's rows, None when there is no padding or it is no longer told apart.
 
-        x: the input; lengths: of its rows. Warns where padding is from here on treated like any other step.
+        x: the input; lengths: of its rows, or a mask. Warns where padding is from here on treated like any other step.
         """
         if lengths is None or self.keeps_lengths:
             return lengths
@@ -187,7 +214,11 @@ class Layer(Recorded, Called):
             self._fitting_shape = shape[1:]
         if self.needs_floating_input and not x.is_floating_point():
             raise TypeError(f"{self.name}: input must be floating point, got {x.dtype}; images: x / 255.0")
+        lengths = noted_lengths(x)
+        if lengths is not None and self.takes_lengths and options.get("mask") is None:
+            options.setdefault("lengths", lengths)
         output = self.call(x, *more, **options)
+        note_lengths(output, self.output_lengths(x, lengths))
         if self.activity_regularizer is not None:
             if torch.compiler.is_compiling():
                 raise RuntimeError(f"{self.name}: activity_regularizer does not work under torch.compile")
@@ -214,6 +245,8 @@ class Layer(Recorded, Called):
             self.build(input_shape)
         finally:
             self._is_building = False
+        if self._unnamed:
+            raise TypeError(f"{self.name}: what add_weight makes must become an attribute of the layer itself")
         for part in self.children():
             part.train(self.training)  # what build made is in the layer's mode
         self.hold_frozen()
@@ -221,6 +254,41 @@ class Layer(Recorded, Called):
         self.built = True
 
     def add_weight(
+        self,
+        shape: Sequence[int] = (),
+        initializer: InitializerChoice | None = None,
+        dtype: torch.dtype | str | None = None,
+        trainable: bool = True,
+        *,
+        regularizer: regularizers.RegularizerChoice = None,
+        constraint: ConstraintChoice = None,
+        name: str | None = None,
+    ) -> torch.nn.Parameter:
+        """A new weight for a layer of one's own, as in Keras: self.scale = self.add_parameter((features,), "ones").
+
+        shape, initializer (default "glorot_uniform", of at least one axis, else "zeros"): see nnlib.initializers.
+        dtype: as of a layer. trainable: False for one that training leaves as it is. regularizer, constraint: see
+        nnlib.regularizers and nnlib.constraints. name: for messages; in state_dict it has the attribute's.
+        """
+        _check_dtype(dtype)
+        weight = torch.empty(tuple(shape), device=self.device)
+        choice = initializer or ("glorot_uniform" if weight.dim() else "zeros")
+        fill(f"{self.name}: {name or 'weight'}: initializer", choice, weight, unchanged)
+        made = torch.nn.Parameter(weight, requires_grad=trainable)
+        rule = WeightRule(
+            unchanged, regularizers.get(regularizer, "regularizer"), constraints.get(constraint, "constraint")
+        )
+        self._unnamed[id(made)] = rule
+        return made
+
+    def register_parameter(self, name: str, param: torch.nn.Parameter | None) -> None:
+        """torch's, which an assignment calls; a weight of add_weight gets its name here."""
+        super().register_parameter(name, param)
+        rule = self._unnamed.pop(id(param), None)
+        if rule is not None and (rule.regularizer is not None or rule.constraint is not None):
+            self.weight_rules[name] = rule
+
+    def add_parameter(
         self,
         name: str,
         shape: Sequence[int],

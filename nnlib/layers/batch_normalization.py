@@ -27,12 +27,13 @@ class BatchNormalization(Layer):
     beta_initializer, gamma_initializer, moving_mean_initializer, moving_variance_initializer: see nnlib.initializers;
     beta_regularizer, gamma_regularizer, beta_constraint, gamma_constraint, and the other options: see Layer.
     synchronized: False; over several processes, torch.nn.SyncBatchNorm in a model of torch's does what True would.
-    lengths (N,), or mask (N, T), bool or integers, for input (N, T, C): padded steps count for nothing, and are 0 in
-    the output.
+    Call: layer(x, mask=None, lengths=None). mask: bool, or 1 and 0, of a shape that broadcasts to the input's without
+    its last axis; lengths (N,), for input (N, T, ..., C): padded steps count for nothing, and are normalized as zeros.
 
     Raises ValueError if an argument is out of its range, or an input does not fit.
     """
 
+    keeps_shape = True
     takes_lengths = True
     keeps_lengths = True
     regularized = constrained = ("beta", "gamma")
@@ -96,7 +97,7 @@ class BatchNormalization(Layer):
             ("bias", self.center, self.beta_initializer, "beta_initializer"),
         ):
             if wanted:
-                self.add_weight(name, (channels,), choice, argument)
+                self.add_parameter(name, (channels,), choice, argument)
             else:
                 self.register_parameter(name, None)
         for name, choice, argument in (
@@ -115,19 +116,42 @@ class BatchNormalization(Layer):
         if mask is not None:
             if lengths is not None:
                 raise ValueError(f"{self.name}: lengths or mask must be given, got both")
-            return self._normalize_real(x, axis, checked_mask(self.name, mask, tuple(x.shape[:2])))
+            whole = tuple(x.shape[:-1])
+            sizes = zip(mask.shape, whole) if mask.dim() == len(whole) else ()
+            shape = tuple(size if size == 1 else full for size, full in sizes) or whole
+            return self._normalize_real(x, axis, checked_mask(self.name, mask, shape))
         if lengths is None and axis == x.dim() - 1 != 3:
             return self._normalize(x.reshape(-1, x.shape[-1])).reshape(x.shape)
         if lengths is None:
             return self._normalize(x.movedim(axis, 1)).movedim(1, axis)  # of images torch has a channels-last kernel
-        return self._normalize_real(x, axis, real_steps(lengths, x.shape[1]))
+        if x.dim() < 3:
+            raise ValueError(f"{self.name}: lengths need an input (N, T, ..., C), got {tuple(x.shape)}")
+        real = real_steps(lengths, x.shape[1])
+        return self._normalize_real(x, axis, real.view(*real.shape, *[1] * (x.dim() - 3)))
 
     def _normalize_real(self, x: torch.Tensor, axis: int, real: torch.Tensor) -> torch.Tensor:
-        if x.dim() != 3 or axis != 2:
-            raise ValueError(f"{self.name}: lengths need an input (N, T, C), got {tuple(x.shape)} with axis {axis}")
-        output = torch.zeros_like(x)
-        output[real] = self._normalize(x[real])
-        return output
+        """x with 0 in padded steps, normalized by the statistics of the others. real: broadcasts to x without its last
+        axis."""
+        counts = real[..., None].to(x.dtype).expand(x.shape).movedim(axis, 1)
+        x = x.masked_fill(~real[..., None], 0).movedim(axis, 1)
+        if not (self.training and self.trainable):
+            return self._normalize(x).movedim(1, axis)
+        others = [0, *range(2, x.dim())]
+        count = counts.sum(others, keepdim=True).clamp(min=1)
+        mean = x.sum(others, keepdim=True) / count
+        variance = ((x - mean) * counts).square().sum(others, keepdim=True) / count
+        self._follow(mean.flatten(), variance.flatten())
+        y = (x - mean) * (variance + self.epsilon).rsqrt()
+        shape = [-1, *[1] * (x.dim() - 2)]
+        y = y if self.weight is None else y * self.weight.view(shape)
+        y = y if self.bias is None else y + self.bias.view(shape)
+        return y.movedim(1, axis)
+
+    @torch.no_grad()
+    def _follow(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+        """Has the moving statistics follow the batch's."""
+        self.running_mean.lerp_(mean, 1 - self.momentum)
+        self.running_var.lerp_(variance, 1 - self.momentum)
 
     def _normalize(self, x: torch.Tensor) -> torch.Tensor:
         """x (N, C, ...) normalized; in training, unless frozen, the moving statistics go on."""
@@ -146,7 +170,5 @@ class BatchNormalization(Layer):
             mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
             y = F.batch_norm(x, mean, variance, weight, bias, True, 1.0, epsilon)
             variance = variance * ((count - 1) / count)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, 1 - self.momentum)
-            self.running_var.lerp_(variance, 1 - self.momentum)
+        self._follow(mean, variance)
         return y

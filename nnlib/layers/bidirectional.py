@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from nnlib import activity
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.options import LayerOptions
-from nnlib.layers.padding import resolve_lengths, reversed_rows
+from nnlib.layers.padding import gaps_closed, laid_along, resolve_lengths, reversed_rows
 from nnlib.layers.recurrent_base import Recurrent, States
 from nnlib.names import look_up
 
@@ -114,11 +114,18 @@ class Bidirectional(Layer):
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         lengths = resolve_lengths(self.name, x, lengths, mask)
+        real = None
+        if lengths is not None and lengths.dtype == torch.bool:
+            real = lengths
+            x, lengths = gaps_closed(x, real)
         both = (self.forward_layer, self.backward_layer)
         count = self.forward_layer.state_count
         given = (None, None) if initial_state is None else (initial_state[:count], initial_state[count:])
         states = [layer.states_before(x, one) for layer, one in zip(both, given)]
         y, reverse, ends, side_by_side = self._run(x, states, lengths)
+        if real is not None and self.return_sequences:
+            y, reverse = (laid_along(output, real, zero=True) for output in (y, reverse))
+            side_by_side = None
         for layer, end in zip(both, ends):
             layer.keep_states(end)
         for layer, output, end in zip(both, (y, reverse), ends):

@@ -102,11 +102,11 @@ class Conv2DTranspose(ImageLayer):
         channels = self.split_shape(input_shape)[2]
         if channels is None:
             raise ValueError(f"{self.name}: input channels must be known, got {input_shape}")
-        self.add_weight(
+        self.add_parameter(
             "weight", (channels, self.filters, *self.kernel_size), self.kernel_initializer, "kernel_initializer"
         )
         if self.use_bias:
-            self.add_weight("bias", (self.filters,), self.bias_initializer, "bias_initializer")
+            self.add_parameter("bias", (self.filters,), self.bias_initializer, "bias_initializer")
         else:
             self.register_parameter("bias", None)
         self.input_channels = channels

@@ -93,9 +93,9 @@ class Conv2D(ImageLayer):
                 f"got {channels} in {input_shape}"
             )
         shape = (self.filters, channels // self.groups, *self.kernel_size)
-        self.add_weight("weight", shape, self.kernel_initializer, "kernel_initializer")
+        self.add_parameter("weight", shape, self.kernel_initializer, "kernel_initializer")
         if self.use_bias:
-            self.add_weight("bias", (self.filters,), self.bias_initializer, "bias_initializer")
+            self.add_parameter("bias", (self.filters,), self.bias_initializer, "bias_initializer")
         else:
             self.register_parameter("bias", None)
         self.input_channels = channels
@@ -189,9 +189,9 @@ class DepthwiseConv2D(Conv2D):
         self.groups = channels
         self.filters = channels * self.depth_multiplier
         shape, view = (self.filters, 1, *self.kernel_size), DepthwiseView(self.depth_multiplier)
-        self.add_weight("weight", shape, self.depthwise_initializer, "depthwise_initializer", view)
+        self.add_parameter("weight", shape, self.depthwise_initializer, "depthwise_initializer", view)
         if self.use_bias:
-            self.add_weight("bias", (self.filters,), self.bias_initializer, "bias_initializer")
+            self.add_parameter("bias", (self.filters,), self.bias_initializer, "bias_initializer")
         else:
             self.register_parameter("bias", None)
         self.input_channels = channels

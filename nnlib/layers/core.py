@@ -14,7 +14,7 @@ from nnlib.checks import positive_integer
 from nnlib.initializers import InitializerChoice
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.images import DATA_FORMATS
-from nnlib.layers.options import KernelOptions
+from nnlib.layers.options import KernelOptions, LayerOptions
 from nnlib.names import look_up
 
 
@@ -66,9 +66,9 @@ class Dense(Layer):
         features = input_shape[-1]
         if features is None:
             raise ValueError(f"{self.name}: the last axis of the input must be known, got {input_shape}")
-        self.add_weight("weight", (self.units, features), self.kernel_initializer, "kernel_initializer")
+        self.add_parameter("weight", (self.units, features), self.kernel_initializer, "kernel_initializer")
         if self.use_bias:
-            self.add_weight("bias", (self.units,), self.bias_initializer, "bias_initializer")
+            self.add_parameter("bias", (self.units,), self.bias_initializer, "bias_initializer")
         else:
             self.register_parameter("bias", None)
         self.input_features = features
@@ -145,22 +145,60 @@ class Reshape(Layer):
 class Dropout(Layer):
     """Zeroes a share `rate` of the values in training and scales the others by 1 / (1 - rate), keras.layers.Dropout.
 
-    Input of any shape, floating point; output the same shape, in evaluation the input itself. The draws come from
-    torch's generator (see nnlib.set_seed). rate: in [0, 1); ValueError otherwise.
+    Input of any shape, floating point; output the same shape, in evaluation the input itself. rate: in [0, 1].
+    noise_shape: sizes of what is drawn, batch first, None for the input's: along a size of 1 all values are kept or
+    dropped together (default: each by itself). seed: draws of the layer's own, which start from it, a buffer `draws`
+    counting them; default None: from torch's generator (see nnlib.set_seed).
+
+    Raises ValueError if an argument is out of its range, or noise_shape does not fit the input.
     """
 
+    keeps_shape = True
     keeps_lengths = True
 
-    def __init__(self, rate: float, **options: Any) -> None:
+    draws: torch.Tensor
+
+    def __init__(
+        self,
+        rate: float,
+        noise_shape: Sequence[int | None] | None = None,
+        seed: int | None = None,
+        **options: Unpack[LayerOptions],
+    ) -> None:
         super().__init__(**options)
-        if not 0 <= rate < 1:
-            raise ValueError(f"rate: a number in [0, 1) is expected, got {rate}")
-        self.rate = rate
+        if not 0 <= rate <= 1:
+            raise ValueError(f"rate: a number in [0, 1] is expected, got {rate}")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or abs(seed) >= 2**62):
+            raise ValueError(f"seed: an integer of less than 63 bits is expected, got {seed!r}")
+        self.rate = float(rate)
+        self.noise_shape = None if noise_shape is None else _noise_shape(noise_shape)
+        self.seed = seed
+        if seed is not None:
+            self.register_buffer("draws", torch.zeros((), dtype=torch.int64, device=self.device))
 
     def call(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or self.rate == 0:
             return x
-        return self.run("dropout", x, self.rate)
+        seed = None
+        if self.seed is not None:
+            seed = self.draws + self.seed
+            self.draws.add_(1)
+        if self.noise_shape is None:
+            return self.run("dropout", x, self.rate, seed=seed)
+        pairs = list(zip(self.noise_shape, x.shape))
+        if len(self.noise_shape) != x.dim() or any(size not in (None, 1, full) for size, full in pairs):
+            raise ValueError(f"{self.name}: noise_shape {self.noise_shape} must fit the input, got {tuple(x.shape)}")
+        noise = x.new_ones([full if size is None else size for size, full in pairs])
+        return x * self.run("dropout", noise, self.rate, seed=seed)
+
+
+def _noise_shape(given: Any) -> tuple[int | None, ...]:
+    sizes = tuple(given) if isinstance(given, (tuple, list)) else ()
+    if not sizes or any(size is not None and (isinstance(size, bool) or not isinstance(size, int)) for size in sizes):
+        raise ValueError(f"noise_shape: a tuple of positive integers or None is expected, got {given!r}")
+    if any(size is not None and size < 1 for size in sizes):
+        raise ValueError(f"noise_shape: a tuple of positive integers or None is expected, got {given!r}")
+    return sizes
 
 
 class Activation(Layer):
@@ -170,6 +208,7 @@ class Activation(Layer):
     layer(x, apply_softmax=False) is x.
     """
 
+    keeps_shape = True
     keeps_lengths = True
 
     def __init__(self, activation: str | ActivationFunction | None, **options: Any) -> None:

@@ -24,14 +24,13 @@ class Embedding(Layer):
     output_dim), as in torch.nn.Embedding.
 
     embeddings_initializer: see nnlib.initializers; embeddings_regularizer, embeddings_constraint: see Layer.
-    mask_zero: token 0 is padding, at the end of each row (N, T) alone; a Sequential then tells the layers behind how
-    long each row is.
+    mask_zero: token 0 is padding in rows (N, T); the output then tells the layers behind which steps are real.
     weights: an array (input_dim, output_dim), or a list of one, to start from (default None: embeddings_initializer).
     input_length: T, where it is fixed: the model is then built at once, and other lengths are refused.
     input_shape, device, backend, name: see Layer.
 
     Raises IndexError for a token out of range; TypeError for input that is not integer; ValueError if an argument is
-    out of its range, an input does not fit, or (where mask_zero is used) a row has a token behind a 0.
+    out of its range or an input does not fit.
     """
 
     needs_floating_input = False
@@ -82,7 +81,7 @@ class Embedding(Layer):
 
     def build(self, input_shape: Shape) -> None:
         choice = self.embeddings_initializer if self._start is None else self._copy_start
-        self.add_weight("weight", (self.input_dim, self.output_dim), choice, "embeddings_initializer", unchanged)
+        self.add_parameter("weight", (self.input_dim, self.output_dim), choice, "embeddings_initializer", unchanged)
 
     def _copy_start(self, weight: torch.Tensor) -> None:
         assert self._start is not None
@@ -107,6 +106,7 @@ class PositionalEncoding(Layer):
     Raises ValueError if an argument is out of its range, or an input does not fit.
     """
 
+    keeps_shape = True
     keeps_lengths = True
 
     def __init__(self, max_length: int | None = None, base: float = 10000.0, **options: Any) -> None:

@@ -29,6 +29,7 @@ class InputLayer(Layer):
     Raises TypeError or ValueError if shape is none, or a floating-point dtype is not that of the layers.
     """
 
+    keeps_shape = True
     needs_floating_input = False
     keeps_lengths = True
     #: Said where somebody takes it for a value.

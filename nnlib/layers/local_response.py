@@ -19,6 +19,8 @@ class LocalResponseNormalization(ImageLayer):
     size: how many channels are summed over, the value's own in the middle. Raises ValueError if it is not positive.
     """
 
+    keeps_shape = True
+
     def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0, **options: Any) -> None:
         super().__init__(**options)
         if not isinstance(size, int) or size < 1:

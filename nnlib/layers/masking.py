@@ -13,10 +13,11 @@ from nnlib.layers.padding import lengths_of_mask
 class Masking(Layer):
     """Tells which steps are padding: those whose features all are mask_value, keras.layers.Masking.
 
-    Input (N, T, ...), floating point; output the same, with 0 in the padded steps. A Sequential tells the layers behind
-    how long each row is, as with Embedding(mask_zero=True); the padding must be at the end of each row, ValueError
-    otherwise.
+    Input (N, T, ...), floating point; output the same, with 0 in the padded steps, which tells the layers behind which
+    steps are real, as with Embedding(mask_zero=True).
     """
+
+    keeps_shape = True
 
     def __init__(self, mask_value: float = 0.0, **options: Unpack[LayerOptions]) -> None:
         super().__init__(**options)

@@ -17,6 +17,7 @@ from nnlib.layers.rules import unchanged
 class _Normalization(Layer):
     """What normalizing within a sample shares: the axes, and their weights."""
 
+    keeps_shape = True
     keeps_lengths = True
 
     weight: torch.Tensor | None
@@ -71,7 +72,7 @@ class _Normalization(Layer):
             ("bias", self.center, self.beta_initializer, "beta_initializer"),
         ):
             if wanted:
-                self.add_weight(name, known, choice, argument, unchanged)
+                self.add_parameter(name, known, choice, argument, unchanged)
             else:
                 self.register_parameter(name, None)
         self.normalized_shape = known

@@ -15,6 +15,7 @@ class LayerOptions(TypedDict, total=False):
     """Of every layer."""
 
     input_shape: Sequence[int | None] | None
+    dtype: torch.dtype | str | None
     activity_regularizer: RegularizerChoice
     trainable: bool
     device: torch.device | str | None
@@ -25,6 +26,7 @@ class LayerOptions(TypedDict, total=False):
 class KernelOptions(LayerOptions, total=False):
     """Of layers with a kernel and a bias."""
 
+    input_dim: int | None
     kernel_regularizer: RegularizerChoice
     bias_regularizer: RegularizerChoice
     kernel_constraint: ConstraintChoice
@@ -61,13 +63,6 @@ class EmbeddingOptions(LayerOptions, total=False):
 
     embeddings_regularizer: RegularizerChoice
     embeddings_constraint: ConstraintChoice
-
-
-class AttentionOptions(LayerOptions, total=False):
-    """Of attention."""
-
-    kernel_regularizer: RegularizerChoice
-    bias_regularizer: RegularizerChoice
 
 
 class RecurrentOptions(KernelOptions, total=False):

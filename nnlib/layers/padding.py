@@ -1,57 +1,85 @@
-"""Rows of different lengths in one array (N, T, ...), padded at their end: lengths, and what follows from them.
+"""Rows of different lengths in one array (N, T, ...): which steps are real, and what follows from it.
 
-Keras marks real steps with a mask (N, T). Kernels take lengths (N,), so that they never touch the padding; a mask with
-real steps behind padded ones has none and is refused.
+Keras marks real steps with a mask (N, T). Kernels take lengths (N,), so that they never touch the padding behind a row.
+What a layer tells the next one is the lengths where all padding is at the end of its row, and else the mask; both go by
+the name `lengths`, and travel on the tensor itself, as in Keras: an op of torch in between forgets them. Layers that
+walk along a row close the gaps of a mask first, and open them again in their output.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
-def lengths_of_mask(caller: str, mask: torch.Tensor, what: str = "mask") -> torch.Tensor:
-    """How many steps of each row are real, int64 (N,), from a bool mask (N, T), True for real ones.
+def note_lengths(output: Any, lengths: torch.Tensor | None) -> None:
+    """Has the output of a layer, the first of several, tell the next layer which of its steps are real."""
+    first = output[0] if isinstance(output, (tuple, list)) else output
+    if lengths is not None and isinstance(first, torch.Tensor):
+        first.lengths = lengths  # type: ignore[attr-defined]
 
-    Raises TypeError for another dtype, ValueError naming the caller where a real step comes after a padded one.
+
+def noted_lengths(x: torch.Tensor) -> torch.Tensor | None:
+    """What the layer that made x has told of its steps; None where nobody has."""
+    return getattr(x, "lengths", None)
+
+
+def lengths_of_mask(caller: str, mask: torch.Tensor, what: str = "mask") -> torch.Tensor:
+    """Which steps are real, from a bool mask (N, T), True for those: how many of each row, int64 (N,), if they all come
+    before its padding, else the mask itself.
+
+    Under torch.compile, which cannot look, they must come before: an error names the caller otherwise. Raises
+    ValueError for another shape.
     """
-    if mask.dtype != torch.bool:
-        raise TypeError(f"{caller}: {what} must be bool, True for real steps, got {mask.dtype}")
     if mask.dim() != 2:
         raise ValueError(f"{caller}: {what} must have shape (N, T), got {tuple(mask.shape)}")
-    late = mask[:, 1:] & ~mask[:, :-1]
-    rule = f"{caller}: {what} must have its padding at the end of each row (padding='post')"
-    if torch.compiler.is_compiling() or late.is_cuda:  # where looking would break the graph, or wait for the device
-        torch._assert_async(~late.any(), rule)
-    elif late.any():
-        row, step = (int(position) for position in late.nonzero()[0])
-        raise ValueError(f"{rule}, got a real step {step + 1} after a padded one in row {row}")
+    late = (mask[:, 1:] & ~mask[:, :-1]).any()
+    if torch.compiler.is_compiling():
+        rule = f"{caller}: {what} must have its padding at the end of each row (padding='post') under torch.compile"
+        torch._assert_async(~late, rule)
+    elif late:
+        return mask
     return mask.sum(1)
 
 
 def resolve_lengths(
     caller: str, x: torch.Tensor, lengths: torch.Tensor | None, mask: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """The lengths of the rows of x (N, T, ...), given as such or as a mask. Raises ValueError for both."""
+    """Which steps of x (N, T, ...) are real, given as lengths or as a mask. Raises ValueError for both."""
+    if mask is None and lengths is not None:
+        lengths = torch.as_tensor(lengths, device=x.device)
+        if lengths.dtype != torch.bool:
+            return lengths
+        lengths, mask = None, lengths
     if mask is None:
-        return None if lengths is None else torch.as_tensor(lengths, device=x.device)
+        return None
     if lengths is not None:
         raise ValueError(f"{caller}: lengths or mask must be given, got both")
-    if tuple(mask.shape) != tuple(x.shape[:2]):
-        raise ValueError(f"{caller}: mask must have shape {tuple(x.shape[:2])}, got {tuple(mask.shape)}")
-    return lengths_of_mask(caller, mask)
+    return lengths_of_mask(caller, checked_mask(caller, mask, tuple(x.shape[:2])))
 
 
-def checked_mask(caller: str, mask: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """The mask as bool, from bool or integers. Raises TypeError for floating point, ValueError for another shape."""
-    if mask.is_floating_point():
-        raise TypeError(f"{caller}: mask must be bool, True for real steps, got {mask.dtype}")
-    if tuple(mask.shape) != tuple(shape):
-        raise ValueError(f"{caller}: mask must have shape {tuple(shape)}, got {tuple(mask.shape)}")
+def checked_mask(caller: str, mask: torch.Tensor, *shapes: tuple[int, ...], argument: str = "mask") -> torch.Tensor:
+    """The mask as bool, from bools or from numbers that are 1 and 0, as Keras takes it.
+
+    Raises ValueError for another number (a float mask of torch's is added to the scores), or none of the shapes.
+    """
+    if tuple(mask.shape) not in shapes:
+        allowed = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
+        raise ValueError(f"{caller}: {argument} must have shape {allowed}, got {tuple(mask.shape)}")
+    if mask.dtype != torch.bool and not torch.compiler.is_compiling():
+        wrong = (mask != 0) & (mask != 1)
+        if wrong.any():
+            raise ValueError(
+                f"{caller}: {argument} must be bool, or 1 for True and 0 for False, got {mask[wrong][0].item()}"
+            )
     return mask.bool()
 
 
 def real_steps(lengths: torch.Tensor, steps: int) -> torch.Tensor:
-    """The mask (N, T) of the lengths: True where a step is real."""
+    """The mask (N, T) of the lengths, or the mask that stands for them: True where a step is real."""
+    if lengths.dtype == torch.bool:
+        return lengths
     return torch.arange(steps, device=lengths.device) < lengths[:, None]
 
 
@@ -69,14 +97,16 @@ def reversed_rows(x: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor
     return take_steps(x, torch.where(turned >= 0, turned, steps))
 
 
-def last_repeated(x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Every padded step of x (N, T, F) replaced by its row's last real one; a row without any keeps its first."""
-    steps = torch.arange(x.shape[1], device=x.device)
-    return take_steps(x, torch.minimum(steps, (lengths[:, None] - 1).clamp(min=0)))
+def gaps_closed(x: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every row's real steps of x (N, T, F) moved to its start, in their order, and how many they are, (N,)."""
+    return take_steps(x, real.logical_not().long().argsort(dim=1, stable=True)), real.sum(1)
 
 
-def moved_to_end(x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Every row's real steps moved to its end, and zeros before them."""
-    steps = torch.arange(x.shape[1], device=x.device)
-    source = steps - (x.shape[1] - lengths[:, None])
-    return take_steps(x, source.clamp(min=0)).masked_fill((source < 0)[:, :, None], 0)
+def laid_along(x: torch.Tensor, real: torch.Tensor, *, zero: bool) -> torch.Tensor:
+    """The reverse of gaps_closed: the first steps of x (N, T, F) where `real` (N, T) has its real ones.
+
+    Padded steps are 0 if `zero`, else what the last real step before them is, and 0 before the first.
+    """
+    source = real.long().cumsum(1) - 1
+    laid = take_steps(x, source.clamp(min=0))
+    return laid.masked_fill((~real if zero else source < 0)[:, :, None], 0)

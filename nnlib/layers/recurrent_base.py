@@ -10,7 +10,7 @@ import torch
 from nnlib.checks import positive_integer
 from nnlib.initializers import InitializerChoice, fill
 from nnlib.layers.base import Layer, Shape
-from nnlib.layers.padding import last_repeated, moved_to_end, real_steps, resolve_lengths, reversed_rows
+from nnlib.layers.padding import gaps_closed, laid_along, real_steps, resolve_lengths, reversed_rows
 from nnlib.layers.rules import features_last
 
 States = tuple[torch.Tensor, ...]
@@ -122,11 +122,11 @@ class Recurrent(Layer):
         if features is None:
             raise ValueError(f"{self.name}: the last axis of the input must be known, got {input_shape}")
         rows = self.gates * self.units
-        self.add_weight("weight_ih", (rows, features), self.kernel_initializer, "kernel_initializer")
-        self.add_weight("weight_hh", (rows, self.units), self.recurrent_initializer, "recurrent_initializer")
+        self.add_parameter("weight_ih", (rows, features), self.kernel_initializer, "kernel_initializer")
+        self.add_parameter("weight_hh", (rows, self.units), self.recurrent_initializer, "recurrent_initializer")
         for name, wanted in (("bias_ih", self.use_bias), ("bias_hh", self.has_second_bias)):
             if wanted:
-                self.add_weight(name, (rows,), self.fill_bias, "bias_initializer")
+                self.add_parameter(name, (rows,), self.fill_bias, "bias_initializer")
             else:
                 self.register_parameter(name, None)
         self.input_features = features
@@ -140,9 +140,13 @@ class Recurrent(Layer):
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         lengths = resolve_lengths(self.name, x, lengths, mask)
+        real = None if lengths is None else real_steps(lengths, x.shape[1])
+        if real is lengths is not None:
+            x, lengths = gaps_closed(x, lengths)
         output, states = self.run_sequence(x, self.states_before(x, initial_state), lengths)
         self.keep_states(states)
-        output = self.lay_out(output, lengths)
+        if real is not None and self.return_sequences:
+            output = self.lay_out(output, real)
         return (output, *states) if self.return_state else output
 
     # States.
@@ -256,10 +260,7 @@ class Recurrent(Layer):
         """0 with the probability `rate`, else 1 / (1 - rate), for each element of `like`."""
         return self.run("dropout", torch.ones_like(like, requires_grad=False), rate)
 
-    def lay_out(self, output: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-        """The output as Keras lays it out: where padded, and backwards."""
-        if lengths is None or not self.return_sequences:
-            return output
-        if self.go_backwards:
-            return moved_to_end(output, lengths)
-        return output if self.zero_output_for_mask else last_repeated(output, lengths)
+    def lay_out(self, output: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """The output, real steps first, as Keras lays it out: in the order of the walk, with padding where it was."""
+        real = real.flip(1) if self.go_backwards else real
+        return laid_along(output, real, zero=self.zero_output_for_mask)

@@ -70,6 +70,7 @@ class TransformerBlock(Layer):
     Raises ValueError if an argument is out of its range, or an input does not fit.
     """
 
+    keeps_shape = True
     takes_lengths = True
     keeps_lengths = True
 

@@ -1,8 +1,21 @@
 """Models by Keras' names, and networks that are ready."""
 
+from os import PathLike
+
+import torch
+
 from nnlib.models.alexnet import AlexNet
 from nnlib.models.model import Model
 from nnlib.models.sequential import Sequential
 from nnlib.models.transformer import EncoderDecoder, TransformerModel
 
-__all__ = ["AlexNet", "EncoderDecoder", "Model", "Sequential", "TransformerModel"]
+__all__ = ["AlexNet", "EncoderDecoder", "Model", "Sequential", "TransformerModel", "load_model"]
+
+
+def load_model(
+    path: str | PathLike[str], *, device: torch.device | str | None = None, backend: str | None = None
+) -> Model:
+    """nnlib.load, by Keras' name."""
+    from nnlib.saving import load_model as load  # which needs all models
+
+    return load(path, device=device, backend=backend)

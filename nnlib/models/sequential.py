@@ -170,17 +170,13 @@ class Sequential(Model):
             raise ValueError(f"apply_softmax=False: the last layer must be a softmax, got {layers[-1].name}")
         for first in self._inputs:
             x = first(x)
-        lengths: torch.Tensor | None = None
         position = 0
         while position < len(layers):
             layer = layers[position]
             absorbed, options = fusion(layers, position)
             position += 1 + absorbed
-            if lengths is not None and layer.takes_lengths:
-                options["lengths"] = lengths
             if position == len(layers) and not apply_softmax:
                 options["apply_softmax"] = False
-            lengths = layer.output_lengths(x, lengths)
             if absorbed and isinstance(x, torch.Tensor):
                 _build_absorbed(layers[position - 1 - absorbed : position], tuple(x.shape))
             x = layer(x, **options)

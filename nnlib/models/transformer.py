@@ -153,7 +153,7 @@ class TransformerModel(_Transformer):
     position_encoding_type: "sinusoidal" (added to the embeddings), "relative" or "shaw", "t5", "alibi" (terms of the
     distance in the scores, see MultiHeadAttention), or "none".
     maximum_position_encoding: the longest T (default None: any). rate: dropout, see TransformerBlock.
-    activation, norm_first, epsilon: see TransformerBlock. mask_zero: token 0 is padding, at the end of rows alone.
+    activation, norm_first, epsilon: see TransformerBlock. mask_zero: token 0 is padding.
     device, backend, name: see Model.
 
     Raises ValueError if an argument is out of its range or input does not fit, IndexError for a token out of range.

@@ -40,6 +40,10 @@ class Setup:
             check_device(self.precision, model.device)
             if self.precision is torch.float16 and self.scaler is None:
                 self.scaler = torch.amp.GradScaler(model.device.type)
+        return self.make_optimizer(model)
+
+    def make_optimizer(self, model: Model) -> torch.optim.Optimizer:
+        """The optimizer, made once the parameters exist. Raises as make_optimizer does."""
         if self.optimizer is None:
             self.optimizer = make_optimizer(self.optimizer_choice, _trainable(model))
         return self.optimizer

@@ -11,6 +11,7 @@ import torch
 
 from nnlib import ops
 from nnlib.calling import in_mode
+from nnlib.layers.padding import noted_lengths, real_steps
 from nnlib.layers.rules import apply_constraints, losses_of
 from nnlib.training.data import Batch, InputTensors, check_lengths, class_weights, first_of, to_inputs, to_tensor
 from nnlib.training.setup import Setup, Trackers
@@ -97,12 +98,13 @@ class Steps:
         assert targets is not None
         skips_softmax = setup.loss.takes_logits and model.ends_in_softmax
         output = self.forward(batch.x, apply_softmax=False) if skips_softmax else self.forward(batch.x)
+        real = _real_outputs(output)
         if setup.precision is not None:
             output = output.to(model.dtype)
         loss = setup.loss.compute(
             targets,
             output,
-            batch.weight,
+            _without_padding(batch.weight, real, mean=setup.loss.reduction in ("sum_over_batch_size", "mean")),
             from_logits=skips_softmax or setup.loss.from_logits,
             backend=model.backend,
         )
@@ -117,9 +119,10 @@ class Steps:
             if skips_softmax and not all(metric.takes_logits for metric in metrics):
                 output = ops.call("metrics", "softmax", output, dim=-1, backend=model.backend)
             for metric in trackers.metrics:
-                metric.update_state(targets, output)
+                metric.update_state(targets, output, _without_padding(None, real if metric.skips_padding else None))
             for metric in trackers.weighted_metrics:
-                metric.update_state(targets, output, batch.weight)
+                weight = _without_padding(batch.weight, real if metric.skips_padding else None)
+                metric.update_state(targets, output, weight)
         return loss
 
     def train(self, batch: Batch, trackers: Trackers, where: str) -> None:
@@ -178,6 +181,27 @@ def _forget_gradients(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
+
+
+def _real_outputs(output: torch.Tensor) -> torch.Tensor | None:
+    """Which steps of an output (N, T, ..., n) are real, (N, T), where the model's last layer tells; else None."""
+    lengths = noted_lengths(output)
+    return None if lengths is None or output.dim() < 3 else real_steps(lengths, output.shape[1])
+
+
+def _without_padding(
+    weight: torch.Tensor | None, real: torch.Tensor | None, *, mean: bool = False
+) -> torch.Tensor | None:
+    """The weights of samples or steps with 0 for padded steps, as in Keras. mean: real steps then weigh more, so that a
+    mean over all steps is one over the real ones."""
+    if real is None:
+        return weight
+    shares = real.to(torch.float32)
+    if mean:
+        shares = shares * (real.numel() / real.sum().clamp(min=1))
+    if weight is None:
+        return shares
+    return weight * shares if weight.dim() > 1 else weight[:, None] * shares
 
 
 def raise_not_finite(loss: float, where: str) -> None:

@@ -40,13 +40,15 @@ Loader = Iterable[Any]
 
 
 class Trainable(torch.nn.Module):
-    """What nnlib.models.Model trains with. stop_training: set to True within a callback, it ends fit."""
+    """What nnlib.models.Model trains with. stop_training: set to True within a callback, it ends fit. history: what the
+    last fit returned; None before."""
 
     def __init__(self) -> None:
         super().__init__()
         # No part of it is the model's to save, so that it is kept off torch's registers.
         self.setup: Setup | None = None
         self.stop_training = False
+        self.history: History | None = None
 
     # Choices.
 
@@ -88,8 +90,17 @@ class Trainable(torch.nn.Module):
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
-        """The optimizer at work; None before the first training."""
-        return None if self.setup is None else self.setup.optimizer
+        """The optimizer at work; None before compile, and while the model is not built."""
+        if self.setup is None:
+            return None
+        if self.setup.optimizer is None and any(weight.requires_grad for weight in self.parameters()):
+            self.setup.make_optimizer(self._model)
+        return self.setup.optimizer
+
+    @property
+    def metrics_names(self) -> list[str]:
+        """What evaluate gives, in its order: "loss" and the metrics. Raises RuntimeError before compile."""
+        return self._compiled("metrics_names").value_names
 
     @property
     def metric_directions(self) -> dict[str, str | None]:
@@ -152,7 +163,7 @@ class Trainable(torch.nn.Module):
             size = validation_batch_size or (batch_size if is_arrays(x_val) else None)
             held = _source(steps, x_val, y_val, weight_val, size, prefix="validation ")
             validation = Stream(held, validation_steps, device)
-        return FitLoop(
+        self.history = FitLoop(
             steps,
             Stream(source, steps_per_epoch, device),
             epochs=epochs,
@@ -162,6 +173,7 @@ class Trainable(torch.nn.Module):
             callbacks=callbacks,
             verbose=verbose,
         ).run()
+        return self.history
 
     def train_on_batch(
         self,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,3 +62,9 @@ def double_precision() -> Iterator[None]:
     nnlib.set_seed(0)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file for a model."""
+    return tmp_path / "model.safetensors"

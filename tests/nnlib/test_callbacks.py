@@ -6,7 +6,6 @@ import csv
 import importlib.util
 import math
 import os
-import re
 import sys
 
 import numpy as np
@@ -15,10 +14,7 @@ import torch
 
 import nnlib
 from nnlib import callbacks, layers, models
-
-
-def raises(kind, text):
-    return pytest.raises(kind, match=f"^{re.escape(text)}")
+from tests.nnlib.messages import raises
 
 
 def draw(count=32, seed=0):

@@ -60,7 +60,7 @@ def test_arrays_are_taken_wherever_an_argument_is():
 def test_arrays_go_where_the_parameters_are():
     class Asked(layers.Layer):
         def build(self, input_shape):
-            self.add_weight("weight", (2,), "ones", "weight_initializer")
+            self.weight = self.add_weight((2,), "ones")
 
         def call(self, x, other):
             return x.device.type, other[0].device.type
@@ -219,13 +219,15 @@ def test_attentions_masks_are_keras(masks):
 
 def test_attentions_masks_are_checked():
     layer = layers.MultiHeadAttention(2, 3)
-    x = torch.zeros(2, 4, 6)
+    x = torch.randn(2, 4, 6)
     with message(ValueError, r"multi_head_attention: key_mask must have shape \(2, 4\), got \(2, 5\)"):
         layer(x, key_mask=torch.ones(2, 5, dtype=torch.bool))
-    with message(
-        TypeError, "multi_head_attention: value_mask must be bool, True where the query sees, got torch.float32"
-    ):
-        layer(x, value_mask=torch.ones(2, 4))
+    with message(ValueError, "multi_head_attention: value_mask must be bool, or 1 for True and 0 for False, got -inf"):
+        layer(x, value_mask=torch.full((2, 4), -torch.inf))
+    causal = torch.ones(4, 4).tril()
+    expected = layer(x, use_causal_mask=True)
+    for mask in (causal, causal.bool()[None], causal.expand(2, 4, 4), causal.expand(2, 2, 4, 4)):
+        torch.testing.assert_close(layer(x, attention_mask=mask), expected)
 
 
 def test_keras_ways_to_compute_are_accepted():

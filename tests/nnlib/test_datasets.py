@@ -153,7 +153,7 @@ def test_arrays_are_the_callers_own():
 
 
 def test_tokens():
-    source = "def f(x):  # a comment\n    \"\"\"%s\"\"\"\n\n    return x + 1.5\n" % ("a long docstring " * 3)
+    source = 'def f(x):  # a comment\n    """%s"""\n\n    return x + 1.5\n' % ("a long docstring " * 3)
     assert stdlib_source_files.tokens_of(source) == [
         "def", "f", "(", "x", ")", ":", "<newline>", "<indent>", "<string>", "<newline>",
         "return", "x", "+", "1.5", "<newline>", "<dedent>",

@@ -64,9 +64,13 @@ def test_labels_out_of_range(label, small_model, images):
 
 def test_labels_of_another_kind(small_model, images):
     x, y = images
-    with raises(ValueError, "y: sparse_categorical_crossentropy expects integer labels, got torch.float32"):
-        small_model().fit(x, y.astype(np.float32))
-    with raises(ValueError, "y: sparse_categorical_crossentropy expects labels of shape (N,), got (200, 10)"):
+    with raises(ValueError, "y: sparse_categorical_crossentropy expects whole numbers as labels, got torch.float32"):
+        small_model().fit(x, y + np.float32(0.5))
+    with raises(
+        ValueError,
+        "y: sparse_categorical_crossentropy expects labels of shape (N,), got (200, 10); "
+        "rows of probabilities go with categorical_crossentropy",
+    ):
         small_model().fit(x, np.eye(10, dtype=np.int64)[y])
     with raises(ValueError, "y: categorical_crossentropy expects the shape of the output, ('N', 10), got (200,)"):
         small_model(loss="categorical_crossentropy").fit(x, y)
@@ -90,8 +94,8 @@ def test_before_compile(call, images):
         (
             {"loss": "sparse_categorical_cross_entropy"},
             "loss: known names are sparse_categorical_crossentropy, categorical_crossentropy, binary_crossentropy, "
-            "mean_squared_error, mse, mean_absolute_error, mae, mean_absolute_percentage_error, mape, huber, log_cosh, "
-            "poisson, kl_divergence; got 'sparse_categorical_cross_entropy' "
+            "bce, mean_squared_error, mse, mean_absolute_error, mae, mean_absolute_percentage_error, mape, huber, "
+            "log_cosh, poisson, kl_divergence, kld; got 'sparse_categorical_cross_entropy' "
             "(did you mean 'sparse_categorical_crossentropy'?)",
         ),
         (
@@ -99,8 +103,9 @@ def test_before_compile(call, images):
             "metrics: known names are accuracy, acc, binary_accuracy, categorical_accuracy, "
             "sparse_categorical_accuracy, top_k_categorical_accuracy, sparse_top_k_categorical_accuracy, precision, "
             "recall, root_mean_squared_error, sparse_categorical_crossentropy, categorical_crossentropy, "
-            "binary_crossentropy, mean_squared_error, mse, mean_absolute_error, mae, mean_absolute_percentage_error, "
-            "mape, huber, log_cosh, poisson, kl_divergence; got 'acuracy' (did you mean 'accuracy'?)",
+            "binary_crossentropy, bce, mean_squared_error, mse, mean_absolute_error, mae, "
+            "mean_absolute_percentage_error, mape, huber, log_cosh, poisson, kl_divergence, kld; got 'acuracy' "
+            "(did you mean 'accuracy'?)",
         ),
     ],
 )
@@ -112,7 +117,9 @@ def test_unknown_names_in_compile(options, message):
 def test_unknown_activation():
     with raises(
         ValueError,
-        "activation: known names are linear, relu, gelu, silu, swish, tanh, sigmoid, softmax, log_softmax; "
+        "activation: known names are linear, relu, gelu, silu, swish, tanh, sigmoid, softmax, log_softmax, elu, "
+        "exponential, hard_sigmoid, hard_silu, hard_swish, hard_tanh, leaky_relu, log_sigmoid, mish, relu6, selu, "
+        "softplus, softsign; "
         "got 'rellu' (did you mean 'relu'?)",
     ):
         layers.Dense(3, activation="rellu")
@@ -133,7 +140,7 @@ def test_unknown_activation():
             "(did you mean 'channels_last'?)",
         ),
         (lambda: layers.Dense(0), "units: a positive integer is expected, got 0"),
-        (lambda: layers.Dropout(1.0), "rate: a number in [0, 1) is expected, got 1.0"),
+        (lambda: layers.Dropout(1.5), "rate: a number in [0, 1] is expected, got 1.5"),
         (
             lambda: models.Sequential([layers.Dense(2, kernel_initializer="glorot", input_shape=(3,))]),
             "dense: kernel_initializer: known names are glorot_uniform, glorot_normal, he_uniform, he_normal, "

@@ -41,4 +41,4 @@ def test_keras_is_left_as_it_was():
     from keras.src.layers.core import dense_test
 
     assert dense_test.layers.__name__ == "keras.src.layers"
-    assert not hasattr(layers.Dense, "get_weights") and not hasattr(layers.Dense, "kernel")
+    assert not hasattr(layers.Dense, "kernel")

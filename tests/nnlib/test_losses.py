@@ -113,7 +113,7 @@ def test_log_cosh_of_large_errors_is_finite():
             losses.SparseCategoricalCrossentropy(),
             [True],
             (1, 3),
-            "y: sparse_categorical_crossentropy expects integer labels, got torch.bool",
+            "y: sparse_categorical_crossentropy expects whole numbers as labels, got torch.bool",
         ),
     ],
 )

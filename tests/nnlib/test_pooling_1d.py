@@ -165,8 +165,6 @@ def test_activations_convert_to_torch(layer, kind):
 def test_what_torch_lacks_is_refused():
     with message(ValueError, "re_lu: max_value=5 does not convert: torch has ReLU, ReLU6 and LeakyReLU"):
         nnlib.to_torch(models.Sequential([nnlib.Input((3,)), layers.ReLU(5)]))
-    with message(
-        ValueError, "global_average_pooling1d: data_format='channels_first' does not convert: it converts"
-    ):
+    with message(ValueError, "global_average_pooling1d: data_format='channels_first' does not convert: it converts"):
         nnlib.to_torch(models.Sequential([nnlib.Input((3, 4)), layers.GlobalAveragePooling1D("channels_first")]))
     np.testing.assert_array_equal(layers.Softmax(0)(np.zeros((2, 3))), np.full((2, 3), 0.5, np.float32))

@@ -12,6 +12,7 @@ import torch
 import nnlib
 from nnlib import constraints, layers, models, regularizers
 from nnlib.convert.keras_weights import keras_weights
+from nnlib.layers.rules import apply_constraints
 from tests.nnlib.keras_twin import assert_close, randomize
 from tests.nnlib.messages import message
 
@@ -196,8 +197,25 @@ def test_attention_is_keras(same_features):
         bad.losses  # noqa: B018
     with message(ValueError, "activity_regularizer: None is expected, since Keras' is one of each projection inside"):
         layers.MultiHeadAttention(2, 3, activity_regularizer="l2")
-    with message(TypeError, "MultiHeadAttention: got an unexpected argument 'kernel_constraint'"):
-        layers.MultiHeadAttention(2, 3, kernel_constraint="max_norm")
+
+
+@pytest.mark.parametrize("constraint", ["non_neg", constraints.UnitNorm(), constraints.MaxNorm(0.3, axis=[0, 1])])
+@pytest.mark.parametrize("same_features", [True, False])
+def test_constraints_of_attention_are_keras(same_features, constraint):
+    """Each projection by itself, as Keras lays it out: kernels (D, heads, size) and (heads, size, D)."""
+    layer = layers.MultiHeadAttention(2, 3, value_dim=4, kernel_constraint=constraint, bias_constraint="max_norm")
+    query, value = torch.randn(2, 4, 6), torch.randn(2, 5, 6 if same_features else 3)
+    layer(query, value)
+    randomize(layer)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(5)
+    theirs = nnlib.to_keras(layer)
+    apply_constraints(layer)
+    for weight in theirs.weights:
+        weight.assign(weight.constraint(weight.value))
+    for found, expected in zip(keras_weights(layer), theirs.get_weights(), strict=True):
+        assert_close(found, expected)
 
 
 # ----- what counts and when ----------------------------------------------------------------------------------------

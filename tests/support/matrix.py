@@ -51,7 +51,7 @@ def case_backend_parameters(cases: tuple[Case, ...] = SMALL_CASES) -> list[Any]:
 
 
 def takes(case: Case, backend: str) -> bool:
-    """Whether the backend has no reason against the case (test_house.py prints those that it has)."""
+    """Whether the backend has no reason against the case (test_explain.py prints those that it has)."""
     return OPS[case.op].implementations[backend].why_not(capture(case.op, **case.build()).problem(True)) == []
 
 

@@ -19,6 +19,9 @@ from kernels.recurrence.gates import from_onnx
 Array = Any
 Attributes = dict[str, Any]
 
+#: What NumPy arrays of ours hold; float16 is the reference's alone.
+TYPES = (np.float16, np.float32, np.float64, np.int64, np.int32, np.bool_)
+
 
 class NotOurs(Exception):
     """A form of the node that our functions do not have."""
@@ -54,7 +57,7 @@ def run(case: Any, inputs: list[Array]) -> list[Array]:
     # Optional inputs are left out by empty names.
     arrays = [next(given) if name else None for name in names]
     for array in arrays:
-        if array is not None and array.dtype not in (np.float32, np.float64, np.int64, np.int32, np.bool_):
+        if array is not None and array.dtype not in TYPES:
             raise NotOurs(f"dtype {array.dtype}")
     return list(ADAPTERS[case.model.graph.node[0].op_type](attributes, *arrays))
 
@@ -115,6 +118,15 @@ def _window(a: Attributes, x: Array) -> tuple[tuple[int, ...], tuple[int, ...], 
 
 
 def _max_pool(a: Attributes, x: Array) -> list[Array]:
+    _image(x)
+    kernel, strides, dilations = a["kernel_shape"], a.get("strides", (1, 1)), a.get("dilations", (1, 1))
+    (top, bottom), (left, right) = _padding(a, x, kernel, strides, dilations)
+    if "storage_order" not in a and (top != bottom or left != right) and x.dtype in (np.float32, np.float64):
+        if a.get("ceil_mode", 0):
+            raise NotOurs("padding that differs from side to side under ceil_mode")
+        # What is beyond the image is no maximum.
+        x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=-np.inf)
+        return [kernels.max_pool2d(x, tuple(kernel), tuple(strides), 0, tuple(dilations))]
     kernel, strides, dilations, padding = _window(a, x)
     ceil = bool(a.get("ceil_mode", 0))
     y, indices = kernels.max_pool2d(x, kernel, strides, padding, dilations, ceil, True)
@@ -136,11 +148,13 @@ def _avg_pool(a: Attributes, x: Array) -> list[Array]:
 
 
 def _lp_pool(a: Attributes, x: Array) -> list[Array]:
-    kernel, strides, dilations, padding = _window(a, x)
-    if dilations != (1, 1) or padding != (0, 0):
-        raise NotOurs("dilation or padding of a norm")
-    # torch's and ours is a signed sum under the root for odd norms.
-    return [kernels.lp_pool2d(np.abs(x), float(a.get("p", 2)), kernel, strides)]
+    _image(x)
+    kernel, strides, dilations = tuple(a["kernel_shape"]), tuple(a.get("strides", (1, 1))), a.get("dilations", (1, 1))
+    if tuple(dilations) != (1, 1):
+        raise NotOurs("dilation of a norm")
+    # torch's and ours is a signed sum under the root for odd norms, and has no padding: zeros add nothing.
+    x = np.pad(np.abs(x), ((0, 0), (0, 0), *_padding(a, x, kernel, strides, dilations)))
+    return [kernels.lp_pool2d(x, float(a.get("p", 2)), kernel, strides)]
 
 
 def _global_avg(a: Attributes, x: Array) -> list[Array]:
@@ -252,6 +266,32 @@ def _gemm(a: Attributes, x: Array, weight: Array, c: Array = None) -> list[Array
     return [kernels.linear(x, weight, bias)]
 
 
+def _matmul(a: Attributes, x: Array, weight: Array) -> list[Array]:
+    if weight.ndim > 2:
+        raise NotOurs("a batch of second matrices")
+    return [kernels.linear(x, weight.T)]
+
+
+def _gather(a: Attributes, data: Array, indices: Array) -> list[Array]:
+    if a.get("axis", 0) or (indices < 0).any():
+        raise NotOurs("another axis than the first, or indices from the end")
+    rows = kernels.embedding(indices, data.reshape(len(data), -1))
+    return [rows.reshape(*indices.shape, *data.shape[1:])]
+
+
+def _dropout(a: Attributes, x: Array, ratio: Array = None, training: Array = None) -> list[Array]:
+    share, training = 0.5 if ratio is None else float(ratio), bool(training)
+    if training and share:
+        raise NotOurs("random numbers of its own")
+    return [kernels.dropout(x, share, training), np.ones_like(x, dtype=bool)]
+
+
+def _flex_attention(a: Attributes, q: Array, k: Array, v: Array) -> list[Array]:
+    if "score_mod" in a or "prob_mod" in a:
+        raise NotOurs("a program over the scores")
+    return [kernels.attention(q, k, v, scale=a.get("scale"))]
+
+
 ADAPTERS: dict[str, Callable[..., list[Array]]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
@@ -270,6 +310,10 @@ ADAPTERS: dict[str, Callable[..., list[Array]]] = {
     "Softmax": lambda a, x: [kernels.softmax(x, a.get("axis", -1))],
     "LogSoftmax": lambda a, x: [kernels.log_softmax(x, a.get("axis", -1))],
     "Gemm": _gemm,
+    "MatMul": _matmul,
+    "Gather": _gather,
+    "Dropout": _dropout,
+    "FlexAttention": _flex_attention,
     "Relu": lambda a, x: [kernels.relu(x)],
     "Sigmoid": lambda a, x: [kernels.sigmoid(x)],
     "Tanh": lambda a, x: [kernels.tanh(x)],

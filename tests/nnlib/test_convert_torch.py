@@ -1,49 +1,17 @@
-"""Models and weights from torch and Keras and to them: the same outputs, and the same weights after a round trip."""
+"""Models and weights from and to torch modules."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import nnlib
 from nnlib import layers, models
-from tests.nnlib.keras_twin import assert_close, randomize
+from tests.nnlib.converted import IMAGE, ROWS, TOKENS, noise, output, randomized
 
 keras = pytest.importorskip("keras")
 
-IMAGE, ROWS, TOKENS = (2, 4, 9, 8), (2, 5, 6), "tokens"
-
-
-def noise(shape):
-    generator = torch.Generator().manual_seed(2)
-    if shape == TOKENS:
-        tokens = torch.randint(1, 10, (2, 5), generator=generator)
-        tokens[1, 3:] = 0
-        return tokens
-    return torch.randn(shape, generator=generator)
-
-
-def randomized(module):
-    randomize(module)
-    for name, buffer in module.named_buffers():
-        if "running_var" in name:
-            buffer.uniform_(0.5, 2)
-        elif "running_mean" in name:
-            buffer.normal_()
-    return module.eval()
-
-
-def output(module, x):
-    y = module(x)
-    return y[0] if isinstance(y, tuple) else y
-
-
-# ----- torch ---------------------------------------------------------------------------------------------------------
 
 TORCH_MODULES = [
     (nn.Linear(6, 3), ROWS),
@@ -279,150 +247,3 @@ def test_from_torch_and_back(module, shape):
 def test_torch_errors(convert, kind, message):
     with pytest.raises(kind, match=f"^{message}$"):
         convert()
-
-
-# ----- Keras ---------------------------------------------------------------------------------------------------------
-
-
-def keras_image_model():
-    k = keras.layers
-    return keras.Sequential(
-        [
-            keras.Input((9, 8, 4)),
-            k.ZeroPadding2D(((0, 1), (2, 0))),
-            k.Conv2D(6, 3, 2, "same", activation="relu", groups=2),
-            k.BatchNormalization(momentum=0.9),
-            k.DepthwiseConv2D(2, depth_multiplier=2, activation="softmax"),
-            k.MaxPooling2D(2, 1, "same"),
-            k.Dropout(0.2),
-            k.SeparableConv2D(5, 2, activation="silu"),
-            k.Conv2DTranspose(3, 3, 2, "same"),
-            k.ReLU(),
-            k.AveragePooling2D(2),
-            k.Flatten(),
-            k.Dense(7),
-            k.Softmax(),
-        ]
-    )
-
-
-def keras_text_model():
-    k = keras.layers
-    return keras.Sequential(
-        [
-            keras.Input((5,), dtype="int32"),
-            k.Embedding(10, 6, mask_zero=True),
-            k.LSTM(4, return_sequences=True, dropout=0.1),
-            k.Bidirectional(k.GRU(3, return_sequences=True, reset_after=False), merge_mode="sum"),
-            k.LayerNormalization(),
-            k.SimpleRNN(4, activation="relu"),
-            k.Dense(3),
-            k.RMSNormalization(),
-            k.Reshape((3, 1)),
-            k.Activation("tanh"),
-        ]
-    )
-
-
-@pytest.mark.parametrize(("make", "shape"), [(keras_image_model, (2, 9, 8, 4)), (keras_text_model, TOKENS)])
-def test_keras_models_both_ways(make, shape):
-    keras.utils.set_random_seed(0)
-    theirs = make()
-    generator = np.random.default_rng(0)
-    theirs.set_weights(
-        [generator.uniform(0.2, 1, w.shape).astype(w.dtype) - 0.3 * (w.ndim > 1) for w in theirs.get_weights()]
-    )
-    x = noise(shape)
-    expected = theirs(x, training=False).detach().numpy()
-    ours = nnlib.from_keras(theirs).eval()
-    assert [layer.name for layer in ours.layers] == [layer.name for layer in theirs.layers]
-    assert_close(ours(x).detach().numpy(), expected)
-    back = nnlib.to_keras(ours)
-    for one, other in zip(back.get_weights(), theirs.get_weights(), strict=True):
-        assert np.array_equal(one, other)
-    assert_close(back(x, training=False).detach().numpy(), expected)
-
-
-def test_keras_attention_both_ways():
-    theirs = keras.layers.MultiHeadAttention(2, 3, 5, output_shape=7, dropout=0.1)
-    query, value, key = noise(ROWS), noise((2, 4, 5)), noise((2, 4, 8))
-    theirs(query, value, key)
-    ours = nnlib.from_keras(theirs).eval()
-    assert ours.dropout == 0.1
-    expected = theirs(query, value, key).detach().numpy()
-    assert_close(ours(query, value, key).detach().numpy(), expected)
-    assert_close(nnlib.to_keras(ours)(query, value, key).detach().numpy(), expected)
-
-
-def test_one_training_step_is_keras():
-    """SGD on the same loss: the weights after a step, in Keras and here."""
-    theirs = keras_image_model()
-    ours = nnlib.from_keras(theirs)
-    x, target = noise((6, 9, 8, 4)), torch.tensor([1, 4, 0, 6, 2, 2])
-    rate = 0.5
-    for layer in (*ours.layers, *theirs.layers):
-        if isinstance(layer, (layers.Dropout, keras.layers.Dropout)):
-            layer.rate = 0.0
-    loss = -ours.train()(x).gather(1, target[:, None]).log().mean()
-    loss.backward()
-    with torch.no_grad():
-        for parameter in ours.parameters():
-            parameter -= rate * parameter.grad
-    theirs.compile(optimizer=keras.optimizers.SGD(rate), loss="sparse_categorical_crossentropy")
-    other = theirs.train_on_batch(x.numpy(), target.numpy())
-    assert float(np.ravel(other)[0]) == pytest.approx(loss.item(), rel=1e-5)
-    found = nnlib.to_keras(ours).get_weights()
-    for one, other in zip(found, theirs.get_weights(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
-
-
-@pytest.mark.parametrize(
-    ("convert", "kind", "message"),
-    [
-        (
-            lambda: nnlib.from_keras(keras.layers.Conv1D(2, 3)),
-            TypeError,
-            r"conv1d\w*: layers that convert are Activation, .*; got a Conv1D",
-        ),
-        (
-            lambda: nnlib.from_keras(keras.layers.Dense(2, kernel_regularizer=torch.sum)),
-            ValueError,
-            r"dense\w*: kernel_regularizer does not convert, got .*",
-        ),
-        (
-            lambda: nnlib.from_keras(keras.layers.Dense(2)),
-            ValueError,
-            r"dense\w*: the layer must be built to have weights, got one that is not",
-        ),
-        (
-            lambda: nnlib.from_keras(keras.layers.LSTM(2, activation="elu")),
-            ValueError,
-            r"lstm\w*: activation: the kernels compute 'tanh', got 'elu'",
-        ),
-        (
-            lambda: nnlib.from_keras("model"),
-            TypeError,
-            "model: a keras.Sequential or a layer of Keras is expected, got a str",
-        ),
-        (
-            lambda: nnlib.to_keras(layers.TransformerBlock(4, 2, 3)),
-            TypeError,
-            "transformer_block: layers that convert are .*; got a TransformerBlock",
-        ),
-        (
-            lambda: nnlib.to_keras(layers.Dense(3)),
-            ValueError,
-            "dense: the layer must be built to have weights, got one that is not",
-        ),
-    ],
-)
-def test_keras_errors(convert, kind, message):
-    with pytest.raises(kind, match=f"^{message}$"):
-        convert()
-
-
-def test_without_keras():
-    program = "import sys; sys.modules['keras'] = None\nimport nnlib\nnnlib.to_keras(nnlib.layers.Dense(2))"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    message = "ImportError: Keras is needed for this: pip install nnlib-kernels[keras]"
-    assert result.stderr.splitlines()[-1] == message
