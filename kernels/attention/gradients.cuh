@@ -2,6 +2,12 @@
 #pragma once
 #include "attention/scores.cuh"
 
+// What scores are lowered by before the exponential: the log-sum-exp; 0 of a query that sees nothing, and NaN where it is
+// +inf, which some forward passes make of a score of +inf: its weights are no numbers.
+__device__ __forceinline__ COMPUTED level_of(COMPUTED lse) {
+  return is_finite(lse) ? lse : lse == minus_infinity(lse) ? (COMPUTED)0 : lse - lse;
+}
+
 // Products of queries and keys in `tile`, of incoming gradients and values in `gradients` become, as STORAGE: in `tile`
 // the gradient of the scores before the cap, or, with WEIGHTS, the weights that met the values, and in `gradients` the
 // gradient of the scores. lse, delta: (B, H, L). query_at(row): the Query of a row; number_of(row): its place in lse.
@@ -17,8 +23,7 @@ __device__ __forceinline__ void gradients_of_scores(
     const Query q = query_at(row);
     COMPUTED level = 0, row_delta = 0;
     if (q.here) {
-      level = lse[number_of(row)];
-      level = level == minus_infinity(level) ? (COMPUTED)0 : level;
+      level = level_of(lse[number_of(row)]);
       row_delta = delta[number_of(row)];
     }
     COMPUTED p[STEPS][VECTOR], dx[STEPS][VECTOR];

@@ -21,6 +21,8 @@ constexpr int VECTOR = 16 / (int)sizeof(COMPUTED);
 constexpr bool TENSOR_CORES = sizeof(STORAGE) == 2;
 typedef Vector<COMPUTED, VECTOR> Numbers;
 
+__device__ __forceinline__ bool is_finite(COMPUTED x) { return x * (COMPUTED)0 == (COMPUTED)0; }
+
 struct WarpGrid {
   int down, across;
 };

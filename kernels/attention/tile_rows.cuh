@@ -10,8 +10,6 @@
 typedef Vector<STORAGE, 16 / (int)sizeof(STORAGE)> Line;
 constexpr int LINE = 16 / (int)sizeof(STORAGE);
 
-__device__ __forceinline__ bool is_finite(COMPUTED x) { return x * (COMPUTED)0 == (COMPUTED)0; }
-
 // The exponent of a number that is not finite is all ones: one more carries into the sign's place.
 template <unsigned SIZE, unsigned ONE, unsigned SIGN> struct ExponentBits {
   static constexpr unsigned size = SIZE, one = ONE, sign = SIGN;

@@ -13,7 +13,7 @@ from kernels.case import Case
 from kernels.random import keep_mask
 from kernels.runtime.cupy_gpu import DTYPES, numpy_dtype
 from kernels.runtime.targets import TARGETS
-from tests.attention.helpers import gradients, inputs, relative_term
+from tests.attention.helpers import backward_of_infinite_scores, gradients, inputs, relative_term
 from tests.cuda_on_cpu import helpers
 from tests.cuda_on_cpu.helpers import on_cpu
 from tests.support import layouts, matrix
@@ -266,6 +266,18 @@ def test_what_is_no_number_stays_with_those_who_see_it(dtype: str, width: int):
     for exact, found in zip(*answers, strict=True):
         assert 0 < np.isfinite(exact).sum() < exact.size
         np.testing.assert_allclose(found.astype(np.float64), exact, rtol=tolerance, atol=tolerance)
+
+
+def test_scores_of_plus_infinity():
+    """Weights of such a query are no numbers, as in the reference; those of the others are."""
+    with on_cpu():
+        kernels.explain("attention", *inputs(1, 2, 5, 9), backend="cupy")
+        exact, found = backward_of_infinite_scores("cupy")
+    for a, b in zip(found, exact, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert np.isnan(b).any()
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
 def test_a_query_that_sees_nothing():
