@@ -334,12 +334,11 @@ def test_offsets_beyond_32_bits():
         np.testing.assert_array_equal(a, b)
 
 
-def test_reasons():
+def test_widths_of_0_are_refused():
     with on_cpu():
-        q, k, v = inputs(1, 2, 5, 9, 300, 8)
-        assert "query has 300 columns; it takes 1 to 256" in str(kernels.explain("attention", q, k, v))
-        q, k, v = inputs(1, 2, 5, 9, 8, 257)
-        with pytest.raises(kernels.BackendError, match=r"value has 257 columns; it takes 1 to 256$"):
+        q, k, v = inputs(1, 2, 5, 9, 0, 8)
+        assert "query has 0 columns; it takes 1 or more" in str(kernels.explain("attention", q, k, v))
+        with pytest.raises(kernels.BackendError, match=r"query has 0 columns; it takes 1 or more$"):
             kernels.attention(q, k, v, backend="cupy")
         q, k, v = inputs(1, 2, 5, 9, 8)
         assert kernels.explain("attention", q, k, v).chosen == "cupy"
@@ -347,13 +346,47 @@ def test_reasons():
         assert matrix.OPS[op].implementations["cupy"].dtypes == DTYPES
 
 
+WIDE = [(300, 8), (8, 300), (257, 520), (520, 256)]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("width, value_width", WIDE)
+def test_rows_wider_than_a_tile(width: int, value_width: int, dtype: str):
+    """Columns in two and three parts, with everything that has its own loads; NaN that some see."""
+    q, k, v = (a.astype(dtype) for a in inputs(1, 2, 19, 37, width, value_width, kv_heads=1))
+    rng = np.random.default_rng(0)
+    seen = rng.random((2, 19, 37)) < 0.8
+    seen[0, 3] = False
+    rest = {
+        "bias": rng.standard_normal((2, 19, 37)).astype(dtype), "mask": seen, "causal": "bottom_right",
+        "dropout_p": 0.2, "seed": 5, "softcap": 4.0, "return_lse": True,
+    }  # fmt: skip
+    with on_cpu(order="random", seed=2):
+        against_reference({"query": q, "key": k, "value": v, **rest}, TOLERANCES[dtype])
+        v[0, 0, 20, -1], k[0, 0, 30, width // 2] = np.nan, np.inf
+        against_reference({"query": q, "key": k, "value": v, "mask": seen}, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("kind", ["shaw", "t5", "alibi"])
+def test_relative_terms_of_wide_rows(kind: str):
+    q, k, v = inputs(1, 2, 19, 37, 300, dtype="float64")
+    rest = {"causal": "bottom_right", "relative": relative_term(kind, 2, 300, "float64")}
+    bias = np.random.default_rng(1).standard_normal((19, 37))
+    with on_cpu(order="reverse"):
+        against_reference({"query": q, "key": k, "value": v, "bias": bias, **rest})
+
+
+def test_few_queries_of_wide_keys():
+    """Keys in splits, their heads in one tile, and columns in parts."""
+    q, k, v = inputs(1, 4, 2, 1100, 260, kv_heads=2, dtype="float64")
+    with on_cpu(target=H100) as launched:
+        against_reference({"query": q, "key": k, "value": v, "causal": "bottom_right", "return_lse": True})
+    assert launched.kernels[:2] == ["attention_forward", "join_splits"]
+
+
 @pytest.mark.parametrize("dtype, itemsize", [("float16", 2), ("float32", 4), ("float64", 8)])
 def test_accesses_of_aligned_shapes(dtype: str, itemsize: int):
-    """Every sector of memory that is read or written is used whole; shared memory has no conflicts.
-
-    But where tensor cores write their sums: a row of 4 neighbours has 2 numbers each, and wmma wants rows that are a
-    multiple of 4 numbers apart, so 8 rows meet in half of the banks.
-    """
+    """Every sector of memory that is read or written is used whole; shared memory has no conflicts."""
     queries = forward_tile(1000, 64, itemsize).queries
     q, k, v = (a.astype(dtype) for a in inputs(1, 2, queries, 192, 64))
     with on_cpu("prof", target=H100) as launched:
@@ -363,7 +396,7 @@ def test_accesses_of_aligned_shapes(dtype: str, itemsize: int):
             assert counts["load_sectors"] * 32 <= 1.1 * counts["global_loaded"], kernel
             assert counts["store_sectors"] * 32 <= 1.1 * counts["global_stored"], kernel
             assert counts["shared_load_turns"] * 128 <= 1.1 * counts["shared_loaded"], kernel
-            stores = 2.0 if itemsize == 2 else 1.1
-            assert counts["shared_store_turns"] * 128 <= stores * counts["shared_stored"], kernel
+            assert counts["shared_load_turns"] == counts["shared_load_least"], kernel
+            assert counts["shared_store_turns"] == counts["shared_store_least"], kernel
     found = dict(zip(launched.kernels, launched.counts))
     assert found["attention_forward"]["global_loaded"] == q.nbytes + k.nbytes + v.nbytes
