@@ -51,7 +51,8 @@ def use_cuda_tile(tile: CudaTile) -> Iterator[None]:
 def width_block(width: int, itemsize: int) -> int:
     """The width of tiles that hold rows of a width, or a part of them: a power of two.
 
-    At most `WIDEST`, and at least what the columns of a warp are: 16 of a tensor core's product, else 8 threads with 16 bytes each.
+    At most `WIDEST`, and at least what the columns of a warp are: 16 of a tensor core's product, else 8 threads with 16
+    bytes each.
     """
     return min(max(power_of_two(width), 16 if itemsize == 2 else 8 * LINE // itemsize), WIDEST)
 
@@ -125,8 +126,8 @@ def pitch(width: int, itemsize: int) -> int:
 def score_pitch(keys: int, itemsize: int) -> int:
     """The same of a tile of scores, in computed numbers.
 
-    With tensor cores rows have no gaps: their numbers change places instead (`turned` of tile_products.cuh). Else 4 rows
-    are written at a time, 8 numbers each.
+    With tensor cores rows have no gaps: their numbers change places instead (`turned` of tile_products.cuh). Else 4
+    rows are written at a time, 8 numbers each.
     """
     return keys if itemsize == 2 else keys + 8
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from kernels.attention.cuda_call import WARPS, CudaCall, blocks_of
 from kernels.attention.cuda_tiles import CudaTile, forward_tile, key_tile, packs, parts_of, query_tile
@@ -106,7 +106,7 @@ def attention_backward(
         grad_bias = zeros(p.score_shape, call.dtype)
     if wants[0] or wants[6] or whole:
         shaw = p.relative_kind == "shaw"
-        grad_query, grad_term = empty(p.query.shape, call.dtype), None
+        grad_query, grad_term = empty(p.query.shape, call.dtype), cast(Any, None)
         if call.term is not None and (wants[6] or shaw):
             count = 1 if p.relative_kind == "alibi" else 2 * call.limit + 1
             grad_term = zeros((parts_of(call.widths[0]), batch, heads, queries, count), call.wide)

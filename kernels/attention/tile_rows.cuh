@@ -97,7 +97,8 @@ __device__ __forceinline__ void multiply_all_columns(
 }
 
 // Zeros in the place of whatever is not finite.
-template <int ROWS, int WIDTH, int PITCH> __device__ __noinline__ void clean(Padded<PITCH> tile) {
+template <int ROWS, int WIDTH, int PITCH> __device__ __forceinline__ void clean(const Padded<PITCH>& tile) {
+#pragma unroll 1
   for (int place = threadIdx.x; place < ROWS * WIDTH; place += THREADS) {
     STORAGE& x = *tile(place / WIDTH, place % WIDTH);
     if (!is_finite(widen(x))) x = narrow<STORAGE>((COMPUTED)0);

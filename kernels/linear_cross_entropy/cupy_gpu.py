@@ -1,7 +1,7 @@
 """linear_cross_entropy on GPUs through CuPy: cuBLAS and the kernels of cross_entropy, on some rows at a time.
 
-Every chunk's logits, and their gradients, take the place of the chunk's before; the results and the sums over the chunks
-are written where they stay.
+Every chunk's logits, and their gradients, take the place of the chunk's before; the results and the sums over the
+chunks are written where they stay.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def linear_cross_entropy(
 ) -> tuple[Array | None, ...]:
     """loss, maximum, log_sum, divisor."""
     if p.rows * p.inner == 0:
-        return nothing_to_average(p)
+        return nothing_to_average(p, p.reduction)
     call = _Chunks(p, input, linear_weight, target, linear_bias)
     dtype, wide, rows = p.input.dtype, computed_dtype(p.input.dtype), (p.rows, p.inner)
     each = empty(p.losses_shape, dtype) if p.reduction == "none" else None
@@ -99,18 +99,18 @@ def linear_cross_entropy_backward(
     of_matrix = empty((call.outputs, p.in_features), summed) if wants_matrix else None
     of_bias = empty((1, call.outputs), summed) if wants_bias else None
     room = call.fresh() if wants_x or wants_matrix or wants_bias else None
-    ones = full((1, call.most), dtype, 1) if wants_bias else None
+    ones: Any = full((1, call.most), dtype, 1) if wants_bias else None
     grad = grad_loss.reshape(rows) if p.reduction == "none" else grad_loss
-    kept = [contiguous(a).reshape(rows) for a in (maximum, log_sum)]
+    maximum, log_sum = contiguous(maximum).reshape(rows), contiguous(log_sum).reshape(rows)
     weights = None if weight is None else contiguous(weight)
     for part in row_chunks(p):
         count = part.stop - part.start
         problem, later = p.loss_of(count, p.reduction), part.start > 0
-        gradients = None if room is None else room[:count]
+        gradients: Any = None if room is None else room[:count]
         of_labels = None if of_target is None else of_target.reshape(call.target.shape)[part]
         write_gradients(
             problem, grad[part] if p.reduction == "none" else grad, call.logits(part), call.target[part], weights,
-            *(a[part] for a in kept), divisor, gradients, of_labels,
+            maximum[part], log_sum[part], divisor, gradients, of_labels,
         )  # fmt: skip
         if of_x is not None:
             matrix_product(gradients, call.matrix, of_x.reshape(call.x.shape)[part])

@@ -124,12 +124,24 @@ __device__ __forceinline__ void hold(const STORAGE* weights, STORAGE* to) {
     *reinterpret_cast<Vector<STORAGE, PACK>*>(to + i) = *reinterpret_cast<const Vector<STORAGE, PACK>*>(weights + i);
 }
 
+// The row that comes number n of those that are stored one after another. Each row of the factors of tensor cores lies 4
+// banks after the one before, so they come in an order in which a row's banks follow those of the last one.
+template <int WIDTH> __device__ __forceinline__ int row_in_turn(int n) {
+#if CORES
+  constexpr int apart = WIDTH * (int)sizeof(FACTOR) / 16 % 8;
+  constexpr int round = apart == 0 ? 1 : apart % 4 == 0 ? 2 : apart % 2 == 0 ? 4 : 8;
+  return (n * apart + n / round) % 8;
+#else
+  return n;
+#endif
+}
+
 // Rows of a state between launches [batch][WIDTH] as factors in shared memory [FACTOR_ROWS][WIDTH], rows STRIDE apart;
 // zeros for rows that are not there.
 template <int WIDTH, int STRIDE>
 __device__ __forceinline__ void load_rows(const COMPUTED* state, const int* rows, FACTOR* to) {
   for (int i = threadIdx.x * STATES; i < FACTOR_ROWS * WIDTH; i += THREADS * STATES) {
-    const int r = i / WIDTH, row = r < ROWS ? rows[r] : -1;
+    const int r = row_in_turn<WIDTH>(i / WIDTH), row = r < ROWS ? rows[r] : -1;
     Vector<FACTOR, STATES> values;
 #pragma unroll
     for (int e = 0; e < STATES; ++e) values.v[e] = narrow<FACTOR>(COMPUTED(0));

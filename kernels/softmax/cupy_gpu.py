@@ -27,7 +27,8 @@ from kernels.softmax.op import CROSS_ENTROPY, LOG_SOFTMAX, SOFTMAX, CrossEntropy
 
 Array = Any
 Extents = tuple[int, int, int]
-FILE, LOSS_FILE = "softmax/softmax.cu", "softmax/cross_entropy.cu"
+FILE = "softmax/softmax.cu"
+LOSS_FILE, LOSS_COLUMNS_FILE = "softmax/cross_entropy.cu", "softmax/cross_entropy_columns.cu"
 
 #: The losses of so many rows at least are summed by a block, and by so many blocks at most: finish_loss has as many
 #: threads.
@@ -48,6 +49,12 @@ def _block(extents: Extents, keeps: bool, *arrays: Array) -> RowBlock:
 def _scratch(block: RowBlock, extents: Extents, dtype: str) -> int:
     """Bytes of dynamic shared memory."""
     return block.scratch_bytes(numpy_dtype(computed_dtype(dtype)).itemsize, extents[2])
+
+
+def _loss_scratch(block: RowBlock, extents: Extents, dtype: str) -> int:
+    """The same of the losses; across rows also for `RowNumbers`: five numbers of each row, in the banks' order."""
+    itemsize = numpy_dtype(computed_dtype(dtype)).itemsize
+    return _scratch(block, extents, dtype) + (5 * (32 * block.vector * itemsize + 128) if extents[2] > 1 else 0)
 
 
 def _launch(
@@ -109,7 +116,7 @@ def cross_entropy(
     """loss, maximum, log_sum, divisor."""
     outer, n, inner = p.extents
     if n == 0 or outer * inner == 0:
-        return nothing_to_average(p)
+        return nothing_to_average(p, p.reduction)
     wide = computed_dtype(p.input.dtype)
     each = empty(p.rows_shape, p.input.dtype) if p.reduction == "none" else None
     losses = empty(p.rows_shape, wide) if each is None else None
@@ -140,12 +147,14 @@ def write_losses(
     pointers = (x, t, weight, each, losses, maxima, log_sums)
     tail = (p.ignore_index, p.label_smoothing)
     if inner == 1:
-        name, rest = "losses_of_rows", (outer, n, *x_strides[:2], *t_strides[:2], *tail, block.group)
+        file, name = LOSS_FILE, "losses_of_rows"
+        rest: tuple[Any, ...] = (outer, n, *x_strides[:2], *t_strides[:2], *tail, block.group)
     else:
-        name, rest = "losses_of_columns", (n, inner, *x_strides, *t_strides, *tail)
+        file, name = LOSS_COLUMNS_FILE, "losses_of_columns"
+        rest = (n, inner, *x_strides, *t_strides, *tail)
     launch(
-        LOSS_FILE, name, block.grid(outer, inner), block.shape, *pointers, *rest,
-        constants=_constants(p, block.vector), shared_bytes=_scratch(block, p.extents, p.input.dtype),
+        file, name, block.grid(outer, inner), block.shape, *pointers, *rest,
+        constants=_constants(p, block.vector), shared_bytes=_loss_scratch(block, p.extents, p.input.dtype),
     )  # fmt: skip
 
 
@@ -170,9 +179,9 @@ def reduced(
     return loss, divisor
 
 
-def nothing_to_average(p: Problem) -> tuple[Array | None, ...]:
+def nothing_to_average(p: Problem, reduction: str) -> tuple[Array | None, ...]:
     """The results without classes or without rows: losses of 0, whose mean is NaN."""
-    fill = (float("nan") if p.reduction == "mean" else 0.0, -float("inf"), -float("inf"), 0.0)
+    fill = (float("nan") if reduction == "mean" else 0.0, -float("inf"), -float("inf"), 0.0)
     pairs = zip(p.results(), fill)
     return tuple(None if form is None else full(form.shape, form.dtype, number) for form, number in pairs)
 
@@ -219,13 +228,14 @@ def write_gradients(
     pointers = (grad, x, t, weight, maximum, log_sum, divisor, grad_x, grad_soft)
     tail = (p.ignore_index, p.label_smoothing)
     if inner == 1:
-        name = "loss_gradient_rows"
-        rest = (outer, n, grad_strides[0], *x_strides[:2], *t_strides[:2], *tail, block.group)
+        file, name = LOSS_FILE, "loss_gradient_rows"
+        rest: tuple[Any, ...] = (outer, n, grad_strides[0], *x_strides[:2], *t_strides[:2], *tail, block.group)
     else:
-        name, rest = "loss_gradient_columns", (n, inner, *grad_strides, *x_strides, *t_strides, *tail)
+        file, name = LOSS_COLUMNS_FILE, "loss_gradient_columns"
+        rest = (n, inner, *grad_strides, *x_strides, *t_strides, *tail)
     launch(
-        LOSS_FILE, name, block.grid(outer, inner), block.shape, *pointers, *rest,
-        constants=_constants(p, block.vector), shared_bytes=_scratch(block, p.extents, p.input.dtype),
+        file, name, block.grid(outer, inner), block.shape, *pointers, *rest,
+        constants=_constants(p, block.vector), shared_bytes=_loss_scratch(block, p.extents, p.input.dtype),
     )  # fmt: skip
 
 

@@ -79,9 +79,9 @@ def plain(
 
 
 def backward_of_infinite_scores(backend: str, convert: Any = lambda a: a) -> tuple[list[Any], list[Any]]:
-    """Gradients by the reference and by a backend, where the forward pass made a log-sum-exp of +inf of a score of +inf.
+    """Gradients by the reference and by a backend, where the forward pass made a log-sum-exp of +inf of such a score.
 
-    That is torch's; the reference makes NaN of it. convert: from NumPy to the backend's arrays.
+    That is torch's; the reference's is NaN. convert: from NumPy to the backend's arrays.
     """
     query, key, value = inputs(1, 2, 5, 9)
     bias = np.zeros((5, 9), np.float32)

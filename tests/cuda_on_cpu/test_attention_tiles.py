@@ -97,7 +97,7 @@ def turned(row: int) -> int:
 
 @pytest.mark.parametrize("keys", [32, 64])
 def test_rows_of_scores_for_tensor_cores_lie_in_different_banks(keys: int):
-    """A lane has row lane / 4 and columns 2 (lane % 4) of 8 x 8 sums, 16 lanes at a time; of 8 lanes a row of weights."""
+    """A lane has row lane / 4 and columns 2 (lane % 4) of 8 x 8 sums, 16 lanes at a time; 8 lanes a row of weights."""
     assert score_pitch(keys, 2) == keys
 
     def score(row: int, column: int) -> int:
