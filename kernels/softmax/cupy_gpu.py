@@ -158,9 +158,7 @@ def write_losses(
     )  # fmt: skip
 
 
-def reduced(
-    p: CrossEntropyProblem, losses: Array, target: Array, weight: Array | None
-) -> tuple[Array, Array | None]:
+def reduced(p: CrossEntropyProblem, losses: Array, target: Array, weight: Array | None) -> tuple[Array, Array | None]:
     """(loss, divisor), 0-d, of the losses of every row."""
     (seen, (of_outer, _, of_inner)) = _target(p, target)
     rows, mean, wide = losses.size, p.reduction == "mean", computed_dtype(p.input.dtype)

@@ -1,4 +1,4 @@
-"""attention in CUDA C++, executed on the CPU: memory watched, threads and blocks in several orders."""
+"""attention in CUDA C++, executed on the CPU: tiles, splits, terms of the scores, what is hidden, accesses."""
 
 from __future__ import annotations
 
@@ -9,62 +9,18 @@ import pytest
 
 import kernels
 from kernels.attention.cuda_tiles import CudaTile, forward_tile, use_cuda_tile
-from kernels.case import Case
 from kernels.random import keep_mask
 from kernels.runtime.cupy_gpu import DTYPES, numpy_dtype
 from kernels.runtime.targets import TARGETS
 from tests.attention.helpers import backward_of_infinite_scores, gradients, inputs, relative_term
 from tests.cuda_on_cpu import helpers
 from tests.cuda_on_cpu.helpers import on_cpu
-from tests.support import layouts, matrix
+from tests.support import matrix
 
 OPS = ("attention", "scaled_dot_product_attention")
 pytestmark = helpers.needs_harness
 Array = np.ndarray[Any, Any]
 H100 = TARGETS["sm_90"]
-
-
-@pytest.mark.parametrize("case", helpers.small_cases(*OPS))
-def test_cases(case: Case):
-    with on_cpu():
-        helpers.report(helpers.complaints(case, "float32"))
-
-
-@pytest.mark.parametrize("case", helpers.ordinary_cases("attention"))
-def test_cases_in_float64(case: Case):
-    with on_cpu(order="random", seed=5):
-        helpers.report(helpers.complaints(case, "float64"))
-
-
-#: bfloat16 differs from float16 in its conversions alone, and has fewer cases.
-IN_BFLOAT16 = ("heads", "causal", "mask", "bias by query, capped", "dropout")
-HALF_CASES = [
-    pytest.param(case.values[0], dtype, id=f"{case.id} {dtype}")
-    for case in helpers.ordinary_cases("attention")
-    for dtype in helpers.HALVES
-    if dtype == "float16" or case.values[0].name in IN_BFLOAT16
-]
-
-
-@pytest.mark.parametrize("case, dtype", HALF_CASES)
-def test_cases_in_half_precision(case: Case, dtype: str):
-    with on_cpu(order="reverse"):
-        helpers.report(helpers.half_complaints(case, dtype))
-
-
-@pytest.mark.parametrize("case", helpers.ordinary_cases(*OPS))
-def test_any_order_of_threads_gives_the_same_bits(case: Case):
-    helpers.check_orders(case)
-
-
-WITH_LAYOUTS = ("heads", "mask", "bias", "log-sum-exp")
-LAYOUT_CASES = tuple(c for c in matrix.cases_of("attention", "ci") if c.name in WITH_LAYOUTS)
-
-
-@pytest.mark.parametrize("layout", layouts.LAYOUTS)
-@pytest.mark.parametrize("case", matrix.case_parameters(LAYOUT_CASES))
-def test_any_layout(case: Case, layout: str):
-    helpers.check_layout(case, layout)
 
 
 def in_double(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -50,19 +50,6 @@ def kinds() -> list[Any]:
 # ----- every case, every path, every type --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", helpers.small_cases(*OPS))
-def test_cases(case: Case):
-    with on_cpu():
-        report(helpers.complaints(case, "float32"))
-
-
-@pytest.mark.parametrize("dtype", ["float16", "float64"])
-@pytest.mark.parametrize("case", cases())
-def test_cases_in_other_types(case: Case, dtype: str):
-    with on_cpu():
-        report(helpers.half_complaints(case, dtype) if dtype == "float16" else helpers.complaints(case, dtype))
-
-
 @pytest.mark.parametrize("path", ["streamed", "stepwise"])
 @pytest.mark.parametrize("case", cases())
 def test_every_path(case: Case, path: str):
