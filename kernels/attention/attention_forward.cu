@@ -1,9 +1,9 @@
 // Attention's forward pass: the softmax is taken while tiles of keys stream by (Dao, FlashAttention-2, 2023).
 //
 // Constants (-D): STORAGE, COMPUTED, RESULT, INDEX types; BLOCK_M x BLOCK_N the tile of scores; WIDTH_E, WIDTH_V what a
-// tile holds of E and EV; WARPS; BLOCKS of a multiprocessor; ALIGNED: loads of 128 bits; HIDES: some query may be kept
-// from a key that another sees; HAS_MASK; EXTRAS: see scores.cuh; AT_*: bytes into shared memory; PITCH_*: elements of
-// a row there.
+// tile holds of E and EV; WIDE: that is less than E or EV; WARPS; BLOCKS of a multiprocessor; ALIGNED: loads of 128 bits;
+// HIDES: some query may be kept from a key that another sees; HAS_MASK; EXTRAS: see scores.cuh; AT_*: bytes into shared
+// memory; PITCH_*: elements of a row there.
 #include "attention/scores.cuh"
 #include "attention/tile_rows.cuh"
 
@@ -11,7 +11,8 @@
 // (B, H, L, S) by strides of 0, or are null, as term (see scores.cuh) and seed (one number) may be. lengths (B,) or
 // null. out (splits, B, H, L, EV) contiguous; lse (splits, B, H, L) contiguous, or null. All are the caller's.
 // packed: a tile has the queries of all heads that share keys. wide: 1, the mask's rows take vectors; 2, the bias's do.
-// Blocks: blocks of queries, the last ones first, of each split of the keys (`chunk` of them) of each head.
+// Blocks: parts of the columns of out (WIDE), each of which makes the scores anew, of blocks of queries, the last ones
+// first, of each split of the keys (`chunk` of them) of each head.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forward(
     const STORAGE* query, const STORAGE* key, const STORAGE* value, const bool* mask, const STORAGE* bias,
     const long long* lengths, const COMPUTED* term, const long long* seed, RESULT* out, COMPUTED* lse, int B, int H,
@@ -21,11 +22,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forwa
     INDEX term_h, INDEX term_i, INDEX term_row, COMPUTED scale, COMPUTED cap, int left, int right, int from_end,
     int limit, int wide, long long threshold, COMPUTED kept) {
   extern __shared__ __align__(128) unsigned char shared[];
-  STORAGE* const queries = reinterpret_cast<STORAGE*>(shared + AT_QUERY);
-  STORAGE* const keys = reinterpret_cast<STORAGE*>(shared + AT_KEY);
-  STORAGE* const values = reinterpret_cast<STORAGE*>(shared + AT_VALUE);
-  COMPUTED* const tile = reinterpret_cast<COMPUTED*>(shared + AT_SCORES);
-  const STORAGE* const weights = reinterpret_cast<const STORAGE*>(tile);
+  const Padded<PITCH_E> queries{reinterpret_cast<STORAGE*>(shared + AT_QUERY)};
+  const Padded<PITCH_E> keys{reinterpret_cast<STORAGE*>(shared + AT_KEY)};
+  const Padded<PITCH_V> values{reinterpret_cast<STORAGE*>(shared + AT_VALUE)};
+  const ScoreTile tile{reinterpret_cast<COMPUTED*>(shared + AT_SCORES)};
+  const WeightTile weights{reinterpret_cast<STORAGE*>(shared + AT_SCORES)};
   COMPUTED* const factors = reinterpret_cast<COMPUTED*>(shared + AT_FACTORS);
   int* const flags = reinterpret_cast<int*>(shared + AT_FLAGS);
   STORAGE* const odd_row = reinterpret_cast<STORAGE*>(shared + AT_ODD_ROW);
@@ -34,7 +35,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forwa
   // Heads of queries, or packed: heads of keys with all queries of theirs.
   const int of_head = packed ? GROUP * L : L, heads = packed ? H / GROUP : H;
   const int blocks = (of_head + BLOCK_M - 1) / BLOCK_M;
-  int program = blockIdx.x;
+  const int parts = WIDE ? (EV + WIDTH_V - 1) / WIDTH_V : 1;
+  int program = blockIdx.x / parts;
+  const Columns own = Columns::of_part<WIDTH_V>(blockIdx.x % parts, EV);
   const int first = (blocks - 1 - program % blocks) * BLOCK_M;
   program /= blocks;
   const int split = program % splits;
@@ -57,11 +60,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forwa
   const STORAGE* const key_rows = key + (b * k_b + kv * k_h);
   const STORAGE* const value_rows = value + (b * v_b + kv * v_h);
   if (threadIdx.x == 0) *odd_tile = -1;
-  load_rows<BLOCK_M, WIDTH_E, PITCH_E>(queries, E, q_e, [&](int r) {
+  const auto query_row = [&](int r) {
     return is_here(r) ? query + (b * q_b + head_of(r) * q_h + query_of(r) * q_i) : nullptr;
-  });
-  PlacesOfSums places;
-  places.find(tile);
+  };
+  if (!WIDE) load_rows<BLOCK_M, WIDTH_E>(queries, Columns{0, E}, q_e, query_row);
   Product<BLOCK_M, WIDTH_V, true, false> sums;
   sums.clear();
   COMPUTED largest[ROUNDS], total[ROUNDS];
@@ -80,16 +82,20 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forwa
     } else {
       __syncthreads();
     }
-    load_rows<BLOCK_N, WIDTH_E, PITCH_E>(keys, E, k_e, Rows{key_rows, k_j, start, s.count});
-    const Rows value_row{value_rows, v_j, start, s.count};
-    const bool odd = load_rows<BLOCK_N, WIDTH_V, PITCH_V>(values, EV, v_e, value_row);
+    const Rows key_row{key_rows, k_j, start, s.count}, value_row{value_rows, v_j, start, s.count};
+    if (!WIDE) load_rows<BLOCK_N, WIDTH_E>(keys, Columns{0, E}, k_e, key_row);
+    const bool odd = load_rows<BLOCK_N, WIDTH_V>(values, own, v_e, value_row);
     if (HIDES && odd) atomicExch(odd_tile, start);
-    __syncthreads();
     {
       Product<BLOCK_M, BLOCK_N, true, true> products;
-      products.clear();
-      products.template multiply<WIDTH_E>(queries, PITCH_E, keys, PITCH_E);
-      products.store(tile, PITCH_SCORES);
+      if constexpr (WIDE) {
+        multiply_all_columns<BLOCK_M, BLOCK_N, WIDTH_E>(products, queries, q_e, query_row, keys, k_e, key_row, E);
+      } else {
+        __syncthreads();
+        products.clear();
+        products.template multiply<WIDTH_E>(queries, keys);
+      }
+      products.store(tile);
     }
     __syncthreads();
 #pragma unroll
@@ -101,7 +107,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forwa
       COMPUTED found = minus_infinity(scale);
 #pragma unroll
       for (int k = 0; k < STEPS; ++k) {
-        const Numbers product = *reinterpret_cast<const Numbers*>(tile + row * PITCH_SCORES + key_of_step(k));
+        const Numbers product = load_scores(tile, row, key_of_step(k));
 #pragma unroll
         for (int t = 0; t < VECTOR; ++t) y[k][t] = product.v[t];
         unsigned bits = seen[n] >> (k * VECTOR) & ((1u << VECTOR) - 1);
@@ -137,20 +143,20 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forwa
             for (int t = 0; t < VECTOR; ++t) y[k][t] *= f[t];
           }
         }
-        store_weights(tile, row, key_of_step(k), y[k]);
+        store_weights(weights, row, key_of_step(k), y[k]);
       }
       if (threadIdx.x % OF_ROW == 0) factors[row] = rescale;
     }
     const bool odd_values = HIDES && *odd_tile == start;
-    if (odd_values) clean<BLOCK_N, WIDTH_V, PITCH_V>(values);
+    if (odd_values) clean<BLOCK_N, WIDTH_V>(values);
     __syncthreads();
-    sums.scale_rows(places, factors);
-    sums.template multiply<BLOCK_N>(weights, PITCH_WEIGHTS, values, PITCH_V);
+    sums.scale_rows(factors);
+    sums.template multiply<BLOCK_N>(weights, values);
     if (odd_values) {
       add_not_finite<BLOCK_M, BLOCK_N>(
-          sums, places, flags, odd_row, EV, v_e, value_row,
+          sums, flags, odd_row, own, v_e, value_row,
           [&](int m, int k) { return s.sees(query_at(m), start + k); },
-          [&](int m, int k) { return (COMPUTED)widen(weights[m * PITCH_WEIGHTS + k]); });
+          [&](int m, int k) { return (COMPUTED)widen(*weights(m, k)); });
     }
   }
 
@@ -162,14 +168,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) attention_forwa
     // A query that sees nothing: output 0, log-sum-exp -inf.
     const bool none = total[n] == 0;
     factors[row] = none ? (COMPUTED)0 : 1 / total[n];
-    if (lse != nullptr && is_here(row)) {
+    if (lse != nullptr && own.first == 0 && is_here(row)) {
       const INDEX place = (((INDEX)split * B + b) * H + head_of(row)) * L + query_of(row);
       lse[place] = none ? minus_infinity(scale) : largest[n] + logarithm(total[n]);
     }
   }
   __syncthreads();
   write_rows<BLOCK_M, WIDTH_V, PITCH_OUT>(
-      sums, places, reinterpret_cast<RESULT*>(shared), EV,
+      sums, reinterpret_cast<RESULT*>(shared), own,
       [&](int r) {
         return is_here(r) ? out + ((((INDEX)split * B + b) * H + head_of(r)) * L + query_of(r)) * EV : nullptr;
       },

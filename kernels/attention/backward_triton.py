@@ -39,8 +39,11 @@ def row_products(
 
 @triton.jit
 def weights_and_gradient(y, seen, d_weights, lse, delta, CAP: tl.constexpr):
-    """(weights, gradient of the scores before the cap), 0 where not seen."""
-    level = tl.where(lse == -float("inf"), 0.0, lse)
+    """(weights, gradient of the scores before the cap), 0 where not seen.
+
+    Of a log-sum-exp of +inf, which some forward passes make of a score of +inf, the weights are no numbers.
+    """
+    level = tl.where(lse == -float("inf"), 0.0, tl.where(lse == float("inf"), float("nan"), lse))
     p = tl.where(seen, tl.exp(y - level), 0.0)
     dx = tl.where(seen, p * (d_weights - delta), 0.0)
     if CAP > 0:

@@ -1,7 +1,6 @@
 // Attention's gradient of a bias that broadcasts, summed to the bias's own shape. Constants and names as in
 // attention_forward.cu; equations in reference.py.
 #include "attention/gradients.cuh"
-#include "attention/tile_rows.cuh"
 
 // grad, query, key, value, mask, bias, lengths, term, seed, lse, delta as in query_gradient.cu.
 // parts (chunks, of_b, of_h, of_i, of_j) contiguous, the caller's: each chunk of the tiles of scores that a tile of the
@@ -17,12 +16,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bias_gradient(
     INDEX term_h, INDEX term_i, INDEX term_row, COMPUTED scale, COMPUTED cap, int left, int right, int from_end,
     int limit, int wide, long long threshold, COMPUTED kept) {
   extern __shared__ __align__(128) unsigned char shared[];
-  STORAGE* const queries = reinterpret_cast<STORAGE*>(shared + AT_QUERY);
-  STORAGE* const incoming = reinterpret_cast<STORAGE*>(shared + AT_GRAD);
-  STORAGE* const keys = reinterpret_cast<STORAGE*>(shared + AT_KEY);
-  STORAGE* const values = reinterpret_cast<STORAGE*>(shared + AT_VALUE);
-  COMPUTED* const tile = reinterpret_cast<COMPUTED*>(shared + AT_SCORES);
-  COMPUTED* const changes = reinterpret_cast<COMPUTED*>(shared + AT_CHANGES);
+  const Tiles tiles(shared);
+  const ScoreTile tile = tiles.scores;
 
   const int blocks_j = (of_j + BLOCK_N - 1) / BLOCK_N, blocks_i = (of_i + BLOCK_M - 1) / BLOCK_M;
   long long program = blockIdx.x;
@@ -64,23 +59,21 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bias_gradient(
     } else {
       __syncthreads();
     }
-    load_rows<BLOCK_M, WIDTH_E, PITCH_E>(queries, E, q_e, Rows{query + (b * q_b + h * q_h), q_i, first, L});
-    load_rows<BLOCK_M, WIDTH_V, PITCH_V>(incoming, EV, g_e, Rows{grad + (b * g_b + h * g_h), g_i, first, L});
-    load_rows<BLOCK_N, WIDTH_E, PITCH_E>(keys, E, k_e, Rows{key + (b * k_b + kv * k_h), k_j, start, s.count});
-    load_rows<BLOCK_N, WIDTH_V, PITCH_V>(values, EV, v_e, Rows{value + (b * v_b + kv * v_h), v_j, start, s.count});
-    __syncthreads();
-    {
-      Product<BLOCK_M, BLOCK_N, true, true> products;
-      products.clear();
-      products.template multiply<WIDTH_E>(queries, PITCH_E, keys, PITCH_E);
-      products.store(tile, PITCH_SCORES);
-      products.clear();
-      products.template multiply<WIDTH_V>(incoming, PITCH_V, values, PITCH_V);
-      products.store(changes, PITCH_SCORES);
+    const Source queries{{query + (b * q_b + h * q_h), q_i, first, L}, q_e};
+    const Source incoming{{grad + (b * g_b + h * g_h), g_i, first, L}, g_e};
+    const Source keys{{key + (b * k_b + kv * k_h), k_j, start, s.count}, k_e};
+    const Source values{{value + (b * v_b + kv * v_h), v_j, start, s.count}, v_e};
+    if (!WIDE) {
+      load_source<BLOCK_M, WIDTH_E>(tiles.queries, queries, Columns{0, E});
+      load_source<BLOCK_M, WIDTH_V>(tiles.incoming, incoming, Columns{0, EV});
+      load_source<BLOCK_N, WIDTH_E>(tiles.keys, keys, Columns{0, E});
+      load_source<BLOCK_N, WIDTH_V>(tiles.values, values, Columns{0, EV});
+      __syncthreads();
     }
+    products_of_tile(tiles, queries, keys, E, incoming, values, EV);
     __syncthreads();
     gradients_of_scores<false>(
-        s, tile, changes, lse, delta, start, seen, query_at,
+        s, tiles, lse, delta, start, seen, query_at,
         [&](int row) { return ((INDEX)b * H + h) * L + first + row; },
         [&](int n, int k, const Query&, int, unsigned, const COMPUTED(&dx)[VECTOR]) {
 #pragma unroll
@@ -95,21 +88,21 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bias_gradient(
 #pragma unroll
       for (int k = 0; k < STEPS; ++k)
 #pragma unroll
-        for (int t = 0; t < VECTOR; ++t) tile[row_of_round(n) * PITCH_SCORES + key_of_step(k) + t] = sums[n][k][t];
+        for (int t = 0; t < VECTOR; ++t) *tile(row_of_round(n), key_of_step(k) + t) = sums[n][k][t];
   __syncthreads();
   if (of_i == 1) {
     for (int j = threadIdx.x; j < BLOCK_N; j += THREADS) {
       COMPUTED sum = 0;
-      for (int i = 0; i < BLOCK_M; ++i) sum += tile[i * PITCH_SCORES + j];
-      tile[j] = sum;
+      for (int i = 0; i < BLOCK_M; ++i) sum += *tile(i, j);
+      *tile(0, j) = sum;
     }
     __syncthreads();
   }
   if (of_j == 1) {
     for (int i = threadIdx.x; i < (of_i == 1 ? 1 : BLOCK_M); i += THREADS) {
       COMPUTED sum = 0;
-      for (int j = 0; j < BLOCK_N; ++j) sum += tile[i * PITCH_SCORES + j];
-      tile[i * PITCH_SCORES] = sum;
+      for (int j = 0; j < BLOCK_N; ++j) sum += *tile(i, j);
+      *tile(i, 0) = sum;
     }
     __syncthreads();
   }
@@ -117,6 +110,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) bias_gradient(
   for (int place = threadIdx.x; place < BLOCK_M * BLOCK_N; place += THREADS) {
     const int row = place / BLOCK_N, column = place % BLOCK_N;
     const int i = tile_i * BLOCK_M + row, j = tile_j * BLOCK_N + column;
-    if (i < of_i && j < of_j) own[(INDEX)i * of_j + j] = tile[row * PITCH_SCORES + column];
+    if (i < of_i && j < of_j) own[(INDEX)i * of_j + j] = *tile(row, column);
   }
 }

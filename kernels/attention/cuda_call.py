@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.attention.cuda_tiles import CudaTile, query_tile, shared_layout, width_block
+from kernels.attention.cuda_tiles import CudaTile, parts_of, query_tile, shared_layout, width_block
 from kernels.attention.problem import AttentionProblem
 from kernels.attention.relative import t5_buckets
 from kernels.random import drop_threshold
@@ -108,6 +108,7 @@ class CudaCall:
             "BLOCK_N": tile.keys,
             "WARPS": tile.warps,
             "WIDTH_E": width,
+            "WIDE": int(parts_of(self.widths[0]) > 1),
             "ALIGNED": int(vector_of(self.widths[0], self.query, self.table) == line),
             **dict(layout.constants),
         }
@@ -186,6 +187,7 @@ class CudaCall:
             "BLOCKS": tile.blocks,
             "WIDTH_E": width_e,
             "WIDTH_V": width_v,
+            "WIDE": int(parts_of(self.width) > 1),
             "ALIGNED": int(all(vector_of(width, *given) == line for width, *given in rows)),
             "HIDES": int(p.hides or self.extras),
             "HAS_MASK": int(self.mask is not None),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from kernels.runtime.row_tiles import power_of_two
 
-#: The widest queries, keys and values that a tile holds.
+#: The widest rows of queries, keys and values that a tile holds whole; wider ones go through it in parts.
 WIDEST = 256
 #: Queries of a tile where there are no more: tensor cores multiply no less.
 LEAST_QUERIES = 16
@@ -49,11 +49,17 @@ def use_cuda_tile(tile: CudaTile) -> Iterator[None]:
 
 
 def width_block(width: int, itemsize: int) -> int:
-    """The width of tiles that hold rows of a width, a power of two.
+    """The width of tiles that hold rows of a width, or a part of them: a power of two.
 
-    At least what the columns of a warp are: 16 of a tensor core's product, else 8 threads with 16 bytes each.
+    At most `WIDEST`, and at least what the columns of a warp are: 16 of a tensor core's product, else 8 threads with 16
+    bytes each.
     """
-    return max(power_of_two(width), 16 if itemsize == 2 else 8 * LINE // itemsize)
+    return min(max(power_of_two(width), 16 if itemsize == 2 else 8 * LINE // itemsize), WIDEST)
+
+
+def parts_of(width: int) -> int:
+    """How many parts of tiles the rows of a width go in, each written by a block of its own."""
+    return max(-(-width // WIDEST), 1)
 
 
 #: (the widest width, its tile), narrowest first.
@@ -81,7 +87,7 @@ def _chosen(table: Mapping[int, _Widths], queries: int, width: int, itemsize: in
     asked = _override.get()
     if asked is not None:
         return asked
-    tile = next(tile for widest, tile in table[itemsize] if width <= widest)
+    tile = next(tile for widest, tile in table[itemsize] if min(width, WIDEST) <= widest)
     return replace(tile, queries=min(tile.queries, LEAST_QUERIES)) if queries <= LEAST_QUERIES else tile
 
 
@@ -90,7 +96,7 @@ def forward_tile(queries: int, width: int, itemsize: int) -> CudaTile:
 
     Args:
         queries: rows there are: L, or those of all heads that share keys.
-        width: the larger of E and Ev, at most `WIDEST`.
+        width: the larger of E and Ev.
         itemsize: bytes of an element.
     """
     return _chosen(_FORWARD, queries, width, itemsize)
@@ -120,10 +126,15 @@ def pitch(width: int, itemsize: int) -> int:
 def score_pitch(keys: int, itemsize: int) -> int:
     """The same of a tile of scores, in computed numbers.
 
-    With tensor cores, the rows are read again as half numbers, 8 at a time; else 4 rows are written at a time, 8
-    numbers each.
+    With tensor cores rows have no gaps: their numbers change places instead (`turned` of tile_products.cuh). Else 4
+    rows are written at a time, 8 numbers each.
     """
-    return keys + 4 if itemsize == 2 else keys + 8
+    return keys if itemsize == 2 else keys + 8
+
+
+def out_pitch(width: int, itemsize: int, result_itemsize: int) -> int:
+    """The same of rows that are written: tensor cores leave two numbers of 4 lanes each in 8 rows."""
+    return width + 8 if (itemsize, result_itemsize) == (2, 4) else pitch(width, result_itemsize)
 
 
 @dataclass(frozen=True)
@@ -157,14 +168,14 @@ def shared_layout(
         "PITCH_V": pitch(width_v, itemsize),
         "PITCH_SCORES": score_pitch(tile.keys, itemsize),
         "PITCH_WEIGHTS": score_pitch(tile.keys, itemsize) * wide // itemsize,
-        "PITCH_OUT": pitch(max(width_e, width_v), result_itemsize),
+        "PITCH_OUT": out_pitch(max(width_e, width_v), itemsize, result_itemsize),
     }
     of_scores = tile.queries * pitches["PITCH_SCORES"] * wide
     parts = {
         "AT_QUERY": tile.queries * pitches["PITCH_E"] * itemsize,
         "AT_KEY": tile.keys * pitches["PITCH_E"] * itemsize,
         "AT_VALUE": tile.keys * pitches["PITCH_V"] * itemsize,
-        "AT_SCORES": max(of_scores, 1024),  # room for `Places`
+        "AT_SCORES": of_scores,
     }
     if kernel != "attention_forward":
         parts |= {"AT_GRAD": tile.queries * pitches["PITCH_V"] * itemsize, "AT_CHANGES": of_scores}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from kernels.attention.cuda_call import WARPS, CudaCall, blocks_of
-from kernels.attention.cuda_tiles import WIDEST, CudaTile, forward_tile, key_tile, packs, query_tile
+from kernels.attention.cuda_tiles import CudaTile, forward_tile, key_tile, packs, parts_of, query_tile
 from kernels.attention.gpu_tiles import split_count
 from kernels.attention.op import ATTENTION, SCALED_DOT_PRODUCT_ATTENTION, ScaledDotProductAttentionProblem
 from kernels.attention.problem import AttentionProblem
@@ -50,7 +50,7 @@ def attention(
     packed = packs(queries, p.group)
     rows, sharing = (queries * p.group, heads // p.group) if packed else (queries, heads)
     tile = forward_tile(rows, call.width, call.itemsize)
-    blocks = blocks_of(rows, tile.queries) * batch * sharing
+    blocks = blocks_of(rows, tile.queries) * batch * sharing * parts_of(call.widths[1])
     splits = split_count(blocks, keys, call.target)
     out = empty((batch, heads, queries, call.widths[1]), call.dtype)
     lse = empty((batch, heads, queries), call.wide) if p.results()[1] is not None else None
@@ -106,23 +106,23 @@ def attention_backward(
         grad_bias = zeros(p.score_shape, call.dtype)
     if wants[0] or wants[6] or whole:
         shaw = p.relative_kind == "shaw"
-        grad_query, grad_term = empty(p.query.shape, call.dtype), None
+        grad_query, grad_term = empty(p.query.shape, call.dtype), cast(Any, None)
         if call.term is not None and (wants[6] or shaw):
             count = 1 if p.relative_kind == "alibi" else 2 * call.limit + 1
-            grad_term = zeros((batch, heads, queries, count), call.wide)
+            grad_term = zeros((parts_of(call.widths[0]), batch, heads, queries, count), call.wide)
         table, steps = (relative, element_strides(relative)) if shaw else (None, (0, 0))
         call.launch(
-            "query_gradient", blocks_of(queries, tile.queries) * batch * heads, tile, (*before, table),
-            (grad_query, grad_term, grad_bias), steps, call.dtype,
+            "query_gradient", parts_of(call.widths[0]) * blocks_of(queries, tile.queries) * batch * heads, tile,
+            (*before, table), (grad_query, grad_term, grad_bias), steps, call.dtype,
         )  # fmt: skip
         if wants[6]:
-            grad_table = _table_gradient(call, grad_term)
+            grad_table = _table_gradient(call, grad_term[0])
     if wants[1] or wants[2]:
         grad_key, grad_value = empty(p.key.shape, call.dtype), empty(p.value.shape, call.dtype)
         of_keys = key_tile(queries, call.width, call.itemsize, call.extras)
         call.launch(
-            "key_gradients", blocks_of(keys, of_keys.keys) * batch * p.key.shape[1], of_keys, before,
-            (grad_key, grad_value), (), call.dtype,
+            "key_gradients", parts_of(call.width) * blocks_of(keys, of_keys.keys) * batch * p.key.shape[1], of_keys,
+            before, (grad_key, grad_value), (), call.dtype,
         )  # fmt: skip
     if wants[4] and not whole and p.bias is not None:
         grad_bias = _bias_gradient(call, tile, before)
@@ -184,8 +184,9 @@ def _table_gradient(call: CudaCall, grad_term: Any) -> Any:
         chunk, chunks = _chunks(batch * heads * queries, tile.queries)
         parts = empty((chunks, *call.table.shape), call.wide)
         call.launch_shaw(
-            "shaw_gradient", blocks_of(count, tile.keys) * chunks, tile, call.query, grad_term, parts, batch, heads,
-            queries, call.widths[0], count, chunk, *element_strides(call.query), index=(grad_term, parts),
+            "shaw_gradient", parts_of(call.widths[0]) * blocks_of(count, tile.keys) * chunks, tile, call.query,
+            grad_term, parts, batch, heads, queries, call.widths[0], count, chunk, *element_strides(call.query),
+            index=(grad_term, parts),
         )  # fmt: skip
         return _sum_parts(call, parts, call.table.shape, float(call.p.score_scale))
     alibi = call.p.relative_kind == "alibi"
@@ -215,8 +216,8 @@ def _chunks(count: int, least: int) -> tuple[int, int]:
 def _reasons(p: AttentionProblem) -> list[str]:
     found = []
     for name, width in (("query", p.query.shape[3]), ("value", p.value.shape[3])):
-        if not 1 <= width <= WIDEST:
-            found.append(f"{name} has {width} columns; it takes 1 to {WIDEST}")
+        if width < 1:
+            found.append(f"{name} has {width} columns; it takes 1 or more")
     return found
 
 
@@ -225,7 +226,8 @@ def _reasons_torchs(p: ScaledDotProductAttentionProblem) -> list[str]:
 
 
 def _describe(p: AttentionProblem) -> str:
-    return "tiles of keys, softmax as they stream by"
+    parts = parts_of(max(p.query.shape[3], p.value.shape[3]))
+    return "tiles of keys, softmax as they stream by" + (f", columns in {parts} parts" if parts > 1 else "")
 
 
 def _describe_torchs(p: ScaledDotProductAttentionProblem) -> str:

@@ -2,15 +2,15 @@
 // are made again from the log-sum-exp; a block has some queries and goes over the keys that they see. Constants and
 // names as in attention_forward.cu; equations in reference.py.
 #include "attention/gradients.cuh"
-#include "attention/tile_rows.cuh"
 
 // grad (B, H, L, EV), query (B, H, L, E), key (B, H / GROUP, S, E), value (B, H / GROUP, S, EV), mask, bias, lengths,
 // term, seed as in attention_forward.cu. lse, delta (B, H, L) contiguous. table (2 limit + 1, E), of Shaw's term, or
 // null.
-// grad_query (B, H, L, E) contiguous, of type RESULT. grad_term (B, H, L, 2 limit + 1), zeros before, of ALiBi's slopes
-// (B, H, L), or null. grad_bias (B, H, L, S), zeros before, or null. All are the caller's.
+// grad_query (B, H, L, E) contiguous, of type RESULT. grad_term (parts, B, H, L, 2 limit + 1), zeros before, of ALiBi's
+// slopes (parts, B, H, L), or null: the same numbers in every part. grad_bias (B, H, L, S), zeros before, or null. All are
+// the caller's.
 // wide: as there, and 4: grad_bias's rows take vectors.
-// Blocks: blocks of queries of each head, the last ones first.
+// Blocks: parts of the columns of grad_query (WIDE) of blocks of queries of each head, the last ones first.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
     const STORAGE* grad, const STORAGE* query, const STORAGE* key, const STORAGE* value, const bool* mask,
     const STORAGE* bias, const long long* lengths, const COMPUTED* term, const long long* seed, const COMPUTED* lse,
@@ -21,20 +21,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
     INDEX bias_i, INDEX bias_j, INDEX term_b, INDEX term_h, INDEX term_i, INDEX term_row, COMPUTED scale, COMPUTED cap,
     int left, int right, int from_end, int limit, int wide, long long threshold, COMPUTED kept) {
   extern __shared__ __align__(128) unsigned char shared[];
-  STORAGE* const queries = reinterpret_cast<STORAGE*>(shared + AT_QUERY);
-  STORAGE* const incoming = reinterpret_cast<STORAGE*>(shared + AT_GRAD);
-  STORAGE* const keys = reinterpret_cast<STORAGE*>(shared + AT_KEY);
-  STORAGE* const values = reinterpret_cast<STORAGE*>(shared + AT_VALUE);
-  COMPUTED* const tile = reinterpret_cast<COMPUTED*>(shared + AT_SCORES);
-  COMPUTED* const changes = reinterpret_cast<COMPUTED*>(shared + AT_CHANGES);
-  const STORAGE* const weights = reinterpret_cast<const STORAGE*>(tile);
-  int* const flags = reinterpret_cast<int*>(shared + AT_FLAGS);
-  STORAGE* const odd_row = reinterpret_cast<STORAGE*>(shared + AT_ODD_ROW);
-  int* const odd_tile = reinterpret_cast<int*>(shared + AT_ODD);
+  const Tiles tiles(shared);
 
   const int blocks = (L + BLOCK_M - 1) / BLOCK_M;
-  const int first = (blocks - 1 - (int)(blockIdx.x % blocks)) * BLOCK_M;
-  const int number = blockIdx.x / blocks, b = number / H, h = number % H, kv = h / GROUP;
+  const int parts = WIDE ? (E + WIDTH_E - 1) / WIDTH_E : 1, part = blockIdx.x % parts, program = blockIdx.x / parts;
+  const Columns own = Columns::of_part<WIDTH_E>(part, E);
+  const int first = (blocks - 1 - program % blocks) * BLOCK_M;
+  const int number = program / blocks, b = number / H, h = number % H, kv = h / GROUP;
   Scores s{mask, bias, term, seed, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
            term_i, term_row, scale, cap, kept, (unsigned long long)threshold, H, L, S, 0, 0, left, right, limit, wide};
   s.row_of_batch(lengths, b, from_end);
@@ -42,14 +35,17 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
   s.keys_seen(first, min(first + BLOCK_M, L), low, high);
   low = max(low, 0) / BLOCK_N * BLOCK_N;
   const auto query_at = [&](int row) { return s.query(b, h, first + row, first + row < L); };
+  if (grad_term != nullptr) grad_term += (INDEX)part * B * H * L * max(2 * limit + 1, 1);
   const auto number_of = [&](int row) { return (INDEX)number * L + first + row; };
   const STORAGE* const key_rows = key + (b * k_b + kv * k_h);
   const STORAGE* const value_rows = value + (b * v_b + kv * v_h);
-  if (threadIdx.x == 0) *odd_tile = -1;
-  load_rows<BLOCK_M, WIDTH_E, PITCH_E>(queries, E, q_e, Rows{query + (b * q_b + h * q_h), q_i, first, L});
-  load_rows<BLOCK_M, WIDTH_V, PITCH_V>(incoming, EV, g_e, Rows{grad + (b * g_b + h * g_h), g_i, first, L});
-  PlacesOfSums places;
-  places.find(tile);
+  if (threadIdx.x == 0) *tiles.odd = -1;
+  const Source queries{{query + (b * q_b + h * q_h), q_i, first, L}, q_e};
+  const Source incoming{{grad + (b * g_b + h * g_h), g_i, first, L}, g_e};
+  if (!WIDE) {
+    load_source<BLOCK_M, WIDTH_E>(tiles.queries, queries, own);
+    load_source<BLOCK_M, WIDTH_V>(tiles.incoming, incoming, Columns{0, EV});
+  }
   Product<BLOCK_M, WIDTH_E, true, false> sums;
   sums.clear();
   // What all keys at least `limit` behind and ahead get; of ALiBi's slopes the sum of gradients times distances.
@@ -65,23 +61,19 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
     } else {
       __syncthreads();
     }
-    const Rows key_row{key_rows, k_j, start, s.count};
-    const bool odd = load_rows<BLOCK_N, WIDTH_E, PITCH_E>(keys, E, k_e, key_row);
-    load_rows<BLOCK_N, WIDTH_V, PITCH_V>(values, EV, v_e, Rows{value_rows, v_j, start, s.count});
-    if (HIDES && odd) atomicExch(odd_tile, start);
-    __syncthreads();
-    {
-      Product<BLOCK_M, BLOCK_N, true, true> products;
-      products.clear();
-      products.template multiply<WIDTH_E>(queries, PITCH_E, keys, PITCH_E);
-      products.store(tile, PITCH_SCORES);
-      products.clear();
-      products.template multiply<WIDTH_V>(incoming, PITCH_V, values, PITCH_V);
-      products.store(changes, PITCH_SCORES);
+    const Source keys{{key_rows, k_j, start, s.count}, k_e}, values{{value_rows, v_j, start, s.count}, v_e};
+    bool odd = false;
+    if (!WIDE) {
+      odd = load_source<BLOCK_N, WIDTH_E>(tiles.keys, keys, own);
+      load_source<BLOCK_N, WIDTH_V>(tiles.values, values, Columns{0, EV});
+      __syncthreads();
     }
+    products_of_tile(tiles, queries, keys, E, incoming, values, EV);
+    if (WIDE) odd = load_source<BLOCK_N, WIDTH_E>(tiles.keys, keys, own);
+    if (HIDES && odd) atomicExch(tiles.odd, start);
     __syncthreads();
     gradients_of_scores<false>(
-        s, tile, changes, lse, delta, start, seen, query_at, number_of,
+        s, tiles, lse, delta, start, seen, query_at, number_of,
         [&](int n, int, const Query& q, int j, unsigned bits, const COMPUTED(&dx)[VECTOR]) {
           if constexpr (EXTRAS) {
             if (grad_term != nullptr && limit >= 0) {
@@ -98,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
 #pragma unroll
               for (int t = 0; t < VECTOR; ++t) behind[n] += dx[t] * (COMPUTED)abs(j + t - q.i - s.shift);
             }
-            if (grad_bias != nullptr && bits != 0) {
+            if (grad_bias != nullptr && part == 0 && bits != 0) {
               STORAGE* const to = grad_bias + (((INDEX)number * L + q.i) * S + j);
               Vector<STORAGE, VECTOR> stored;
 #pragma unroll
@@ -113,14 +105,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
             }
           }
         });
-    const bool odd_keys = HIDES && *odd_tile == start;
-    if (odd_keys) clean<BLOCK_N, WIDTH_E, PITCH_E>(keys);
+    const bool odd_keys = HIDES && *tiles.odd == start;
+    if (odd_keys) clean<BLOCK_N, WIDTH_E>(tiles.keys);
     __syncthreads();
-    sums.template multiply<BLOCK_N>(weights, PITCH_WEIGHTS, keys, PITCH_E);
+    sums.template multiply<BLOCK_N>(tiles.weights, tiles.keys);
     if (odd_keys) {
       add_not_finite<BLOCK_M, BLOCK_N>(
-          sums, places, flags, odd_row, E, k_e, key_row, [&](int m, int k) { return s.sees(query_at(m), start + k); },
-          [&](int m, int k) { return (COMPUTED)widen(weights[m * PITCH_WEIGHTS + k]); });
+          sums, tiles.flags, tiles.odd_row, own, k_e, keys.rows,
+          [&](int m, int k) { return s.sees(query_at(m), start + k); },
+          [&](int m, int k) { return (COMPUTED)widen(*tiles.weights(m, k)); });
     }
   }
 
@@ -143,22 +136,21 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
   if (EXTRAS && table != nullptr) {
     // The table is as more keys, whose weights are the gradients of its numbers: this block's own rows of grad_term.
     const int rows = 2 * limit + 1;
-    STORAGE* const stored = reinterpret_cast<STORAGE*>(tile);
     for (int from = 0; from < rows; from += BLOCK_N) {
       __syncthreads();
       for (int place = threadIdx.x; place < BLOCK_M * BLOCK_N; place += THREADS) {
         const int r = place / BLOCK_N, c = place % BLOCK_N;
         const bool here = first + r < L && from + c < rows;
-        stored[r * PITCH_WEIGHTS + c] = narrow<STORAGE>(here ? grad_term[number_of(r) * rows + from + c] : (COMPUTED)0);
+        *tiles.weights(r, c) = narrow<STORAGE>(here ? grad_term[number_of(r) * rows + from + c] : (COMPUTED)0);
       }
-      load_rows<BLOCK_N, WIDTH_E, PITCH_E>(keys, E, t_e, Rows{table, t_row, from, rows});
+      load_rows<BLOCK_N, WIDTH_E>(tiles.keys, own, t_e, Rows{table, t_row, from, rows});
       __syncthreads();
-      sums.template multiply<BLOCK_N>(weights, PITCH_WEIGHTS, keys, PITCH_E);
+      sums.template multiply<BLOCK_N>(tiles.weights, tiles.keys);
     }
   }
   __syncthreads();
   write_rows<BLOCK_M, WIDTH_E, PITCH_OUT>(
-      sums, places, reinterpret_cast<RESULT*>(shared), E,
+      sums, reinterpret_cast<RESULT*>(shared), own,
       [&](int r) { return first + r < L ? grad_query + number_of(r) * E : nullptr; },
       [&](int, COMPUTED x) { return x * scale; });
 }

@@ -214,12 +214,12 @@ __device__ __forceinline__ unsigned seen_of_rows(
   return any;
 }
 
-// Numbers of a row of scores back into its place as STORAGE, of which tensor cores read: in the first half of the row's
-// bytes. Between reading the numbers and this all threads of the row must have met (__syncwarp).
-__device__ __forceinline__ void store_weights(COMPUTED* scores, int row, int key, const COMPUTED (&x)[VECTOR]) {
-  Vector<STORAGE, VECTOR> stored;
-#pragma unroll
-  for (int t = 0; t < VECTOR; ++t) stored.v[t] = narrow<STORAGE>(x[t]);
-  STORAGE* weights = reinterpret_cast<STORAGE*>(scores);
-  *reinterpret_cast<Vector<STORAGE, VECTOR>*>(weights + row * PITCH_WEIGHTS + key) = stored;
+// VECTOR scores, or products that become scores.
+__device__ __forceinline__ Numbers load_scores(const ScoreTile& tile, int row, int key) {
+  return *reinterpret_cast<const Numbers*>(tile(row, key));
+}
+// Numbers of a row of scores back into its place as STORAGE, of which products read. Before tensor cores' narrower ones are
+// stored, all threads of the row must have read theirs (__syncwarp).
+__device__ __forceinline__ void store_weights(const WeightTile& tile, int row, int key, const COMPUTED (&x)[VECTOR]) {
+  store_vector(tile(row, key), x);
 }

@@ -16,6 +16,7 @@ from kernels.runtime.cupy_gpu import (
     DTYPES,
     WIDEST,
     contiguous,
+    dtype_name,
     empty,
     empty_results,
     full,
@@ -46,20 +47,21 @@ def linear(p: LinearProblem, x: Array, weight: Array, bias: Array | None) -> tup
     out = sums
     if bias is not None or p.activation is not None:
         out = sums if p.activation is None else empty(sums.shape, p.x.dtype)
-        _finish(p, sums, bias, None if out is sums else out)
+        finish_sums(sums, bias, p.activation, None if out is sums else out)
     return out.reshape(form.shape), None if kept is None else sums.reshape(form.shape)
 
 
-def _finish(p: LinearProblem, sums: Array, bias: Array | None, out: Array | None) -> None:
-    """sums += bias, then out = act(sums)."""
+def finish_sums(sums: Array, bias: Array | None, activation: str | None = None, out: Array | None = None) -> None:
+    """sums += bias, then out = act(sums); sums and out are (rows, outputs), contiguous."""
+    outputs, dtype = sums.shape[1], dtype_name(sums)
     step = 0 if bias is None or bias.ndim == 0 else 1
     bias = contiguous(bias) if step else bias
-    vector = WIDEST // p.x.itemsize
-    if p.out_features % vector or (step and not has_vectors(bias, 0, vector)):
+    vector = WIDEST // sums.dtype.itemsize
+    if outputs % vector or (step and not has_vectors(bias, 0, vector)):
         vector = 1
     launch_elements(
-        "add_bias_and_activate", p.x.dtype, sums.size // vector, vector, (sums, bias, out), p.out_features, step,
-        code_of(p.activation),
+        "add_bias_and_activate", dtype, sums.size // vector, vector, (sums, bias, out), outputs, step,
+        code_of(activation),
     )  # fmt: skip
 
 

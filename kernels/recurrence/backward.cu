@@ -4,9 +4,8 @@
 // Constants: as in forward.cu. A step's product takes the sums' gradients of the step that was undone before, FIRST_GATES
 // blocks of UNITS_WIDE numbers (of GRU_AFTER: r, z and q), to HIDDEN_TILE states. The second one takes the gradient of
 // r h (GRU_BEFORE: dn to units) or of the projected state (to units).
-#include "recurrence/product.cuh"
-#include "recurrence/cells.cuh"
 #include "recurrence/rows.cuh"
+#include "recurrence/cells.cuh"
 
 #define FIRST_TERMS (FIRST_GATES * UNITS_WIDE)
 #if KIND == GRU_BEFORE
@@ -14,8 +13,6 @@
 #else
 #define SECOND_TERMS HIDDEN_WIDE
 #endif
-#define ITEMS ((ROWS * UNIT_TILE + THREADS - 1) / THREADS)
-#define HIDDEN_ITEMS ((ROWS * HIDDEN_TILE + THREADS - 1) / THREADS)
 
 // What backward reads of a unit's step.
 struct Kept {
@@ -65,37 +62,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
   COMPUTED* dc = shared + AT_CELL;  // [ROWS][UNIT_TILE]
   FACTOR* between = reinterpret_cast<FACTOR*>(shared + AT_BETWEEN);  // [FACTOR_ROWS][SECOND_TERMS], rows BETWEEN_STRIDE apart
   COMPUTED* sums = shared + AT_SUMS;
-  const int d = blockIdx.z, first_unit = blockIdx.y * UNIT_TILE, first_hidden = blockIdx.y * HIDDEN_TILE;
+  const int d = blockIdx.z;
 
   find_rows(lengths, order, batch, steps, rows, ends);
-  weights += ((INDEX)d * gridDim.y + blockIdx.y) * FIRST_TERMS * HIDDEN_TILE;
+  weights = weights_of_block<FIRST_TERMS * HIDDEN_TILE>(weights, shared + AT_WEIGHTS);
 #if HAS_SECOND
-  second += ((INDEX)d * gridDim.y + blockIdx.y) * SECOND_TERMS * UNIT_TILE;
-#endif
-#if HELD
-  hold<FIRST_TERMS * HIDDEN_TILE>(weights, reinterpret_cast<STORAGE*>(shared + AT_WEIGHTS));
-  weights = reinterpret_cast<STORAGE*>(shared + AT_WEIGHTS);
-#if HAS_SECOND
-  hold<SECOND_TERMS * UNIT_TILE>(second, reinterpret_cast<STORAGE*>(shared + AT_SECOND));
-  second = reinterpret_cast<STORAGE*>(shared + AT_SECOND);
-#endif
+  second = weights_of_block<SECOND_TERMS * UNIT_TILE>(second, shared + AT_SECOND);
 #endif
   __syncthreads();
 
   // What earlier launches left.
-  for (int i = threadIdx.x; i < ROWS * HIDDEN_TILE; i += THREADS) {
-    const int row = rows[i / HIDDEN_TILE], p = first_hidden + i % HIDDEN_TILE;
-    const INDEX at = ((INDEX)d * batch + row) * hidden + p;
+  each_of_tile<HIDDEN_TILE>(rows, batch, hidden, [&](int i, bool is_there, INDEX row, int p) {
+    const INDEX at = row * hidden + p;
     COMPUTED value = 0;
-    if (row >= 0 && p < hidden) value = begin == 0 && PHASE != 2 ? at_or_zero(grad_h, at) : !STEPWISE ? 0 : state_gradient[at];
+    if (is_there) value = begin == 0 && PHASE != 2 ? at_or_zero(grad_h, at) : !STEPWISE ? 0 : state_gradient[at];
     carried[i] = value;
-  }
+  });
 #if KIND == LSTM && !(PROJECTS && PHASE == 1)
-  for (int i = threadIdx.x; i < ROWS * UNIT_TILE; i += THREADS) {
-    const int row = rows[i / UNIT_TILE], unit = first_unit + i % UNIT_TILE;
-    const INDEX at = ((INDEX)d * batch + row) * units + unit;
-    dc[i] = row < 0 || unit >= units ? COMPUTED(0) : begin == 0 ? at_or_zero(grad_c, at) : cell_gradient[at];
-  }
+  load_cells(dc, rows, batch, units, begin == 0, grad_c, cell_gradient);
 #endif
 #if PHASE == 2
   load_rows<SECOND_TERMS, BETWEEN_STRIDE>(between_state + (INDEX)d * batch * SECOND_TERMS, rows, between);
@@ -281,20 +265,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_backward(
   // What goes on to the next launch, and the gradients of the first cells.
 #if STEPWISE && (PHASE != 2 || KIND == GRU_BEFORE)
   if (end <= steps) {
-    for (int i = threadIdx.x; i < ROWS * HIDDEN_TILE; i += THREADS) {
-      const int row = rows[i / HIDDEN_TILE], p = first_hidden + i % HIDDEN_TILE;
-      if (row >= 0 && p < hidden) state_gradient[((INDEX)d * batch + row) * hidden + p] = carried[i];
-    }
+    each_of_tile<HIDDEN_TILE>(rows, batch, hidden, [&](int i, bool is_there, INDEX row, int p) {
+      if (is_there) state_gradient[row * hidden + p] = carried[i];
+    });
   }
 #endif
 #if KIND == LSTM && !(PROJECTS && PHASE == 1)
-  const bool is_final = end == steps + (PHASE != 2);
-  for (int i = threadIdx.x; i < ROWS * UNIT_TILE; i += THREADS) {
-    const int row = rows[i / UNIT_TILE], unit = first_unit + i % UNIT_TILE;
-    if (row < 0 || unit >= units) continue;
-    const INDEX at = ((INDEX)d * batch + row) * units + unit;
-    if (is_final) grad_c0[at] = narrow<STORAGE>(dc[i]);
-    else cell_gradient[at] = dc[i];
-  }
+  store_cells(dc, rows, batch, units, end == steps + (PHASE != 2), grad_c0, cell_gradient);
 #endif
 }

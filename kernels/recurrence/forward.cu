@@ -9,9 +9,8 @@
 // Not STEPWISE: a block has all units of its rows and runs the steps begin to end. STEPWISE: it has UNIT_TILE units and
 // runs the step `begin`; what goes from step to step lies in the arrays that are called states. A cell with a second
 // product (GRU_BEFORE, projection) then takes two launches a step, PHASE 1 and 2; else PHASE is 0.
-#include "recurrence/product.cuh"
-#include "recurrence/cells.cuh"
 #include "recurrence/rows.cuh"
+#include "recurrence/cells.cuh"
 
 #define FIRST_COLUMNS (FIRST_GATES * UNIT_TILE)
 #if KIND == GRU_BEFORE
@@ -21,9 +20,6 @@
 #endif
 // Numbers of a unit's biases in shared memory: of each gate, and b_hn of GRU_AFTER.
 #define BIASES (GATES + (KIND == GRU_AFTER))
-// Units of all its rows that a thread has, and states where they are projected.
-#define ITEMS ((ROWS * UNIT_TILE + THREADS - 1) / THREADS)
-#define HIDDEN_ITEMS ((ROWS * HIDDEN_TILE + THREADS - 1) / THREADS)
 
 // Sizes: T steps, B rows, D directions (gridDim.z), I inputs, H units, P the size of the hidden state.
 // grid: tiles of rows, tiles of units (in PHASE 2 of a projection of states), directions. block: THREADS.
@@ -65,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_forward(
   FACTOR* between = reinterpret_cast<FACTOR*>(shared + AT_BETWEEN);  // [FACTOR_ROWS][UNITS_WIDE], rows BETWEEN_STRIDE apart
   COMPUTED* update = shared + AT_UPDATE;  // [ROWS][UNIT_TILE]
   COMPUTED* sums = shared + AT_SUMS;
-  const int d = blockIdx.z, first_unit = blockIdx.y * UNIT_TILE, first_hidden = blockIdx.y * HIDDEN_TILE;
+  const int d = blockIdx.z, first_unit = blockIdx.y * UNIT_TILE;
   const bool is_final = end == steps;
 
   find_rows(lengths, order, batch, steps, rows, ends);
@@ -83,29 +79,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_forward(
     biases[i] = of_input + of_state;
 #endif
   }
-  weights += ((INDEX)d * gridDim.y + blockIdx.y) * HIDDEN_WIDE * FIRST_COLUMNS;
+  weights = weights_of_block<HIDDEN_WIDE * FIRST_COLUMNS>(weights, shared + AT_WEIGHTS);
 #if HAS_SECOND
-  second += ((INDEX)d * gridDim.y + blockIdx.y) * UNITS_WIDE * SECOND_COLUMNS;
-#endif
-#if HELD
-  hold<HIDDEN_WIDE * FIRST_COLUMNS>(weights, reinterpret_cast<STORAGE*>(shared + AT_WEIGHTS));
-  weights = reinterpret_cast<STORAGE*>(shared + AT_WEIGHTS);
-#if HAS_SECOND
-  hold<UNITS_WIDE * SECOND_COLUMNS>(second, reinterpret_cast<STORAGE*>(shared + AT_SECOND));
-  second = reinterpret_cast<STORAGE*>(shared + AT_SECOND);
-#endif
+  second = weights_of_block<UNITS_WIDE * SECOND_COLUMNS>(second, shared + AT_SECOND);
 #endif
   __syncthreads();
 
   // The states before the first step of this launch: those of the block, and all of them for the product.
-  for (int i = threadIdx.x; i < ROWS * HIDDEN_TILE; i += THREADS) {
-    const int row = rows[i / HIDDEN_TILE], p = first_hidden + i % HIDDEN_TILE;
-    const INDEX state = (INDEX)d * batch + row;
-    COMPUTED value = 0;
-    if (row >= 0 && p < hidden)
-      value = begin == 0 ? at_or_zero(h0, state * hidden + p) : state_before[state * HIDDEN_WIDE + p];
-    h[i] = value;
-  }
+  each_of_tile<HIDDEN_TILE>(rows, batch, hidden, [&](int i, bool is_there, INDEX row, int p) {
+    const bool is_first = begin == 0;
+    h[i] = !is_there ? COMPUTED(0) : is_first ? at_or_zero(h0, row * hidden + p) : state_before[row * HIDDEN_WIDE + p];
+  });
 #if PHASE != 2
   if (begin == 0) {
     for (int i = threadIdx.x; i < FACTOR_ROWS * HIDDEN_WIDE; i += THREADS) {
@@ -119,11 +103,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_forward(
   }
 #endif
 #if KIND == LSTM && PHASE != 2
-  for (int i = threadIdx.x; i < ROWS * UNIT_TILE; i += THREADS) {
-    const int row = rows[i / UNIT_TILE], unit = first_unit + i % UNIT_TILE;
-    const INDEX at = ((INDEX)d * batch + row) * units + unit;
-    c[i] = row < 0 || unit >= units ? COMPUTED(0) : begin == 0 ? at_or_zero(c0, at) : cell_state[at];
-  }
+  load_cells(c, rows, batch, units, begin == 0, c0, cell_state);
 #endif
 #if PHASE == 2
   load_rows<UNITS_WIDE, BETWEEN_STRIDE>(between_state + (INDEX)d * batch * UNITS_WIDE, rows, between);
@@ -244,21 +224,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) recurrence_forward(
 
   // The states after the last step of this launch: of rows that had no step here those from before.
 #if KIND == LSTM && PHASE != 2
-  for (int i = threadIdx.x; i < ROWS * UNIT_TILE; i += THREADS) {
-    const int row = rows[i / UNIT_TILE], unit = first_unit + i % UNIT_TILE;
-    if (row < 0 || unit >= units) continue;
-    const INDEX at = ((INDEX)d * batch + row) * units + unit;
-    if (is_final) c_n[at] = narrow<STORAGE>(c[i]);
-    else cell_state[at] = c[i];
-  }
+  store_cells(c, rows, batch, units, is_final, c_n, cell_state);
 #endif
 #if PHASE != 1
-  for (int i = threadIdx.x; i < ROWS * HIDDEN_TILE; i += THREADS) {
-    const int row = rows[i / HIDDEN_TILE], p = first_hidden + i % HIDDEN_TILE;
-    if (row < 0 || p >= hidden) continue;
-    const COMPUTED value = h[i];
-    if (is_final) h_n[((INDEX)d * batch + row) * hidden + p] = narrow<STORAGE>(value);
-    else state_after[((INDEX)d * batch + row) * HIDDEN_WIDE + p] = value;
-  }
+  each_of_tile<HIDDEN_TILE>(rows, batch, hidden, [&](int i, bool is_there, INDEX row, int p) {
+    if (!is_there) return;
+    if (is_final) h_n[row * hidden + p] = narrow<STORAGE>(h[i]);
+    else state_after[row * HIDDEN_WIDE + p] = h[i];
+  });
 #endif
 }

@@ -4,10 +4,7 @@
 // weights are one load of a thread, neighbouring threads read neighbouring 16 bytes, and pack_weights.cu has put the
 // weights so.
 #pragma once
-#include "runtime/cuda/types.cuh"
-#if defined(CUDA_CPU) && CORES
-#include <mma.h>
-#endif
+#include "runtime/cuda/tensor_cores.cuh"
 
 // Numbers in 16 bytes of weights, and of states between launches.
 #define PACK (16 / (int)sizeof(STORAGE))
@@ -21,30 +18,6 @@ static_assert(ROWS <= 8, "a product on tensor cores has eight rows");
 #else
 #define FACTOR COMPUTED
 #define FACTOR_ROWS ROWS
-#endif
-
-#if CORES
-template <class T> struct TensorCores;
-#ifdef CUDA_CPU
-template <class T> struct TensorCores {
-  static __device__ void add(float (&sums)[4], const uint4& a, const unsigned (&b)[2]) {
-    const uint32_t left[4] = {a.x, a.y, a.z, a.w};
-    cuda_cpu_mma_m16n8k16<T>(sums, left, b, sums);
-  }
-};
-#else
-#define RECURRENCE_MMA(T, NAME)                                                                                   \
-  template <> struct TensorCores<T> {                                                                             \
-    static __device__ __forceinline__ void add(float (&sums)[4], const uint4& a, const unsigned (&b)[2]) {        \
-      asm("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "   \
-          "{%0,%1,%2,%3};"                                                                                        \
-          : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                            \
-          : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]));                                        \
-    }                                                                                                             \
-  };
-RECURRENCE_MMA(__half, "f16")
-RECURRENCE_MMA(__nv_bfloat16, "bf16")
-#endif
 #endif
 
 // to = sums of ROWS rows with COLUMNS columns over TERMS terms, of each SPLIT of the terms: [ROWS][SPLIT][COLUMNS], rows
@@ -76,10 +49,9 @@ __device__ __forceinline__ void multiply(const FACTOR* rows, const STORAGE* weig
           w[i] = make_uint4(0, 0, 0, 0);
       }
       const STORAGE* row = rows + group * STRIDE + chunk * 16 + pair;
-      const unsigned states[2] = {
-          *reinterpret_cast<const unsigned*>(row), *reinterpret_cast<const unsigned*>(row + 8)};
+      const unsigned state = *reinterpret_cast<const unsigned*>(row), later = *reinterpret_cast<const unsigned*>(row + 8);
 #pragma unroll
-      for (int i = 0; i < EACH; ++i) TensorCores<STORAGE>::add(sums[i], w[i], states);
+      for (int i = 0; i < EACH; ++i) TensorCores<STORAGE>::add(sums[i], w[i], state, later);
     }
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
@@ -152,12 +124,24 @@ __device__ __forceinline__ void hold(const STORAGE* weights, STORAGE* to) {
     *reinterpret_cast<Vector<STORAGE, PACK>*>(to + i) = *reinterpret_cast<const Vector<STORAGE, PACK>*>(weights + i);
 }
 
+// The row that comes number n of those that are stored one after another. Each row of the factors of tensor cores lies 4
+// banks after the one before, so they come in an order in which a row's banks follow those of the last one.
+template <int WIDTH> __device__ __forceinline__ int row_in_turn(int n) {
+#if CORES
+  constexpr int apart = WIDTH * (int)sizeof(FACTOR) / 16 % 8;
+  constexpr int round = apart == 0 ? 1 : apart % 4 == 0 ? 2 : apart % 2 == 0 ? 4 : 8;
+  return (n * apart + n / round) % 8;
+#else
+  return n;
+#endif
+}
+
 // Rows of a state between launches [batch][WIDTH] as factors in shared memory [FACTOR_ROWS][WIDTH], rows STRIDE apart;
 // zeros for rows that are not there.
 template <int WIDTH, int STRIDE>
 __device__ __forceinline__ void load_rows(const COMPUTED* state, const int* rows, FACTOR* to) {
   for (int i = threadIdx.x * STATES; i < FACTOR_ROWS * WIDTH; i += THREADS * STATES) {
-    const int r = i / WIDTH, row = r < ROWS ? rows[r] : -1;
+    const int r = row_in_turn<WIDTH>(i / WIDTH), row = r < ROWS ? rows[r] : -1;
     Vector<FACTOR, STATES> values;
 #pragma unroll
     for (int e = 0; e < STATES; ++e) values.v[e] = narrow<FACTOR>(COMPUTED(0));

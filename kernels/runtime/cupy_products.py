@@ -43,14 +43,15 @@ def operand(matrix: Any) -> Operand:
     return Operand(matrix.copy(order="C"), True, max(columns, 1))
 
 
-def matrix_product(a: Any, b: Any, out: Any) -> Any:
-    """out = a @ b.
+def matrix_product(a: Any, b: Any, out: Any, add: bool = False) -> Any:
+    """out = a @ b, or out += a @ b.
 
     Args:
         a: (M, K), any strides.
         b: (K, N), of a's dtype, any strides.
         out: (M, N), of that dtype, or of the one that it is computed in (float32 for half precision); written. Its
             elements of a row are neighbours. It shares no memory with a and b.
+        add: the product is added to what is in out.
 
     Returns:
         out.
@@ -72,19 +73,21 @@ def matrix_product(a: Any, b: Any, out: Any) -> Any:
     if to.array is not out or not to.turned:
         raise ValueError(f"matrix_product: out must lie row by row, got strides {element_strides(out)}")
     if a.shape[1] == 0:
-        out.fill(0)
+        if not add:
+            out.fill(0)
         return out
     if isinstance(out, np.ndarray):
         wide = np.dtype(computed_dtype(dtype))
         with np.errstate(all="ignore"):
-            out[...] = a.astype(wide) @ b.astype(wide)
+            product = a.astype(wide) @ b.astype(wide)
+            out[...] = out.astype(wide) + product if add else product
         return out
-    _by_cublas(operand(a), operand(b), to, (*out.shape, a.shape[1]))
+    _by_cublas(operand(a), operand(b), to, (*out.shape, a.shape[1]), add)
     return out
 
 
-def _by_cublas(a: Operand, b: Operand, out: Operand, sizes: tuple[int, int, int]) -> None:
-    """The transposed product, column after column: what lies in out row after row."""
+def _by_cublas(a: Operand, b: Operand, out: Operand, sizes: tuple[int, int, int], add: bool) -> None:
+    """The transposed product, column after column: what lies in out row after row; `add`: and what was there."""
     from cupy.cuda import device
     from cupy_backends.cuda.libs import cublas
 
@@ -92,14 +95,14 @@ def _by_cublas(a: Operand, b: Operand, out: Operand, sizes: tuple[int, int, int]
     if max(*sizes, a.distance, b.distance, out.distance) > LARGEST:
         raise ValueError(f"matrix_product: sizes and strides must be at most {LARGEST}, got {sizes}")
     wide = np.dtype(computed_dtype(dtype_name(out.array)))
-    one, zero = np.ones((), wide), np.zeros((), wide)
+    factor, kept = np.ones((), wide), np.full((), add, wide)
     compute = cublas.CUBLAS_COMPUTE_64F if wide == np.float64 else cublas.CUBLAS_COMPUTE_32F
     # Column after column, what lies row after row is its own transpose already.
     flags = [cublas.CUBLAS_OP_N if each.turned else cublas.CUBLAS_OP_T for each in (b, a)]
     cublas.gemmEx(
-        device.get_cublas_handle(), *flags, columns, rows, terms, one.ctypes.data,
+        device.get_cublas_handle(), *flags, columns, rows, terms, factor.ctypes.data,
         b.array.data.ptr, _cuda_type(b), b.distance, a.array.data.ptr, _cuda_type(a), a.distance,
-        zero.ctypes.data, out.array.data.ptr, _cuda_type(out), out.distance, compute, cublas.CUBLAS_GEMM_DEFAULT,
+        kept.ctypes.data, out.array.data.ptr, _cuda_type(out), out.distance, compute, cublas.CUBLAS_GEMM_DEFAULT,
     )  # fmt: skip
 
 

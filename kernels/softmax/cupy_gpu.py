@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kernels.op import Implementation
+from kernels.op import Implementation, Problem
 from kernels.runtime.cupy_gpu import (
     DTYPES,
     as_rows,
@@ -27,7 +27,8 @@ from kernels.softmax.op import CROSS_ENTROPY, LOG_SOFTMAX, SOFTMAX, CrossEntropy
 
 Array = Any
 Extents = tuple[int, int, int]
-FILE, LOSS_FILE = "softmax/softmax.cu", "softmax/cross_entropy.cu"
+FILE = "softmax/softmax.cu"
+LOSS_FILE, LOSS_COLUMNS_FILE = "softmax/cross_entropy.cu", "softmax/cross_entropy_columns.cu"
 
 #: The losses of so many rows at least are summed by a block, and by so many blocks at most: finish_loss has as many
 #: threads.
@@ -48,6 +49,12 @@ def _block(extents: Extents, keeps: bool, *arrays: Array) -> RowBlock:
 def _scratch(block: RowBlock, extents: Extents, dtype: str) -> int:
     """Bytes of dynamic shared memory."""
     return block.scratch_bytes(numpy_dtype(computed_dtype(dtype)).itemsize, extents[2])
+
+
+def _loss_scratch(block: RowBlock, extents: Extents, dtype: str) -> int:
+    """The same of the losses; across rows also for `RowNumbers`: five numbers of each row, in the banks' order."""
+    itemsize = numpy_dtype(computed_dtype(dtype)).itemsize
+    return _scratch(block, extents, dtype) + (5 * (32 * block.vector * itemsize + 128) if extents[2] > 1 else 0)
 
 
 def _launch(
@@ -109,40 +116,51 @@ def cross_entropy(
     """loss, maximum, log_sum, divisor."""
     outer, n, inner = p.extents
     if n == 0 or outer * inner == 0:
-        return _nothing_to_average(p)
-    dtype, wide = p.input.dtype, computed_dtype(p.input.dtype)
-    each = empty(p.rows_shape, dtype) if p.reduction == "none" else None
+        return nothing_to_average(p, p.reduction)
+    wide = computed_dtype(p.input.dtype)
+    each = empty(p.rows_shape, p.input.dtype) if p.reduction == "none" else None
     losses = empty(p.rows_shape, wide) if each is None else None
-    maxima = empty(p.rows_shape, wide) if p.trains else None
-    log_sums = empty(p.rows_shape, wide) if p.trains else None
-    (x, x_strides), (t, t_strides) = as_rows(input, p.extents), _target(p, target)
+    kept = (empty(p.rows_shape, wide), empty(p.rows_shape, wide)) if p.trains else (None, None)
     weights = None if weight is None else contiguous(weight)
+    write_losses(p, input, target, weights, each, losses, *kept)
+    loss, divisor = (each, None) if each is not None else reduced(p, losses, target, weights)
+    return loss, *kept, divisor
+
+
+def write_losses(
+    p: CrossEntropyProblem,
+    input: Array,
+    target: Array,
+    weight: Array | None,
+    each: Array | None,
+    losses: Array | None,
+    maxima: Array | None,
+    log_sums: Array | None,
+) -> None:
+    """The loss of every row in `each` or (not rounded) in `losses`, what backward needs in the others where they are.
+
+    All of them have a number for every row and are contiguous, as weight is.
+    """
+    outer, n, inner = p.extents
+    (x, x_strides), (t, t_strides) = as_rows(input, p.extents), _target(p, target)
     block = _block(p.extents, False, x, *(() if p.indexed else (t,)))
-    pointers = (x, t, weights, each, losses, maxima, log_sums)
+    pointers = (x, t, weight, each, losses, maxima, log_sums)
     tail = (p.ignore_index, p.label_smoothing)
     if inner == 1:
-        name, rest = "losses_of_rows", (outer, n, *x_strides[:2], *t_strides[:2], *tail, block.group)
+        file, name = LOSS_FILE, "losses_of_rows"
+        rest: tuple[Any, ...] = (outer, n, *x_strides[:2], *t_strides[:2], *tail, block.group)
     else:
-        name, rest = "losses_of_columns", (n, inner, *x_strides, *t_strides, *tail)
+        file, name = LOSS_COLUMNS_FILE, "losses_of_columns"
+        rest = (n, inner, *x_strides, *t_strides, *tail)
     launch(
-        LOSS_FILE, name, block.grid(outer, inner), block.shape, *pointers, *rest,
-        constants=_constants(p, block.vector), shared_bytes=_scratch(block, p.extents, dtype),
+        file, name, block.grid(outer, inner), block.shape, *pointers, *rest,
+        constants=_constants(p, block.vector), shared_bytes=_loss_scratch(block, p.extents, p.input.dtype),
     )  # fmt: skip
-    if each is not None:
-        return each, maxima, log_sums, None
-    loss, divisor = _reduce(p, losses, t, t_strides, weights, block.vector)
-    return loss, maxima, log_sums, divisor
 
 
-def _reduce(
-    p: CrossEntropyProblem,
-    losses: Array,
-    target: Array,
-    strides: tuple[int, int, int],
-    weight: Array | None,
-    vector: int,
-) -> tuple[Array, Array | None]:
-    """(loss, divisor), 0-d."""
+def reduced(p: CrossEntropyProblem, losses: Array, target: Array, weight: Array | None) -> tuple[Array, Array | None]:
+    """(loss, divisor), 0-d, of the losses of every row."""
+    (seen, (of_outer, _, of_inner)) = _target(p, target)
     rows, mean, wide = losses.size, p.reduction == "mean", computed_dtype(p.input.dtype)
     of_part = max(LEAST_ROWS, -(-rows // MOST_PARTS))
     parts = -(-rows // of_part)
@@ -150,18 +168,18 @@ def _reduce(
     counts = empty((parts,), wide) if mean else None
     loss = empty((), p.input.dtype)
     divisor = empty((), wide) if mean and p.trains else None
-    constants = _constants(p, vector)
+    constants = _constants(p, 1)
     launch(
-        LOSS_FILE, "sum_losses", (parts,), (256,), losses, target, weight, sums, counts, rows, *p.extents[1:],
-        strides[0], strides[2], p.ignore_index, of_part, constants=constants,
+        LOSS_FILE, "sum_losses", (parts,), (256,), losses, seen, weight, sums, counts, rows, *p.extents[1:],
+        of_outer, of_inner, p.ignore_index, of_part, constants=constants,
     )  # fmt: skip
     launch(LOSS_FILE, "finish_loss", (1,), (256,), sums, counts, loss, divisor, parts, constants=constants)
     return loss, divisor
 
 
-def _nothing_to_average(p: CrossEntropyProblem) -> tuple[Array | None, ...]:
+def nothing_to_average(p: Problem, reduction: str) -> tuple[Array | None, ...]:
     """The results without classes or without rows: losses of 0, whose mean is NaN."""
-    fill = (float("nan") if p.reduction == "mean" else 0.0, -float("inf"), -float("inf"), 0.0)
+    fill = (float("nan") if reduction == "mean" else 0.0, -float("inf"), -float("inf"), 0.0)
     pairs = zip(p.results(), fill)
     return tuple(None if form is None else full(form.shape, form.dtype, number) for form, number in pairs)
 
@@ -179,27 +197,44 @@ def cross_entropy_backward(
     """Gradients of input and of target probabilities."""
     if p.input.size == 0:
         return zero_gradients(p)
-    outer, n, inner = p.extents
     dtype = p.input.dtype
     grad_x = empty(p.input.shape, dtype) if p.needs_grad[0] else None
     grad_soft = empty(p.input.shape, dtype) if p.needs_grad[1] and not p.indexed else None
+    weights = None if weight is None else contiguous(weight)
+    kept = (contiguous(maximum), contiguous(log_sum), divisor)
+    write_gradients(p, grad_loss, input, target, weights, *kept, grad_x, grad_soft)
+    return grad_x, grad_soft, None
+
+
+def write_gradients(
+    p: CrossEntropyProblem,
+    grad_loss: Array,
+    input: Array,
+    target: Array,
+    weight: Array | None,
+    maximum: Array,
+    log_sum: Array,
+    divisor: Array | None,
+    grad_x: Array | None,
+    grad_soft: Array | None,
+) -> None:
+    """Gradients of input and of target probabilities, contiguous, where they are; so are weight and the residuals."""
+    outer, n, inner = p.extents
     (x, x_strides), (t, t_strides) = as_rows(input, p.extents), _target(p, target)
     grad, grad_strides = as_rows(grad_loss, (outer, inner)) if p.reduction == "none" else (grad_loss, (0, 0))
-    weights = None if weight is None else contiguous(weight)
     block = _block(p.extents, False, x, *(() if p.indexed else (t,)))
-    kept = (contiguous(maximum), contiguous(log_sum), divisor)
-    pointers = (grad, x, t, weights, *kept, grad_x, grad_soft)
+    pointers = (grad, x, t, weight, maximum, log_sum, divisor, grad_x, grad_soft)
     tail = (p.ignore_index, p.label_smoothing)
     if inner == 1:
-        name = "loss_gradient_rows"
-        rest = (outer, n, grad_strides[0], *x_strides[:2], *t_strides[:2], *tail, block.group)
+        file, name = LOSS_FILE, "loss_gradient_rows"
+        rest: tuple[Any, ...] = (outer, n, grad_strides[0], *x_strides[:2], *t_strides[:2], *tail, block.group)
     else:
-        name, rest = "loss_gradient_columns", (n, inner, *grad_strides, *x_strides, *t_strides, *tail)
+        file, name = LOSS_COLUMNS_FILE, "loss_gradient_columns"
+        rest = (n, inner, *grad_strides, *x_strides, *t_strides, *tail)
     launch(
-        LOSS_FILE, name, block.grid(outer, inner), block.shape, *pointers, *rest,
-        constants=_constants(p, block.vector), shared_bytes=_scratch(block, p.extents, dtype),
+        file, name, block.grid(outer, inner), block.shape, *pointers, *rest,
+        constants=_constants(p, block.vector), shared_bytes=_loss_scratch(block, p.extents, p.input.dtype),
     )  # fmt: skip
-    return grad_x, grad_soft, None
 
 
 def _words(extents: Extents) -> str:

@@ -13,6 +13,7 @@ import torch
 
 import kernels
 from kernels.op import OPS
+from tests.support import matrix
 
 Array = np.ndarray[Any, Any]
 BACKENDS = ("numba", "torch", "reference")
@@ -75,6 +76,27 @@ def plain(
     scores = torch.where(seen, scores, -torch.inf)
     weights = torch.where(seen.any(-1, keepdim=True), torch.softmax(scores, -1), 0.0)
     return torch.where(seen, weights, 0.0) @ value
+
+
+def backward_of_infinite_scores(backend: str, convert: Any = lambda a: a) -> tuple[list[Any], list[Any]]:
+    """Gradients by the reference and by a backend, where the forward pass made a log-sum-exp of +inf of such a score.
+
+    That is torch's; the reference's is NaN. convert: from NumPy to the backend's arrays.
+    """
+    query, key, value = inputs(1, 2, 5, 9)
+    bias = np.zeros((5, 9), np.float32)
+    bias[1, 2], bias[3] = np.inf, -np.inf
+    captured = matrix.capture("attention", query, key, value, bias=bias)
+    problem, op = captured.problem(True), captured.op
+    output, lse = op.implementations["reference"].forward(problem, *captured.inputs)
+    assert np.isnan(lse[..., 1]).all() and np.isneginf(lse[..., 3]).all() and np.isfinite(lse[..., [0, 2, 4]]).all()
+    lse[..., 1] = np.inf
+    known = dict(zip((*op.inputs, *op.results), (*captured.inputs, output, lse)))
+    saved = {name: known[name] for name in problem.saved()}
+    exact = op.implementations["reference"].backward(problem, np.ones_like(output), None, **saved)
+    there = {name: a if a is None else convert(a) for name, a in saved.items()}
+    found = op.implementations[backend].backward(problem, convert(np.ones_like(output)), None, **there)
+    return list(exact), [None if a is None else np.asarray(a) for a in found]
 
 
 @contextmanager

@@ -32,11 +32,6 @@ def small_cases(*ops: str) -> list[Any]:
     return matrix.case_parameters(tuple(c for c in all_cases("ci", "odd") if c.op in ops))
 
 
-def ordinary_cases(*ops: str) -> list[Any]:
-    """One parameter (case) for each ordinary case of some ops."""
-    return matrix.case_parameters(tuple(c for c in all_cases("ci") if c.op in ops))
-
-
 def report(lines: list[str]) -> None:
     """Fail with one line for each complaint."""
     if lines:

@@ -8,7 +8,9 @@ from kernels.attention.cuda_tiles import (
     CudaTile,
     forward_tile,
     key_tile,
+    out_pitch,
     packs,
+    parts_of,
     pitch,
     query_tile,
     score_pitch,
@@ -45,7 +47,7 @@ def test_tiles_by_hand():
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 def test_every_tile_fits_shared_memory(kernel: str, itemsize: int):
     for width_e in (1, 64, 65, 128, 129, 256):
-        for width_v in (16, 128, 256):
+        for width_v in (16, 128, 256, 300):
             for queries in (1, 1000):
                 tile = FUNCTIONS[kernel](queries, max(width_e, width_v), itemsize)
                 blocks = (width_block(width_e, itemsize), width_block(width_v, itemsize))
@@ -86,7 +88,52 @@ def test_rows_of_tiles_lie_in_different_banks():
             apart = pitch(width, itemsize) * itemsize
             assert apart % 16 == 0 and apart // 16 % 2 == 1 and 0 <= apart - width * itemsize <= 16
     assert all(score_pitch(keys, 4) % 32 == 8 for keys in (32, 64))
-    assert all(score_pitch(keys, 2) * 4 // 16 % 2 == 1 for keys in (32, 64))
+
+
+def turned(row: int) -> int:
+    """As in tile_products.cuh."""
+    return (row & 1) << 2 | row & 2 | row >> 2 & 1
+
+
+@pytest.mark.parametrize("keys", [32, 64])
+def test_rows_of_scores_for_tensor_cores_lie_in_different_banks(keys: int):
+    """A lane has row lane / 4 and columns 2 (lane % 4) of 8 x 8 sums, 16 lanes at a time; 8 lanes a row of weights."""
+    assert score_pitch(keys, 2) == keys
+
+    def score(row: int, column: int) -> int:
+        return 4 * (row * keys + (column // 4 ^ turned(row)) * 4 + column % 4)
+
+    def weight(row: int, column: int) -> int:
+        return 2 * (row * 2 * keys + (column // 8 ^ turned(row)) * 8 + column % 8)
+
+    def banks(addresses: list[int], size: int) -> int:
+        found = {(a + more) // 4 % 32 for a in addresses for more in range(0, size, 4)}
+        return len(found)
+
+    for column in range(0, keys, 8):
+        for first in (0, 16):
+            lanes = range(first, first + 16)
+            assert banks([score(lane // 4, column + 2 * (lane % 4)) for lane in lanes], 8) == 32
+        assert banks([weight(row, column) for row in range(8)], 16) == 32
+    for row in range(8):
+        assert banks([score(row, 4 * lane) for lane in range(8)], 16) == 32
+        # What is stored stays in the row's own memory.
+        assert {weight(row, c) // (4 * keys) for c in range(0, keys, 8)} == {row}
+        assert len({weight(row, c) for c in range(keys)}) == keys
+    for row in range(0, 8, 2):
+        assert banks([weight(row + lane // 8, 4 * (lane % 8)) for lane in range(16)], 8) == 32
+
+
+def test_rows_that_are_written_lie_in_different_banks():
+    """Float32 sums of tensor cores: 4 rows of 8 numbers at a time."""
+    assert all(out_pitch(width, 2, 4) % 16 == 8 for width in (16, 32, 64, 128, 256))
+    assert out_pitch(64, 2, 2) == pitch(64, 2) and out_pitch(64, 4, 4) == pitch(64, 4)
+
+
+def test_parts_of_wide_rows():
+    assert [parts_of(w) for w in (0, 1, 256, 257, 512, 513)] == [1, 1, 1, 2, 2, 3]
+    assert [width_block(w, 2) for w in (257, 1000)] == [256, 256]
+    assert forward_tile(4096, 1000, 2) == forward_tile(4096, 256, 2)
 
 
 def test_when_heads_are_packed():

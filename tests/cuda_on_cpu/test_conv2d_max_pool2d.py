@@ -1,4 +1,4 @@
-"""conv2d_max_pool2d in CUDA C++, executed on the CPU: memory watched, threads and blocks in three orders."""
+"""conv2d_max_pool2d in CUDA C++, executed on the CPU: vectors, windows, winners."""
 
 from __future__ import annotations
 
@@ -8,54 +8,13 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels.case import Case
 from kernels.runtime.cupy_gpu import numpy_dtype
 from tests.cuda_on_cpu import helpers
 from tests.cuda_on_cpu.helpers import on_cpu, report
-from tests.support import layouts, matrix, oracle
+from tests.support import oracle
 
 OP = "conv2d_max_pool2d"
-CASES = helpers.small_cases(OP)
 pytestmark = helpers.needs_harness
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("case", CASES)
-def test_cases(case: Case, dtype: str):
-    with on_cpu():
-        report(helpers.complaints(case, dtype))
-
-
-@pytest.mark.parametrize("dtype", helpers.HALVES)
-@pytest.mark.parametrize("case", CASES)
-def test_cases_in_half_precision(case: Case, dtype: str):
-    with on_cpu():
-        report(half_complaints(case, dtype))
-
-
-def half_complaints(case: Case, dtype: str) -> list[str]:
-    """The answer of the two ops one after the other, bit for bit: rounding to half precision makes ties."""
-    arguments = helpers.in_dtype(case.build("float32"), dtype)
-    pool = {n.removeprefix("pool_"): arguments.pop(n) for n in list(arguments) if n.startswith("pool_")}
-    y, back_y = kernels.vjp("conv2d", **arguments, backend="cupy")
-    z, back_z = kernels.vjp("max_pool2d", y, **pool, backend="cupy")
-    grad = helpers.numbers(*z.shape).astype(z.dtype)
-    found, pullback = kernels.vjp(OP, **arguments, **{f"pool_{n}": v for n, v in pool.items()}, backend="cupy")
-    lines = [] if found.tobytes() == z.tobytes() else ["other results"]
-    if arguments.get("activation") is None:
-        pairs = zip(pullback(grad), back_y(*back_z(grad)), strict=True)
-        lines += [f"gradient {i}" for i, (a, b) in enumerate(pairs) if a is not None and a.tobytes() != b.tobytes()]
-    return lines
-
-
-@pytest.mark.parametrize("case", helpers.ordinary_cases(OP))
-def test_any_order_of_threads_gives_the_same_bits(case: Case):
-    helpers.check_orders(case)
-
-
-@pytest.mark.parametrize("layout", layouts.LAYOUTS)
-def test_any_layout(layout: str):
-    helpers.check_layout(matrix.cases_of(OP, "ci")[1], layout)
 
 
 @pytest.mark.parametrize("dtype, vector", [("float32", 4), ("float64", 2), ("float16", 8), ("bfloat16", 8)])

@@ -271,9 +271,12 @@ def test_numbers_are_flushed_and_fused_as_cupy_has_them():
 
 
 def test_functions_of_floats_are_those_of_single_precision():
-    text = BEGIN + """k(const float* x, float* y, int n) {
+    text = (
+        BEGIN
+        + """k(const float* x, float* y, int n) {
   y[0] = sizeof(exp(x[0])) + sizeof(sqrt(x[0])) + sizeof(log(x[0]));
 }"""
+    )
     y = np.zeros(1, np.float32)
     run(text, (1,), (1,), np.zeros(1, np.float32), y, np.int32(0))
     assert y[0] == 12

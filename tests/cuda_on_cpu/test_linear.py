@@ -8,42 +8,13 @@ import pytest
 import kernels
 from kernels.activation.cuda_codes import CODES, code_of
 from kernels.activation.functions import FUSED
-from kernels.case import Case
 from kernels.runtime.cupy_gpu import numpy_dtype
 from tests.cuda_on_cpu import helpers
-from tests.cuda_on_cpu.helpers import on_cpu, report
-from tests.support import layouts, matrix
+from tests.cuda_on_cpu.helpers import on_cpu
 
 ACTIVATIONS = ("relu", "gelu", "silu", "sigmoid", "tanh")
-CASES = helpers.small_cases("linear", *ACTIVATIONS)
 VECTORS = {"float32": 4, "float64": 2, "float16": 8, "bfloat16": 8}
 pytestmark = helpers.needs_harness
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("case", CASES)
-def test_cases(case: Case, dtype: str):
-    with on_cpu():
-        report(helpers.complaints(case, dtype))
-
-
-@pytest.mark.parametrize("dtype", helpers.HALVES)
-@pytest.mark.parametrize("case", CASES)
-def test_cases_in_half_precision(case: Case, dtype: str):
-    with on_cpu():
-        report(helpers.half_complaints(case, dtype))
-
-
-@pytest.mark.parametrize("case", helpers.ordinary_cases("linear", *ACTIVATIONS))
-def test_any_order_of_threads_gives_the_same_bits(case: Case):
-    helpers.check_orders(case)
-
-
-@pytest.mark.parametrize("layout", layouts.LAYOUTS)
-@pytest.mark.parametrize("op", ["linear", "gelu", "tanh"])
-def test_any_layout(op: str, layout: str):
-    for case in matrix.cases_of(op, "ci")[:2]:
-        helpers.check_layout(case, layout)
 
 
 @pytest.mark.parametrize("dtype", VECTORS)

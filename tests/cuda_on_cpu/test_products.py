@@ -47,15 +47,28 @@ def test_no_terms_and_no_columns():
     assert matrix_product(np.empty((2, 4)), np.empty((4, 0)), np.empty((2, 0))).shape == (2, 0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_products_are_added(dtype: str):
+    wide = "float64" if dtype == "float64" else "float32"
+    a, b, before = numbers(5, 7), numbers(7, 3), numbers(5, 3, seed=2)
+    out = before.astype(wide)
+    assert matrix_product(a.astype(dtype), b.astype(dtype), out, add=True) is out
+    assert np.array_equal(out, before + a @ b)
+    assert np.array_equal(matrix_product(np.empty((5, 0)), np.empty((0, 3)), before.copy(), add=True), before)
+
+
+@pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize("sizes", [(5, 7, 3), (1, 7, 3), (5, 1, 3), (5, 7, 1), (1, 1, 1)])
 @pytest.mark.parametrize("second", LAYOUTS)
 @pytest.mark.parametrize("first", LAYOUTS)
-def test_what_cublas_is_asked_for(first: str, second: str, sizes: tuple[int, int, int], monkeypatch: Any):
+def test_what_cublas_is_asked_for(first: str, second: str, sizes: tuple[int, int, int], add: bool, monkeypatch: Any):
     """A cuBLAS of NumPy, which sees pointers, sizes, transpositions and distances alone."""
     rows, terms, columns = sizes
     a, b = LAYOUTS[first](numbers(rows, terms)), LAYOUTS[second](numbers(terms, columns, seed=1))
     memory = np.full((rows, columns + 2), np.nan)
     out = memory[:, :columns]
+    before = numbers(rows, columns, seed=2)
+    out[...] = before if add else np.nan
 
     def matrix(at: int, down: int, across: int, distance: int) -> Array:
         """What lies at an address column after column."""
@@ -67,10 +80,11 @@ def test_what_cublas_is_asked_for(first: str, second: str, sizes: tuple[int, int
                 at_b: int, type_b: int, ldb: int, beta: int, at_c: int, type_c: int, ldc: int,
                 *rest: int) -> None:  # fmt: skip
         assert (type_a, type_b, type_c, rest) == (1, 1, 1, (70, -1))
-        assert (matrix(alpha, 1, 1, 1), matrix(beta, 1, 1, 1)) == (1, 0)
+        assert (matrix(alpha, 1, 1, 1), matrix(beta, 1, 1, 1)) == (1, add)
         left = matrix(at_a, k, m, lda).T if op_a else matrix(at_a, m, k, lda)
         right = matrix(at_b, n, k, ldb).T if op_b else matrix(at_b, k, n, ldb)
-        matrix(at_c, m, n, ldc)[...] = left @ right
+        to = matrix(at_c, m, n, ldc)
+        to[...] = left @ right + (to if add else 0)
 
     played = SimpleNamespace(
         gemmEx=gemm_ex,
@@ -92,8 +106,9 @@ def test_what_cublas_is_asked_for(first: str, second: str, sizes: tuple[int, int
         array = SimpleNamespace(data=data, dtype=o.array.dtype, alive=o.array)
         return cupy_products.Operand(array, o.turned, o.distance)
 
-    cupy_products._by_cublas(as_cupy(operand(a)), as_cupy(operand(b)), as_cupy(operand(out)), (rows, columns, terms))
-    assert np.array_equal(out, a @ b)
+    operands = (as_cupy(operand(each)) for each in (a, b, out))
+    cupy_products._by_cublas(*operands, (rows, columns, terms), add)
+    assert np.array_equal(out, a @ b + before if add else a @ b)
     assert np.isnan(memory[:, columns:]).all()
 
 

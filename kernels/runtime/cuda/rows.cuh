@@ -108,28 +108,6 @@ template <class T> __device__ __forceinline__ void store_columns(STORAGE* p, boo
   store_part(p, 0, inside, values);
 }
 
-// VECTOR neighbouring numbers of rows at p, of any type, in accesses of at most 16 bytes, to which p is aligned.
-template <class T, class U> __device__ __forceinline__ void load_numbers(const T* p, U (&values)[VECTOR]) {
-  constexpr int width = VECTOR * sizeof(T) > 16 ? 16 / sizeof(T) : VECTOR;
-#pragma unroll
-  for (int first = 0; first < VECTOR; first += width) {
-    U piece[width];
-    load_vector(p + first, piece);
-#pragma unroll
-    for (int i = 0; i < width; ++i) values[first + i] = piece[i];
-  }
-}
-template <class T, class U> __device__ __forceinline__ void store_numbers(T* p, const U (&values)[VECTOR]) {
-  constexpr int width = VECTOR * sizeof(T) > 16 ? 16 / sizeof(T) : VECTOR;
-#pragma unroll
-  for (int first = 0; first < VECTOR; first += width) {
-    U piece[width];
-#pragma unroll
-    for (int i = 0; i < width; ++i) piece[i] = values[first + i];
-    store_vector(p + first, piece);
-  }
-}
-
 // x of all threads that share a column combined, in every one of them. blockDim.y is a power of two. scratch: shared
 // memory for VECTOR numbers of each thread.
 template <class T, class Operation>

@@ -53,6 +53,7 @@ struct Thread {
   uint64_t value, result;  // what it brings to a collective, and takes from it
   unsigned mask;
   int source;              // the lane that a shuffle reads, else BALLOT or SYNC
+  unsigned exchanges;      // PTX's warp instructions so far, see mma.h
 };
 
 constexpr int BALLOT = -1, SYNC = -2;

@@ -108,31 +108,51 @@ inline float __float_to_tf32(float x) {
 }  // namespace wmma
 }  // namespace nvcuda
 
-// d = a (16, 16) @ b (16, 8) + c by a warp, T being __half or __nv_bfloat16: mma.sync.aligned.m16n8k16.row.col with the
-// registers laid out as the PTX manual says. Kernels call it under `#ifdef CUDA_CPU`, beside their inline PTX.
+// What PTX's warp instructions do, with the registers laid out as its manual says. Kernels call them under `#ifdef
+// CUDA_CPU`, beside their inline PTX. What lanes bring is kept in one of two rooms in turn: a lane that is ahead by one
+// instruction waits there for the others.
+template <class Room> CUDA_CPU_RAW Room& cuda_cpu_room(Room (&rooms)[2][cuda_cpu::MOST_THREADS / 32]) {
+  cuda_cpu::Thread& me = *cuda_cpu::state.current;
+  return rooms[me.exchanges++ % 2][me.warp];
+}
+
+// d = a (16, 16) @ b (16, 8) + c, T being __half or __nv_bfloat16: mma.sync.aligned.m16n8k16.row.col.
 template <class T>
 CUDA_CPU_RAW void cuda_cpu_mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                                         const float (&c)[4]) {
-  static uint32_t table[32][32][6];
-  auto& me = *cuda_cpu::state.current;
-  auto& warp = table[me.warp];
-  for (int i = 0; i < 4; ++i) warp[me.lane][i] = a[i];
-  for (int i = 0; i < 2; ++i) warp[me.lane][4 + i] = b[i];
-  nvcuda::wmma::together();
-  auto half = [](uint32_t pair, int i) {
-    uint16_t bits = pair >> (16 * i);
-    return nvcuda::wmma::number(cuda_cpu_bits<T>(bits));
-  };
-  int group = me.lane >> 2, quarter = me.lane & 3;
-  for (int e = 0; e < 4; ++e) {
-    int row = group + 8 * (e >> 1), column = quarter * 2 + (e & 1);
-    float sum = 0;
-    for (int k = 0; k < 16; ++k) {
-      const uint32_t* of_a = warp[(row % 8) * 4 + (k % 8) / 2];
-      const uint32_t* of_b = warp[column * 4 + (k % 8) / 2];
-      sum += half(of_a[(row >= 8) + 2 * (k >= 8)], k & 1) * half(of_b[4 + (k >= 8)], k & 1);
-    }
-    d[e] = c[e] + sum;
+  struct Factors { float a[16][16], b[8][16]; };
+  static Factors rooms[2][cuda_cpu::MOST_THREADS / 32];
+  auto& factors = cuda_cpu_room(rooms);
+  int lane = cuda_cpu::state.current->lane, group = lane / 4, pair = lane % 4 * 2;
+  auto half = [](uint32_t word, int i) { return nvcuda::wmma::number(cuda_cpu_bits<T>((uint16_t)(word >> 16 * i))); };
+  for (int i = 0; i < 2; ++i) {
+    for (int part = 0; part < 4; ++part) factors.a[group + part % 2 * 8][pair + part / 2 * 8 + i] = half(a[part], i);
+    for (int part = 0; part < 2; ++part) factors.b[group][pair + part * 8 + i] = half(b[part], i);
   }
   nvcuda::wmma::together();
+  for (int e = 0; e < 4; ++e) {
+    const float *row = factors.a[group + e / 2 * 8], *column = factors.b[pair + e % 2];
+    float sum = 0;
+    for (int k = 0; k < 16; ++k) sum += row[k] * column[k];
+    d[e] = c[e] + sum;
+  }
+}
+
+// Four parts of 8 x 8 numbers, lane 8 i + r bringing the address of row r of part i: ldmatrix.sync.aligned.m8n8.x4.
+template <bool TRANSPOSED, class T>
+CUDA_CPU_RAW __attribute__((noinline)) void cuda_cpu_ldmatrix(uint4& found, const T* row) {
+  struct Rows { uint16_t x[4][8][8]; };
+  static Rows rooms[2][cuda_cpu::MOST_THREADS / 32];
+  auto& parts = cuda_cpu_room(rooms).x;
+  int lane = cuda_cpu::state.current->lane, group = lane / 4, pair = lane % 4 * 2;
+  cuda_cpu::touch((uintptr_t)row, 16, false, false, (uintptr_t)__builtin_return_address(0));
+  memcpy(parts[lane / 8][lane % 8], row, 16);
+  nvcuda::wmma::together();
+  uint32_t words[4];
+  for (int i = 0; i < 4; ++i) {
+    auto& p = parts[i];
+    words[i] = TRANSPOSED ? p[pair][group] | (uint32_t)p[pair + 1][group] << 16
+                          : p[group][pair] | (uint32_t)p[group][pair + 1] << 16;
+  }
+  found = make_uint4(words[0], words[1], words[2], words[3]);
 }
