@@ -11,6 +11,7 @@ MATRIX_KERNELS: dict[str, set[str]] = {
     "triton": {
         *("attention_forward", "query_gradient", "key_gradients", "bias_gradient"),
         *("convolve", "weight_gradient_of_parts"),
+        "statistics_of_products",
         *("held_forward", "held_backward", "forward_sequence", "backward_sequence", "forward_step", "backward_step"),
     },
     "cupy": {

@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -33,6 +34,7 @@ H100 = {"bytes": 3.35e12, "half": 989e12, "float32": 67e12}
 MATRIX_OPS = {"attention"}
 
 Report = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,25 @@ def why_not(workload: Workload, backend: str) -> str | None:
     return "; ".join(reasons) or None
 
 
-def compile_workload(workload: Workload, target: str, backend: str = "triton") -> tuple[Pass, Pass]:
-    """Compile a workload's forward and backward for a target.
+@dataclass(frozen=True)
+class Captured(Generic[T]):
+    """What was launched for a workload: each pass' launches, and the bytes and operations that it needs."""
+
+    forward: list[T]
+    backward: list[T]
+    bytes: tuple[int, int]
+    flops: tuple[int, int]
+
+
+def capture(
+    workload: Workload, backend: str, capturing: Callable[[], AbstractContextManager[list[T]]]
+) -> Captured[T]:
+    """Run a workload's forward and backward on arrays without contents, inside of blocks that take the launches.
 
     Args:
         workload: the call.
-        target: name in `kernels.runtime.targets.TARGETS`.
         backend: "triton" or "cupy".
+        capturing: makes a block that yields the list of what is launched in it.
 
     Raises:
         BackendError: the backend cannot run this call.
@@ -127,7 +141,7 @@ def compile_workload(workload: Workload, target: str, backend: str = "triton") -
     problem = replace(op.problem.check(*specs, *workload.attributes), needs_grad=wanted)
     if implementation.backward is None:
         raise BackendError(f"report: {workload.id}: there is no backward")
-    with _compiling(backend, target) as forward:
+    with capturing() as forward:
         results = implementation.forward(problem, *inputs)
     known = dict(zip((*op.inputs, *op.results), (*inputs, *results), strict=True))
     saved = {name: known[name] for name in problem.saved()}
@@ -135,14 +149,34 @@ def compile_workload(workload: Workload, target: str, backend: str = "triton") -
         _empty_like(r) if r is not None and i < problem.returned else None
         for i, r in enumerate(results[: op.differentiable_results])
     ]
-    with _compiling(backend, target) as backward:
+    with capturing() as backward:
         implementation.backward(problem, *gradients, **saved)
     read = sum(t.nbytes for t in (*saved.values(), *gradients) if t is not None)
     written = sum(s.nbytes for s, want in zip(problem.gradients(), wanted) if s is not None and want)
     flops = problem.flops()
+    return Captured(
+        forward,
+        backward,
+        (problem.bytes_moved(), read + written),
+        (flops, (5 if MATRIX_OPS & {op.name} else 4) * flops // 2),
+    )
+
+
+def compile_workload(workload: Workload, target: str, backend: str = "triton") -> tuple[Pass, Pass]:
+    """Compile a workload's forward and backward for a target.
+
+    Args:
+        workload: the call.
+        target: name in `kernels.runtime.targets.TARGETS`.
+        backend: "triton" or "cupy".
+
+    Raises:
+        BackendError: the backend cannot run this call.
+    """
+    found = capture(workload, backend, lambda: _compiling(backend, target))
     return (
-        Pass(workload, "forward", tuple(forward), problem.bytes_moved(), flops),
-        Pass(workload, "backward", tuple(backward), read + written, (5 if MATRIX_OPS & {op.name} else 4) * flops // 2),
+        Pass(workload, "forward", tuple(found.forward), found.bytes[0], found.flops[0]),
+        Pass(workload, "backward", tuple(found.backward), found.bytes[1], found.flops[1]),
     )
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -42,6 +44,66 @@ class _Driver:
         return GPUTarget("cuda", int(self.target.name.removeprefix("sm_")), self.target.warp)
 
 
+@dataclass(frozen=True)
+class Launch:
+    """A launch that was recorded in place of being run: what `triton_gpu.launch` was given."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """What tells apart launches that Triton compiles differently."""
+        plain = self.kernel.do_not_specialize
+        kinds = ("" if name in plain else _kind(a) for name, a in zip(self.kernel.arg_names, self.arguments))
+        return " ".join((self.kernel.fn.__name__, *kinds, repr(sorted(self.options.items(), key=str))))
+
+
+def _kind(argument: Any) -> str:
+    """What Triton knows of an argument when it compiles."""
+    if isinstance(argument, torch.Tensor):
+        return str(argument.dtype).removeprefix("torch.")
+    if isinstance(argument, int) and not isinstance(argument, bool):
+        if argument == 1:
+            return "1"
+        return ("i64" if abs(argument) >= 2**31 else "i32") + ("x16" if argument % 16 == 0 else "")
+    return type(argument).__name__ + repr(getattr(argument, "block_shape", ""))
+
+
+@contextmanager
+def recording(target: str) -> Iterator[list[Launch]]:
+    """Every launch inside the block is kept in place of being run.
+
+    Args:
+        target: name in `kernels.runtime.targets.TARGETS`, which tiles are chosen for.
+
+    Yields:
+        the launches, in order.
+    """
+    found: list[Launch] = []
+    with triton_gpu.elsewhere(lambda *given: found.append(Launch(*given)), TARGETS[target]):
+        yield found
+
+
+@contextmanager
+def _driver_of(target: Target) -> Iterator[None]:
+    before = driver._active  # asking for it by its property would look for a GPU
+    driver.set_active(_Driver(target))
+    try:
+        yield
+    finally:
+        driver._active = before
+
+
+def compile_launch(launch: Launch, target: str) -> Compiled:
+    """The kernel that a launch would run on a target, compiled."""
+    with _driver_of(TARGETS[target]):
+        made = launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.options)
+        return _read(launch.kernel.fn.__name__, TARGETS[target], launch.grid, launch.options, made)
+
+
 @contextmanager
 def compiling(target: str) -> Iterator[list[Compiled]]:
     """Every launch inside the block is compiled for a target in place of being run.
@@ -53,19 +115,8 @@ def compiling(target: str) -> Iterator[list[Compiled]]:
         what was compiled, in order.
     """
     found: list[Compiled] = []
-    chosen = TARGETS[target]
-
-    def compile_launch(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        made = kernel.warmup(*arguments, grid=grid, **options)
-        found.append(_read(kernel.fn.__name__, chosen, grid, options, made))
-
-    before = driver._active  # asking for it by its property would look for a GPU
-    driver.set_active(_Driver(chosen))
-    try:
-        with triton_gpu.elsewhere(compile_launch, chosen):
-            yield found
-    finally:
-        driver._active = before
+    with triton_gpu.elsewhere(lambda *given: found.append(compile_launch(Launch(*given), target)), TARGETS[target]):
+        yield found
 
 
 def _read(name: str, target: Target, grid: tuple[int, ...], options: dict[str, Any], made: Any) -> Compiled:
