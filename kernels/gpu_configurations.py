@@ -1,32 +1,26 @@
-"""Every configuration of the Triton kernels that the tile functions can return, and what compiling all of them found.
+"""Every configuration of the Triton kernels that the tile functions can return, compiled and held to the gates.
 
-The kernel report (gpu_report.py) shows the kernels of some forty calls at length. Here are many more calls, so chosen
-that together they reach every tile which a tile function returns for a dtype, with the least and the most that a kernel
-can have beside it; their launches are recorded without being run, and each one that differs is compiled and held to the
-gates. That takes most of an hour, so what was found is kept in docs/gpu_configurations.json, with a digest of the
-kernels' code and of the launches: a test says when these no longer are what was compiled.
+The kernel report (gpu_report.py) shows the kernels of some calls at length. Here are many more calls, so chosen that
+together they reach every tile which a tile function returns for a dtype, with the least and the most that a kernel can
+have beside it. Their launches are recorded, and each one that Triton compiles differently is compiled.
+That takes long, so what was found is kept in docs/gpu_configurations.json, for each family and target with a digest of
+the kernels' code and of the launches: a test says when these no longer are what was compiled.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import io
 import itertools
-import json
 import sys
 import time
-import tokenize
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kernels import gpu_gates
 from kernels.gpu_report import capture
 from kernels.gpu_workloads import REPORTED_TARGETS, Workload, _attention, _conv, _entropy, _norm, _recurrent
-from kernels.runtime.triton_compile import Launch, recording
+from kernels.runtime.triton_compile import Launch, compile_launch, digest, recording, version
 
 TARGETS = REPORTED_TARGETS["triton"]
 
@@ -66,7 +60,8 @@ def _precision(tf32: bool) -> Iterator[None]:
 
 #: dtype, and whether float32 goes to tensor cores. float16 has bfloat16's tiles.
 KINDS = (("bfloat16", False), ("float32", True), ("float32", False), ("float64", False))
-DTYPES = ("bfloat16", "float32", "float64")
+#: Of the kernels whose tiles do not follow from the dtype: computed in float32, and in float64.
+DTYPES = ("bfloat16", "float64")
 
 
 def _rows() -> Iterator[Call]:
@@ -86,27 +81,21 @@ def _linear_losses() -> Iterator[Call]:
     """linear_cross_entropy whose logits are never in memory: few rows and many, few features and many."""
     for dtype, tf32 in KINDS[:2]:
         for rows, features in itertools.product((16, 32, 64, 8192), (16, 32, 64, 1024)):
-            for classes, smoothing, weighted in ((32000, 0.0, False), (32000, 0.1, True)):
-                shapes: dict[str, tuple[int, ...]] = {"input": (rows, features), "linear_weight": (classes, features)}
-                shapes |= {"linear_bias": (classes,), "weight": (classes,)} if weighted else {}
+            for smoothing, weighted in ((0.0, False), (0.1, True)):
+                shapes: dict[str, tuple[int, ...]] = {"input": (rows, features), "linear_weight": (32000, features)}
+                shapes |= {"linear_bias": (32000,), "weight": (32000,)} if weighted else {}
                 attributes = (-100, "mean", smoothing)
                 yield Call(Workload("linear_cross_entropy", dtype, shapes, attributes, {"target": (rows,)}), tf32)
 
 
-#: What a score may have beside its product: as many things as each class of `forward_tile` and `backward_tiles` takes,
-#: and all at once.
-_ALL = {"mask", "bias", "cap", "dropout", "hidden"}
-EXTRAS: tuple[frozenset[str], ...] = tuple(
-    map(
-        frozenset,
-        (
-            {}, {"hidden"}, {"bias"}, {"dropout"}, {"shaw"}, {"mask", "bias"}, {"cap", "dropout"}, {"alibi"},
-            {"mask", "bias", "cap"}, {"t5"}, _ALL | {"shaw"}, _ALL | {"alibi"}, _ALL | {"t5"},
-        ),
-    )
-)  # fmt: skip
-#: The same where tiles do not follow from them.
-FEW_EXTRAS = tuple(e for e in EXTRAS if len(e) in (0, 5, 6) or e == {"bias"})
+#: The most that a score can have beside its product, with each kind of relative term.
+_MOST = tuple(frozenset({"mask", "bias", "cap", "dropout", "hidden", kind}) for kind in ("shaw", "alibi", "t5"))
+#: What it has, by what `forward_tile` and `backward_tiles` tell apart: nothing, one thing, two, more.
+EXTRAS: tuple[frozenset[str], ...] = (
+    *map(frozenset, ({}, {"hidden"}, {"bias", "hidden"}, {"dropout"}, {"shaw", "hidden"})),
+    *map(frozenset, ({"mask", "bias", "hidden"}, {"cap", "dropout"}, {"alibi", "hidden"})),
+    *_MOST,
+)
 
 
 def _attention_call(
@@ -116,45 +105,40 @@ def _attention_call(
     heads, keys = 16, 4096
     kind = next(iter(extras & {"shaw", "alibi", "t5"}), None)
     tables: dict[str | None, tuple[int, ...]] = {"shaw": (65, width), "alibi": (heads,), "t5": (32, heads)}
-    return Call(
-        _attention(
-            (4, heads, queries, width),
-            dtype,
-            "+".join(sorted(extras)),
-            keys=(4, heads // 2, keys, width),
-            bias=bias or (4, heads, queries, keys) if "bias" in extras else None,
-            mask=(4, 1, queries, keys) if "mask" in extras else None,
-            table=tables.get(kind),
-            lengths="hidden" in extras,
-            causal="bottom_right" if "hidden" in extras else None,
-            window=(512, 64) if "hidden" in extras else None,
-            softcap=30.0 if "cap" in extras else None,
-            dropout_p=0.1 if "dropout" in extras else 0.0,
-            kind=kind,
-        ),
-        tf32,
-        again=len(extras) > 3,
+    workload = _attention(
+        (4, heads, queries, width),
+        dtype,
+        "+".join(sorted(extras)),
+        keys=(4, heads // 2, keys, width),
+        bias=(bias or (4, heads, queries, keys)) if "bias" in extras else None,
+        mask=(4, 1, queries, keys) if "mask" in extras else None,
+        table=tables.get(kind),
+        lengths="hidden" in extras,
+        causal="bottom_right" if "hidden" in extras else None,
+        window=(512, 64) if "hidden" in extras else None,
+        softcap=30.0 if "cap" in extras else None,
+        dropout_p=0.1 if "dropout" in extras else 0.0,
+        kind=kind,
     )
+    return Call(workload, tf32, again=extras in _MOST)
 
 
 def _attentions() -> Iterator[Call]:
     """Every block of widths, whole and not, and those that are taken in parts; tiles of fewer queries."""
+    blocks = {"bfloat16": (16, 32, 64, 128, 256, 512), "float32": (16, 32, 64, 128, 256), "float64": (16, 32, 64, 128)}
     for dtype, tf32 in KINDS:
-        half = dtype == "bfloat16"
-        widths = (16, 32, 64, 128, 256, 512) if half else (16, 32, 64, 128, 256) if dtype == "float32" else (16, 32, 64, 128)
-        for width in widths:
-            for extras in EXTRAS if half else FEW_EXTRAS:
+        for width in blocks[dtype]:
+            for extras in EXTRAS if dtype == "bfloat16" else (EXTRAS[0], *_MOST):
                 yield _attention_call(dtype, width, extras, tf32=tf32)
             yield _attention_call(dtype, width - 8, EXTRAS[-1], tf32=tf32)
-            for extras, queries in itertools.product((EXTRAS[0], EXTRAS[-1]), (1, 32, 64) if half else (1,)):
+            for extras, queries in itertools.product((EXTRAS[0], EXTRAS[-1]), (1, 32, 64) if not tf32 else (1,)):
                 yield _attention_call(dtype, width, extras, queries, tf32)
     for shape in ((4, 16, 1, 4096), (1, 16, 2048, 4096), (4, 1, 2048, 1), (1, 1, 1, 1)):
-        for width in (64, 128):
-            yield _attention_call("bfloat16", width, EXTRAS[-1], bias=shape)
+        yield _attention_call("bfloat16", 64, EXTRAS[-1], bias=shape)
 
 
 def _convolutions() -> Iterator[Call]:
-    """As products of all numbers of pixels and channels; across taps; depthwise; pixels that skip and lie apart."""
+    """As products of all numbers of pixels and channels; across taps; depthwise; in groups, by strides."""
     images = ((1, 4), (2, 4), (1, 8), (64, 56))
     for (dtype, tf32), last in itertools.product(KINDS, (True, False)):
         sizes = (16, 32, 64, 128) if last and (dtype == "bfloat16" or tf32) else (16, 32, 64)
@@ -168,7 +152,9 @@ def _convolutions() -> Iterator[Call]:
             yield _conv_call(dtype, tf32, last, (n, 96, side, side), 96, groups=96, activation="silu")
 
 
-def _conv_call(dtype: str, tf32: bool, last: bool, x: tuple[int, ...], outputs: int, groups: int = 1, **more: Any) -> Call:
+def _conv_call(
+    dtype: str, tf32: bool, last: bool, x: tuple[int, ...], outputs: int, groups: int = 1, **more: Any
+) -> Call:
     weight = (outputs, x[1] // groups, 3, 3)
     return Call(_conv("", x, weight, dtype, last=last, groups=groups, **more), tf32)
 
@@ -183,8 +169,7 @@ def _recurrences() -> Iterator[Call]:
         for units in (16, 32, 64, 128, 256, 512, 1024):
             projection = units // share if share > 1 else 0
             for batch in (64,) if units < 512 else (16, 32, 64):
-                # The second step alone is like all that follow.
-                sizes = (1 if units >= 512 else 64, batch, units)
+                sizes = (64 if units < 512 else 1, batch, units)  # a step of many is like the others
                 yield Call(_recurrent(cell, sizes, dtype, "", *attributes, lengths=True, projection=projection), tf32)
             if units in (64, 256):
                 yield Call(_recurrent(cell, (64, 64, units), dtype, "", *attributes, projection=projection), tf32)
@@ -200,17 +185,18 @@ def _elements() -> Iterator[Call]:
                 yield Call(Workload("gelu", dtype, {"x": (size,)}, (form,)))
             yield Call(Workload("dropout", dtype, {"x": (size,)}, (0.1, 0), {"seed": ()}))
         for n, largest in itertools.product((1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096), (None, 1.0)):
-            attributes = (0, largest, 2.0, True, False)
-            yield Call(Workload("embedding", dtype, {"weight": (4096, n)}, attributes, {"input": (4096,)}), aligned=n > 4)
+            table = (0, largest, 2.0, True, False)
+            yield Call(Workload("embedding", dtype, {"weight": (4096, n)}, table, {"input": (4096,)}), aligned=n >= 16)
         for last, side in itertools.product((True, False), (16, 64, 512)):
             window = ((3, 3), (2, 2), (1, 1))
-            for op, attributes in (
+            poolings: tuple[tuple[str, tuple[Any, ...]], ...] = (
                 ("max_pool2d", (*window, (1, 1), False, False)),
                 ("avg_pool2d", (*window, False, True, None)),
                 ("adaptive_avg_pool2d", ((8, 8),)),
                 ("lp_pool2d", (2.5, (2, 2), (2, 2), False)),
                 ("lp_pool2d", (float("inf"), (2, 2), (2, 2), False)),
-            ):
+            )
+            for op, attributes in poolings:
                 yield Call(Workload(op, dtype, {"x": (4, 16, side, side)}, attributes, channels_last=last))
 
 
@@ -225,6 +211,9 @@ FAMILIES: dict[str, Callable[[], Iterator[Call]]] = {
 }
 
 
+# ----- what is compiled --------------------------------------------------------------------------------------------
+
+
 def launches(family: str, target: str) -> dict[str, tuple[Call, Launch]]:
     """Every launch of a family's calls that is compiled differently, by its key, with the first call that has it."""
     found: dict[str, tuple[Call, Launch]] = {}
@@ -235,3 +224,41 @@ def launches(family: str, target: str) -> dict[str, tuple[Call, Launch]]:
             if call.again or not launch.options.get("SELECTS"):
                 found.setdefault(launch.key, (call, launch))
     return found
+
+
+def broken(call: Call, launch: Launch, target: str) -> list[str]:
+    """The rules that a launch's kernel breaks."""
+    kernel = compile_launch(launch, target)
+    return gpu_gates.gates(kernel, call.workload.dtype) if call.aligned else gpu_gates.soundness(kernel)
+
+
+def make(families: tuple[str, ...] = (), targets: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Compile all: {"compiler": version, "families": {family: {target: what was found}}}.
+
+    What was found: "digest" of what was compiled, how many kernels were "compiled", and what is "broken", in words.
+
+    Args:
+        families: names in `FAMILIES`; none: all.
+        targets: names of GPUs; none: all.
+    """
+    made: dict[str, dict[str, Any]] = {}
+    for family, target in itertools.product(families or FAMILIES, targets or TARGETS):
+        begun = time.monotonic()
+        known = launches(family, target)
+        complaints = []
+        for call, launch in known.values():
+            tile = {n: v for n, v in launch.options.items() if isinstance(v, int) and not isinstance(v, bool)}
+            where = f"{launch.name}, {call.workload.id}, {tile}"
+            complaints += [f"{where}: {rule}" for rule in broken(call, launch, target)]
+        found = {"digest": digest(launch for _, launch in known.values()), "compiled": len(known)}
+        made.setdefault(family, {})[target] = found | {"broken": complaints}
+        seconds = time.monotonic() - begun
+        print(f"{family}, {target}: {len(known)} kernels, {seconds:.0f} s, {len(complaints)} broken", file=sys.stderr)
+    return {"compiler": version(), "families": made}
+
+
+def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """What was found, with what was found anew in its place; of another version of the compiler nothing is kept."""
+    kept = old["families"] if old["compiler"] == new["compiler"] else {}
+    families = {f: kept.get(f, {}) | new["families"].get(f, {}) for f in FAMILIES}
+    return {"compiler": new["compiler"], "families": {f: found for f, found in families.items() if found}}

@@ -15,6 +15,8 @@ WIDEST = {2: 256, 4: 128, 8: 64}
 WIDE_BLOCK = {2: 128, 4: 128, 8: 64}
 #: The narrowest side of a tile: tensor cores multiply no less.
 LEAST = 16
+#: What a score may have beside its product before its registers are most of a kernel's.
+MANY_EXTRAS = 4
 #: Keys that a split of the keys has at least.
 SPLIT_KEYS = 512
 
@@ -47,12 +49,14 @@ def parts_of(width: int, itemsize: int) -> int:
     return max(-(-width // WIDE_BLOCK[itemsize]), 1)
 
 
-def _wide_tile(itemsize: int) -> AttentionTile:
+def _wide_tile(itemsize: int, extras: int) -> AttentionTile:
     """The tile where some width is above `WIDEST`."""
-    return AttentionTile(32, 32, 4, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1)
+    return AttentionTile(32, 32, 8 if extras > 2 else 4, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1)
 
 
-def forward_tile(queries: int, width: int, itemsize: int, extras: int, target: Target) -> AttentionTile:
+def forward_tile(
+    queries: int, width: int, itemsize: int, extras: int, target: Target, vectors: bool = True
+) -> AttentionTile:
     """The tile of the forward pass.
 
     Args:
@@ -62,15 +66,19 @@ def forward_tile(queries: int, width: int, itemsize: int, extras: int, target: T
         extras: how many things the scores have beside products: mask, bias, relative term, cap and dropout take
             registers too.
         target: the GPU.
+        vectors: whether rows are whole vectors. Without, each thread keeps the place of every element that it loads,
+            and halves are not copied asynchronously, which is of 32 bits at least.
     """
     wanted = asked(AttentionTile)
     if wanted is not None:
         return wanted
     if width > WIDEST[itemsize]:
-        return _fitted(_wide_tile(itemsize), queries, width, target)
+        return _fitted(_wide_tile(itemsize, extras), queries, width, target)
     width = width_block(width)
     if itemsize == 2:
-        if width <= 64 and extras == 2 and target.name == "sm_100":
+        if extras > MANY_EXTRAS:
+            tile = AttentionTile(64 if width <= 128 else 32, 32, 8, 2)
+        elif width <= 64 and extras == 2 and target.name == "sm_100":
             tile = AttentionTile(64, 64, 8, 2)
         elif width <= 64 and (extras > 2 or extras and target.name == "sm_100"):
             tile = AttentionTile(64, 32, 4, 2)
@@ -86,11 +94,13 @@ def forward_tile(queries: int, width: int, itemsize: int, extras: int, target: T
         tile = AttentionTile(32, 32, 4 if width <= 64 else 8, 2)
     else:
         tile = AttentionTile(32, 16, 8, 1)
+    if itemsize == 2 and not vectors:
+        tile = replace(tile, stages=1)
     return _fitted(tile, queries, width, target)
 
 
 def backward_tiles(
-    queries: int, width: int, itemsize: int, extras: int, target: Target
+    queries: int, width: int, itemsize: int, extras: int, target: Target, vectors: bool = True
 ) -> tuple[AttentionTile, AttentionTile]:
     """(tile for the gradients of queries and bias, tile for those of keys and values). Arguments as of `forward_tile`.
 
@@ -100,7 +110,7 @@ def backward_tiles(
     if wanted is not None:
         return wanted, wanted
     if width > WIDEST[itemsize]:
-        return (_fitted(_wide_tile(itemsize), queries, width, target),) * 2
+        return (_fitted(_wide_tile(itemsize, extras), queries, width, target),) * 2
     width = width_block(width)
     if itemsize == 2 and width <= 128 and extras:
         of_queries = of_keys = AttentionTile(64, 32, 4, 2)
@@ -121,6 +131,8 @@ def backward_tiles(
         of_queries = of_keys = AttentionTile(32, 32, 8, 2)
     else:
         of_queries = of_keys = AttentionTile(16, 16, 8, 1)
+    if itemsize == 2 and not vectors:
+        of_queries, of_keys = replace(of_queries, stages=1), replace(of_keys, stages=1)
     return _fitted(of_queries, queries, width, target), _fitted(of_keys, queries, width, target)
 
 

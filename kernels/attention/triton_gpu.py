@@ -167,6 +167,11 @@ def _width(p: AttentionProblem) -> int:
     return max(p.query.shape[3], p.value.shape[3])
 
 
+def _has_vectors(p: AttentionProblem) -> bool:
+    """Whether rows are whole vectors, as far as Triton can see: sixteens of elements."""
+    return p.query.shape[3] % 16 == 0 and p.value.shape[3] % 16 == 0
+
+
 def _wide(p: AttentionProblem) -> bool:
     """Whether columns are taken in blocks."""
     return _width(p) > WIDEST[p.query.itemsize]
@@ -191,7 +196,7 @@ def _sizes(p: AttentionProblem) -> tuple[int, ...]:
 def _forward_plan(p: AttentionProblem, target: Target) -> tuple[AttentionTile, int, int]:
     """(tile, programs for all keys, parts that the keys are split into) of the forward pass."""
     batch, heads, queries, keys = p.score_shape
-    tile = forward_tile(queries, _width(p), p.query.itemsize, _extras(p), target)
+    tile = forward_tile(queries, _width(p), p.query.itemsize, _extras(p), target, _has_vectors(p))
     tile = choose("attention_forward", p, target, tile)
     programs = triton.cdiv(queries, tile.queries) * batch * heads * _parts(p, p.value.shape[3])
     return tile, programs, split_count(programs, keys, target)
@@ -272,7 +277,9 @@ def attention_backward(
     batch, heads, queries, keys = p.score_shape
     device, dtype, wide = query.device, query.dtype, computed_dtype(query.dtype)
     target = target_of(query)
-    tile, key_tile = backward_tiles(queries, _width(p), query.element_size(), _extras(p), target)
+    tile, key_tile = backward_tiles(
+        queries, _width(p), query.element_size(), _extras(p), target, _has_vectors(p)
+    )
     tile = choose("query_gradient", p, target, tile)
     key_tile = choose("key_gradients", p, target, key_tile)
     constants = _constants(p, query, tile)

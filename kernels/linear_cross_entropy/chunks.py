@@ -35,8 +35,8 @@ class Parts:
         full: ``full(array like which it is, shape, number, dtype)``.
         add: the sum of two arrays; it may be made in the first one.
         run: ``run(function, *arguments)``, for a chunk of the forward pass.
-        losses: ``losses(problem, x, matrix, target, bias, weight)``: loss, maximum, log_sum of all rows at once, or None
-            where chunks are better.
+        losses: ``losses(problem, x, matrix, target, bias, weight)``: loss, maximum, log_sum of all rows at once, or
+            None where chunks are better.
     """
 
     linear: Function

@@ -1,10 +1,10 @@
-"""linear_cross_entropy on GPUs: fused losses forward where that pays, else torch's products and cross_entropy in chunks.
+"""linear_cross_entropy on GPUs: losses fused with the product where that pays, else torch's products in chunks.
 
-Fused, logits are never in memory at all (losses_triton.py). In chunks each is written once and read once, or, of a chunk
-that the L2 cache holds, is so there: with 2 features operations for each logit that is little beside the product where
-features are many, and cuBLAS's product is the faster one. Backward is always in chunks: the gradients of the input and
-of the matrix are sums over classes and over rows, of which a fused kernel would have to add up one by atomics, so that
-no two runs had the same bits, or make all logits anew for each block of features.
+Fused, no logits are in memory at all (losses_triton.py). In chunks each is written once and read once, mostly in the L2
+cache, which is little beside the 2 * features operations that it costs where features are many; and cuBLAS multiplies
+faster. Backward is always in chunks: the gradients of the input and of the matrix are sums over the classes and over
+the rows. A fused kernel would have to add up one of them by atomics, and then no two runs had the same bits, or make
+all logits anew for each block of features.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from kernels.softmax import triton_gpu as softmax
 
 Tensor = torch.Tensor
 
-#: The most features with which losses are fused. A logit costs 2 * features operations, on an H100 at three quarters of
-#: its peak 2.8 ps of the whole GPU with 1024 of them, and in chunks 4 bytes to the L2 cache and back, at 5.5 TB/s 0.7 ps:
-#: a fourth, which is about what a product by Triton may be slower than cuBLAS's. By arithmetic: nothing was measured.
+#: The most features with which losses are fused. A logit costs 2 * features operations, which for 1024 are 2.8 ps of
+#: a whole H100 at three quarters of its peak; in chunks it also goes to the L2 cache and back, 4 bytes, at 5.5 TB/s
+#: 0.7 ps: a fourth, which is about what a product by Triton may be slower than cuBLAS's. By arithmetic: nothing was measured.
 MOST_FEATURES = 1024
 #: The least side of a matrix product on tensor cores that Triton takes.
 LEAST = 16

@@ -8,9 +8,16 @@ copies. Needs Triton 3.9, which brings its own assembler and disassembler.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import hashlib
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,11 +61,16 @@ class Launch:
     options: dict[str, Any]
 
     @property
+    def name(self) -> str:
+        """The kernel's."""
+        return str(self.kernel.fn.__name__)
+
+    @property
     def key(self) -> str:
         """What tells apart launches that Triton compiles differently."""
         plain = self.kernel.do_not_specialize
         kinds = ("" if name in plain else _kind(a) for name, a in zip(self.kernel.arg_names, self.arguments))
-        return " ".join((self.kernel.fn.__name__, *kinds, repr(sorted(self.options.items(), key=str))))
+        return " ".join((self.name, *kinds, repr(sorted(self.options.items(), key=str))))
 
 
 def _kind(argument: Any) -> str:
@@ -70,6 +82,46 @@ def _kind(argument: Any) -> str:
             return "1"
         return ("i64" if abs(argument) >= 2**31 else "i32") + ("x16" if argument % 16 == 0 else "")
     return type(argument).__name__ + repr(getattr(argument, "block_shape", ""))
+
+
+def digest(launches: Iterable[Launch]) -> str:
+    """A number of what is compiled for some launches: their kernels' code and what Triton knows of the arguments."""
+    found = hashlib.sha256()
+    modules: set[str] = set()
+    for key, module in sorted((launch.key, launch.kernel.fn.__module__) for launch in launches):
+        found.update(key.encode())
+        modules |= _with_imports(module)
+    for module in sorted(modules):
+        found.update(_code(module).encode())
+    return found.hexdigest()[:16]
+
+
+@functools.cache
+def _source(module: str) -> str:
+    path = sys.modules[module].__file__
+    assert path is not None
+    return Path(path).read_text()
+
+
+@functools.cache
+def _with_imports(module: str) -> frozenset[str]:
+    """A module of kernels, and those that it has its functions from."""
+    imported = re.findall(r"^from (kernels\.\S+_triton) import", _source(module), re.M)
+    return frozenset({module}).union(*map(_with_imports, imported))
+
+
+@functools.cache
+def _code(module: str) -> str:
+    """A module's code without comments, docstrings and spaces."""
+    ends = (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    found, begins = [], True
+    for token in tokenize.generate_tokens(io.StringIO(_source(module)).readline):
+        if token.type in (*ends, tokenize.COMMENT, tokenize.NL):
+            begins = begins or token.type in ends
+        elif not (begins and token.type == tokenize.STRING):
+            found.append(token.string)
+            begins = False
+    return re.sub(r"\s", "", "".join(found))
 
 
 @contextmanager

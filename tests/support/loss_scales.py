@@ -13,8 +13,8 @@ def cancelled_scales(arguments: Arguments, incoming: Any) -> dict[str, float]:
     """Of what size the terms are that make the gradients, at most, where these may cancel; else nothing.
 
     With one class, or targets that are all smooth, the gradient of the logits is a difference p * sum(u) - u of numbers
-    that are equal or nearly so. It errs by a unit of each of the two, and p by as many units as the logits' own sums and
-    their log-sum-exp are large, all of it taken here in float64.
+    that are equal or nearly so. It errs by a unit of each of the two, and p by as many units as the logits' own sums
+    and their log-sum-exp are large, all of it taken here in float64.
     """
     x, matrix = (np.asarray(arguments[n], np.float64) for n in ("input", "linear_weight"))
     smoothing, classes = arguments["label_smoothing"], matrix.shape[0]
