@@ -117,9 +117,7 @@ class Captured(Generic[T]):
     flops: tuple[int, int]
 
 
-def capture(
-    workload: Workload, backend: str, capturing: Callable[[], AbstractContextManager[list[T]]]
-) -> Captured[T]:
+def capture(workload: Workload, backend: str, capturing: Callable[[], AbstractContextManager[list[T]]]) -> Captured[T]:
     """Run a workload's forward and backward on arrays without contents, inside of blocks that take the launches.
 
     Args:

@@ -29,12 +29,15 @@ class AttentionTile:
         queries, keys: the tile of scores, powers of two.
         warps: warps of a program.
         stages: tiles of keys and values (backward: of whatever it goes over) that are on their way at a time.
+        registers: that NVIDIA's assembler is told a thread may have; None leaves it to itself. Then it may spill some
+            rather than leave no room for another program.
     """
 
     queries: int
     keys: int
     warps: int
     stages: int
+    registers: int | None = None
 
     LIMITS: ClassVar = {"queries": (16, 256), "keys": (16, 256), "warps": (1, 8), "stages": (1, 5)}
 
@@ -72,12 +75,14 @@ def forward_tile(
     wanted = asked(AttentionTile)
     if wanted is not None:
         return wanted
+    if extras > MANY_EXTRAS and itemsize == 2 and (width > WIDEST[2] or width > 64 and not vectors):
+        return _least_tile(target)
     if width > WIDEST[itemsize]:
         return _fitted(_wide_tile(itemsize, extras), queries, width, target)
     width = width_block(width)
     if itemsize == 2:
         if extras > MANY_EXTRAS:
-            tile = AttentionTile(64 if width <= 128 else 32, 32, 8, 2)
+            tile = AttentionTile(64 if width <= 128 else 32, 32, 8, 2, 255)
         elif width <= 64 and extras == 2 and target.name == "sm_100":
             tile = AttentionTile(64, 64, 8, 2)
         elif width <= 64 and (extras > 2 or extras and target.name == "sm_100"):
@@ -109,6 +114,8 @@ def backward_tiles(
     wanted = asked(AttentionTile)
     if wanted is not None:
         return wanted, wanted
+    if extras > MANY_EXTRAS and itemsize == 2 and (width > WIDEST[2] or width > 64 and not vectors):
+        return (_least_tile(target),) * 2
     if width > WIDEST[itemsize]:
         return (_fitted(_wide_tile(itemsize, extras), queries, width, target),) * 2
     width = width_block(width)
@@ -138,9 +145,11 @@ def backward_tiles(
 
 def selecting_tile(tile: AttentionTile) -> AttentionTile:
     """The tile of the second launch, on blocks whose sums are no numbers: a part of `tile`, with five products."""
-    if asked(AttentionTile) is not None:
-        return tile
-    return AttentionTile(LEAST, LEAST, 8, 1)
+    return tile if asked(AttentionTile) is not None else AttentionTile(LEAST, LEAST, 8, 1)
+
+
+def _least_tile(target: Target) -> AttentionTile:
+    return AttentionTile(LEAST, LEAST, 4 if target.amd else 8, 1)
 
 
 def _fitted(tile: AttentionTile, queries: int, width: int, target: Target) -> AttentionTile:
@@ -149,7 +158,7 @@ def _fitted(tile: AttentionTile, queries: int, width: int, target: Target) -> At
     if tile.queries * tile.keys < 2048 and width <= 64 or tile.queries * tile.keys < 1024:
         tile = replace(tile, warps=min(tile.warps, 4))
     if target.amd:
-        tile = replace(tile, warps=min(tile.warps, 4), stages=1)
+        tile = replace(tile, warps=min(tile.warps, 4), stages=1, registers=None)
     return tile
 
 

@@ -129,6 +129,7 @@ def _constants(p: AttentionProblem, query: Tensor, tile: AttentionTile) -> dict[
         "COMPUTED": computed(query.dtype),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
+        **({} if tile.registers is None else {"maxnreg": tile.registers}),
     }
 
 
@@ -277,9 +278,7 @@ def attention_backward(
     batch, heads, queries, keys = p.score_shape
     device, dtype, wide = query.device, query.dtype, computed_dtype(query.dtype)
     target = target_of(query)
-    tile, key_tile = backward_tiles(
-        queries, _width(p), query.element_size(), _extras(p), target, _has_vectors(p)
-    )
+    tile, key_tile = backward_tiles(queries, _width(p), query.element_size(), _extras(p), target, _has_vectors(p))
     tile = choose("query_gradient", p, target, tile)
     key_tile = choose("key_gradients", p, target, key_tile)
     constants = _constants(p, query, tile)

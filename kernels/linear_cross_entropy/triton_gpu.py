@@ -33,7 +33,7 @@ Tensor = torch.Tensor
 
 #: The most features with which losses are fused. A logit costs 2 * features operations, which for 1024 are 2.8 ps of
 #: a whole H100 at three quarters of its peak; in chunks it also goes to the L2 cache and back, 4 bytes, at 5.5 TB/s
-#: 0.7 ps: a fourth, which is about what a product by Triton may be slower than cuBLAS's. By arithmetic: nothing was measured.
+#: 0.7 ps: a fourth, which is about what a product by Triton may be slower than cuBLAS's. Arithmetic, not measured.
 MOST_FEATURES = 1024
 #: The least side of a matrix product on tensor cores that Triton takes.
 LEAST = 16

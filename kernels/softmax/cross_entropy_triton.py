@@ -44,9 +44,7 @@ def _dense(
 
 
 @triton.jit
-def class_terms(
-    target, place, weight, weight_n, n, rows, ignore_index, WEIGHTED: tl.constexpr, COMPUTED: tl.constexpr
-):
+def class_terms(target, place, weight, weight_n, n, rows, ignore_index, WEIGHTED: tl.constexpr, COMPUTED: tl.constexpr):
     """(class index or 0, its weight, whether the row counts) of rows, each (ROWS,); weight NaN for no class at all."""
     index = tl.load(target + place, mask=rows, other=0).to(tl.int64)
     counts = index != ignore_index
