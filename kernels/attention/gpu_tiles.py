@@ -129,8 +129,14 @@ def backward_tiles(
             of_queries = of_queries if width <= 64 else of_keys
         if extras > 2:
             of_queries, of_keys = replace(of_queries, warps=8), replace(of_keys, warps=8)
-            if width > 64 and target.name == "sm_90":
-                of_keys = replace(of_keys, queries=16)
+            if width > 64 and (target.name == "sm_90" or extras > MANY_EXTRAS):
+                of_keys = AttentionTile(32, 32, 8, 2)
+        if extras > MANY_EXTRAS:
+            of_queries, of_keys = replace(of_queries, registers=255), replace(of_keys, registers=255)
+    elif itemsize == 2 and extras:
+        of_queries, of_keys = AttentionTile(32, 16, 8, 1, 255), AttentionTile(16, 32, 8, 1, 255)
+        if extras > 2:
+            of_queries = of_keys = _least_tile(target)
     elif itemsize == 2:
         of_queries = AttentionTile(64, 64, 4 if width <= 64 else 8, 2) if width <= 128 else AttentionTile(32, 32, 4, 1)
         of_keys = of_queries
@@ -149,13 +155,14 @@ def selecting_tile(tile: AttentionTile) -> AttentionTile:
 
 
 def _least_tile(target: Target) -> AttentionTile:
-    return AttentionTile(LEAST, LEAST, 4 if target.amd else 8, 1)
+    return AttentionTile(LEAST, LEAST, 4, 1) if target.amd else AttentionTile(LEAST, LEAST, 8, 1, 255)
 
 
 def _fitted(tile: AttentionTile, queries: int, width: int, target: Target) -> AttentionTile:
     """No more queries than there are; a warp of AMD's has 64 threads, and its local memory holds one stage."""
     tile = replace(tile, queries=min(tile.queries, width_block(queries)))
-    if tile.queries * tile.keys < 2048 and width <= 64 or tile.queries * tile.keys < 1024:
+    scores = tile.queries * tile.keys
+    if tile.registers is None and (scores < 1024 or scores < 2048 and width <= 64):
         tile = replace(tile, warps=min(tile.warps, 4))
     if target.amd:
         tile = replace(tile, warps=min(tile.warps, 4), stages=1, registers=None)

@@ -153,7 +153,7 @@ def compile_launch(launch: Launch, target: str) -> Compiled:
     """The kernel that a launch would run on a target, compiled."""
     with _driver_of(TARGETS[target]):
         made = launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.options)
-        return _read(launch.kernel.fn.__name__, TARGETS[target], launch.grid, launch.options, made)
+        return _read(launch, TARGETS[target], made)
 
 
 @contextmanager
@@ -171,15 +171,18 @@ def compiling(target: str) -> Iterator[list[Compiled]]:
         yield found
 
 
-def _read(name: str, target: Target, grid: tuple[int, ...], options: dict[str, Any], made: Any) -> Compiled:
-    shown = {n: v for n, v in options.items() if isinstance(v, (bool, int, float, str))}
+def _read(launch: Launch, target: Target, made: Any) -> Compiled:
+    shown = {n: v for n, v in launch.options.items() if isinstance(v, (bool, int, float, str))}
     if target.amd:
         facts = machine_code.read_amd(made.asm["amdgcn"])
     else:
         # All of Triton's shared memory is dynamic; the system's own share (1 KiB) is in Target.reserved.
         (facts,) = machine_code.read_nvidia(made.asm["cubin"], target.reserved).values()
         facts = {n: v for n, v in facts.items() if n != "shared"}
-    return Compiled(name, target, grid, shown, made.metadata.shared, made.metadata.num_warps, **facts)
+    family = str(launch.kernel.fn.__module__).split(".")[1]
+    return Compiled(
+        launch.name, target, launch.grid, shown, made.metadata.shared, made.metadata.num_warps, **facts, family=family
+    )
 
 
 def version() -> str:

@@ -80,7 +80,7 @@ def test_tiles_by_hand():
 
 def test_tiles_of_what_has_much_beside_its_products():
     assert forward_tile(4096, 128, 2, 7, H100) == AttentionTile(64, 32, 8, 2, registers=255)
-    assert forward_tile(4096, 120, 2, 7, H100, vectors=False) == AttentionTile(16, 16, 8, 1)
+    assert forward_tile(4096, 120, 2, 7, H100, vectors=False) == AttentionTile(16, 16, 8, 1, registers=255)
     assert backward_tiles(4096, 300, 2, 7, TARGETS["gfx942"]) == (AttentionTile(16, 16, 4, 1),) * 2
     # Halves that are no vectors are not copied asynchronously.
     assert {t.stages for t in tiles_of(4096, 40, 2, 1, H100, vectors=False)} == {1}
