@@ -33,13 +33,11 @@ class Call:
         workload: the call.
         tf32: whether torch is set to multiply float32 on tensor cores.
         aligned: sizes and strides are multiples of vectors; else only that it fits and spills nothing is asked for.
-        again: whether attention's second launches are compiled too, whose tile is one and the same.
     """
 
     workload: Workload
     tf32: bool = False
     aligned: bool = True
-    again: bool = True
 
 
 @contextmanager
@@ -88,14 +86,18 @@ def _linear_losses() -> Iterator[Call]:
                 yield Call(Workload("linear_cross_entropy", dtype, shapes, attributes, {"target": (rows,)}), tf32)
 
 
-#: The most that a score can have beside its product, with each kind of relative term.
-_MOST = tuple(frozenset({"mask", "bias", "cap", "dropout", "hidden", kind}) for kind in ("shaw", "alibi", "t5"))
-#: What it has, by what `forward_tile` and `backward_tiles` tell apart: nothing, one thing, two, more.
-EXTRAS: tuple[frozenset[str], ...] = (
-    *map(frozenset, ({}, {"hidden"}, {"bias", "hidden"}, {"dropout"}, {"shaw", "hidden"})),
-    *map(frozenset, ({"mask", "bias", "hidden"}, {"cap", "dropout"}, {"alibi", "hidden"})),
-    *_MOST,
-)
+#: What a score has beside its product, from the least to the most that each class of the tile functions has.
+EXTRAS: tuple[frozenset[str], ...] = tuple(
+    map(
+        frozenset,
+        (
+            {}, {"hidden"}, {"dropout"}, {"bias", "hidden"}, {"shaw", "hidden"}, {"cap", "dropout"},
+            {"mask", "bias", "hidden"}, {"alibi", "hidden"}, {"cap", "mask", "bias"}, {"t5", "hidden"},
+            {"cap", "mask", "bias", "dropout", "hidden"}, {"cap", "mask", "bias", "dropout", "hidden", "shaw"},
+            {"cap", "mask", "bias", "dropout", "hidden", "alibi"}, {"cap", "mask", "bias", "dropout", "hidden", "t5"},
+        ),
+    )
+)  # fmt: skip
 
 
 def _attention_call(
@@ -120,19 +122,18 @@ def _attention_call(
         dropout_p=0.1 if "dropout" in extras else 0.0,
         kind=kind,
     )
-    return Call(workload, tf32, again=extras in _MOST)
+    return Call(workload, tf32, aligned=width % 16 == 0)
 
 
 def _attentions() -> Iterator[Call]:
-    """Every block of widths, whole and not, and those that are taken in parts; tiles of fewer queries."""
+    """Widths of every block, in whole vectors and not, and those that are taken in parts; few queries and many."""
     blocks = {"bfloat16": (16, 32, 64, 128, 256, 512), "float32": (16, 32, 64, 128, 256), "float64": (16, 32, 64, 128)}
     for dtype, tf32 in KINDS:
-        for width in blocks[dtype]:
-            for extras in EXTRAS if dtype == "bfloat16" else (EXTRAS[0], *_MOST):
-                yield _attention_call(dtype, width, extras, tf32=tf32)
-            yield _attention_call(dtype, width - 8, EXTRAS[-1], tf32=tf32)
-            for extras, queries in itertools.product((EXTRAS[0], EXTRAS[-1]), (1, 32, 64) if not tf32 else (1,)):
-                yield _attention_call(dtype, width, extras, queries, tf32)
+        half = dtype == "bfloat16"
+        for block, queries in itertools.product(blocks[dtype], (2048, 64, 32, 1) if half else (2048, 1)):
+            for extras in EXTRAS if half else (EXTRAS[0], EXTRAS[-1]):
+                for width in (block, block - 8) if half or queries > 1 else (block,):
+                    yield _attention_call(dtype, width, extras, queries, tf32)
     for shape in ((4, 16, 1, 4096), (1, 16, 2048, 4096), (4, 1, 2048, 1), (1, 1, 1, 1)):
         yield _attention_call("bfloat16", 64, EXTRAS[-1], bias=shape)
 
@@ -214,16 +215,44 @@ FAMILIES: dict[str, Callable[[], Iterator[Call]]] = {
 # ----- what is compiled --------------------------------------------------------------------------------------------
 
 
-def launches(family: str, target: str) -> dict[str, tuple[Call, Launch]]:
-    """Every launch of a family's calls that is compiled differently, by its key, with the first call that has it."""
+#: Constants of attention's kernels that do not say how a tile is cut, but what is done with it.
+_DONE_WITH_IT = {
+    *("SCALE", "CAP", "LEFT", "RIGHT", "FROM_END", "HAS_MASK", "HAS_BIAS", "HAS_LENGTHS", "TERM", "LIMIT", "DROPOUT"),
+    *("THRESHOLD", "KEPT", "FLAGGED", "KEEPS", "HAS_LSE"),
+}
+
+
+def _cut(call: Call, launch: Launch) -> str:
+    """A kernel with how its tile is cut."""
+    kept = {n: v for n, v in launch.options.items() if n not in _DONE_WITH_IT}
+    return f"{launch.name} {call.workload.dtype} {call.aligned} {sorted(kept.items(), key=str)}"
+
+
+def launches(family: str, target: str) -> list[tuple[Call, Launch]]:
+    """Launches of a family's calls that are compiled differently, each with the call that has it.
+
+    Of attention's, of each tile the last one, with the most beside the products; of the widest sizes and of whole vectors
+    also the first one, with the least.
+    """
     found: dict[str, tuple[Call, Launch]] = {}
+    cuts: dict[str, list[str]] = {}
     for call in FAMILIES[family]():
         with _precision(call.tf32):
             captured = capture(call.workload, "triton", lambda: recording(target))
         for launch in (*captured.forward, *captured.backward):
-            if call.again or not launch.options.get("SELECTS"):
-                found.setdefault(launch.key, (call, launch))
-    return found
+            if launch.key not in found:
+                found[launch.key] = call, launch
+                cuts.setdefault(_cut(call, launch), []).append(launch.key)
+    if family != "attention":
+        return list(found.values())
+    least = {keys[0] for keys in cuts.values() if _is_usual(*found[keys[0]])}
+    most = {keys[-1] for keys in cuts.values()}
+    return [found[key] for key in found if key in least | most]
+
+
+def _is_usual(call: Call, launch: Launch) -> bool:
+    """Whether a call of attention's has many queries in whole vectors, and the launch is not one of those again."""
+    return call.aligned and call.workload.shapes["query"][2] > 64 and not launch.options.get("SELECTS")
 
 
 def broken(call: Call, launch: Launch, target: str) -> list[str]:
@@ -246,11 +275,11 @@ def make(families: tuple[str, ...] = (), targets: tuple[str, ...] = ()) -> dict[
         begun = time.monotonic()
         known = launches(family, target)
         complaints = []
-        for call, launch in known.values():
+        for call, launch in known:
             tile = {n: v for n, v in launch.options.items() if isinstance(v, int) and not isinstance(v, bool)}
             where = f"{launch.name}, {call.workload.id}, {tile}"
             complaints += [f"{where}: {rule}" for rule in broken(call, launch, target)]
-        found = {"digest": digest(launch for _, launch in known.values()), "compiled": len(known)}
+        found = {"digest": digest(launch for _, launch in known), "compiled": len(known)}
         made.setdefault(family, {})[target] = found | {"broken": complaints}
         seconds = time.monotonic() - begun
         print(f"{family}, {target}: {len(known)} kernels, {seconds:.0f} s, {len(complaints)} broken", file=sys.stderr)

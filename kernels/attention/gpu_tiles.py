@@ -95,6 +95,8 @@ def forward_tile(
             tile = AttentionTile(128, 32 if extras and target.products_in_registers else 64, 8, 2)
         else:
             tile = AttentionTile(64, 32, 8, 2)
+    elif itemsize == 4 and extras > MANY_EXTRAS:
+        tile = AttentionTile(32, 32, 8, 2, 255)
     elif itemsize == 4:
         tile = AttentionTile(32, 32, 4 if width <= 64 else 8, 2)
     else:
@@ -132,6 +134,7 @@ def backward_tiles(
             if width > 64 and (target.name == "sm_90" or extras > MANY_EXTRAS):
                 of_keys = AttentionTile(32, 32, 8, 2)
         if extras > MANY_EXTRAS:
+            of_queries = AttentionTile(32, 32, 8, 2) if target.products_in_registers else of_queries
             of_queries, of_keys = replace(of_queries, registers=255), replace(of_keys, registers=255)
     elif itemsize == 2 and extras:
         of_queries, of_keys = AttentionTile(32, 16, 8, 1, 255), AttentionTile(16, 32, 8, 1, 255)
@@ -140,6 +143,8 @@ def backward_tiles(
     elif itemsize == 2:
         of_queries = AttentionTile(64, 64, 4 if width <= 64 else 8, 2) if width <= 128 else AttentionTile(32, 32, 4, 1)
         of_keys = of_queries
+    elif itemsize == 4 and width > 64 and extras > MANY_EXTRAS:
+        of_queries = of_keys = _least_tile(target)
     elif itemsize == 4:
         of_queries = of_keys = AttentionTile(32, 32, 8, 2)
     else:
