@@ -10,11 +10,13 @@ the kernels' code and of the launches: a test says when these no longer are what
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kernels import gpu_gates
@@ -231,8 +233,8 @@ def _cut(call: Call, launch: Launch) -> str:
 def launches(family: str, target: str) -> list[tuple[Call, Launch]]:
     """Launches of a family's calls that are compiled differently, each with the call that has it.
 
-    Of attention's, of each tile the last one, with the most beside the products; of the widest sizes and of whole vectors
-    also the first one, with the least.
+    Of attention's, of each tile the last one, with the most beside the products; where there are many queries in whole
+    vectors also the first one, with the least.
     """
     found: dict[str, tuple[Call, Launch]] = {}
     cuts: dict[str, list[str]] = {}
@@ -291,3 +293,25 @@ def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     kept = old["families"] if old["compiler"] == new["compiler"] else {}
     families = {f: kept.get(f, {}) | new["families"].get(f, {}) for f in FAMILIES}
     return {"compiler": new["compiler"], "families": {f: found for f, found in families.items() if found}}
+
+
+def run(families: tuple[str, ...], targets: tuple[str, ...], file: Path | None) -> int:
+    """``python -m kernels report --all``: compile, say what is broken, and keep what was found in a file.
+
+    Returns:
+        the exit status: 1 where a kernel breaks a rule, 2 where there is no such family.
+    """
+    unknown = [f for f in families if f not in FAMILIES]
+    if unknown:
+        print(f"report: --op must be one of {', '.join(FAMILIES)} with --all, got {unknown[0]}", file=sys.stderr)
+        return 2
+    worst = 0
+    for family, target in itertools.product(families or FAMILIES, targets or TARGETS):
+        found = make((family,), (target,))
+        complaints = found["families"][family][target]["broken"]
+        print("\n".join(complaints), end="\n" if complaints else "")
+        worst |= int(bool(complaints))
+        if file is not None:  # at once: all of it takes hours
+            known = json.loads(file.read_text()) if file.exists() else found
+            file.write_text(json.dumps(updated(known, found), indent=1) + "\n")
+    return worst

@@ -22,7 +22,7 @@ import numpy as np
 
 from kernels import dispatch
 from kernels.backends import BACKENDS, BackendError, load
-from kernels.gpu_gates import MATRIX_KERNELS
+from kernels.gpu_gates import MATRIX_KERNELS, gates
 from kernels.gpu_workloads import REPORTED_TARGETS, WORKLOADS, Workload
 from kernels.op import OPS, Op
 from kernels.runtime.machine_code import Compiled
@@ -224,7 +224,7 @@ def row_of(workload: Workload, direction: str, kernel: Compiled) -> dict[str, An
 def make(
     targets: tuple[str, ...] = (), workloads: tuple[Workload, ...] = WORKLOADS, backends: tuple[str, ...] = ()
 ) -> Report:
-    """The whole report: {"compilers": {backend: version}, "passes": [...], "kernels": [...]}.
+    """The whole report: {"compilers": {backend: version}, "digests": {...}, "passes": [...], "kernels": [...]}.
 
     Args:
         targets: names of GPUs; none: all that a backend is reported for.
@@ -233,11 +233,14 @@ def make(
     """
     passes: dict[tuple[str, str], dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
+    digests: dict[str, str] = {}
     backends = backends or tuple(REPORTED_TARGETS)
     for backend in backends:
         for workload in (w for w in workloads if why_not(w, backend) is None):
             for target in (t for t in workload.targets(backend) if not targets or t in targets):
                 print(f"{workload.id}, {backend}, {target}", file=sys.stderr)
+                if backend == "triton":
+                    digests[f"{workload.id} | {target}"] = digest_of(workload, target)
                 for done in compile_workload(workload, target, backend):
                     passes[workload.id, done.name] = {
                         "workload": workload.id,
@@ -247,9 +250,24 @@ def make(
                         "h100_floor_us": round(done.floor * 1e6, 1),
                     }
                     seen = {json.dumps(r) for r in rows}
-                    found = (row_of(workload, done.name, kernel) for kernel in done.kernels)
+                    found = (row_of(workload, done.name, k) | _broken(workload, k) for k in done.kernels)
                     rows += [r for r in found if json.dumps(r) not in seen]
-    return {"compilers": {b: _version(b) for b in backends}, "passes": list(passes.values()), "kernels": rows}
+    compilers = {b: _version(b) for b in backends}
+    return {"compilers": compilers, "digests": digests, "passes": list(passes.values()), "kernels": rows}
+
+
+def _broken(workload: Workload, kernel: Compiled) -> dict[str, Any]:
+    """The rules that a kernel breaks, for its line of the report; as a rule none."""
+    found = gates(kernel, workload.dtype)
+    return {"broken": found} if found else {}
+
+
+def digest_of(workload: Workload, target: str) -> str:
+    """A number of what is compiled for a workload in Triton: kernels' code, what Triton knows of their arguments."""
+    from kernels.runtime import triton_compile
+
+    found = capture(workload, "triton", lambda: triton_compile.recording(target))
+    return triton_compile.digest((*found.forward, *found.backward))
 
 
 def _version(backend: str) -> str:
@@ -280,7 +298,10 @@ def updated(old: Report, new: Report) -> Report:
     )
     passes = {(p["workload"], p["pass"]): p for p in (*old["passes"], *new["passes"]) if p["workload"] in listed}
     ordered = sorted(passes.values(), key=lambda p: listed.index(p["workload"]))
-    return {"compilers": old["compilers"] | new["compilers"], "passes": ordered, "kernels": rows}
+    digests = old.get("digests", {}) | new["digests"]
+    digests = {n: d for n, d in sorted(digests.items()) if n.partition(" | ")[0] in listed}
+    compilers = old["compilers"] | new["compilers"]
+    return {"compilers": compilers, "digests": digests, "passes": ordered, "kernels": rows}
 
 
 def key(row: dict[str, Any]) -> str:
@@ -342,8 +363,11 @@ def table(report: Report) -> str:
 def main(arguments: list[str]) -> int:
     """``python -m kernels report [--backend cupy] [--target sm_90] [--op conv2d] [--json FILE] [--markdown FILE]``.
 
+    With ``--all`` every configuration of Triton's kernels is compiled and held to the gates (gpu_configurations.py), of
+    the families that ``--op`` names there; ``--json`` keeps what was found.
+
     Returns:
-        the exit status: 2 where a backend's compiler is missing.
+        the exit status: 1 where a kernel breaks a rule of gpu_gates.py, 2 where a backend's compiler is missing.
     """
     parser = argparse.ArgumentParser(prog="python -m kernels report", description=__doc__)
     targets = REPORTED_TARGETS["triton"]
@@ -352,12 +376,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--op", action="append", help="only workloads of this op; may be repeated")
     parser.add_argument("--json", type=Path, help="also write the report here; lines that were not made anew are kept")
     parser.add_argument("--markdown", type=Path, help="write the tables here in place of printing them")
+    parser.add_argument("--all", action="store_true", help="every tile that Triton's kernels can take: takes hours")
     asked = parser.parse_args(arguments)
-    backends = tuple(asked.backend or REPORTED_TARGETS)
+    backends = ("triton",) if asked.all else tuple(asked.backend or REPORTED_TARGETS)
     for backend in backends:
         if (reason := missing(backend)) is not None:
             print(f"report: {reason}", file=sys.stderr)
             return 2
+    if asked.all:
+        from kernels import gpu_configurations
+
+        return gpu_configurations.run(tuple(asked.op or ()), tuple(asked.target or ()), asked.json)
     chosen = tuple(w for w in WORKLOADS if not asked.op or w.op in asked.op)
     report = make(tuple(asked.target or ()), chosen, backends)
     if asked.json:
@@ -368,4 +397,6 @@ def main(arguments: list[str]) -> int:
         asked.markdown.write_text(document(report))
     else:
         print(table(report))
-    return 0
+    for row in (r for r in report["kernels"] if "broken" in r):
+        print(f"{key(row)}: {'; '.join(row['broken'])}", file=sys.stderr)
+    return int(any("broken" in r for r in report["kernels"]))
