@@ -11,6 +11,7 @@ MATRIX_KERNELS: dict[str, set[str]] = {
     "triton": {
         *("attention_forward", "query_gradient", "key_gradients", "bias_gradient"),
         *("convolve", "weight_gradient_of_parts"),
+        "statistics_of_products",
         *("held_forward", "held_backward", "forward_sequence", "backward_sequence", "forward_step", "backward_step"),
     },
     "cupy": {
@@ -29,23 +30,34 @@ OF_SINGLES: dict[str, set[str]] = {
     "cupy": {"recurrence_forward", "recurrence_backward", "pack_weights"},
 }
 
-#: By backend and kernel: accesses of a number a row beside its tiles, which no vector can hold; of CUDA C++ also those
-#: of what lies behind the last whole vector.
+#: By backend and kernel, where need be of one family ("family/kernel"): accesses of a number a row beside its tiles,
+#: which no vector can hold; of CUDA C++ also those of what lies behind the last whole vector. Triton's are counted
+#: twice where a program has several rows.
 OF_ROWS: dict[str, dict[str, int]] = {
     "triton": {
-        **{"losses_of_rows": 6, "gradient_of_rows": 6, "normalise_rows": 2, "gradients_of_parts": 2},
-        **{"attention_forward": 2, "join_splits": 8, "row_products": 2, "query_gradient": 20, "key_gradients": 8},
-        **{"bias_gradient": 8, "bucket_gradient": 20},
-        **{"gather_rows": 6, "factors_of_rows": 6, "add_rows": 8, "drop_elements": 1},
-        **{"convolve": 16, "sums_of_pixels": 1, "convolve_depthwise": 1},
+        # A row's class with its weight and logit; its loss, maximum and log-sum.
+        **{"losses_of_rows": 6, "gradient_of_rows": 6},
+        # A program's sum and count; all of a loss is single numbers.
+        **{"sum_losses": 2, "finish_loss": 6},
+        # To where tensor cores leave logits, two neighbours a thread: a class's bias and weight; numbers of a row.
+        **{"statistics_of_products": 20, "losses_of_parts": 18},
+        # A row's mean and deviation.
+        **{"normalise_rows": 2, "gradients_of_parts": 2, "gradient_of_long_rows": 2, "sums_of_columns": 2},
+        # A result a thread.
+        **{"runtime/sum_parts": 1, "sums_of_pixels": 1},
+        # A query's log-sum-exp and delta and two neighbours of bias, to where tensor cores leave scores.
+        **{"attention_forward": 2, "query_gradient": 13, "key_gradients": 6, "bias_gradient": 2},
+        **{"join_splits": 3, "row_products": 2},
+        # Which row of the table a place names, its factor, where a row's places begin and end; the seed.
+        **{"gather_rows": 1, "factors_of_rows": 1, "add_rows": 3, "drop_elements": 1},
+        # A channel's bias, to where tensor cores leave sums.
+        "convolve": 2,
         # Places and lengths of rows, and of the GRU a bias.
-        **{"held_forward": 5, "held_backward": 5, "forward_sequence": 6, "backward_sequence": 6},
-        **{"forward_step": 6, "backward_step": 6},
-        **{"sum_losses": 2, "finish_loss": 8, "gradient_of_long_rows": 2, "sums_of_columns": 2, "sum_parts": 1},
+        **{"held_forward": 2, "held_backward": 2, "forward_sequence": 3, "backward_sequence": 2},
     },
     "cupy": {
         **{"attention_forward": 6, "query_gradient": 10, "key_gradients": 11, "row_products": 2, "join_splits": 20},
-        **{"shaw_products": 5, "shaw_gradient": 39, "take_rows": 3, "sum_parts": 30},
+        **{"shaw_products": 5, "shaw_gradient": 39, "take_rows": 3, "attention/sum_parts": 30},
         # A number of a trained table for each thread.
         **{"sum_queries": 16, "sum_rows": 33},
         **{"losses_of_rows": 7, "losses_of_columns": 17, "loss_gradient_rows": 6, "loss_gradient_columns": 13},
@@ -57,6 +69,13 @@ OF_ROWS: dict[str, dict[str, int]] = {
         # result of a product with few channels.
         **{"max_of_windows": 16, "gradient_of_maxima": 16, "add_parts": 5, "convolve": 8},
     },
+}
+
+#: Triton's kernels whose tiles give the 64 threads of AMD's waves less than a vector each, or whose results its matrix
+#: cores leave four rows to a thread.
+OF_WAVES = {
+    *("attention_forward", "row_products", "sums_of_pixels"),
+    *("held_forward", "held_backward", "forward_step", "forward_sequence"),
 }
 
 #: By backend: kernels that gather windows of images.
@@ -98,7 +117,9 @@ def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
         dtype: of its arrays; tensor cores are asked for in half precision (float32 has them only as tf32).
     """
     broken = soundness(kernel)
-    of_rows = OF_ROWS[kernel.backend].get(kernel.name, 0) * min(int(kernel.options.get("ROWS", 1)), 2)
+    known = OF_ROWS[kernel.backend]
+    of_rows = known.get(f"{kernel.family}/{kernel.name}", known.get(kernel.name, 0))
+    of_rows *= min(int(kernel.options.get("ROWS", 1)), 2)
     narrow = max(kernel.narrow - of_rows, 0)
     # A bool mask is read where tensor cores leave the scores, two neighbours a thread; terms by distance are gathered.
     # In CUDA C++ they are read in vectors of four scores, which are less than 128 bits but of a bias in float32.
@@ -107,7 +128,8 @@ def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
     # A second launch is for blocks whose sums are no numbers: as a rule there are none.
     scattered = scattered or kernel.options.get("SELECTS")
     scattered = scattered or (kernel.name in OF_SINGLES[kernel.backend] and kernel.wide > 0)
-    if not kernel.target.amd and not scattered and narrow > 0.1 * (kernel.wide + narrow):
+    scattered = scattered or (kernel.target.amd and kernel.name in OF_WAVES)
+    if not scattered and narrow > 0.1 * (kernel.wide + narrow):
         broken.append(f"{narrow} of {kernel.wide + narrow} global accesses are narrower than 128 bits")
     if kernel.backend == "triton" and kernel.name in HANDING_ON and kernel.count(r"LDG\S*CONSTANT"):
         broken.append("loads of what the program has stored go through the read-only path")

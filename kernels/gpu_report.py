@@ -11,17 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from kernels import dispatch
 from kernels.backends import BACKENDS, BackendError, load
-from kernels.gpu_gates import MATRIX_KERNELS
+from kernels.gpu_gates import MATRIX_KERNELS, gates
 from kernels.gpu_workloads import REPORTED_TARGETS, WORKLOADS, Workload
 from kernels.op import OPS, Op
 from kernels.runtime.machine_code import Compiled
@@ -33,6 +34,7 @@ H100 = {"bytes": 3.35e12, "half": 989e12, "float32": 67e12}
 MATRIX_OPS = {"attention"}
 
 Report = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,23 @@ def why_not(workload: Workload, backend: str) -> str | None:
     return "; ".join(reasons) or None
 
 
-def compile_workload(workload: Workload, target: str, backend: str = "triton") -> tuple[Pass, Pass]:
-    """Compile a workload's forward and backward for a target.
+@dataclass(frozen=True)
+class Captured(Generic[T]):
+    """What was launched for a workload: each pass' launches, and the bytes and operations that it needs."""
+
+    forward: list[T]
+    backward: list[T]
+    bytes: tuple[int, int]
+    flops: tuple[int, int]
+
+
+def capture(workload: Workload, backend: str, capturing: Callable[[], AbstractContextManager[list[T]]]) -> Captured[T]:
+    """Run a workload's forward and backward on arrays without contents, inside of blocks that take the launches.
 
     Args:
         workload: the call.
-        target: name in `kernels.runtime.targets.TARGETS`.
         backend: "triton" or "cupy".
+        capturing: makes a block that yields the list of what is launched in it.
 
     Raises:
         BackendError: the backend cannot run this call.
@@ -127,7 +139,7 @@ def compile_workload(workload: Workload, target: str, backend: str = "triton") -
     problem = replace(op.problem.check(*specs, *workload.attributes), needs_grad=wanted)
     if implementation.backward is None:
         raise BackendError(f"report: {workload.id}: there is no backward")
-    with _compiling(backend, target) as forward:
+    with capturing() as forward:
         results = implementation.forward(problem, *inputs)
     known = dict(zip((*op.inputs, *op.results), (*inputs, *results), strict=True))
     saved = {name: known[name] for name in problem.saved()}
@@ -135,14 +147,34 @@ def compile_workload(workload: Workload, target: str, backend: str = "triton") -
         _empty_like(r) if r is not None and i < problem.returned else None
         for i, r in enumerate(results[: op.differentiable_results])
     ]
-    with _compiling(backend, target) as backward:
+    with capturing() as backward:
         implementation.backward(problem, *gradients, **saved)
     read = sum(t.nbytes for t in (*saved.values(), *gradients) if t is not None)
     written = sum(s.nbytes for s, want in zip(problem.gradients(), wanted) if s is not None and want)
     flops = problem.flops()
+    return Captured(
+        forward,
+        backward,
+        (problem.bytes_moved(), read + written),
+        (flops, (5 if MATRIX_OPS & {op.name} else 4) * flops // 2),
+    )
+
+
+def compile_workload(workload: Workload, target: str, backend: str = "triton") -> tuple[Pass, Pass]:
+    """Compile a workload's forward and backward for a target.
+
+    Args:
+        workload: the call.
+        target: name in `kernels.runtime.targets.TARGETS`.
+        backend: "triton" or "cupy".
+
+    Raises:
+        BackendError: the backend cannot run this call.
+    """
+    found = capture(workload, backend, lambda: _compiling(backend, target))
     return (
-        Pass(workload, "forward", tuple(forward), problem.bytes_moved(), flops),
-        Pass(workload, "backward", tuple(backward), read + written, (5 if MATRIX_OPS & {op.name} else 4) * flops // 2),
+        Pass(workload, "forward", tuple(found.forward), found.bytes[0], found.flops[0]),
+        Pass(workload, "backward", tuple(found.backward), found.bytes[1], found.flops[1]),
     )
 
 
@@ -192,7 +224,7 @@ def row_of(workload: Workload, direction: str, kernel: Compiled) -> dict[str, An
 def make(
     targets: tuple[str, ...] = (), workloads: tuple[Workload, ...] = WORKLOADS, backends: tuple[str, ...] = ()
 ) -> Report:
-    """The whole report: {"compilers": {backend: version}, "passes": [...], "kernels": [...]}.
+    """The whole report: {"compilers": {backend: version}, "digests": {...}, "passes": [...], "kernels": [...]}.
 
     Args:
         targets: names of GPUs; none: all that a backend is reported for.
@@ -201,11 +233,14 @@ def make(
     """
     passes: dict[tuple[str, str], dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
+    digests: dict[str, str] = {}
     backends = backends or tuple(REPORTED_TARGETS)
     for backend in backends:
         for workload in (w for w in workloads if why_not(w, backend) is None):
             for target in (t for t in workload.targets(backend) if not targets or t in targets):
                 print(f"{workload.id}, {backend}, {target}", file=sys.stderr)
+                if backend == "triton":
+                    digests[f"{workload.id} | {target}"] = digest_of(workload, target)
                 for done in compile_workload(workload, target, backend):
                     passes[workload.id, done.name] = {
                         "workload": workload.id,
@@ -215,9 +250,24 @@ def make(
                         "h100_floor_us": round(done.floor * 1e6, 1),
                     }
                     seen = {json.dumps(r) for r in rows}
-                    found = (row_of(workload, done.name, kernel) for kernel in done.kernels)
+                    found = (row_of(workload, done.name, k) | _broken(workload, k) for k in done.kernels)
                     rows += [r for r in found if json.dumps(r) not in seen]
-    return {"compilers": {b: _version(b) for b in backends}, "passes": list(passes.values()), "kernels": rows}
+    compilers = {b: _version(b) for b in backends}
+    return {"compilers": compilers, "digests": digests, "passes": list(passes.values()), "kernels": rows}
+
+
+def _broken(workload: Workload, kernel: Compiled) -> dict[str, Any]:
+    """The rules that a kernel breaks, for its line of the report; as a rule none."""
+    found = gates(kernel, workload.dtype)
+    return {"broken": found} if found else {}
+
+
+def digest_of(workload: Workload, target: str) -> str:
+    """A number of what is compiled for a workload in Triton: kernels' code, what Triton knows of their arguments."""
+    from kernels.runtime import triton_compile
+
+    found = capture(workload, "triton", lambda: triton_compile.recording(target))
+    return triton_compile.digest((*found.forward, *found.backward))
 
 
 def _version(backend: str) -> str:
@@ -248,7 +298,10 @@ def updated(old: Report, new: Report) -> Report:
     )
     passes = {(p["workload"], p["pass"]): p for p in (*old["passes"], *new["passes"]) if p["workload"] in listed}
     ordered = sorted(passes.values(), key=lambda p: listed.index(p["workload"]))
-    return {"compilers": old["compilers"] | new["compilers"], "passes": ordered, "kernels": rows}
+    digests = old.get("digests", {}) | new["digests"]
+    digests = {n: d for n, d in sorted(digests.items()) if n.partition(" | ")[0] in listed}
+    compilers = old["compilers"] | new["compilers"]
+    return {"compilers": compilers, "digests": digests, "passes": ordered, "kernels": rows}
 
 
 def key(row: dict[str, Any]) -> str:
@@ -310,8 +363,11 @@ def table(report: Report) -> str:
 def main(arguments: list[str]) -> int:
     """``python -m kernels report [--backend cupy] [--target sm_90] [--op conv2d] [--json FILE] [--markdown FILE]``.
 
+    With ``--all`` every configuration of Triton's kernels is compiled and held to the gates (gpu_configurations.py), of
+    the families that ``--op`` names there; ``--json`` keeps what was found.
+
     Returns:
-        the exit status: 2 where a backend's compiler is missing.
+        the exit status: 1 where a kernel breaks a rule of gpu_gates.py, 2 where a backend's compiler is missing.
     """
     parser = argparse.ArgumentParser(prog="python -m kernels report", description=__doc__)
     targets = REPORTED_TARGETS["triton"]
@@ -320,12 +376,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--op", action="append", help="only workloads of this op; may be repeated")
     parser.add_argument("--json", type=Path, help="also write the report here; lines that were not made anew are kept")
     parser.add_argument("--markdown", type=Path, help="write the tables here in place of printing them")
+    parser.add_argument("--all", action="store_true", help="every tile that Triton's kernels can take: takes hours")
     asked = parser.parse_args(arguments)
-    backends = tuple(asked.backend or REPORTED_TARGETS)
+    backends = ("triton",) if asked.all else tuple(asked.backend or REPORTED_TARGETS)
     for backend in backends:
         if (reason := missing(backend)) is not None:
             print(f"report: {reason}", file=sys.stderr)
             return 2
+    if asked.all:
+        from kernels import gpu_configurations
+
+        return gpu_configurations.run(tuple(asked.op or ()), tuple(asked.target or ()), asked.json)
     chosen = tuple(w for w in WORKLOADS if not asked.op or w.op in asked.op)
     report = make(tuple(asked.target or ()), chosen, backends)
     if asked.json:
@@ -336,4 +397,6 @@ def main(arguments: list[str]) -> int:
         asked.markdown.write_text(document(report))
     else:
         print(table(report))
-    return 0
+    for row in (r for r in report["kernels"] if "broken" in r):
+        print(f"{key(row)}: {'; '.join(row['broken'])}", file=sys.stderr)
+    return int(any("broken" in r for r in report["kernels"]))

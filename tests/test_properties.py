@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 import kernels
 from kernels.op import OPS
-from tests.support import budget, layouts, matrix
+from tests.support import budget, layouts, loss_scales, matrix, sequence_strategies
 from tests.support.calls import ERRORS
-from tests.support.sequence_strategies import cancelled_scales, units_of_log_sum_exp
 from tests.support.strategies import STRATEGIES, careful_torch_call, torch_call
 
 OP_NAMES = matrix.OP_NAMES
@@ -108,7 +107,7 @@ def test_random_calls(op: str, dtype: str, data: st.DataObject):
         # What is called exact here is torch's own float64, as far from the truth as torch ever is.
         units = [1.5 * u for u in units]
     if "attention" in op:
-        rounding = units_of_log_sum_exp(op, arguments)
+        rounding = sequence_strategies.units_of_log_sum_exp(op, arguments)
         units = [max(u, rounding) if i >= len(exact[0]) else u for i, u in enumerate(units)]
     try:
         value, pullback = kernels.vjp(op, **arguments)
@@ -123,12 +122,14 @@ def test_random_calls(op: str, dtype: str, data: st.DataObject):
     gradients = dict(zip(OPS[op].inputs, pullback(*incoming)))
     with_numpy = ([*results], [gradients[n].reshape(arguments[n].shape) for n in names])
     with_torch = _answer(matrix.public(op), arguments, names, np.dtype(dtype))
-    sizes = cancelled_scales(arguments, incoming[0]) if "attention" in op else {}
+    scales = sequence_strategies.cancelled_scales if "attention" in op else loss_scales.cancelled_scales
+    sizes = scales(arguments, incoming[0]) if "attention" in op or op == "linear_cross_entropy" else {}
     rests = [0.0] * len(exact[0])
     # A result of nothing but rounding has no scale of its own.
     for name, right in zip(names, exact[1]):
         size = sizes.get(name, 0.0)
-        rests.append(size if np.abs(right).max(initial=0) < 1e-5 * size else 0.0)
+        nothing = np.abs(right).max(initial=0) < 1e-5 * size
+        rests.append(size if nothing or "attention" not in op else 0.0)
     complaints = []
     for where, found in (("NumPy", with_numpy), ("torch", with_torch)):
         labels = [*(f"result {i}" for i in range(len(exact[0]))), *(f"gradient of {n}" for n in names)]

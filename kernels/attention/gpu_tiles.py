@@ -15,6 +15,8 @@ WIDEST = {2: 256, 4: 128, 8: 64}
 WIDE_BLOCK = {2: 128, 4: 128, 8: 64}
 #: The narrowest side of a tile: tensor cores multiply no less.
 LEAST = 16
+#: What a score may have beside its product before its registers are most of a kernel's.
+MANY_EXTRAS = 4
 #: Keys that a split of the keys has at least.
 SPLIT_KEYS = 512
 
@@ -27,12 +29,15 @@ class AttentionTile:
         queries, keys: the tile of scores, powers of two.
         warps: warps of a program.
         stages: tiles of keys and values (backward: of whatever it goes over) that are on their way at a time.
+        registers: that NVIDIA's assembler is told a thread may have; None leaves it to itself. Then it may spill some
+            rather than leave no room for another program.
     """
 
     queries: int
     keys: int
     warps: int
     stages: int
+    registers: int | None = None
 
     LIMITS: ClassVar = {"queries": (16, 256), "keys": (16, 256), "warps": (1, 8), "stages": (1, 5)}
 
@@ -47,12 +52,14 @@ def parts_of(width: int, itemsize: int) -> int:
     return max(-(-width // WIDE_BLOCK[itemsize]), 1)
 
 
-def _wide_tile(itemsize: int) -> AttentionTile:
+def _wide_tile(itemsize: int, extras: int) -> AttentionTile:
     """The tile where some width is above `WIDEST`."""
-    return AttentionTile(32, 32, 4, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1)
+    return AttentionTile(32, 32, 8 if extras > 2 else 4, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1)
 
 
-def forward_tile(queries: int, width: int, itemsize: int, extras: int, target: Target) -> AttentionTile:
+def forward_tile(
+    queries: int, width: int, itemsize: int, extras: int, target: Target, vectors: bool = True
+) -> AttentionTile:
     """The tile of the forward pass.
 
     Args:
@@ -62,15 +69,21 @@ def forward_tile(queries: int, width: int, itemsize: int, extras: int, target: T
         extras: how many things the scores have beside products: mask, bias, relative term, cap and dropout take
             registers too.
         target: the GPU.
+        vectors: whether rows are whole vectors. Without, each thread keeps the place of every element that it loads,
+            and halves are not copied asynchronously, which is of 32 bits at least.
     """
     wanted = asked(AttentionTile)
     if wanted is not None:
         return wanted
+    if extras > MANY_EXTRAS and itemsize == 2 and (width > WIDEST[2] or width > 64 and not vectors):
+        return _least_tile(target)
     if width > WIDEST[itemsize]:
-        return _fitted(_wide_tile(itemsize), queries, width, target)
+        return _fitted(_wide_tile(itemsize, extras), queries, width, target)
     width = width_block(width)
     if itemsize == 2:
-        if width <= 64 and extras == 2 and target.name == "sm_100":
+        if extras > MANY_EXTRAS:
+            tile = AttentionTile(64 if width <= 128 else 32, 32, 8, 2, 255)
+        elif width <= 64 and extras == 2 and target.name == "sm_100":
             tile = AttentionTile(64, 64, 8, 2)
         elif width <= 64 and (extras > 2 or extras and target.name == "sm_100"):
             tile = AttentionTile(64, 32, 4, 2)
@@ -82,15 +95,19 @@ def forward_tile(queries: int, width: int, itemsize: int, extras: int, target: T
             tile = AttentionTile(128, 32 if extras and target.products_in_registers else 64, 8, 2)
         else:
             tile = AttentionTile(64, 32, 8, 2)
+    elif itemsize == 4 and extras > MANY_EXTRAS:
+        tile = AttentionTile(32, 32, 8, 2, 255)
     elif itemsize == 4:
         tile = AttentionTile(32, 32, 4 if width <= 64 else 8, 2)
     else:
         tile = AttentionTile(32, 16, 8, 1)
+    if itemsize == 2 and not vectors:
+        tile = replace(tile, stages=1)
     return _fitted(tile, queries, width, target)
 
 
 def backward_tiles(
-    queries: int, width: int, itemsize: int, extras: int, target: Target
+    queries: int, width: int, itemsize: int, extras: int, target: Target, vectors: bool = True
 ) -> tuple[AttentionTile, AttentionTile]:
     """(tile for the gradients of queries and bias, tile for those of keys and values). Arguments as of `forward_tile`.
 
@@ -99,8 +116,10 @@ def backward_tiles(
     wanted = asked(AttentionTile)
     if wanted is not None:
         return wanted, wanted
+    if extras > MANY_EXTRAS and itemsize == 2 and (width > WIDEST[2] or width > 64 and not vectors):
+        return (_least_tile(target),) * 2
     if width > WIDEST[itemsize]:
-        return (_fitted(_wide_tile(itemsize), queries, width, target),) * 2
+        return (_fitted(_wide_tile(itemsize, extras), queries, width, target),) * 2
     width = width_block(width)
     if itemsize == 2 and width <= 128 and extras:
         of_queries = of_keys = AttentionTile(64, 32, 4, 2)
@@ -112,32 +131,46 @@ def backward_tiles(
             of_queries = of_queries if width <= 64 else of_keys
         if extras > 2:
             of_queries, of_keys = replace(of_queries, warps=8), replace(of_keys, warps=8)
-            if width > 64 and target.name == "sm_90":
-                of_keys = replace(of_keys, queries=16)
+            if width > 64 and (target.name == "sm_90" or extras > MANY_EXTRAS):
+                of_keys = AttentionTile(32, 32, 8, 2)
+        if extras > MANY_EXTRAS:
+            of_queries = AttentionTile(32, 32, 8, 2) if target.products_in_registers else of_queries
+            of_queries, of_keys = replace(of_queries, registers=255), replace(of_keys, registers=255)
+    elif itemsize == 2 and extras:
+        of_queries, of_keys = AttentionTile(32, 16, 8, 1, 255), AttentionTile(16, 32, 8, 1, 255)
+        if extras > 2:
+            of_queries = of_keys = _least_tile(target)
     elif itemsize == 2:
         of_queries = AttentionTile(64, 64, 4 if width <= 64 else 8, 2) if width <= 128 else AttentionTile(32, 32, 4, 1)
         of_keys = of_queries
+    elif itemsize == 4 and width > 64 and extras > MANY_EXTRAS:
+        of_queries = of_keys = _least_tile(target)
     elif itemsize == 4:
         of_queries = of_keys = AttentionTile(32, 32, 8, 2)
     else:
         of_queries = of_keys = AttentionTile(16, 16, 8, 1)
+    if itemsize == 2 and not vectors:
+        of_queries, of_keys = replace(of_queries, stages=1), replace(of_keys, stages=1)
     return _fitted(of_queries, queries, width, target), _fitted(of_keys, queries, width, target)
 
 
 def selecting_tile(tile: AttentionTile) -> AttentionTile:
     """The tile of the second launch, on blocks whose sums are no numbers: a part of `tile`, with five products."""
-    if asked(AttentionTile) is not None:
-        return tile
-    return AttentionTile(LEAST, LEAST, 8, 1)
+    return tile if asked(AttentionTile) is not None else AttentionTile(LEAST, LEAST, 8, 1)
+
+
+def _least_tile(target: Target) -> AttentionTile:
+    return AttentionTile(LEAST, LEAST, 4, 1) if target.amd else AttentionTile(LEAST, LEAST, 8, 1, 255)
 
 
 def _fitted(tile: AttentionTile, queries: int, width: int, target: Target) -> AttentionTile:
     """No more queries than there are; a warp of AMD's has 64 threads, and its local memory holds one stage."""
     tile = replace(tile, queries=min(tile.queries, width_block(queries)))
-    if tile.queries * tile.keys < 2048 and width <= 64 or tile.queries * tile.keys < 1024:
+    scores = tile.queries * tile.keys
+    if tile.registers is None and (scores < 1024 or scores < 2048 and width <= 64):
         tile = replace(tile, warps=min(tile.warps, 4))
     if target.amd:
-        tile = replace(tile, warps=min(tile.warps, 4), stages=1)
+        tile = replace(tile, warps=min(tile.warps, 4), stages=1, registers=None)
     return tile
 
 

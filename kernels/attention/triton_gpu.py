@@ -43,6 +43,7 @@ from kernels.runtime.triton_gpu import (
     empty_results,
     launch,
     target_of,
+    target_of_device,
     zero_gradients,
 )
 from kernels.runtime.tuning import choose
@@ -128,6 +129,7 @@ def _constants(p: AttentionProblem, query: Tensor, tile: AttentionTile) -> dict[
         "COMPUTED": computed(query.dtype),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
+        **({} if tile.registers is None else {"maxnreg": tile.registers}),
     }
 
 
@@ -166,6 +168,11 @@ def _width(p: AttentionProblem) -> int:
     return max(p.query.shape[3], p.value.shape[3])
 
 
+def _has_vectors(p: AttentionProblem) -> bool:
+    """Whether rows are whole vectors, as far as Triton can see: sixteens of elements."""
+    return p.query.shape[3] % 16 == 0 and p.value.shape[3] % 16 == 0
+
+
 def _wide(p: AttentionProblem) -> bool:
     """Whether columns are taken in blocks."""
     return _width(p) > WIDEST[p.query.itemsize]
@@ -187,6 +194,15 @@ def _sizes(p: AttentionProblem) -> tuple[int, ...]:
     return p.query.shape[1], p.group, p.query.shape[2], p.key.shape[2], p.query.shape[3], p.value.shape[3]
 
 
+def _forward_plan(p: AttentionProblem, target: Target) -> tuple[AttentionTile, int, int]:
+    """(tile, programs for all keys, parts that the keys are split into) of the forward pass."""
+    batch, heads, queries, keys = p.score_shape
+    tile = forward_tile(queries, _width(p), p.query.itemsize, _extras(p), target, _has_vectors(p))
+    tile = choose("attention_forward", p, target, tile)
+    programs = triton.cdiv(queries, tile.queries) * batch * heads * _parts(p, p.value.shape[3])
+    return tile, programs, split_count(programs, keys, target)
+
+
 def attention(
     p: AttentionProblem,
     query: Tensor,
@@ -204,10 +220,7 @@ def attention(
     batch, heads, queries, keys = p.score_shape
     device, dtype, wide = query.device, query.dtype, computed_dtype(query.dtype)
     target, parts_v = target_of(query), _parts(p, p.value.shape[3])
-    tile = forward_tile(queries, _width(p), query.element_size(), _extras(p), target)
-    tile = choose("attention_forward", p, target, tile)
-    programs = triton.cdiv(queries, tile.queries) * batch * heads * parts_v
-    splits = split_count(programs, keys, target)
+    tile, programs, splits = _forward_plan(p, target)
     keeps = p.results()[1] is not None
     out = empty((batch, heads, queries, p.value.shape[3]), dtype, device)
     lse = empty((batch, heads, queries), wide, device) if keeps else None
@@ -265,7 +278,7 @@ def attention_backward(
     batch, heads, queries, keys = p.score_shape
     device, dtype, wide = query.device, query.dtype, computed_dtype(query.dtype)
     target = target_of(query)
-    tile, key_tile = backward_tiles(queries, _width(p), query.element_size(), _extras(p), target)
+    tile, key_tile = backward_tiles(queries, _width(p), query.element_size(), _extras(p), target, _has_vectors(p))
     tile = choose("query_gradient", p, target, tile)
     key_tile = choose("key_gradients", p, target, key_tile)
     constants = _constants(p, query, tile)
@@ -355,8 +368,13 @@ def _row_products(p: AttentionProblem, grad: Tensor, output: Tensor, grad_lse: T
 
 
 def _describe(p: AttentionProblem) -> str:
-    after = ", columns in parts" if _wide(p) else ""
-    return f"tiles of keys, softmax as they stream by{after}"
+    if p.empty:
+        return "nothing to compute"
+    words = "tiles of keys, softmax as they stream by"
+    words += ", columns in parts" if _wide(p) else ""
+    _, _, splits = _forward_plan(p, target_of_device(torch.device(p.query.device).index))
+    words += f", keys in {splits} parts that a launch of its own joins" if splits > 1 else ""
+    return words + (", a second launch for blocks that met NaN or infinities" if _hides(p) else "")
 
 
 def _describe_torchs(p: ScaledDotProductAttentionProblem) -> str:

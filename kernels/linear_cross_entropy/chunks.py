@@ -1,4 +1,7 @@
-"""How linear_cross_entropy is run: a backend's own linear and cross_entropy, on some rows at a time."""
+"""How linear_cross_entropy is run: a backend's own linear and cross_entropy, on some rows at a time.
+
+A backend may have a kernel of its own for the losses.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ Function = Callable[..., tuple[Any, ...]]
 
 #: Logits of a chunk, where input has fewer elements than that.
 CHUNK = 1 << 22
+#: Rows of a tile of a GPU's product; of 131 rows it would take two.
+TILE = 128
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Parts:
         full: ``full(array like which it is, shape, number, dtype)``.
         add: the sum of two arrays; it may be made in the first one.
         run: ``run(function, *arguments)``, for a chunk of the forward pass.
+        losses: ``losses(problem, x, matrix, target, bias, weight)``: loss, maximum, log_sum of all rows at once, or
+            None where chunks are better.
     """
 
     linear: Function
@@ -42,11 +49,13 @@ class Parts:
     full: Callable[[Any, tuple[int, ...], float, str], Any]
     add: Callable[[Any, Any], Any]
     run: Callable[..., Any] = lambda function, *arguments: function(*arguments)
+    losses: Callable[..., tuple[Any, ...] | None] = lambda *arguments: None
 
 
 def chunk_rows(p: LinearCrossEntropyProblem) -> int:
-    """Rows of a chunk: its logits are as many as input has elements, or `CHUNK`."""
-    return max(min(max(p.input.size, CHUNK) // (p.classes * p.inner), p.rows), 1)
+    """Rows of a chunk: its logits are as many as input has elements, or `CHUNK`; whole tiles of a GPU's product."""
+    rows = max(p.input.size, CHUNK) // (p.classes * p.inner)
+    return max(min(rows - rows % TILE if rows > TILE else rows, p.rows), 1)
 
 
 def row_chunks(p: LinearCrossEntropyProblem) -> Iterator[slice]:
@@ -108,8 +117,9 @@ def in_chunks(parts: Parts) -> tuple[Function, Function]:
         """loss, maximum, log_sum, divisor."""
         wide, dtype, shape = sum_dtype(p.input.dtype), p.input.dtype, p.losses_shape
         x, matrix, labels, bias = as_matrices(p, input, linear_weight, target, linear_bias)
-        chunks = []
-        for part in row_chunks(p):
+        whole = parts.losses(p, x, matrix, labels, bias, weight)
+        chunks = [] if whole is None else [whole]
+        for part in row_chunks(p) if whole is None else ():
             problems = _problems(p, part.stop - part.start)
             chunks.append(parts.run(_losses, parts, problems, x[part], matrix, labels[part], bias, weight))
         if chunks:

@@ -6,22 +6,8 @@ import math
 from typing import Any
 
 from kernels.arrays import ArraySpec
-from kernels.op import Implementation
-from kernels.pool2d.adaptive import (
-    ADAPTIVE_AVG_POOL2D,
-    ADAPTIVE_MAX_POOL2D,
-    AdaptiveAvgPool2dProblem,
-    AdaptiveMaxPool2dProblem,
-)
-from kernels.pool2d.op import (
-    AVG_POOL2D,
-    INTEGERS,
-    LP_POOL2D,
-    MAX_POOL2D,
-    AvgPool2dProblem,
-    LpPool2dProblem,
-    MaxPool2dProblem,
-)
+from kernels.pool2d.gpu_launches import Adaptive, implement, windows_of
+from kernels.pool2d.op import AvgPool2dProblem, LpPool2dProblem
 from kernels.pool2d.pooling import Extremum, Pooling
 from kernels.runtime.cuda_tiles import FLAT_THREADS, flat_block
 from kernels.runtime.cupy_gpu import (
@@ -39,19 +25,9 @@ from kernels.runtime.cupy_gpu import (
 )
 
 Array = Any
-Adaptive = AdaptiveMaxPool2dProblem | AdaptiveAvgPool2dProblem
 
 #: Indices that a thread writes at a time, 128 bits of them: kernels with indices have no more elements a thread.
 PAIR = 2
-
-
-def _windows(p: Pooling) -> dict[str, tuple[int, ...]]:
-    """Kernel size, stride, padding and dilation, each (vertical, horizontal); of no meaning for adaptive windows."""
-    if isinstance(p, Adaptive):
-        return {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
-    assert isinstance(p, (MaxPool2dProblem, AvgPool2dProblem, LpPool2dProblem))
-    dilation = p.dilation if isinstance(p, MaxPool2dProblem) else (1, 1)
-    return {"kernel": p.kernel_size, "stride": p.stride, "padding": p.padding, "dilation": dilation}
 
 
 def elements_of_thread(p: Pooling, indices: bool, *arrays: Array) -> int:
@@ -91,6 +67,12 @@ def _launch(
 # ----- maximum -----------------------------------------------------------------------------------------------------
 
 
+def _windows(p: Pooling) -> tuple[int, ...]:
+    """Kernel size, stride, padding and dilation as the kernels take them."""
+    w = windows_of(p)
+    return *w.kernel, *w.stride, *w.padding, *w.dilation
+
+
 def _maxima(p: Extremum, x: Array, magnitude: int = 0) -> tuple[Array | None, ...]:
     """output, indices."""
     if p.empty:
@@ -99,8 +81,7 @@ def _maxima(p: Extremum, x: Array, magnitude: int = 0) -> tuple[Array | None, ..
     assert form is not None
     out = empty_like_form(form)
     indices = None if of_indices is None else empty_like_form(of_indices)
-    w = _windows(p)
-    numbers = (*w["kernel"], *w["stride"], *w["padding"], *w["dilation"], int(isinstance(p, Adaptive)), magnitude)
+    numbers = (*_windows(p), int(isinstance(p, Adaptive)), magnitude)
     _launch("max_of_windows", p, form, (x, out, indices), (x,), *numbers, indices=indices is not None)
     return out, indices
 
@@ -119,8 +100,7 @@ def maxima_backward(
     (form,) = p.gradients()
     assert form is not None
     out = empty_like_form(form)
-    w = _windows(p)
-    numbers = (*w["kernel"], *w["stride"], *w["padding"], *w["dilation"], int(isinstance(p, Adaptive)))
+    numbers = (*_windows(p), int(isinstance(p, Adaptive)))
     arrays = (grad_output, indices, x, out)
     _launch("gradient_of_maxima", p, form, arrays, (grad_output, indices, x), *numbers, indices=True)
     return (out,)
@@ -131,11 +111,11 @@ def maxima_backward(
 
 def _averaging(p: Pooling) -> tuple[Any, ...]:
     """What the kernels of plain means take behind the strides: windows, what counts for the divisor, the divisor."""
-    w = _windows(p)
+    w = windows_of(p)
     padded, divisor = True, 0
     if isinstance(p, AvgPool2dProblem):
         padded, divisor = p.count_include_pad, p.divisor_override or 0
-    return *w["kernel"], *w["stride"], *w["padding"], int(isinstance(p, Adaptive)), int(padded), divisor
+    return *w.kernel, *w.stride, *w.padding, int(isinstance(p, Adaptive)), int(padded), divisor
 
 
 def means(p: Pooling, x: Array) -> tuple[Array | None, ...]:
@@ -193,20 +173,7 @@ def lp_pool2d_backward(
     return (out,)
 
 
-def _reasons(p: Pooling) -> list[str]:
-    if p.x.dtype in INTEGERS:
-        return [f"x has dtype {p.x.dtype}; it takes {', '.join(DTYPES)}"]
-    return []
-
-
-def _describe(p: Pooling) -> str:
-    order = "channels" if p.x.channels_last else "columns"
-    return f"threads along the {order}; backward collects from the windows that cover a place"
-
-
-_options: dict[str, Any] = {"reasons": _reasons, "dtypes": DTYPES, "describe": _describe}
-Implementation(MAX_POOL2D, "cupy", maxima, maxima_backward, **_options)
-Implementation(ADAPTIVE_MAX_POOL2D, "cupy", maxima, maxima_backward, **_options)
-Implementation(AVG_POOL2D, "cupy", means, means_backward, **_options)
-Implementation(ADAPTIVE_AVG_POOL2D, "cupy", means, means_backward, **_options)
-Implementation(LP_POOL2D, "cupy", lp_pool2d, lp_pool2d_backward, **_options)
+implement(
+    "cupy", DTYPES, maxima=(maxima, maxima_backward), means=(means, means_backward),
+    powers=(lp_pool2d, lp_pool2d_backward),
+)  # fmt: skip

@@ -9,23 +9,9 @@ import torch
 import triton
 
 from kernels.arrays import ArraySpec
-from kernels.op import Implementation
 from kernels.pool2d import pool_triton, windows
-from kernels.pool2d.adaptive import (
-    ADAPTIVE_AVG_POOL2D,
-    ADAPTIVE_MAX_POOL2D,
-    AdaptiveAvgPool2dProblem,
-    AdaptiveMaxPool2dProblem,
-)
-from kernels.pool2d.op import (
-    AVG_POOL2D,
-    INTEGERS,
-    LP_POOL2D,
-    MAX_POOL2D,
-    AvgPool2dProblem,
-    LpPool2dProblem,
-    MaxPool2dProblem,
-)
+from kernels.pool2d.gpu_launches import Adaptive, implement, windows_of
+from kernels.pool2d.op import AvgPool2dProblem, LpPool2dProblem
 from kernels.pool2d.pooling import Extremum, Pooling
 from kernels.runtime.elementwise_triton import flat_tile
 from kernels.runtime.triton_gpu import (
@@ -39,24 +25,16 @@ from kernels.runtime.triton_gpu import (
 )
 
 Tensor = torch.Tensor
-Adaptive = AdaptiveMaxPool2dProblem | AdaptiveAvgPool2dProblem
 
 
 def _windows(p: Pooling) -> dict[str, Any]:
     """The constants of a kernel that say where the windows lie."""
-    stride: tuple[int, ...] = (1, 1)
-    padding: tuple[int, ...] = (0, 0)
-    dilation: tuple[int, ...] = (1, 1)
+    w = windows_of(p)
+    kernel: tuple[int, ...] = w.kernel
     if isinstance(p, Adaptive):
-        kernel = []
-        for d in (0, 1):
-            start, end = windows.adaptive(p.x.shape[2 + d], p.output_size[d])
-            kernel.append(int((end - start).max()))
-    else:
-        assert isinstance(p, (MaxPool2dProblem, AvgPool2dProblem, LpPool2dProblem))
-        kernel, stride, padding = list(p.kernel_size), p.stride, p.padding
-        dilation = p.dilation if isinstance(p, MaxPool2dProblem) else dilation
-    named = {"KERNEL": kernel, "STRIDE": stride, "PADDING": padding, "DILATION": dilation}
+        pairs = (windows.adaptive(p.x.shape[2 + d], p.output_size[d]) for d in (0, 1))
+        kernel = tuple(int((end - start).max()) for start, end in pairs)
+    named = {"KERNEL": kernel, "STRIDE": w.stride, "PADDING": w.padding, "DILATION": w.dilation}
     constants = {f"{name}_{side}": pair[d] for name, pair in named.items() for d, side in enumerate("HW")}
     return constants | {"ADAPTIVE": isinstance(p, Adaptive)}
 
@@ -206,20 +184,7 @@ def lp_pool2d_backward(
     return means_backward(p, grad_output, x, output)
 
 
-def _reasons(p: Pooling) -> list[str]:
-    if p.x.dtype in INTEGERS:
-        return [f"x has dtype {p.x.dtype}; it takes {', '.join(DTYPES)}"]
-    return []
-
-
-def _describe(p: Pooling) -> str:
-    order = "channels" if p.x.channels_last else "columns"
-    return f"threads along the {order}; backward collects from the windows that cover a place"
-
-
-_options: dict[str, Any] = {"reasons": _reasons, "dtypes": DTYPES, "describe": _describe}
-Implementation(MAX_POOL2D, "triton", maxima, maxima_backward, **_options)
-Implementation(ADAPTIVE_MAX_POOL2D, "triton", maxima, maxima_backward, **_options)
-Implementation(AVG_POOL2D, "triton", means, means_backward, **_options)
-Implementation(ADAPTIVE_AVG_POOL2D, "triton", means, means_backward, **_options)
-Implementation(LP_POOL2D, "triton", lp_pool2d, lp_pool2d_backward, **_options)
+implement(
+    "triton", DTYPES, maxima=(maxima, maxima_backward), means=(means, means_backward),
+    powers=(lp_pool2d, lp_pool2d_backward),
+)  # fmt: skip

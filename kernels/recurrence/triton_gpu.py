@@ -295,16 +295,20 @@ def _step_gradients(
     if tile.path == "streamed":
         launch(backward_triton.backward_sequence, _programs(p, tile), *arguments, **constants)
         return sums, arrived, grad_h0, grad_c0
-    parts = [("arrive", p.hidden)] if p.projects else []
-    parts += [("gates", p.units)]
-    parts += [("reset", p.units)] if kind_of(p) == "gru_before" else []
-    parts += [("state", p.hidden)]
     for s in range(p.steps):
-        for part, columns in parts:
+        for part, columns in _step_parts(p):
             launch(
                 backward_triton.backward_step, _programs(p, tile, columns), *arguments, s, PART=part, **constants
             )  # fmt: skip
     return sums, arrived, grad_h0, grad_c0
+
+
+def _step_parts(p: Layer) -> list[tuple[str, int]]:
+    """(part, its columns) of each launch of a step backward, where steps have launches of their own."""
+    parts = [("arrive", p.hidden)] if p.projects else []
+    parts += [("gates", p.units)]
+    parts += [("reset", p.units)] if kind_of(p) == "gru_before" else []
+    return [*parts, ("state", p.hidden)]
 
 
 def _weight_gradients(
@@ -384,7 +388,7 @@ def _describe(p: Layer) -> str:
     target = target_of_device(torch.device(p.x.device).index)
     path = path_of(p, target, tensor_cores=_tensor_cores(getattr(torch, p.x.dtype), target.amd))
     if path == "stepwise":
-        return "two launches a step" if has_second_product(p) else "one launch a step"
+        return f"launches a step: {1 + has_second_product(p)} forward, {len(_step_parts(p))} backward"
     where = "held on chip" if path == "held" else "from the L2 cache"
     return f"whole sequence in one launch, weights {where}"
 

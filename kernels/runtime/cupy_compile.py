@@ -134,6 +134,7 @@ def compiling(
                 -(-threads // chosen.warp),
                 **known,
                 backend="cupy",
+                family=source.file.partition("/")[0],
             )  # fmt: skip
         )
 

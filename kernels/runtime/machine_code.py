@@ -33,6 +33,7 @@ class Compiled:
         instructions: how many of each opcode there are, with what follows its dots: {"LDG.E.128": 4, ...}.
         loop: the same of the innermost loop with the most work in it; empty without a loop.
         backend: whose kernel it is.
+        family: the folder that its source is in: "softmax".
     """
 
     name: str
@@ -47,6 +48,7 @@ class Compiled:
     instructions: dict[str, int]
     loop: dict[str, int] = field(default_factory=dict)
     backend: str = "triton"
+    family: str = ""
 
     def count(self, pattern: str, *, in_loop: bool = False) -> int:
         """How many instructions begin with a regular expression."""

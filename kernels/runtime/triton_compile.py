@@ -8,10 +8,19 @@ copies. Needs Triton 3.9, which brings its own assembler and disassembler.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import hashlib
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -42,6 +51,111 @@ class _Driver:
         return GPUTarget("cuda", int(self.target.name.removeprefix("sm_")), self.target.warp)
 
 
+@dataclass(frozen=True)
+class Launch:
+    """A launch that was recorded in place of being run: what `triton_gpu.launch` was given."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The kernel's."""
+        return str(self.kernel.fn.__name__)
+
+    @property
+    def key(self) -> str:
+        """What tells apart launches that Triton compiles differently."""
+        plain = self.kernel.do_not_specialize
+        kinds = ("" if name in plain else _kind(a) for name, a in zip(self.kernel.arg_names, self.arguments))
+        return " ".join((self.name, *kinds, repr(sorted(self.options.items(), key=str))))
+
+
+def _kind(argument: Any) -> str:
+    """What Triton knows of an argument when it compiles."""
+    if isinstance(argument, torch.Tensor):
+        return str(argument.dtype).removeprefix("torch.")
+    if isinstance(argument, int) and not isinstance(argument, bool):
+        if argument == 1:
+            return "1"
+        return ("i64" if abs(argument) >= 2**31 else "i32") + ("x16" if argument % 16 == 0 else "")
+    return type(argument).__name__ + repr(getattr(argument, "block_shape", ""))
+
+
+def digest(launches: Iterable[Launch]) -> str:
+    """A number of what is compiled for some launches: their kernels' code and what Triton knows of the arguments."""
+    found = hashlib.sha256()
+    modules: set[str] = set()
+    for key, module in sorted((launch.key, launch.kernel.fn.__module__) for launch in launches):
+        found.update(key.encode())
+        modules |= _with_imports(module)
+    for module in sorted(modules):
+        found.update(_code(module).encode())
+    return found.hexdigest()[:16]
+
+
+@functools.cache
+def _source(module: str) -> str:
+    path = sys.modules[module].__file__
+    assert path is not None
+    return Path(path).read_text()
+
+
+@functools.cache
+def _with_imports(module: str) -> frozenset[str]:
+    """A module of kernels, and those that it has its functions from."""
+    imported = re.findall(r"^from (kernels\.\S+_triton) import", _source(module), re.M)
+    return frozenset({module}).union(*map(_with_imports, imported))
+
+
+@functools.cache
+def _code(module: str) -> str:
+    """A module's code without comments, docstrings and spaces."""
+    ends = (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    found, begins = [], True
+    for token in tokenize.generate_tokens(io.StringIO(_source(module)).readline):
+        if token.type in (*ends, tokenize.COMMENT, tokenize.NL):
+            begins = begins or token.type in ends
+        elif not (begins and token.type == tokenize.STRING):
+            found.append(token.string)
+            begins = False
+    return re.sub(r"\s", "", "".join(found))
+
+
+@contextmanager
+def recording(target: str) -> Iterator[list[Launch]]:
+    """Every launch inside the block is kept in place of being run.
+
+    Args:
+        target: name in `kernels.runtime.targets.TARGETS`, which tiles are chosen for.
+
+    Yields:
+        the launches, in order.
+    """
+    found: list[Launch] = []
+    with triton_gpu.elsewhere(lambda *given: found.append(Launch(*given)), TARGETS[target]):
+        yield found
+
+
+@contextmanager
+def _driver_of(target: Target) -> Iterator[None]:
+    before = driver._active  # asking for it by its property would look for a GPU
+    driver.set_active(_Driver(target))
+    try:
+        yield
+    finally:
+        driver._active = before
+
+
+def compile_launch(launch: Launch, target: str) -> Compiled:
+    """The kernel that a launch would run on a target, compiled."""
+    with _driver_of(TARGETS[target]):
+        made = launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.options)
+        return _read(launch, TARGETS[target], made)
+
+
 @contextmanager
 def compiling(target: str) -> Iterator[list[Compiled]]:
     """Every launch inside the block is compiled for a target in place of being run.
@@ -53,30 +167,22 @@ def compiling(target: str) -> Iterator[list[Compiled]]:
         what was compiled, in order.
     """
     found: list[Compiled] = []
-    chosen = TARGETS[target]
-
-    def compile_launch(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        made = kernel.warmup(*arguments, grid=grid, **options)
-        found.append(_read(kernel.fn.__name__, chosen, grid, options, made))
-
-    before = driver._active  # asking for it by its property would look for a GPU
-    driver.set_active(_Driver(chosen))
-    try:
-        with triton_gpu.elsewhere(compile_launch, chosen):
-            yield found
-    finally:
-        driver._active = before
+    with triton_gpu.elsewhere(lambda *given: found.append(compile_launch(Launch(*given), target)), TARGETS[target]):
+        yield found
 
 
-def _read(name: str, target: Target, grid: tuple[int, ...], options: dict[str, Any], made: Any) -> Compiled:
-    shown = {n: v for n, v in options.items() if isinstance(v, (bool, int, float, str))}
+def _read(launch: Launch, target: Target, made: Any) -> Compiled:
+    shown = {n: v for n, v in launch.options.items() if isinstance(v, (bool, int, float, str))}
     if target.amd:
         facts = machine_code.read_amd(made.asm["amdgcn"])
     else:
         # All of Triton's shared memory is dynamic; the system's own share (1 KiB) is in Target.reserved.
         (facts,) = machine_code.read_nvidia(made.asm["cubin"], target.reserved).values()
         facts = {n: v for n, v in facts.items() if n != "shared"}
-    return Compiled(name, target, grid, shown, made.metadata.shared, made.metadata.num_warps, **facts)
+    family = str(launch.kernel.fn.__module__).split(".")[1]
+    return Compiled(
+        launch.name, target, launch.grid, shown, made.metadata.shared, made.metadata.num_warps, **facts, family=family
+    )
 
 
 def version() -> str:

@@ -20,7 +20,7 @@ from kernels.softmax.softmax_triton import row_statistics
 
 
 @triton.jit
-def _weights(weight, weight_n, c, n, WEIGHTED: tl.constexpr, COMPUTED: tl.constexpr):
+def class_weights(weight, weight_n, c, n, WEIGHTED: tl.constexpr, COMPUTED: tl.constexpr):
     """The weights of classes c (BLOCK,), as (1, BLOCK)."""
     if WEIGHTED:
         found = tl.load(weight + c.to(tl.int64) * weight_n, mask=c < n, other=0.0).to(COMPUTED)
@@ -44,9 +44,7 @@ def _dense(
 
 
 @triton.jit
-def _class_terms(
-    target, place, weight, weight_n, n, rows, ignore_index, WEIGHTED: tl.constexpr, COMPUTED: tl.constexpr
-):
+def class_terms(target, place, weight, weight_n, n, rows, ignore_index, WEIGHTED: tl.constexpr, COMPUTED: tl.constexpr):
     """(class index or 0, its weight, whether the row counts) of rows, each (ROWS,); weight NaN for no class at all."""
     index = tl.load(target + place, mask=rows, other=0).to(tl.int64)
     counts = index != ignore_index
@@ -86,12 +84,12 @@ def losses_of_rows(
             c = first + lane
             if not WHOLE:
                 logits = load_rows(x, begin, x_n, c, n, rows, 0.0, COMPUTED)
-            weights = _weights(weight, weight_n, c, n, WEIGHTED, COMPUTED)
+            weights = class_weights(weight, weight_n, c, n, WEIGHTED, COMPUTED)
             u = _dense(target, target_begin, target_n, c, n, rows, weights, SMOOTHING, INDEXED, COMPUTED)
             terms = u * (largest[:, None] - logits + log_sum[:, None])
             loss += tl.sum(tl.where(c[None, :] < n, terms, 0.0), 1)
     if INDEXED:
-        index, of_class, counts = _class_terms(
+        index, of_class, counts = class_terms(
             target, target_begin, weight, weight_n, n, rows, ignore_index, WEIGHTED, COMPUTED
         )
         found = tl.load(x + begin + index * x_n, mask=rows, other=0.0).to(COMPUTED)
@@ -119,7 +117,7 @@ def sum_losses(
         if MEAN:
             if INDEXED:
                 place = row // inner * target_outer + row % inner * target_inner
-                _, of_class, counted = _class_terms(
+                _, of_class, counted = class_terms(
                     target, place, weight, weight_n, n, here, ignore_index, WEIGHTED, COMPUTED
                 )
                 count += tl.where(here & counted, of_class, 0.0)
@@ -169,20 +167,20 @@ def gradient_of_rows(
     counts = rows
     u_sum = tl.zeros((ROWS,), COMPUTED)
     if INDEXED:
-        index, of_class, counts = _class_terms(
+        index, of_class, counts = class_terms(
             target, target_begin, weight, weight_n, n, rows, ignore_index, WEIGHTED, COMPUTED
         )
         here = of_class * (1.0 - SMOOTHING)
         u_sum += here
     if WANTS_X and (SMOOTHING != 0 or not INDEXED):
         for first in range(0, n, BLOCK):
-            weights = _weights(weight, weight_n, first + lane, n, WEIGHTED, COMPUTED)
+            weights = class_weights(weight, weight_n, first + lane, n, WEIGHTED, COMPUTED)
             u = _dense(target, target_begin, target_n, first + lane, n, rows, weights, SMOOTHING, INDEXED, COMPUTED)
             u_sum += tl.sum(u, 1)
     for first in range(0, n, BLOCK):
         c = first + lane
         log_p = load_rows(x, begin, x_n, c, n, rows, 0.0, COMPUTED) - largest[:, None] - log_sum[:, None]
-        weights = _weights(weight, weight_n, c, n, WEIGHTED, COMPUTED)
+        weights = class_weights(weight, weight_n, c, n, WEIGHTED, COMPUTED)
         if WANTS_X:
             found = tl.exp(log_p) * u_sum[:, None]
             if SMOOTHING != 0 or not INDEXED:

@@ -336,7 +336,7 @@ def test_a_tile_that_cannot_hold_the_layer_is_refused():
     [
         ("lstm", 64, "float16", "whole sequence in one launch, weights held on chip"),
         ("lstm", 200, "float16", "whole sequence in one launch, weights from the L2 cache"),
-        ("lstm", 600, "float16", "one launch a step"),
+        ("lstm", 600, "float16", "launches a step: 1 forward, 2 backward"),
     ],
 )
 def test_explain_says_which_way(cell: str, units: int, dtype: str, words: str):
@@ -350,9 +350,17 @@ def test_explain_says_which_way(cell: str, units: int, dtype: str, words: str):
         assert op.implementations["triton"].describe(p) == words
 
 
-def test_a_step_with_two_products_says_so():
+@pytest.mark.parametrize("reset_after, forward, backward", [(True, 1, 2), (False, 2, 3)])
+def test_explain_counts_the_launches_of_a_step(reset_after: bool, forward: int, backward: int):
+    """As many as there are."""
+    steps, rows, units = 3, 2, 20
+    shapes: dict[str, tuple[int, ...]] = {"x": (steps, rows, 5), "w_ih": (3 * units, 5), "w_hh": (3 * units, units)}
+    arguments: dict[str, Any] = {n: helpers.numbers(*s) for n, s in shapes.items()} | {"reset_after": reset_after}
+    tile = RecurrenceTile("stepwise", 16, 32, 16, 4, 1)
+    with on_cpu() as launched, use_recurrence_tile(tile):
+        _, pullback = kernels.vjp("gru_layer", **arguments, backend="triton")
+        pullback(np.ones((steps, rows, units), np.float32), None)
+    assert (launched.count("forward_step"), launched.count("backward_step")) == (forward * steps, backward * steps)
     with on_cpu():
-        kernels.explain("gru_layer", **matrix.as_tensors(named("gru_layer", "plain").build()))
-        assert GRU_LAYER.implementations["triton"].describe(problem("gru", 900, reset_after=False)) == (
-            "two launches a step"
-        )
+        words = GRU_LAYER.implementations["triton"].describe(problem("gru", 900, reset_after=reset_after))
+    assert words == f"launches a step: {forward} forward, {backward} backward"

@@ -1,0 +1,130 @@
+"""Every configuration that Triton's tile functions can return: which they are, and that what was compiled is these.
+
+What compiling all of them found is in docs/gpu_configurations.json, made by
+``python -m kernels report --all --json docs/gpu_configurations.json``: here it is only asked whether that is of today's
+kernels. To compile them all is a test that is slow, by hours.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kernels import gpu_configurations, gpu_report
+from kernels.attention.gpu_tiles import backward_tiles, forward_tile
+from kernels.conv2d.gpu_tiles import conv_tile
+from kernels.gpu_configurations import FAMILIES, TARGETS, launches
+from kernels.runtime import targets, triton_compile, triton_gpu
+from kernels.runtime.triton_compile import Launch, recording
+from tests.triton_on_cpu import kernels_with_faults as faults
+
+FILE = Path(__file__).resolve().parents[2] / "docs" / "gpu_configurations.json"
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    known: dict[str, Any] = json.loads(FILE.read_text())
+    return known
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_was_compiled_is_what_there_is(family: str, target: str, found: dict[str, Any]):
+    known = found["families"].get(family, {}).get(target)
+    if known is None:
+        pytest.skip(f"the {family} have not been compiled whole for {target}: python -m kernels report --all")
+    now = launches(family, target)
+    assert found["compiler"] == triton_compile.version()
+    assert known == {"digest": triton_compile.digest(launch for _, launch in now), "compiled": len(now), "broken": []}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_configuration_passes_the_gates(family: str, target: str):
+    assert gpu_configurations.make((family,), (target,))["families"][family][target]["broken"] == []
+
+
+# ----- which they are ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_attention_in_every_tile(target: str):
+    gpu = targets.TARGETS[target]
+    names = ("attention_forward", "query_gradient", "key_gradients")
+    wanted = set()
+    for itemsize, queries, width, extras, vectors in itertools.product(
+        (2, 4, 8), (1, 17, 33, 64, 5000), (16, 32, 64, 128, 256, 512), range(8), (True, False)
+    ):
+        facts = (queries, width, itemsize, extras, gpu, vectors)
+        for name, tile in zip(names, (forward_tile(*facts), *backward_tiles(*facts))):
+            wanted.add((name, itemsize, tile.queries, tile.keys, tile.warps, tile.stages, tile.registers))
+    compiled = {
+        (
+            launch.name, getattr(torch, call.workload.dtype).itemsize, o["BLOCK_M"], o["BLOCK_N"], o["num_warps"],
+            o["num_stages"], o.get("maxnreg"),
+        )
+        for call, launch in launches("attention", target) if (o := launch.options) and launch.name in names
+    }  # fmt: skip
+    assert wanted - compiled == set()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_convolutions_in_every_tile(target: str):
+    gpu = targets.TARGETS[target]
+    wanted = set()
+    for (dtype, tf32), vectors in itertools.product(gpu_configurations.KINDS, (True, False)):
+        itemsize = getattr(torch, dtype).itemsize
+        cores = itemsize == 2 or (gpu.amd if itemsize == 4 and (gpu.amd or not tf32) else tf32)
+        for rows, columns, inner in itertools.product(
+            (16, 32, 64, 128, 500, 5000, 10**6), (3, 16, 32, 64, 128), (16, 32, 64, 128)
+        ):
+            tile = conv_tile(rows, columns, inner, itemsize, gpu, tensor_cores=cores, vectors=vectors)
+            wanted.add((dtype, vectors, tile.rows, tile.columns, tile.inner, tile.warps, tile.stages))
+    compiled = {
+        (
+            call.workload.dtype, o["VECTORS"], o["ROWS"], o["COLUMNS"], o["INNER"], o["num_warps"], o["num_stages"],
+        )
+        for call, launch in launches("convolutions", target) if (o := launch.options) and launch.name == "convolve"
+    }  # fmt: skip
+    assert wanted - compiled == set()
+
+
+# ----- what tells launches apart -----------------------------------------------------------------------------------
+
+
+def recorded(*sizes: int, block: int = 1024) -> list[Launch]:
+    """Copies of so many elements."""
+    with recording("sm_90") as found:
+        for n in sizes:
+            x = torch.empty(n, device="meta")
+            triton_gpu.launch(faults.copy, (8,), x, x, n, BLOCK=block, num_warps=4)
+    return found
+
+
+def test_launches_that_compile_alike_have_one_key():
+    assert len({launch.key for launch in recorded(4096, 32)}) == 1  # both are multiples of 16
+    assert len({launch.key for launch in recorded(4096, 4097, 1)}) == 3
+    assert len({recorded(32)[0].key, recorded(32, block=512)[0].key}) == 2
+
+
+def test_a_digest_is_of_code_and_launches(monkeypatch: pytest.MonkeyPatch):
+    one, other = recorded(32), recorded(33)
+    same = triton_compile.digest(recorded(4096))
+    assert triton_compile.digest(one) == same != triton_compile.digest(other)
+    source = triton_compile._source(faults.__name__)
+    for change, changes in (("# said once more\n", False), ("FIVE = 5\n", True)):
+        monkeypatch.setattr(triton_compile, "_source", lambda module, text=source + change: text)
+        triton_compile._code.cache_clear()
+        assert (triton_compile.digest(one) != same) == changes
+    triton_compile._code.cache_clear()
+
+
+def test_no_more_than_a_family_is_asked_for(capsys: pytest.CaptureFixture[str]):
+    assert gpu_report.main(["--all", "--op", "softmax"]) == 2
+    assert "report: --op must be one of rows, linear losses, attention" in capsys.readouterr().err
