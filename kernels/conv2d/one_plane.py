@@ -20,9 +20,14 @@ from kernels.simd import (
     fma,
     lane_mask,
     lanes_of,
+    load,
+    load_first,
     load_masked,
     pointer,
+    select,
+    splat_like,
     store,
+    store_first,
     store_masked,
     zeros_like,
 )
@@ -71,13 +76,33 @@ def _write(target, values, whole, mask):
         store_masked(target, 0, values, mask)
 
 
+@jit(inline="always")
+def _weights(weight, order):
+    """The nine numbers of a filter, each in all lanes, by row and column."""
+    return (
+        broadcast(weight, order[0]), broadcast(weight, order[1]), broadcast(weight, order[2]),
+        broadcast(weight, order[3]), broadcast(weight, order[4]), broadcast(weight, order[5]),
+        broadcast(weight, order[6]), broadcast(weight, order[7]), broadcast(weight, order[8]),
+    )  # fmt: skip
+
+
+@jit(inline="always")
+def _filtered(a0, a1, a2, b0, b1, b2, c0, c1, c2, w, shift, floor):
+    """A filter's sum with three rows of three columns, at least `floor`; NaN passes."""
+    upper = fma(b0, w[3], fma(a2, w[2], fma(a1, w[1], fma(a0, w[0], shift))))
+    lower = fma(c2, w[8], fma(c1, w[7], fma(c0, w[6], fma(b2, w[5], b1 * w[4]))))
+    values = upper + lower
+    return select(values < floor, floor, values)
+
+
 @jit
-def _filter_plane(plane, p, weight, order, shift, keeps, before, y):
-    """One output plane [rows, columns] from a source plane [H, W]; before: the sums before the activation, if keeps."""
+def _filter_plane(plane, p, weight, order, bias, floor, y):
+    """One output plane [rows, columns] from a source plane [H, W]: sums, at least `floor`.
+
+    weight: elements [9]. order: int64 [9], its taps by row and column. bias: one element.
+    """
     lanes = lanes_of(plane)
-    w0, w1, w2 = broadcast(weight, order[0]), broadcast(weight, order[1]), broadcast(weight, order[2])
-    w3, w4, w5 = broadcast(weight, order[3]), broadcast(weight, order[4]), broadcast(weight, order[5])
-    w6, w7, w8 = broadcast(weight, order[6]), broadcast(weight, order[7]), broadcast(weight, order[8])
+    f, shift = _weights(weight, order), broadcast(bias, 0)
     for start in range(0, p.columns, lanes):
         # The last vector begins early where it can, and does some columns again: a whole store is quicker.
         column = max(min(start, p.columns - lanes), 0)
@@ -90,23 +115,68 @@ def _filter_plane(plane, p, weight, order, shift, keeps, before, y):
         h = p.first_row
         row = advance(plane, h * p.width)
         a0, a1, a2 = _read(row, w, first, second, third, 0 <= h < p.height)
-        b0, b1, b2 = _read(advance(row, p.width), w, first, second, third, 0 <= h + 1 < p.height)
+        row = advance(row, p.width)
+        b0, b1, b2 = _read(row, w, first, second, third, 0 <= h + 1 < p.height)
+        target = advance(y, column)
         for i in range(p.rows):
             h = p.first_row + i + 2
-            c0, c1, c2 = _read(advance(plane, h * p.width), w, first, second, third, 0 <= h < p.height)
-            upper = fma(b0, w3, fma(a2, w2, fma(a1, w1, fma(a0, w0, shift))))
-            lower = fma(c2, w8, fma(c1, w7, fma(c0, w6, fma(b2, w5, b1 * w4))))
-            values = upper + lower
-            place = i * p.columns + column
-            if keeps:
-                _write(advance(before, place), values, whole, mask)
-            if p.activation == 1:
-                values = activate(1, values)
-            elif p.activation:
-                values = activate(p.activation, values)
-            _write(advance(y, place), values, whole, mask)
+            row = advance(row, p.width)
+            c0, c1, c2 = _read(row, w, first, second, third, 0 <= h < p.height)
+            _write(target, _filtered(a0, a1, a2, b0, b1, b2, c0, c1, c2, f, shift, floor), whole, mask)
+            target = advance(target, p.columns)
             a0, a1, a2 = b0, b1, b2
             b0, b1, b2 = c0, c1, c2
+
+
+@jit
+def _filter_pairs(plane, p, weight, order, bias, pairs, floor, y):
+    """As `_filter_plane` for pairs of filters on one source plane, which read it together.
+
+    weight: elements [2 * pairs, 9]. bias: elements [2 * pairs]. y: elements [2 * pairs, rows, columns].
+    """
+    lanes = lanes_of(plane)
+    size = p.rows * p.columns
+    for start in range(0, p.columns, lanes):
+        column = max(min(start, p.columns - lanes), 0)
+        w = p.first_column + column
+        first = lane_mask(plane, -w, p.width - w)
+        second = lane_mask(plane, -w - 1, p.width - w - 1)
+        third = lane_mask(plane, -w - 2, p.width - w - 2)
+        whole = column + lanes <= p.columns
+        mask = lane_mask(plane, 0, p.columns - column)
+        for pair in range(pairs):
+            f, g = _weights(weight, order), _weights(advance(weight, 9), order)
+            f_shift, g_shift = broadcast(bias, 2 * pair), broadcast(bias, 2 * pair + 1)
+            h = p.first_row
+            row = advance(plane, h * p.width)
+            a0, a1, a2 = _read(row, w, first, second, third, 0 <= h < p.height)
+            row = advance(row, p.width)
+            b0, b1, b2 = _read(row, w, first, second, third, 0 <= h + 1 < p.height)
+            target = advance(y, 2 * pair * size + column)
+            for i in range(p.rows):
+                h = p.first_row + i + 2
+                row = advance(row, p.width)
+                c0, c1, c2 = _read(row, w, first, second, third, 0 <= h < p.height)
+                _write(target, _filtered(a0, a1, a2, b0, b1, b2, c0, c1, c2, f, f_shift, floor), whole, mask)
+                values = _filtered(a0, a1, a2, b0, b1, b2, c0, c1, c2, g, g_shift, floor)
+                _write(advance(target, size), values, whole, mask)
+                target = advance(target, p.columns)
+                a0, a1, a2 = b0, b1, b2
+                b0, b1, b2 = c0, c1, c2
+            weight = advance(weight, 18)
+        weight = advance(weight, -18 * pairs)
+
+
+@jit
+def _activate(code, sums, count, y):
+    """y[:count] = act(sums[:count]); they may be one."""
+    lanes = lanes_of(sums)
+    i = 0
+    while i + lanes <= count:
+        store(y, i, activate(code, load(sums, i)))
+        i += lanes
+    if i < count:
+        store_first(y, i, activate(code, load_first(sums, i, count - i)), count - i)
 
 
 @jit
@@ -118,13 +188,26 @@ def _plane_parts(first, last, p, x, weight, order, bias, y, before):
     before the activation, or of size 0.
     """
     keeps = before.size > 0
-    for unit in range(first, last):
+    size = p.rows * p.columns
+    # Other activations than relu come after the sums, in a pass of their own: their code would crowd the registers.
+    floor = splat_like(x, 0.0 if p.activation == 1 and not keeps else -np.inf)
+    unit = first
+    while unit < last:
         target = unit % p.targets
         source = pointer(x, unit // p.share * p.height * p.width)
-        place = unit * p.rows * p.columns
-        shift = broadcast(pointer(bias), target)
-        kept = pointer(before, place if keeps else 0)
-        _filter_plane(source, p, pointer(weight, target * 9), order, shift, keeps, kept, pointer(y, place))
+        output = pointer(y, unit * size)
+        sums = pointer(before, unit * size) if keeps else output
+        filters, shift = pointer(weight, target * 9), pointer(bias, target)
+        # The filters of a source go in pairs; which two makes no difference to either.
+        pairs = (min(last, (unit // p.share + 1) * p.share) - unit) // 2
+        if pairs:
+            _filter_pairs(source, p, filters, order, shift, pairs, floor, sums)
+        else:
+            _filter_plane(source, p, filters, order, shift, floor, sums)
+        done = max(2 * pairs, 1)
+        if keeps or p.activation > 1:
+            _activate(p.activation, sums, done * size, output)
+        unit += done
 
 
 _run_planes = threaded(_plane_parts)
