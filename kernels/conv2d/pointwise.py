@@ -159,24 +159,23 @@ def _sum_columns(p, planes, w, first, count, vectors, first_output, last_output,
 
 
 @jit
-def _sum_odd(p, planes, w, first_output, last_output, column, sums, tables):
+def _sum_odd(p, planes, w, first_output, last_output, column, sums):
     """sums[output - first_output, lane] of the last `odd` pixels, a vector of lanes for each output channel.
 
-    column: scratch elements [group_inputs]. tables: see `_sum_columns`.
+    column: scratch elements [group_inputs, rounded up to lines, and a line].
     """
     lanes = lanes_of(planes)
-    rows = advance(tables, CHUNK)
-    start = advance(rows, ROWS)
-    poke(start, 0, 0)
+    found = advance(column, (p.group_inputs + LINE - 1) // LINE * LINE)
     for odd in range(p.odd):
         source = advance(planes, p.pixels - p.odd + odd)
         for c in range(p.group_inputs):
             poke(column, c, peek(source, c * p.pixels))
         for o in range(first_output, last_output, DOTS):
-            for r in range(DOTS):
-                poke(rows, r, min(o + r, last_output - 1) * p.weight_out)
-            out = advance(sums, (o - first_output) * lanes + odd)
-            dot_tile(DOTS, 1, w, rows, column, start, p.group_inputs, out, lanes, 0, 0)
+            left = last_output - o
+            rows = advance(w, o * p.weight_out)
+            dot_tile(1, DOTS, column, rows, p.weight_out, left, p.group_inputs, found, DOTS, 0, 0)
+            for r in range(min(DOTS, left)):
+                poke(sums, (o + r - first_output) * lanes + odd, peek(found, r))
 
 
 @jit
@@ -243,7 +242,7 @@ def _column_parts(first, last, parts, settings, x, w, bias, panels, sums, tables
                 _sum_columns(p, planes, weight, start, count, vectors, first_output, last_output, panel, totals, table)
             else:
                 start, count, vectors = whole, p.odd, 1
-                _sum_odd(p, planes, weight, first_output, last_output, panel, totals, table)
+                _sum_odd(p, planes, weight, first_output, last_output, panel, totals)
             width = vectors * lanes
             _write(p, totals, width, image, group, start, count, first_output, last_output, bias, y, before)
 
@@ -283,7 +282,7 @@ def _prepare(
         pixel_parts,
         output_parts,
     )
-    panel = max(CHUNK * 3 * lanes, -(-group_inputs // LINE) * LINE)
+    panel = max(CHUNK * 3 * lanes, -(-group_inputs // LINE) * LINE + LINE)
     return tuple(p), panel, (group_outputs + ROWS + 1) * 3 * lanes, pixel_parts * output_parts
 
 
