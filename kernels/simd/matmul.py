@@ -3,18 +3,19 @@
     C[m, n] = act(bias[n] + sum over k of A[m, k] B[k, n])        or  C[m, n] += that sum, without bias and activation
 
 A caller plans a product for its sizes (`plan` of matmul_plan.py, a pure function), allocates C and runs it with
-`run_product`, which allocates the working memory. Nothing is allocated in compiled code; kernels that have memory of
-their own call `multiply_parts`.
+`run_product`, or with its `launcher` again and again. Nothing is allocated in compiled code.
 
 The blocks are Goto's and van de Geijn's (Anatomy of High-Performance Matrix Multiplication, 2008): B is packed into
 panels as wide as a tile, a block of rows of A passes a panel in runs of at most `PASS_TAPS` taps, whose part of the
-panel stays in L1, and the sums of the block gather in scratch. They differ in that C is touched once per `BLOCK_TAPS`
-taps only, row by row, by an epilogue that adds the bias, applies the activation, masks the last columns and writes the
-block transposed where asked to. A product with few rows, columns or taps has no panels (matmul_few.py).
+panel stays in L1. They differ in that the sums gather in scratch, so that C is touched once per `BLOCK_TAPS` taps: the
+last run adds them to its own and writes C, with the bias and relu done. What a tile cannot write (columns that do not
+fill a panel, other activations, sums that are kept, C transposed) goes through an epilogue. A product with few rows,
+columns or taps has no panels (matmul_few.py).
 
 A sum has a fixed form: fma in order within a run, runs in order within a block of taps, blocks in order, segments in
-order (or for dot products, by lane within a run). The form follows from the sizes of the product alone, so the bits do
-not depend on threads; and rounding errors grow with the length of a run rather than that of the sum.
+order (or for dot products, by lane within a run); a tile that writes C begins with the bias and goes through all runs,
+an epilogue ends with it. The form follows from the sizes of the product alone, so the bits do not depend on threads;
+and rounding errors grow with the length of a run rather than that of the sum.
 """
 
 from __future__ import annotations
