@@ -69,7 +69,12 @@ def traced(monkeypatch: pytest.MonkeyPatch, op: str) -> list[str]:
             function = own(problem)
             return None if function is None else watch(backend, function)
 
-        for name, value in (fields | {"forward": watch(backend, found.forward), "direct": direct}).items():
+        def at_addresses(problem: Problem, backend: str = backend, own: Any = found.at_addresses) -> Any:
+            function = own(problem)
+            return None if function is None else watch(backend, function)
+
+        ways = {"forward": watch(backend, found.forward), "direct": direct, "at_addresses": at_addresses}
+        for name, value in (fields | ways).items():
             object.__setattr__(made, name, value)
         watched[backend] = made
     monkeypatch.setattr(declared, "implementations", {**declared.implementations, **watched})
