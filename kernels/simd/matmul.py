@@ -3,18 +3,19 @@
     C[m, n] = act(bias[n] + sum over k of A[m, k] B[k, n])        or  C[m, n] += that sum, without bias and activation
 
 A caller plans a product for its sizes (`plan` of matmul_plan.py, a pure function), allocates C and runs it with
-`run_product`, which allocates the working memory. Nothing is allocated in compiled code; kernels that have memory of
-their own call `multiply_parts`.
+`run_product`, or with its `launcher` again and again. Nothing is allocated in compiled code.
 
 The blocks are Goto's and van de Geijn's (Anatomy of High-Performance Matrix Multiplication, 2008): B is packed into
 panels as wide as a tile, a block of rows of A passes a panel in runs of at most `PASS_TAPS` taps, whose part of the
-panel stays in L1, and the sums of the block gather in scratch. They differ in that C is touched once per `BLOCK_TAPS`
-taps only, row by row, by an epilogue that adds the bias, applies the activation, masks the last columns and writes the
-block transposed where asked to. A product with few rows, columns or taps has no panels (matmul_few.py).
+panel stays in L1. They differ in that the sums gather in scratch, so that C is touched once per `BLOCK_TAPS` taps: the
+last run adds them to its own and writes C, with the bias and relu done. What a tile cannot write (columns that do not
+fill a panel, other activations, sums that are kept, C transposed) goes through an epilogue. A product with few rows,
+columns or taps has no panels (matmul_few.py).
 
 A sum has a fixed form: fma in order within a run, runs in order within a block of taps, blocks in order, segments in
-order (or for dot products, by lane within a run). The form follows from the sizes of the product alone, so the bits do
-not depend on threads; and rounding errors grow with the length of a run rather than that of the sum.
+order (or for dot products, by lane within a run); a tile that writes C begins with the bias and goes through all runs,
+an epilogue ends with it. The form follows from the sizes of the product alone, so the bits do not depend on threads;
+and rounding errors grow with the length of a run rather than that of the sum.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
+from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.runtime.numba_cpu import SMALLEST_POOLED, address, empty, jit, small, threaded
 from kernels.simd.matmul_epilogue import finish, split
 from kernels.simd.matmul_few import dot_parts, stream_parts
@@ -56,6 +58,9 @@ from kernels.simd.memory import (
 from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
 from kernels.simd.tile import multiply_tile_onto
 from kernels.simd.transpose import transpose, transpose_tile_rows
+
+RELU = ACTIVATION_CODES["relu"]
+"""The one activation that a tile applies itself."""
 
 
 @jit(inline="always")
@@ -115,11 +120,12 @@ def _pack_rows(a, row_stride, tap_stride, rows, taps, packed):
 
 @jit(inline="always")
 def _multiply_panel(
-    a, row_offsets, tap_offsets, rows, taps, panel, width, sums, old, old_stride, has_old, out, out_stride
+    a, row_offsets, tap_offsets, rows, taps, panel, width, sums, old, old_stride, has_old, out, out_stride, rectify
 ):
     """out[rows, width] = (old +) the sums over the taps of A times a panel of B.
 
-    sums [rows, width]: working memory, or out itself. old: read where has_old says so.
+    sums [rows, width]: working memory, or out itself. old: read where has_old says so. rectify: whether negative
+    results become 0.
     """
     lanes = lanes_of(a)
     full = TILE_VECTORS * lanes
@@ -136,9 +142,9 @@ def _multiply_panel(
         before, before_stride, adds = sums, full, 1
         if run == 0:
             before, before_stride, adds = old, old_stride, has_old
-        target, target_stride = sums, full
+        target, target_stride, bounds = sums, full, 0
         if run == runs - 1:
-            target, target_stride = out, out_stride
+            target, target_stride, bounds = out, out_stride, rectify
         r = 0
         ahead = advance(b, count * width)
         while r < rows:
@@ -149,18 +155,20 @@ def _multiply_panel(
             ahead = advance(ahead, share * line)
             if width < full:
                 multiply_tile_onto(
-                    TILE_ROWS, 1, a, row, tap, count, b, start, before_stride, end, target_stride, left, adds
-                )
+                    TILE_ROWS, 1, a, row, tap, count, b, start, before_stride, end, target_stride, left,
+                    adds, bounds,
+                )  # fmt: skip
                 r += TILE_ROWS
             elif left > (2 * SMALL_ROWS if TILE_ROWS >= 2 * SMALL_ROWS else SMALL_ROWS):
                 multiply_tile_onto(
-                    TILE_ROWS, TILE_VECTORS, a, row, tap, count, b, start, before_stride, end, target_stride, left, adds
-                )
+                    TILE_ROWS, TILE_VECTORS, a, row, tap, count, b, start, before_stride, end, target_stride, left,
+                    adds, bounds,
+                )  # fmt: skip
                 r += TILE_ROWS
             else:
                 multiply_tile_onto(
                     SMALL_ROWS, TILE_VECTORS, a, row, tap, count, b, start, before_stride, end, target_stride, left,
-                    adds,
+                    adds, bounds,
                 )  # fmt: skip
                 r += SMALL_ROWS
 
@@ -188,8 +196,9 @@ def _tile_part(p, row_first, row_last, column_first, column_last, taps_all, a, b
         k = block * length
         taps = min(length, taps_all - k)
         is_first, is_last = block == 0 and not p.accumulates, block == blocks - 1
-        # Whole panels go straight to C where nothing but a bias per column is to be done to the sums.
-        is_plain = not p.is_transposed and (not is_last or (p.activation == 0 and p.keeps_sums == 0))
+        # Whole panels go straight to C where all that is to be done to the sums is a bias per column and relu.
+        is_plain = not p.is_transposed and (not is_last or (p.activation <= RELU and p.keeps_sums == 0))
+        rectify = 1 if is_last and p.activation == RELU else 0
         has_bias = block == 0 and p.bias_stride == 1
         is_plain = is_plain and p.bias_stride != 0
         for j in range(column_first, column_last, p.block_columns):
@@ -228,7 +237,7 @@ def _tile_part(p, row_first, row_last, column_first, column_last, taps_all, a, b
                         part, end = advance(sums, r * full), advance(out, r * out_stride)
                         _multiply_panel(
                             source, table, tap_offsets, min(step, rows - r), taps, panel, width, part, start,
-                            old_stride, has_old, end, out_stride,
+                            old_stride, has_old, end, out_stride, rectify if is_direct else 0,
                         )  # fmt: skip
                     if not is_direct:
                         found, height, across, down, feature = sums, rows, count, full, j + n

@@ -137,6 +137,7 @@ def multiply_tile_onto(
     out_row_stride,
     count,
     accumulate,
+    rectify,
 ):
     """As `multiply_tile`, with the old values elsewhere than the output, and both without the rows past `count`.
 
@@ -144,9 +145,10 @@ def multiply_tile_onto(
             a[row_offsets[r] + tap_offsets[k]] * b[k * vectors * lanes + n]        for r < count, n < vectors * lanes
 
     old, out: pointers to elements, the same place or ones that do not overlap. count: at least 1; the offsets of the
-    rows from there on have to be those of row count - 1. accumulate: not 0 to add `old`, 0 to leave it unread.
+    rows from there on have to be those of row count - 1. accumulate: not 0 to add `old`, 0 to leave it unread. rectify:
+    not 0 to write 0 in place of what is below.
     """
-    integers = (taps, old_row_stride, out_row_stride, count, accumulate)
+    integers = (taps, old_row_stride, out_row_stride, count, accumulate, rectify)
     if not (
         isinstance(rows, types.IntegerLiteral)
         and isinstance(vectors, types.IntegerLiteral)
@@ -161,18 +163,25 @@ def multiply_tile_onto(
 
     def code(context, builder, signature, arguments):
         a_value, row_table, tap_table, taps_value, b_value, old_value, old_stride, *rest = arguments[2:]
-        out_value, out_stride, count_value, add = rest
+        out_value, out_stride, count_value, add, rectifies = rest
+        none = ir.Constant(emit.int64, 0)
         vector = vector_of(a.dtype)
         sums = _emit_products(
             builder, vector, row_count, vector_count, a_value, row_table, tap_table, taps_value, b_value, None
         )
         old_rows = _rows_within(builder, old_value, old_stride, row_count, count_value)
-        with builder.if_then(builder.icmp_signed("!=", add, ir.Constant(emit.int64, 0))):
+        with builder.if_then(builder.icmp_signed("!=", add, none)):
             # All of it is read before any is written, as rows may be the same one.
             for row, place in zip(sums, old_rows, strict=True):
                 for j, slot in enumerate(row):
                     before = emit.load_lanes(builder, vector, emit.element(builder, place, j * vector.lanes))
                     builder.store((before + Lanes(builder, vector, builder.load(slot))).value, slot)
+        with builder.if_then(builder.icmp_signed("!=", rectifies, none)):
+            for row in sums:
+                for slot in row:
+                    total = Lanes(builder, vector, builder.load(slot))
+                    # As kernels.activation.vectors: NaN and -0.0 pass.
+                    builder.store(total.compare("<", 0.0).select(total.constant(0.0), total).value, slot)
         out_rows = _rows_within(builder, out_value, out_stride, row_count, count_value)
         for row, place in zip(sums, out_rows, strict=True):
             for j, slot in enumerate(row):
@@ -181,7 +190,7 @@ def multiply_tile_onto(
         return context.get_dummy_value()
 
     int64 = types.int64
-    return types.void(rows, vectors, a, _OFFSETS, _OFFSETS, int64, a, a, int64, a, int64, int64, int64), code
+    return types.void(rows, vectors, a, _OFFSETS, _OFFSETS, int64, a, a, int64, a, int64, int64, int64, int64), code
 
 
 def _rows_within(builder: ir.IRBuilder, base: ir.Value, stride: ir.Value, rows: int, count: ir.Value) -> list[ir.Value]:

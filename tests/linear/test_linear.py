@@ -153,6 +153,37 @@ def test_nan_and_infinity_go_where_torch_puts_them(batch):
         torch.testing.assert_close(kernels.linear(x, weight, activation=activation), stock, equal_nan=True)
 
 
+@pytest.mark.parametrize("lazy", ["x", "weight", "bias"])
+def test_lazy_negations_are_carried_out(lazy):
+    """What lies in such a tensor's memory is not its values."""
+    tensors = {"x": torch.randn(7, 20), "weight": torch.randn(9, 20), "bias": torch.randn(9)}
+    tensors[lazy] = torch._neg_view(tensors[lazy])
+    assert tensors[lazy].is_neg()
+    found = kernels.linear(*tensors.values(), backend="numba")
+    torch.testing.assert_close(found, F.linear(*tensors.values()))
+
+
+def test_tensors_without_memory_are_refused_or_read():
+    x, weight = torch.randn(7, 20), torch.randn(9, 20)
+    assert torch.equal(kernels.linear(x, weight, backend="numba"), kernels.linear(x, weight, None, backend="numba"))
+    with pytest.raises(NotImplementedError, match="linear: torch.func transforms"):
+        torch.vmap(lambda row: kernels.linear(row, weight, backend="numba"))(x)
+    zeros = torch._efficientzerotensor((7, 20))
+    torch.testing.assert_close(kernels.linear(zeros, weight, backend="numba"), torch.zeros(7, 9))
+
+
+def test_tensors_and_arrays_give_the_same_bits():
+    """The two ways into the kernel: by address, and by NumPy views."""
+    for batch, activation in itertools.product((1, 5, 40), (None, "relu", "gelu")):
+        x, weight, bias = torch.randn(batch, 70), torch.randn(33, 70), torch.randn(33)
+        given = (x, weight, bias)
+        found = kernels.linear(*given, activation=activation, backend="numba")
+        views = kernels.linear(*(t.numpy() for t in given), activation=activation)
+        recorded = kernels.linear(x, weight, bias.requires_grad_(), activation=activation, backend="numba")
+        np.testing.assert_array_equal(found.numpy(), views)
+        np.testing.assert_array_equal(recorded.detach().numpy(), views)
+
+
 @pytest.mark.parametrize("activation", FUSED)
 @pytest.mark.parametrize("batch", [2, 9])
 def test_first_and_second_derivatives(activation, batch):

@@ -69,6 +69,24 @@ def test_accumulate(sizes, turned):
     np.testing.assert_array_equal(found, a @ b + old)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("sizes", [(30, 200, 70), (13, 1100, 100), (250, 2100, 64), (70, 5, 33), (40, 300, 16)])
+def test_bias_and_relu(dtype, sizes):
+    """Whole panels, which tiles write themselves, and what is left; one run of taps, several, and several blocks."""
+    rows, taps, columns = sizes
+    a, b = matrix((rows, taps), dtype, False, 0), matrix((taps, columns), dtype, True, 1)
+    bias = np.arange(columns).astype(dtype)
+    sums = a @ b
+    assert (sums < 0).any() and (sums > 0).any()
+    np.testing.assert_array_equal(multiply(a, b, bias=bias, bias_stride=1)[0], sums + bias)
+    np.testing.assert_array_equal(multiply(a, b, activation=1)[0], np.maximum(sums, 0))
+    for threads in (1, 3):
+        found, _ = multiply(a, b, threads=threads, bias=bias, bias_stride=1, activation=1)
+        np.testing.assert_array_equal(found, np.maximum(sums + bias, 0))
+    found, _ = multiply(a, b, bias=bias[5:6], bias_stride=0, activation=1)
+    np.testing.assert_array_equal(found, np.maximum(sums + 5, 0))
+
+
 @pytest.mark.parametrize("turned", list(itertools.product((False, True), repeat=2)))
 @pytest.mark.parametrize("sizes", [(20, 9001, 30), (5, 70000, 3), (40, 4500, 40)])
 def test_segments(sizes, turned):

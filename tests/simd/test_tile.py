@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from numba import njit
 
-from kernels.simd import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES, dot_tile, multiply_gathered, multiply_tile, pointer
+from kernels.simd import (
+    TILE_ROWS,
+    TILE_VECTORS,
+    VECTOR_BYTES,
+    dot_tile,
+    multiply_gathered,
+    multiply_tile,
+    multiply_tile_onto,
+    pointer,
+)
 from kernels.simd.target import describe
 
 
@@ -39,6 +48,14 @@ def run_gathered_2x3(a, start, rows, taps, b, b_places, count, out, out_places, 
     multiply_gathered(
         2, 3, pointer(a, start), pointer(rows), pointer(taps), pointer(b, start), pointer(b_places), count,
         pointer(out), pointer(out_places), vector_stride, accumulate,
+    )  # fmt: skip
+
+
+@njit(nogil=True, error_model="numpy")
+def run_onto_4x2(a, rows, taps, count, b, old, old_start, old_stride, out, out_start, out_stride, left, adds, rectify):
+    multiply_tile_onto(
+        4, 2, pointer(a, 500), pointer(rows), pointer(taps), count, pointer(b), pointer(old, old_start), old_stride,
+        pointer(out, out_start), out_stride, left, adds, rectify,
     )  # fmt: skip
 
 
@@ -107,6 +124,41 @@ def test_gathered_tile(dtype, accumulate):
                 expected[place] = product[r, j] + (old[place] if accumulate else 0)
         run_gathered_2x3(a, 500, rows, tap_places, b, b_places, taps, out, out_places, lanes + 1, accumulate)
         np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rectify", [0, 1])
+@pytest.mark.parametrize("adds", [0, 1])
+def test_tile_onto(dtype, adds, rectify):
+    """Old values from elsewhere, one row of them for all, or those of the output; any number of rows."""
+    width = 2 * VECTOR_BYTES // np.dtype(dtype).itemsize
+    rng = np.random.default_rng(3)
+    for taps, left, form in itertools.product((0, 5), (1, 3, 4), ("elsewhere", "one for all", "in place")):
+        a, b = rng.integers(-9, 9, 1000).astype(dtype), rng.integers(-9, 9, (taps, width)).astype(dtype)
+        rows, tap_places = rng.integers(-200, 200, 4), rng.integers(-200, 200, taps)
+        rows[left:] = rows[left - 1]
+        stride = 0 if form == "one for all" else width + 3
+        out = np.full(5 + 4 * (width + 1) + width, np.nan, dtype)
+        old = out if form == "in place" else rng.integers(-99, 99, 2 + 4 * (width + 3)).astype(dtype)
+        old_start = 2
+        if form == "in place":
+            old_start, stride = 5, width + 1
+            out[5 : 5 + left * stride] = rng.integers(-99, 99, left * stride)
+        expected = out.copy()
+        for r in range(left):
+            total = a[500 + rows[r] + tap_places] @ b
+            if adds:
+                total = total + old[old_start + r * stride :][:width]
+            expected[5 + r * (width + 1) :][:width] = np.maximum(total, 0) if rectify else total
+        run_onto_4x2(a, rows, tap_places, taps, b, old, old_start, stride, out, 5, width + 1, left, adds, rectify)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_rectified_tile_keeps_nan():
+    a, b = np.array([np.nan] * 600, "f"), np.ones((1, 2 * VECTOR_BYTES // 4), "f")
+    none, out = np.zeros(4, np.int64), np.zeros(2000, "f")
+    run_onto_4x2(a, none, none[:1], 1, b, out, 0, 0, out, 0, b.size, 4, 0, 1)
+    assert np.isnan(out[: 4 * b.size]).all() and not out[4 * b.size :].any()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

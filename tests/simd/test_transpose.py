@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from numba import njit
 
-from kernels.simd import VECTOR_BYTES, load, pointer, store, transpose, transpose_block, transpose_vectors
+from kernels.simd import (
+    TILE_ROWS,
+    VECTOR_BYTES,
+    load,
+    pointer,
+    store,
+    transpose,
+    transpose_block,
+    transpose_tile_rows,
+    transpose_vectors,
+)
 
 DTYPES = [np.float32, np.float64]
 
@@ -17,6 +27,23 @@ def run_block(src, start, src_stride, rows, columns, dst, dst_start, dst_stride)
 @njit(nogil=True, error_model="numpy")
 def run_matrix(src, src_stride, rows, columns, dst, dst_stride):
     transpose(pointer(src), src_stride, rows, columns, pointer(dst), dst_stride)
+
+
+@njit(nogil=True, error_model="numpy")
+def run_tile_rows(src, start, src_stride, dst, dst_start):
+    transpose_tile_rows(pointer(src, start), src_stride, pointer(dst, dst_start))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tile_rows(dtype):
+    lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
+    src = np.arange(5 + TILE_ROWS * (lanes + 3)).astype(dtype)
+    dst = np.full(7 + TILE_ROWS * lanes + 9, np.nan, dtype)
+    expected = dst.copy()
+    for c, r in np.ndindex(lanes, TILE_ROWS):
+        expected[7 + c * TILE_ROWS + r] = src[5 + r * (lanes + 3) + c]
+    run_tile_rows(src, 5, lanes + 3, dst, 7)
+    np.testing.assert_array_equal(dst, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

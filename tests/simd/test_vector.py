@@ -12,8 +12,10 @@ from kernels.simd import (
     VECTOR_BYTES,
     absolute,
     advance,
+    aligned,
     all_lanes,
     any_lane,
+    as_integers,
     broadcast,
     copysign,
     evens,
@@ -37,6 +39,7 @@ from kernels.simd import (
     odds,
     peek,
     pointer,
+    pointer_at,
     poke,
     prefetch,
     reduce_add,
@@ -298,6 +301,25 @@ def test_pointers(dtype, integer):
     block = np.arange(24).astype(dtype).reshape(2, 3, 4)
     assert run_pointers(block, np.array([1, 2, 40], integer)) == (46, 2)
     assert block.ravel()[3] == 7
+
+
+@njit(nogil=True)
+def _through_addresses(address, like):
+    p = aligned(pointer_at(address + 1, like))
+    poke(p, 1, 5.0)
+    poke(as_integers(advance(p, 8)), 0, 7)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_addresses(dtype):
+    item, vector = np.dtype(dtype).itemsize, VECTOR_BYTES // np.dtype(dtype).itemsize
+    x = np.zeros(4 * vector + 16, dtype)
+    first = -x.ctypes.data % VECTOR_BYTES // item
+    _through_addresses(x.ctypes.data + first * item, x[:1])
+    expected = np.zeros_like(x)
+    expected[first + vector + 1] = 5
+    expected[first + vector + 8 :][: 8 // item] = np.array([7]).view(dtype)
+    np.testing.assert_array_equal(x, expected)
 
 
 @njit(nogil=True, error_model="numpy")

@@ -60,7 +60,12 @@ def traced(monkeypatch: pytest.MonkeyPatch, op: str) -> list[str]:
             function = own(problem)
             return None if function is None else watch(backend, function)
 
-        for name, value in (fields | {"forward": watch(backend, found.forward), "direct": direct}).items():
+        def by_address(problem: Problem, backend: str = backend, own: Any = found.by_address) -> Any:
+            function = own(problem)
+            return None if function is None else watch(backend, function)
+
+        ways = {"forward": watch(backend, found.forward), "direct": direct, "by_address": by_address}
+        for name, value in (fields | ways).items():
             object.__setattr__(made, name, value)
         watched[backend] = made
     monkeypatch.setattr(declared, "implementations", {**declared.implementations, **watched})
