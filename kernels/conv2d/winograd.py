@@ -6,11 +6,11 @@
 Networks, 2016.) The product * is elementwise in a tile and a sum over channels, so it is 16 matrix products of tiles x
 channels with channels x output channels; they run on the register tile.
 
-Images (N, C, H, W) in blocks of rows of tiles that stay in cache:
+Images (N, C, H, W) in blocks of rows of tiles:
 
 1. source[q, c, t] = B' d B, vectors over 16 tiles side by side, read straight from the image, zeros outside it;
-2. for 32 output channels: product[q, t, k] = sum over c of source[q, c, t] * filter[q, c, k], the filters transformed
-   before, or right before their use where that is the only one;
+2. for 32 output channels: product[q, t, k] = sum over c of source[q, c, t] * filter[q, c, k], with filters that are
+   transformed right before, a run of channels at a time: that is cheaper than to fetch transformed ones from afar;
 3. A' m A plus the bias in vectors over k, then transposed into the output's planes.
 
 The transforms add and subtract neighbouring values, which costs a bit or so of what a direct sum keeps; sums in runs of
@@ -32,9 +32,9 @@ import numpy as np
 from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.conv2d.gather import CHUNK, LINE
 from kernels.conv2d.geometry import Gather, Table, filter_order
-from kernels.conv2d.image_pass import GRAIN, MOVE_GRAIN, direct_products
+from kernels.conv2d.image_pass import GRAIN, direct_products
 from kernels.conv2d.moves import apply_activation, write_sums
-from kernels.conv2d.winograd_transforms import GROUP, filter_parts, output_row, transform_filters, transform_rows
+from kernels.conv2d.winograd_transforms import GROUP, output_row, transform_filters, transform_rows
 from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for
 from kernels.simd import (
     TILE_ROWS,
@@ -51,14 +51,10 @@ Array = np.ndarray[Any, Any]
 
 #: Channels, in and out, from which the transforms pay.
 LEAST_CHANNELS = 32
-#: Bytes of the transformed source of a block: half of L2.
-BLOCK_BYTES = 1 << 19
 #: Rows of the tile for what is left of a block, when that is few.
 SMALL_ROWS = 4
-#: Tiles of a pass up to which they are one block (for each thread, where threads share the rows), which uses a filter
-#: once; and tiles that a block of more has at least, since it reads all filters.
-FEW_TILES = 400
-LEAST_TILES = 128
+#: Tiles of a block at most, each of which transforms all filters.
+MOST_TILES = 400
 
 
 class Tiles(NamedTuple):
@@ -78,12 +74,11 @@ class Tiles(NamedTuple):
     block_rows: int  # rows of tiles in a block
     pitch: int  # tiles in a line of the transformed source
     step: int  # values in one of its 16 parts
-    filter_step: int  # and in one of the 16 parts of a block of filters
+    filter_step: int  # and in one of the 16 parts of filters
     room: int  # tiles in one of the 16 products
     activation: int
     block_parts: int  # the work falls into parts of the rows x block_parts parts of the output channels
     row_parts: int
-    on_the_way: int  # filters are transformed right before their only use
 
 
 def serves(plan: Gather, images: int, groups: int, outputs: int, dtype: np.dtype[Any], channels_last: bool) -> bool:
@@ -131,26 +126,22 @@ def _plan(plan: Gather, images: int, outputs: int, threads: int) -> tuple[int, i
     total = images * tile_rows
     width = 2 * VECTOR_BYTES // 4
     blocks = -(-outputs // width)
-    if total * tile_columns <= FEW_TILES:
-        # Threads that share the rows each transform all filters; those that share the filters, all rows.
-        filters = _FILTER_CYCLES * plan.channels * outputs
-        divides = filters < _source_cycles(plan, images) if blocks >= threads else True
-        parts = min(threads, total) if divides else 1
-        return -(-total // parts), parts, 1 if divides else threads
-    most = max(tile_columns, LEAST_TILES, min(BLOCK_BYTES // (64 * plan.channels), 240))
+    most = max(tile_columns, MOST_TILES)
 
-    def cost(block_rows: int, row_parts: int) -> float:
+    def cost(block_rows: int, row_parts: int, block_parts: int) -> float:
+        """Cycles of a part, divided by the channels of both sides: of products, filters and source."""
         tiles = block_rows * tile_columns
         padded = -(-tiles // TILE_ROWS) * TILE_ROWS if tiles % TILE_ROWS > SMALL_ROWS else tiles + SMALL_ROWS / 2
-        # A block also reads all filters, which takes as long as some of its tiles.
         row_blocks = -(-total // block_rows)
-        return -(-row_blocks // row_parts) * (padded + 12)
+        block = (0.55 * padded + _FILTER_CYCLES) * -(-blocks // block_parts) / blocks
+        source = _source_cycles(plan, images) / (plan.channels * outputs)
+        return -(-row_blocks // row_parts) * block + source / row_parts
 
     splits = [(threads, 1)] if total >= threads or blocks < threads else []
     if blocks >= threads > 1:
         splits.append((1, threads))
     choices = [
-        (cost(block_rows, row_parts) / block_parts, block_rows, row_parts, block_parts)
+        (cost(block_rows, row_parts, block_parts), block_rows, row_parts, block_parts)
         for row_parts, block_parts in splits
         for block_rows in range(1, min(total, max(1, most // tile_columns)) + 1)
     ]
@@ -162,15 +153,12 @@ def _plan(plan: Gather, images: int, outputs: int, threads: int) -> tuple[int, i
 class _Prepared:
     """What everything but the numbers determines of a pass: its Tiles as a tuple, parts, and sizes of scratch.
 
-    source, products, pixels, tables: elements for each part; filters: for all. on_the_way: see Tiles.
+    filters, source, products, pixels, tables: elements for each part.
     """
 
     settings: tuple[int, ...]
-    on_the_way: bool
     order: Table
     parts: int
-    blocks: int
-    filter_step: int
     filters: int
     source: int
     products: int
@@ -185,16 +173,14 @@ def _prepare(plan: Gather, images: int, outputs: int, threads: int, lanes: int, 
     grid = plan.grids[0]
     inputs = plan.channels
     width = 2 * lanes
-    blocks = -(-outputs // width)
     tile_columns = -(-grid.size[1] // 2)
     block_rows, row_parts, block_parts = _plan(plan, images, outputs, threads)
-    on_the_way = images * -(-grid.size[0] // 2) * tile_columns <= FEW_TILES
     tiles = block_rows * tile_columns
     # Room for what a vector and a tile have past the end; odd numbers of lines, so that what is read together spreads
     # over the sets of L1.
     pitch = (tiles // lanes + 2) * lanes
     step = (inputs * pitch // lanes | 1) * lanes
-    filter_step = inputs * width + lanes
+    filter_step = min(inputs, CHUNK) * width + lanes
     room = tiles + TILE_ROWS | 1
     first_row, first_column = min(grid.shifts)
     p = Tiles(
@@ -215,18 +201,9 @@ def _prepare(plan: Gather, images: int, outputs: int, threads: int, lanes: int, 
         ACTIVATION_CODES[activation],
         block_parts,
         row_parts,
-        int(on_the_way),
     )
-    parts = row_parts * block_parts
-    filters = parts * 16 * way_step.py_func(inputs, lanes) if on_the_way else blocks * 16 * filter_step
-    sizes = (filters, 16 * step, 16 * room * width, 4 * room * width, pitch + inputs)
-    return _Prepared(tuple(p), on_the_way, order, parts, blocks, filter_step, *sizes)
-
-
-@jit
-def way_step(inputs, lanes):
-    """Values in one of the 16 parts of filters that are transformed on the way; an odd number of lines."""
-    return min(inputs, CHUNK) * 2 * lanes + lanes
+    sizes = (16 * filter_step, 16 * step, 16 * room * width, 4 * room * width, pitch + inputs)
+    return _Prepared(tuple(p), order, row_parts * block_parts, *sizes)
 
 
 @jit
@@ -265,27 +242,15 @@ def multiply_all(p, tiles, transformed, filters, step, first, last, row_table, t
 
 
 @jit
-def _multiply_filters(p, tiles, transformed, w, out_step, in_step, valid, order, panel, filters, tables, product):
-    """As `multiply_all` for all channels, with filters that are transformed on the way, CHUNK channels at a time."""
-    step = way_step(p.inputs, lanes_of(w))
-    for c in range(0, p.inputs, CHUNK):
-        end = min(c + CHUNK, p.inputs)
-        source = advance(w, c * in_step)
-        transform_filters(source, out_step, in_step, valid, end - c, p.inputs - end, order, panel, filters, step)
-        multiply_all(p, tiles, transformed, filters, step, c, end, tables, advance(tables, p.pitch), product)
-
-
-@jit
 def _winograd_parts(
     first, last, settings, x, w, out_step, in_step, order, panels, filters, bias, source, products, pixels, tables, y,
     before, failed,
 ):  # fmt: skip
     """Parts [first, last) of a pass.
 
-    settings: Tiles as a plain tuple. x: elements [N, C, H, W]. filters: elements [blocks, 16, filter_step]; or, where
-    they are transformed on the way, scratch [parts, 16, way_step], from the weight w, whose outputs and channels are
-    out_step and in_step apart, by way of panels, scratch [parts, GROUP, 9, tile width]. order: see
-    `transform_filters`. bias: elements [outputs].
+    settings: Tiles as a plain tuple. x: elements [N, C, H, W]. w: the weight's elements, whose outputs and channels are
+    out_step and in_step apart. order: see `transform_filters`. panels: scratch elements [parts, GROUP, 9, tile width].
+    filters: scratch elements [parts, 16, filter_step]. bias: elements [outputs].
     source: scratch elements [parts, 16, step], a step holding [inputs, pitch]. products: scratch elements [parts, 16,
     room, tile width]. pixels: scratch elements [parts, 4 * room, tile width]. tables: scratch int64 [parts, pitch +
     inputs]. y: the output's elements. before: as y, for the sums before the activation, or of size 0. failed: int64
@@ -305,6 +270,8 @@ def _winograd_parts(
         transformed = pointer(source, part * 16 * p.step)
         product = pointer(products, part * 16 * p.room * width)
         sums = pointer(pixels, part * 4 * p.room * width)
+        transformed_filters = pointer(filters, part * 16 * p.filter_step)
+        panel = pointer(panels, part * GROUP * 9 * width)
         row_table = pointer(tables, part * (p.pitch + p.inputs))
         tap_table = advance(row_table, p.pitch)
         for c in range(p.inputs):
@@ -327,18 +294,16 @@ def _winograd_parts(
             for block in range(blocks * block_part // p.block_parts, blocks * (block_part + 1) // p.block_parts):
                 channel = block * width
                 valid = min(width, p.outputs - channel)
-                if p.on_the_way:
-                    room = pointer(filters, part * 16 * way_step(p.inputs, lanes))
-                    panel = pointer(panels, part * GROUP * 9 * width)
-                    these = pointer(w, channel * out_step)
-                    _multiply_filters(
-                        p, tiles, transformed, these, out_step, in_step, valid, order, panel, room, row_table, product
-                    )
-                else:
-                    these = pointer(filters, block * 16 * p.filter_step)
+                for c in range(0, p.inputs, CHUNK):
+                    last_channel = min(c + CHUNK, p.inputs)
+                    transform_filters(
+                        pointer(w, channel * out_step + c * in_step), out_step, in_step, valid, last_channel - c,
+                        p.inputs - last_channel, order, panel, transformed_filters, p.filter_step,
+                    )  # fmt: skip
                     multiply_all(
-                        p, tiles, transformed, these, p.filter_step, 0, p.inputs, row_table, tap_table, product
-                    )
+                        p, tiles, transformed, transformed_filters, p.filter_step, c, last_channel, row_table,
+                        tap_table, product,
+                    )  # fmt: skip
                 at = 0
                 for index in range(begin, end):
                     rows_here = min(2, p.out_height - 2 * (index % p.tile_rows))
@@ -380,29 +345,23 @@ def run_winograd(
     lanes = VECTOR_BYTES // x.itemsize
     work = images * plan.grids[0].size[0] * plan.grids[0].size[1] * plan.channels * outputs * 4
     t = _prepare(plan, images, outputs, threads_for(work, GRAIN), lanes, activation)
-    makers = 1 if t.on_the_way else threads_for(weight.size, MOVE_GRAIN)
-    panels = scratch(max(makers, t.parts) * GROUP * 9 * 2 * lanes, x.dtype)
-    floats = scratch(t.filters + t.parts * (t.source + t.products + t.pixels), x.dtype)
-    w, (out_step, in_step, _) = weight.reshape(-1), weight_steps
-    if not t.on_the_way:
-        filter_parts(
-            makers, makers, makers, w, out_step, in_step, outputs, plan.channels, t.filter_step, t.order, panels, floats
-        )
+    floats = scratch(t.parts * (t.filters + t.source + t.products + t.pixels), x.dtype)
+    out_step, in_step, _ = weight_steps
     # For each part two tables, and whether it failed.
     numbers = scratch(t.parts * (t.tables + 1), np.int64)
     failed = numbers[t.parts * t.tables :]
-    source = floats[t.filters :]
+    source = floats[t.parts * t.filters :]
     products = source[t.parts * t.source :]
     _run_parts(
         t.parts,
         t.parts,
         t.settings,
         x.reshape(-1),
-        w,
+        weight.reshape(-1),
         out_step,
         in_step,
         t.order,
-        panels,
+        scratch(t.parts * GROUP * 9 * 2 * lanes, x.dtype),
         floats,
         bias,
         source,

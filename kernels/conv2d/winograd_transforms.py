@@ -29,7 +29,7 @@ from kernels.simd import (
 GROUP = 16
 
 
-@jit(inline="always")
+@jit
 def _edges(top, middle, low):
     """G's product with three numbers: rows (1, 0, 0), (1, 1, 1) / 2, (1, -1, 1) / 2, (0, 0, 1)."""
     outer = (top + low) * 0.5
@@ -37,7 +37,7 @@ def _edges(top, middle, low):
     return top, outer + half, outer - half, low
 
 
-@jit(inline="always")
+@jit
 def _filter_row(out, step, row, left, middle, right):
     a, b, c, d = _edges(left, middle, right)
     store(out, 4 * row * step, a)
@@ -46,7 +46,7 @@ def _filter_row(out, step, row, left, middle, right):
     store(out, (4 * row + 3) * step, d)
 
 
-@jit
+@jit(inline="always")
 def transform_filters(w, out_step, in_step, outputs, channels, soon, order, panel, out, step):
     """G g G' of up to a tile width of outputs and some channels: out [16, channels, tile width], 16 parts step apart.
 
@@ -64,7 +64,7 @@ def transform_filters(w, out_step, in_step, outputs, channels, soon, order, pane
             for k in range(outputs):
                 for at in range(0, 9 * following, LINE):
                     prefetch(w, k * out_step + (first + count) * 9 + at)
-        pack_panel(advance(w, first * in_step), out_step, in_step, outputs, count, 9, panel)
+        pack_panel(advance(w, first * in_step), out_step, in_step, outputs, count, order.size, panel)
         for i in range(count):
             for j in range(0, width, lanes):
                 g = advance(panel, i * 9 * width + j)
@@ -106,7 +106,7 @@ def _filter_parts(first, last, parts, w, out_step, in_step, outputs, inputs, ste
 filter_parts = threaded(_filter_parts)
 
 
-@jit(inline="always")
+@jit
 def _columns(row, w, inside, first, second, third, fourth):
     """Even and odd columns from w and from w + 2 of a row of the image, zeros outside it."""
     if inside == 0:
@@ -119,7 +119,7 @@ def _columns(row, w, inside, first, second, third, fourth):
     return evens(a, b), odds(a, b), evens(c, d), odds(c, d)
 
 
-@jit(inline="always")
+@jit
 def _store_rows(out, step, row, a, b, c, d):
     store(out, 4 * row * step, a - c)
     store(out, (4 * row + 1) * step, b + c)
@@ -152,7 +152,7 @@ def transform_rows(images, p, first, count, per_image, top, out):
             row += 1
 
 
-@jit(inline="always")
+@jit
 def _column_pair(upper, lower, w, upper_inside, lower_inside, first, third):
     """Even and odd columns from w and from w + 2 of two rows, the upper one's in the lower half of the lanes."""
     a = b = c = d = zeros_like(upper)
@@ -163,7 +163,7 @@ def _column_pair(upper, lower, w, upper_inside, lower_inside, first, third):
     return evens(a, b), odds(a, b), evens(c, d), odds(c, d)
 
 
-@jit(inline="always")
+@jit
 def _store_pairs(out, step, row, columns, high, a, b, c, d):
     """As `_store_rows`, of two rows of tiles; high: the lanes of the second."""
     base = 4 * row * step

@@ -17,7 +17,7 @@ import numpy as np
 from kernels.conv2d.geometry import Gather
 from kernels.conv2d.image_pass import GRAIN, MOVE_GRAIN
 from kernels.conv2d.moves import apply_activation, copy_run
-from kernels.conv2d.winograd import BLOCK_BYTES, SMALL_ROWS, Tiles, filter_order, multiply_all
+from kernels.conv2d.winograd import SMALL_ROWS, Tiles, filter_order, multiply_all
 from kernels.conv2d.winograd_transforms import GROUP, column_sums, filter_parts, output_row, transform_rows
 from kernels.conv2d_max_pool2d.bands import BOTTOM, IMAGES, TOP, Bands, Windows, plan_bands
 from kernels.conv2d_max_pool2d.windows_cpu import (
@@ -51,6 +51,9 @@ from kernels.simd import (
 
 Array = np.ndarray[Any, Any]
 
+#: Bytes of the transformed source of a band: half of L2.
+BAND_BYTES = 1 << 19
+
 
 class PooledTiles(NamedTuple):
     """Sizes of a pass beside those in `Tiles`."""
@@ -65,7 +68,7 @@ class PooledTiles(NamedTuple):
 def _plan(plan: Gather, w: Windows, images: int, parts: int) -> Bands:
     """The bands, of the size that leaves the fewest rows of the register tile empty."""
     tile_columns, image_rows = -(-w.map_columns // 2), -(-w.map_rows // 2)
-    most = max(tile_columns, min(BLOCK_BYTES // (64 * plan.channels), 240))
+    most = max(tile_columns, min(BAND_BYTES // (64 * plan.channels), 240))
     sizes = [2 * rows * w.map_columns for rows in range(1, min(image_rows, most // tile_columns) + 1)]
     sizes += [count * w.map_pixels for count in range(1, min(images, most // (image_rows * tile_columns)) + 1)]
 
@@ -256,7 +259,6 @@ def run_winograd(
         target.activation,
         block_parts,
         band_parts,
-        0,
     )
     in_registers = w[2:8] == (2, 2, 2, 2, 0, 0) and w.map_rows == 2 * w.rows and w.map_columns == 2 * w.columns
     s = PooledTiles(bands.room, bands.carried, bands.outputs, int(in_registers and target.activation <= 1))

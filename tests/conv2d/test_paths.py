@@ -195,19 +195,20 @@ def test_any_split_gives_the_same_bits(monkeypatch, parts):
         assert one.tobytes() == several.tobytes()
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3])
-def test_winograd_filters_made_before_or_on_the_way(monkeypatch, parts):
-    """Blocks that read filters made once, and one block that makes its own: the same bits, forward and back."""
+@pytest.mark.parametrize("most", [1, 30, 10**6])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_winograd_blocks_of_any_size_give_the_same_bits(monkeypatch, parts, most):
+    """One row of tiles a block, some, and all of them: forward and back."""
     cases = (
-        ((3, 130, 15, 19), (70, 130, 3, 3), {"padding": 1}),  # two chunks of channels; a thread's channels or rows
-        ((8, 64, 17, 18), (160, 64, 3, 3), {}),  # more rows than filters: threads share the rows
+        ((3, 130, 15, 19), (70, 130, 3, 3), {"padding": 1}),  # two chunks of channels
+        ((8, 64, 17, 18), (160, 64, 3, 3), {}),
         ((7, 120, 10, 9), (130, 120, 3, 3), {"padding": 1}),  # rows of tiles in pairs, over images
         ((1, 40, 9, 77), (47, 40, 3, 3), {"padding": ((2, 0), (0, 4))}),
     )
-    monkeypatch.setattr(winograd, "threads_for", lambda *_: parts)
 
-    def run(few):
-        monkeypatch.setattr(winograd, "FEW_TILES", few)
+    def run(parts, most):
+        monkeypatch.setattr(winograd, "threads_for", lambda *_: parts)
+        monkeypatch.setattr(winograd, "MOST_TILES", most)
         winograd._plan.cache_clear()
         winograd._prepare.cache_clear()
         found = []
@@ -219,8 +220,8 @@ def test_winograd_filters_made_before_or_on_the_way(monkeypatch, parts):
         return found
 
     try:
-        for before, on_the_way in zip(run(0), run(10**6), strict=True):
-            assert before.tobytes() == on_the_way.tobytes()
+        for one, another in zip(run(1, winograd.MOST_TILES), run(parts, most), strict=True):
+            assert one.tobytes() == another.tobytes()
     finally:
         winograd._plan.cache_clear()
         winograd._prepare.cache_clear()
