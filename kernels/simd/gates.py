@@ -11,9 +11,8 @@ from numba.extending import intrinsic
 from kernels.simd import coefficients
 from kernels.simd.arithmetic import lanewise
 from kernels.simd.emit import Lanes
-from kernels.simd.math import FORMATS, power_of_two, scale
+from kernels.simd.math import FORMATS, exp_series, power_of_two, reduce_simply, scale
 
-_LOG_2 = 0.6931471805599453
 #: Past it 1 + exp(-x) rounds to 1.
 _SIGMOID_ONE = {types.float32: 20.0, types.float64: 40.0}
 
@@ -27,9 +26,9 @@ def _sigmoid_gate(x: Lanes) -> Lanes:
     layout = FORMATS[x.type.dtype]
     # In this order of operands NaN passes.
     x = x.constant(layout.exp_low).maximum(x.constant(_SIGMOID_ONE[x.type.dtype]).minimum(x))
-    shifted = x.fma(-coefficients.LOG2_E, layout.shifter)
+    shifted, r = reduce_simply(x, -1.0)
     # exp(-x), infinite where the result rounds to 0.
-    power = scale(_rest((shifted - layout.shifter).fma(-_LOG_2, -x)) + 1.0, shifted)
+    power = scale(exp_series(r), shifted)
     return x.constant(1.0) / (power + 1.0)
 
 
@@ -37,9 +36,8 @@ def _tanh_gate(x: Lanes) -> Lanes:
     layout = FORMATS[x.type.dtype]
     # In this order of operands NaN passes.
     bounded = x.constant(layout.tanh_one).minimum(x.absolute())
-    shifted = bounded.fma(2.0 * coefficients.LOG2_E, layout.shifter)
-    rest = _rest((shifted - layout.shifter).fma(-_LOG_2, bounded + bounded))
-    power = power_of_two(shifted)
+    shifted, r = reduce_simply(bounded, 2.0)
+    rest, power = _rest(r), power_of_two(shifted)
     # exp(2 |x|) - 1 without cancellation: near zero n is 0 and this is `rest` itself.
     t = power.fma(rest, power - 1.0)
     # Small: t / (t + 2). Large: 1 - 2 / (t + 2), in which only the last rounding counts. The gradient needs that: it is

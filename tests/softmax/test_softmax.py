@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import kernels
+from kernels.simd import VECTOR_BYTES
 from kernels.softmax import rows, softmax_cpu
 from tests.support import budget
 
@@ -213,3 +214,26 @@ def test_under_compile(name):
     x = torch.randn(3, 5, requires_grad=True)
     compiled = torch.compile(lambda t: mine(t, 0, torch.float64), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), theirs(x, 0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_have_the_same_bits_in_every_company(name, dtype):
+    """Short rows are transposed in blocks, medium ones run four together, columns four vectors together."""
+    lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
+    rng = np.random.default_rng(0)
+    mine = CALLS[name][0]
+    for n in (1, 2, lanes, lanes + 1, 2 * lanes, 2 * lanes + 1, rows.MEDIUM * lanes, rows.MEDIUM * lanes + 1):
+        x = rng.standard_normal((2 * lanes + 7, n)).astype(dtype)
+        whole = mine(x, backend="numba")
+        for first, last in ((0, 1), (1, 5), (2, lanes + 3), (lanes + 1, 2 * lanes + 7)):
+            np.testing.assert_array_equal(mine(x[first:last], backend="numba"), whole[first:last])
+        across = mine(x.T, 0, backend="numba")
+        np.testing.assert_allclose(across.T, whole, rtol=1e-5 if dtype == "float32" else 1e-13, atol=1e-37)
+        for first, last in ((0, 2), (1, lanes + 2), (3, 2 * lanes + 7)):
+            np.testing.assert_array_equal(mine(x.T[:, first:last], 0, backend="numba"), across[:, first:last])
+    wide = rng.standard_normal((3, 5, 6 * lanes + 3)).astype(dtype)
+    found = mine(wide, 1, backend="numba")
+    assert budget.complaint(found, CALLS[name][1](torch.from_numpy(wide).double(), 1).numpy()) is None
+    for i in (0, 2 * lanes + 1, 4 * lanes - 1, 6 * lanes + 1):
+        np.testing.assert_array_equal(mine(wide[:, :, i : i + 2], 1, backend="numba"), found[..., i : i + 2])

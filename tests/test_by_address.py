@@ -1,0 +1,152 @@
+"""Calls by address: the bits of the careful way, taken where they may be, left where a tensor is not plain memory."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import kernels
+from kernels import dispatch
+from kernels.case import Case, all_cases
+from kernels.op import OPS, Problem
+from tests.support import matrix
+
+matrix.implementations()  # loads them
+OPS_BY_ADDRESS = (
+    "relu", "gelu", "silu", "sigmoid", "tanh", "softmax", "log_softmax", "layer_norm", "rms_norm", "embedding",
+    "cross_entropy",
+)  # fmt: skip
+
+
+class _Seen(BaseException):
+    pass
+
+
+def call_of(case: Case, dtype: str) -> tuple[Problem, tuple[Any, ...]]:
+    """The problem of a case, and its op's inputs as NumPy arrays."""
+    arguments, seen = case.build(dtype), []
+
+    def look(_: Any, inputs: tuple[Any, ...], *rest: Any) -> Any:
+        seen.append(inputs)
+        raise _Seen
+
+    problem = kernels.explain(case.op, **arguments).problem
+    with dispatch.inspecting(look), pytest.raises(_Seen):
+        matrix.public(case.op)(**arguments)
+    return problem, seen[0]
+
+
+CASES = [c for c in all_cases("ci", "odd") if c.op in OPS_BY_ADDRESS]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_the_bits_are_those_of_forward(case: Case, dtype: str):
+    problem, inputs = call_of(case, dtype)
+    own = OPS[case.op].implementations["numba"]
+    if problem.empty:
+        return  # answered before any implementation is asked
+    run = own.by_address(problem)
+    if run is None:
+        return  # test_every_op_has_it counts them
+    inputs = tuple(None if a is None else np.array(a, order="C") for a in inputs)
+    expected = own.forward(problem, *inputs)[0]
+    for place in (lambda a: a.reshape(-1), lambda a: a.ctypes.data):
+        found = run(*[None if a is None else place(a) for a in inputs])
+        assert found.shape == expected.shape and found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("op", OPS_BY_ADDRESS)
+def test_every_op_has_it(op: str):
+    own = OPS[op].implementations["numba"]
+    problems = [call_of(case, "float32")[0] for case in CASES if case.op == op]
+    assert any(not p.empty and own.by_address(p) is not None for p in problems)
+
+
+def spied(monkeypatch: pytest.MonkeyPatch, op: str) -> list[tuple[Any, ...]]:
+    """The places of every call of `op` by address from here on."""
+    calls: list[tuple[Any, ...]] = []
+    declared = OPS[op].implementations["numba"]
+    changed = copy.copy(declared)
+
+    def by_address(problem: Problem) -> Any:
+        run = declared.by_address(problem)
+
+        def traced(*places: Any) -> Any:
+            calls.append(places)
+            return run(*places)
+
+        return None if run is None else traced
+
+    object.__setattr__(changed, "by_address", by_address)
+    monkeypatch.setitem(OPS[op].implementations, "numba", changed)
+    monkeypatch.setattr(OPS[op], "plans", {})
+    return calls
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_plain_tensors_are_taken_by_address(monkeypatch, gradients):
+    calls = spied(monkeypatch, "tanh")
+    x = torch.randn(7, 5, requires_grad=gradients)
+    found = kernels.tanh(x, backend="numba")
+    assert calls == [(x.data_ptr(),)]
+    torch.testing.assert_close(found, torch.tanh(x))
+    if gradients:
+        found.sum().backward()
+        torch.testing.assert_close(x.grad, 1 - torch.tanh(x.detach()) ** 2)
+    assert torch.equal(kernels.tanh(x.detach()[1:], backend="numba"), found.detach()[1:])
+    assert calls[1] == (x.data_ptr() + 5 * 4,)
+
+
+def test_plain_arrays_are_taken_as_they_are(monkeypatch):
+    calls = spied(monkeypatch, "layer_norm")
+    x, weight = np.random.default_rng(0).standard_normal((2, 6, 9)).astype(np.float32)[0], np.ones(9, np.float32)
+    kernels.layer_norm(x, (9,), weight)
+    ((first, second, third),) = calls
+    assert np.shares_memory(first, x) and first.shape == (54,) and np.shares_memory(second, weight) and third is None
+
+
+def test_what_is_not_plain_memory_goes_the_careful_way(monkeypatch):
+    calls = spied(monkeypatch, "silu")
+    x = torch.randn(6, 8)
+    expected = kernels.silu(-x, backend="numba")
+    calls.clear()
+    negated = torch._neg_view(x)
+    assert negated.is_contiguous() and negated.is_neg()
+    assert torch.equal(kernels.silu(negated, backend="numba"), expected)
+    imaginary = torch.complex(torch.zeros(1), torch.ones(1)).conj().imag
+    torch.testing.assert_close(kernels.silu(imaginary, backend="numba"), torch.nn.functional.silu(-torch.ones(1)))
+    array = x.numpy().copy()
+    array.flags.writeable = False
+    np.testing.assert_array_equal(kernels.silu(array), kernels.silu(x, backend="numba").numpy())
+    calls.clear()
+    unaligned = np.frombuffer(bytearray(1 + x.numpy().nbytes), np.uint8)[1:].view(np.float32).reshape(6, 8)
+    unaligned[...] = array
+    np.testing.assert_array_equal(kernels.silu(unaligned), kernels.silu(array))
+    assert type(kernels.silu(array.copy().view(np.matrix))) is np.ndarray
+    with pytest.raises(NotImplementedError, match=r"silu: torch.func transforms \(vmap, grad, jvp\) cannot"):
+        torch.func.vmap(lambda row: kernels.silu(row, backend="numba"))(x)
+    with pytest.raises(NotImplementedError, match="silu: forward-mode derivatives"):
+        torch.func.jvp(lambda t: kernels.silu(t, backend="numba"), (x,), (x,))
+    assert calls == []
+
+
+@pytest.mark.parametrize("as_kind", [np.asarray, torch.as_tensor])
+def test_a_wrong_index_is_named(as_kind):
+    weight = as_kind(np.ones((4, 3), np.float32))
+    with pytest.raises(IndexError, match=r"embedding: input must lie in \[0, 3\] \(the rows of weight\), got 4 at 1"):
+        kernels.embedding(as_kind(np.array([0, 4])), weight)
+    with pytest.raises(IndexError, match=r"cross_entropy: target must lie in \[0, 2\] .*, got -1 at 3"):
+        kernels.cross_entropy(weight, as_kind(np.array([0, 1, 2, -1])))
+
+
+def test_inside_autocast_small_calls_keep_their_dtype():
+    x = torch.randn(4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert kernels.relu(x).dtype == torch.float32
+        assert kernels.linear(x, x).dtype == torch.float32
