@@ -36,7 +36,7 @@ class Metric(Recorded):
     def __init__(self, name: str | None = None) -> None:
         if name is not None:
             self.name = name
-        self._sums: list[torch.Tensor] = []
+        self._sums: list[torch.Tensor | float] = []
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -63,20 +63,19 @@ class Metric(Recorded):
         self._sums = []
 
     def add(self, *values: torch.Tensor | float) -> None:
-        """Adds these to the sums, in float64."""
-        device = next((value.device for value in values if isinstance(value, torch.Tensor)), None)
-        numbers = [torch.as_tensor(value, device=device).detach().double() for value in values]
+        """Adds these to the sums, in float64; where numbers come, their sum is a number."""
+        numbers = [v.detach().double() if isinstance(v, torch.Tensor) else float(v) for v in values]
         self._sums = [a + b for a, b in zip(self._sums, numbers)] if self._sums else numbers
 
     def read(self) -> list[float]:
         """The sums as numbers; empty before the first batch."""
         return [float(value) for value in self._sums]
 
-    def state(self) -> list[torch.Tensor]:
+    def state(self) -> list[torch.Tensor | float]:
         """What set_state takes: the sums so far."""
         return list(self._sums)
 
-    def set_state(self, sums: list[torch.Tensor]) -> None:
+    def set_state(self, sums: list[torch.Tensor | float]) -> None:
         """Goes on from these sums."""
         self._sums = list(sums)
 
@@ -104,7 +103,11 @@ class MeanMetric(Metric):
     def update_state(
         self, y_true: torch.Tensor, y_pred: torch.Tensor, sample_weight: torch.Tensor | None = None
     ) -> None:
-        values = self.values(y_true, y_pred).double()
+        values = self.values(y_true, y_pred)
+        if values.dtype is torch.bool and values.dim() and sample_weight is None:
+            self.add(values.sum(), values.numel())  # counted: exact in any order
+            return
+        values = values.double()
         if values.dim() == 0:
             if sample_weight is not None:
                 raise ValueError(f"{self.name}: one value a sample is expected where there are weights, got a scalar")
@@ -132,7 +135,9 @@ class LossMean(MeanMetric):
 
     def add_loss(self, loss: torch.Tensor, samples: int) -> None:
         """Adds a batch's loss, a scalar tensor."""
-        self.add(loss.detach().double() * samples, samples)
+        loss = loss.detach()
+        # A number where reading it waits for nothing: the same float64 product without three small tensors.
+        self.add((float(loss) if loss.device.type == "cpu" else loss.double()) * samples, samples)
 
 
 class InferredAccuracy(MeanMetric):

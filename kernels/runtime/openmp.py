@@ -12,6 +12,7 @@ a torch imported later is followed.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from kernels.runtime import placement
 
 _ENTRIES = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 _SYMBOL = "nnlib_kernels_openmp_entries"
@@ -60,6 +63,7 @@ def _torch_library() -> Path | None:
 
 def connect() -> bool:
     """Point the table at torch's runtime, or at Numba's; False where neither can be found."""
+    placement.connect()
     torch_library = _torch_library()
     if torch_library is not None and _point_into(torch_library, "torch"):
         return True
@@ -76,6 +80,18 @@ def follow_torch() -> None:
         torch_library = _torch_library()
         if torch_library is None or not _point_into(torch_library, "torch"):
             _State.owner = "numba, for good"
+
+
+@functools.cache
+def processors() -> int:
+    """Processors that torch's runtime found when it started, before it bound any thread; 1 without such a runtime."""
+    torch_library = _torch_library()
+    if torch_library is None:
+        return 1
+    try:
+        return int(ctypes.CDLL(str(torch_library)).omp_get_num_procs())
+    except (OSError, AttributeError):
+        return 1  # a torch without OpenMP
 
 
 def owner() -> str:
@@ -113,7 +129,8 @@ def run_parts(typing_context, serial, total, threads, align, arguments):
         _, total, threads, align, packed = values
         compiled = serial.dispatcher.get_compile_result(inner)
         context.active_code_library.add_linking_library(compiled.library)
-        given = [total, align, *cgutils.unpack_tuple(builder, packed, len(arguments))]
+        note = placement.emit_note(builder)
+        given = [note, total, align, *cgutils.unpack_tuple(builder, packed, len(arguments))]
         record_type = ir.LiteralStructType([value.type for value in given])
         record = cgutils.alloca_once(builder, record_type)
         for index, value in enumerate(given):
@@ -138,9 +155,10 @@ def _emit_body(
     builder = ir.IRBuilder(body.append_basic_block("entry"))
     record = builder.bitcast(body.args[0], record_type.as_pointer())
     members = len(record_type.elements)
-    total, align, *arguments = [builder.load(cgutils.gep_inbounds(builder, record, 0, i)) for i in range(members)]
+    note, total, align, *arguments = [builder.load(cgutils.gep_inbounds(builder, record, 0, i)) for i in range(members)]
     ask = ir.FunctionType(_int32, [])
     index, count = [builder.sext(builder.call(_entry(builder, entry, ask), []), _int64) for entry in (1, 2)]
+    placement.emit_separation(builder, note, index)
     one = ir.Constant(_int64, 1)
     blocks = builder.sdiv(builder.sub(builder.add(total, align), one), align)
 

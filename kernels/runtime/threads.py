@@ -92,8 +92,9 @@ def thread_count() -> int:
     """Threads that a large CPU kernel uses now.
 
     ``KERNELS_NUM_THREADS`` if set; else what torch uses, where torch is loaded (two pools of different size on the same
-    cores starve each other); else what Numba uses. Never more than ``numba.config.NUMBA_NUM_THREADS``, and 1 in a
-    forked child and where nothing can be compiled.
+    cores starve each other); else what Numba uses. Never more than there are processors, than
+    ``numba.config.NUMBA_NUM_THREADS`` where the user set that, and than numba.set_num_threads said; 1 in a forked child
+    and where nothing can be compiled.
 
     Raises:
         ValueError: KERNELS_NUM_THREADS is not a whole number of at least 1.
@@ -105,14 +106,18 @@ def thread_count() -> int:
     if config.DISABLE_JIT:
         return 1
     limit: int = config.NUMBA_NUM_THREADS
+    # getattr: another thread may be in the middle of importing torch.
+    ask = getattr(sys.modules.get("torch"), "get_num_threads", None)
+    if ask is not None and limit == config.NUMBA_DEFAULT_NUM_THREADS:
+        # Numba counts the cores of the thread that imports it, which is one core where OpenMP has bound that thread.
+        limit = max(limit, openmp.processors())
     if count is None:
-        # getattr: another thread may be in the middle of importing torch.
-        ask = getattr(sys.modules.get("torch"), "get_num_threads", None)
         if ask is not None and openmp.owner() == "numba":
             openmp.follow_torch()
         count = limit if ask is None else ask()
         if parallel._is_initialized:
-            limit = min(limit, parallel._get_num_threads())
+            allowed: int = parallel._get_num_threads()
+            limit = allowed if allowed < config.NUMBA_NUM_THREADS else limit
     return count if count < limit else limit
 
 

@@ -74,9 +74,19 @@ def rule_names(kind: Any) -> list[str]:
     ]
 
 
+def _parts(module: torch.nn.Module, found: dict[torch.nn.Module, None]) -> dict[torch.nn.Module, None]:
+    """What module.modules() gives, without the names that it makes on the way: this runs at every step of training."""
+    if module not in found:
+        found[module] = None
+        for part in module._modules.values():
+            if part is not None:
+                _parts(part, found)
+    return found
+
+
 def _rules(module: torch.nn.Module) -> Iterator[tuple[torch.Tensor, WeightRule]]:
-    for layer in module.modules():
-        for name, rule in getattr(layer, "weight_rules", {}).items():
+    for layer in _parts(module, {}):
+        for name, rule in layer.__dict__.get("weight_rules", {}).items():
             weight = getattr(layer, name)
             if weight is not None and weight.requires_grad:
                 yield weight, rule
@@ -84,7 +94,9 @@ def _rules(module: torch.nn.Module) -> Iterator[tuple[torch.Tensor, WeightRule]]
 
 def losses_of(module: torch.nn.Module) -> list[torch.Tensor]:
     """What the regularizers in a module give: scalar tensors, those of outputs in the last call first."""
-    found = [loss for layer in module.modules() for loss in activity.losses_of(layer)]
+    found: list[torch.Tensor] = []
+    if activity.Use.ever:
+        found += [loss for layer in _parts(module, {}) for loss in activity.losses_of(layer)]
     return found + [rule.loss(weight) for weight, rule in _rules(module) if rule.regularizer is not None]
 
 

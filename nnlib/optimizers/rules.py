@@ -107,9 +107,9 @@ class Adam(Optimizer):
         if amsgrad:
             for state in states:
                 state.setdefault("largest", torch.zeros_like(state["square"]))
+        devices = {parameter.device for parameter in parameters}
         # Parameters may have had gradients a different number of times.
         for step in sorted({state["step"] for state in states}):
-            devices = {parameter.device for parameter in parameters}
             step_tensors = {device: torch.tensor(float(step), device=device) for device in devices}
             members = [i for i, state in enumerate(states) if state["step"] == step]
             kept = [states[i] for i in members]

@@ -136,7 +136,7 @@ class Steps:
             raise_not_finite(value, where)
         optimizer = setup.ready(self.model)
         if setup.batches_held == 0:
-            optimizer.zero_grad()
+            _forget_gradients(optimizer)
         (loss if setup.scaler is None else setup.scaler.scale(loss)).backward()
         setup.batches_held += 1
         if setup.batches_held >= setup.rules.batches_per_step:
@@ -192,6 +192,16 @@ def _without_padding(
     if weight is None:
         return shares
     return weight * shares if weight.dim() > 1 else weight[:, None] * shares
+
+
+def _forget_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """optimizer.zero_grad(), without the profiler's entry that torch's own makes: as much time as a small layer."""
+    if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
 
 
 def raise_not_finite(loss: float, where: str) -> None:
