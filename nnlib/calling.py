@@ -79,6 +79,11 @@ def tensor_of(caller: str, array: np.ndarray[Any, Any]) -> torch.Tensor:
     return torch.from_numpy(ready if ready.flags.writeable else ready.copy())
 
 
+def any_tensor(caller: str, values: Any) -> torch.Tensor:
+    """A tensor of a tensor, an array, or numbers in lists. Raises as tensor_of."""
+    return values if isinstance(values, torch.Tensor) else tensor_of(caller, np.asarray(values))
+
+
 @contextmanager
 def in_mode(module: torch.nn.Module, *, training: bool) -> Iterator[None]:
     """Within the block the module and all inside it train or evaluate; afterwards each is in the mode that it was in,

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from nnlib.calling import any_tensor
+from nnlib.checks import default_dtype
 from nnlib.configuration import Recorded
 from nnlib.losses import LOSSES, Loss
 from nnlib.names import look_up
@@ -22,7 +24,8 @@ MetricFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class Metric(Recorded):
     """The base of metrics: sums that each batch adds to, and a number from them.
 
-    A subclass writes `update_state`, which calls `add`, and `result`. name: the name in logs and in History.
+    A subclass writes `update_state`, which calls `add`, and `result`. name: the name in logs and in History. dtype:
+    torch's default one, or its name; sums are in float64 whatever it is.
     """
 
     name = "metric"
@@ -33,7 +36,8 @@ class Metric(Recorded):
     #: True where padded steps of the output are left out.
     skips_padding = False
 
-    def __init__(self, name: str | None = None) -> None:
+    def __init__(self, name: str | None = None, dtype: Any = None) -> None:
+        default_dtype(dtype)
         if name is not None:
             self.name = name
         self._sums: list[torch.Tensor | float] = []
@@ -85,8 +89,8 @@ def _on_arrays_too(method: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(method)
     def update_state(self: Metric, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        values = (y_true, y_pred, sample_weight)
-        method(self, *(one if one is None or isinstance(one, torch.Tensor) else torch.as_tensor(one) for one in values))
+        given = (y_true, y_pred, sample_weight)
+        method(self, *(None if one is None else any_tensor(self.name, one) for one in given))
 
     return update_state
 
@@ -158,8 +162,8 @@ class BinaryAccuracy(MeanMetric):
 
     name = "binary_accuracy"
 
-    def __init__(self, name: str | None = None, threshold: float = 0.5) -> None:
-        super().__init__(name)
+    def __init__(self, name: str | None = None, threshold: float = 0.5, dtype: Any = None) -> None:
+        super().__init__(name, dtype)
         self.threshold = threshold
 
     def values(self, y_true: torch.Tensor, y_pred: torch.Tensor) -> torch.Tensor:
@@ -192,8 +196,8 @@ class SparseTopKCategoricalAccuracy(MeanMetric):
     name = "sparse_top_k_categorical_accuracy"
     takes_logits = True
 
-    def __init__(self, k: int = 5, name: str | None = None) -> None:
-        super().__init__(name)
+    def __init__(self, k: int = 5, name: str | None = None, dtype: Any = None) -> None:
+        super().__init__(name, dtype)
         if not isinstance(k, int) or k < 1:
             raise ValueError(f"k: a positive integer is expected, got {k!r}")
         self.k = k
@@ -252,8 +256,14 @@ class _Confusion(Metric):
     (default None: all numbers of the output). Targets: of the output's shape, or class numbers (N,).
     """
 
-    def __init__(self, thresholds: float | None = None, class_id: int | None = None, name: str | None = None) -> None:
-        super().__init__(name)
+    def __init__(
+        self,
+        thresholds: float | None = None,
+        class_id: int | None = None,
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name, dtype)
         self.threshold = 0.5 if thresholds is None else thresholds
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float)):
             raise TypeError(f"thresholds: one number is expected, got {thresholds!r}")

@@ -295,6 +295,9 @@ def _recurrent_module(directions: list[Recurrent]) -> nn.Module:
         for name in ("dropout", "recurrent_dropout", "stateful", "return_state"):
             if getattr(other, name):
                 raise _refuse(other, name, getattr(other, name), "torch's modules have no such option")
+        if not other.in_kernel:
+            names = {"activation": other.activation, "recurrent_activation": other.recurrent_activation}
+            raise ValueError(f"{other.name}: {names} does not convert: torch's modules have tanh and sigmoid")
         if type(other) is not type(layer) or other.op_options() != layer.op_options():
             raise _refuse(other, "backward_layer", type(other).__name__, "torch has the same layer both ways")
     options = {"bias": layer.use_bias, "batch_first": True, "bidirectional": len(directions) == 2}
@@ -306,7 +309,7 @@ def _recurrent_module(directions: list[Recurrent]) -> nn.Module:
             raise _refuse(layer, "reset_after", False, "torch resets after the product")
         module = nn.GRU(layer.input_features, layer.units, **options)
     else:
-        module = nn.RNN(layer.input_features, layer.units, nonlinearity=layer.activation, **options)
+        module = nn.RNN(layer.input_features, layer.units, nonlinearity=layer.act.name, **options)
     state: dict[str, torch.Tensor | None] = {}
     for one, suffix in zip(directions, ("_l0", "_l0_reverse")):
         state |= {f"weight_ih{suffix}": one.weight_ih, f"weight_hh{suffix}": one.weight_hh}

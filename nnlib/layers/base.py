@@ -13,7 +13,7 @@ import torch
 
 from nnlib import activity, constraints, ops, regularizers
 from nnlib.calling import Called, in_mode
-from nnlib.checks import positive_integer
+from nnlib.checks import default_dtype, positive_integer
 from nnlib.configuration import Recorded
 from nnlib.constraints import ConstraintChoice
 from nnlib.initializers import InitializerChoice, fill
@@ -22,12 +22,6 @@ from nnlib.layers.rules import View, WeightRule, features_last, look_up_rule, lo
 
 # Sizes of a tensor, the batch first; None is a size that is not fixed, as in Keras.
 Shape = tuple[int | None, ...]
-
-
-def _check_dtype(dtype: torch.dtype | str | None) -> None:
-    default = torch.get_default_dtype()
-    if dtype not in (None, default, str(default).removeprefix("torch.")):
-        raise ValueError(f"dtype: {default} is expected, torch's default (torch.set_default_dtype), got {dtype!r}")
 
 
 class Layer(Recorded, Called):
@@ -84,7 +78,7 @@ class Layer(Recorded, Called):
         **rules: Any,
     ) -> None:
         super().__init__()
-        _check_dtype(dtype)
+        default_dtype(dtype)
         if input_dim is not None:
             if input_shape is not None:
                 raise ValueError(f"input_dim: input_shape or input_dim is expected, got both, {input_dim!r}")
@@ -270,7 +264,7 @@ class Layer(Recorded, Called):
         dtype: as of a layer. trainable: False for one that training leaves as it is. regularizer, constraint: see
         nnlib.regularizers and nnlib.constraints. name: for messages; in state_dict it has the attribute's.
         """
-        _check_dtype(dtype)
+        default_dtype(dtype)
         weight = torch.empty(tuple(shape), device=self.device)
         choice = initializer or ("glorot_uniform" if weight.dim() else "zeros")
         fill(f"{self.name}: {name or 'weight'}: initializer", choice, weight, unchanged)

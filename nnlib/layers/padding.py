@@ -17,12 +17,12 @@ def note_lengths(output: Any, lengths: torch.Tensor | None) -> None:
     """Has the output of a layer, the first of several, tell the next layer which of its steps are real."""
     first = output[0] if isinstance(output, (tuple, list)) else output
     if lengths is not None and isinstance(first, torch.Tensor):
-        first.lengths = lengths  # type: ignore[attr-defined]
+        first._nnlib_lengths = lengths  # type: ignore[attr-defined]
 
 
 def noted_lengths(x: torch.Tensor) -> torch.Tensor | None:
     """What the layer that made x has told of its steps; None where nobody has."""
-    return getattr(x, "lengths", None)
+    return getattr(x, "_nnlib_lengths", None)
 
 
 def lengths_of_mask(caller: str, mask: torch.Tensor, what: str = "mask") -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from nnlib.constraints import NonNeg
 from nnlib.initializers import Constant, Identity, InitializerChoice, get
 from nnlib.layers.base import Shape
 from nnlib.layers.options import RecurrentOptions
-from nnlib.layers.recurrent_base import Recurrent
+from nnlib.layers.recurrent_base import Recurrent, States
 
 _SHARED = """
     units: size of the state and of the output.
@@ -33,8 +32,8 @@ _SHARED = """
 
     Call: layer(x, initial_state=None, lengths=None, mask=None). initial_state: as many tensors (N, units) as the layer
     has states, or one alone. lengths (N,) int64: how many steps of each row are real, or mask (N, T), bool, True for
-    those, padding at the end of rows alone. Padded steps are never read, whatever they hold; a row of length 0 keeps
-    its initial state, and its output is 0.
+    those (default: what the input tells, see Layer). Padded steps are never read, whatever they hold; a row of length 0
+    keeps its initial state, and its output is 0.
 
     Raises ValueError if an argument is out of its range, or an input does not fit.
 """
@@ -46,7 +45,7 @@ class SimpleRNN(Recurrent):
     Input (N, T, features), floating point; output (N, units), or (N, T, units) with return_sequences. Parameters as in
     torch.nn.RNNCell: weight_ih (units, features), weight_hh (units, units), bias_ih (units,). One state, h.
 
-    activation: "tanh" or "relu".{_SHARED}"""
+    activation: "tanh" and "relu" have kernels, others of nnlib.activations run step by step.{_SHARED}"""
 
     op = "rnn_layer"
     activations = ("tanh", "relu")
@@ -54,7 +53,7 @@ class SimpleRNN(Recurrent):
     def __init__(
         self,
         units: int,
-        activation: str = "tanh",
+        activation: str | None = "tanh",
         use_bias: bool = True,
         kernel_initializer: InitializerChoice = "glorot_uniform",
         recurrent_initializer: InitializerChoice = "orthogonal",
@@ -66,7 +65,12 @@ class SimpleRNN(Recurrent):
         )  # fmt: skip
 
     def op_options(self) -> dict[str, Any]:
-        return {"nonlinearity": self.activation}
+        return {"nonlinearity": self.act.name}
+
+    def step(self, x: torch.Tensor, states: States, dropped: torch.Tensor) -> States:
+        if self.in_kernel:
+            return self.step_in_kernel(x, states, dropped)
+        return (self.activate(self.act, self.sums(x, dropped)),)
 
 
 class LSTM(Recurrent):
@@ -76,7 +80,8 @@ class LSTM(Recurrent):
     torch.nn.LSTMCell, gates i, f, g, o one below the other: weight_ih (4 units, features), weight_hh (4 units, units),
     bias_ih (4 units,); one bias, as in Keras. Two states, h and c.
 
-    activation: "tanh", recurrent_activation: "sigmoid": those of the kernels.
+    activation: "tanh", recurrent_activation: "sigmoid": those of the kernels; others of nnlib.activations, or None, run
+    step by step.
     unit_forget_bias: the forget gate's bias starts at 1 (Jozefowicz et al., 2015).{_SHARED}"""
 
     op = "lstm_layer"
@@ -86,8 +91,8 @@ class LSTM(Recurrent):
     def __init__(
         self,
         units: int,
-        activation: str = "tanh",
-        recurrent_activation: str = "sigmoid",
+        activation: str | None = "tanh",
+        recurrent_activation: str | None = "sigmoid",
         use_bias: bool = True,
         kernel_initializer: InitializerChoice = "glorot_uniform",
         recurrent_initializer: InitializerChoice = "orthogonal",
@@ -106,6 +111,15 @@ class LSTM(Recurrent):
         if self.unit_forget_bias:
             bias[self.units : 2 * self.units] = 1.0
 
+    def step(self, x: torch.Tensor, states: States, dropped: torch.Tensor) -> States:
+        if self.in_kernel:
+            return self.step_in_kernel(x, states, dropped)
+        _, c = states
+        i, f, g, o = self.sums(x, dropped).chunk(4, -1)
+        i, f, o = (self.activate(self.gate_act, gate) for gate in (i, f, o))
+        c = f * c + i * self.activate(self.act, g)
+        return o * self.activate(self.act, c), c
+
 
 class GRU(Recurrent):
     __doc__ = f"""Gated recurrent units (Cho et al., 2014), keras.layers.GRU.
@@ -114,7 +128,8 @@ class GRU(Recurrent):
     torch.nn.GRUCell, gates r, z, n one below the other: weight_ih (3 units, features), weight_hh (3 units, units),
     bias_ih (3 units,), and with reset_after bias_hh (3 units,). One state, h.
 
-    activation: "tanh", recurrent_activation: "sigmoid": those of the kernels.
+    activation: "tanh", recurrent_activation: "sigmoid": those of the kernels; others of nnlib.activations, or None, run
+    step by step.
     reset_after: the reset gate multiplies after the matrix product (torch, cuDNN) or before it.{_SHARED}"""
 
     op = "gru_layer"
@@ -123,8 +138,8 @@ class GRU(Recurrent):
     def __init__(
         self,
         units: int,
-        activation: str = "tanh",
-        recurrent_activation: str = "sigmoid",
+        activation: str | None = "tanh",
+        recurrent_activation: str | None = "sigmoid",
         use_bias: bool = True,
         kernel_initializer: InitializerChoice = "glorot_uniform",
         recurrent_initializer: InitializerChoice = "orthogonal",
@@ -160,19 +175,16 @@ class GRU(Recurrent):
     def op_options(self) -> dict[str, Any]:
         return {"reset_after": self.reset_after}
 
-    def masked_step(
-        self, x: torch.Tensor, states: Sequence[torch.Tensor], mask: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        """The kernels' cell cannot do this one: dropout may fall on the products with h, not on the h that z keeps."""
+    def step(self, x: torch.Tensor, states: States, dropped: torch.Tensor) -> States:
+        # Not in the kernel: dropout may fall on the products with h, not on the h that z keeps.
         (h,) = states
-        dropped = h * mask
         reset_hh, update_hh, new_hh = self.weight_hh.chunk(3)
         a_r, a_z, a_n = self.run("linear", x, self.weight_ih, self.bias_ih).chunk(3, -1)
         b_r, b_z, b_n = (None, None, None) if self.bias_hh is None else self.bias_hh.chunk(3)
-        r = self.run("sigmoid", a_r + self.run("linear", dropped, reset_hh, b_r))
-        z = self.run("sigmoid", a_z + self.run("linear", dropped, update_hh, b_z))
+        r = self.activate(self.gate_act, a_r + self.run("linear", dropped, reset_hh, b_r))
+        z = self.activate(self.gate_act, a_z + self.run("linear", dropped, update_hh, b_z))
         if self.reset_after:
-            n = self.run("tanh", a_n + r * self.run("linear", dropped, new_hh, b_n))
+            n = self.activate(self.act, a_n + r * self.run("linear", dropped, new_hh, b_n))
         else:
-            n = self.run("tanh", a_n + self.run("linear", r * dropped, new_hh, b_n))
+            n = self.activate(self.act, a_n + self.run("linear", r * dropped, new_hh, b_n))
         return (torch.lerp(n, h, z),)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from nnlib.activations import ActivationChoice
 from nnlib.checks import positive_integer
 from nnlib.initializers import InitializerChoice, fill
 from nnlib.layers.base import Layer, Shape
@@ -37,7 +38,7 @@ class Recurrent(Layer):
     def __init__(
         self,
         units: int,
-        activation: str,
+        activation: str | None,
         recurrent_activation: str | None,
         use_bias: bool,
         kernel_initializer: InitializerChoice,
@@ -57,13 +58,13 @@ class Recurrent(Layer):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if activation not in self.activations:
-            known = " or ".join(repr(name) for name in self.activations)
-            raise ValueError(f"{self.name}: activation: the kernels compute {known}, got {activation!r}")
-        if recurrent_activation not in (None, "sigmoid"):
-            raise ValueError(
-                f"{self.name}: recurrent_activation: the kernels compute 'sigmoid', got {recurrent_activation!r}"
-            )
+        for argument, choice in (("activation", activation), ("recurrent_activation", recurrent_activation)):
+            if not isinstance(choice, (str, type(None))):
+                raise TypeError(f"{argument}: a name or None is expected, got {choice!r}")
+        self.act = ActivationChoice(activation)
+        self.gate_act = ActivationChoice(recurrent_activation)
+        #: Whether the kernel of a whole sequence has these activations; others are computed step by step.
+        self.in_kernel = self.act.name in self.activations and (self.gates == 1 or self.gate_act.name == "sigmoid")
         for argument, rate in (("dropout", dropout), ("recurrent_dropout", recurrent_dropout)):
             if not 0 <= rate < 1:
                 raise ValueError(f"{argument}: a number in [0, 1) is expected, got {rate}")
@@ -100,10 +101,23 @@ class Recurrent(Layer):
         """Fills a bias at the start."""
         fill(f"{self.name}: bias_initializer", self.bias_initializer, bias, features_last)
 
-    def masked_step(self, x: torch.Tensor, states: Sequence[torch.Tensor], mask: torch.Tensor) -> States:
-        """The states after a step on x (N, features) in which the product with h is of h * mask."""
-        h, *others = states
-        return self.run_op(x[:, None], [self], [(h * mask, *others)], None, return_last=True)[1][0]
+    def step(self, x: torch.Tensor, states: States, dropped: torch.Tensor) -> States:
+        """The states after a step on x (N, features), in which the product with h is of `dropped`: with any activation,
+        and with recurrent_dropout."""
+        raise NotImplementedError(f"{type(self).__name__} must define step(x, states, dropped)")
+
+    def step_in_kernel(self, x: torch.Tensor, states: States, dropped: torch.Tensor) -> States:
+        """The same where the kernel has the activations, and needs the state h for the product alone."""
+        return self.run_op(x[:, None], [self], [(dropped, *states[1:])], None, return_last=True)[1][0]
+
+    def sums(self, x: torch.Tensor, dropped: torch.Tensor) -> torch.Tensor:
+        """W x + U h + b, (N, gates * units)."""
+        ahead = self.run("linear", x, self.weight_ih, self.bias_ih)
+        return ahead + self.run("linear", dropped, self.weight_hh, self.bias_hh)
+
+    def activate(self, choice: ActivationChoice, x: torch.Tensor) -> torch.Tensor:
+        """An activation of (N, units)."""
+        return choice.apply(self.name, x, axis=-1, backend=self.backend)
 
     # The parts of a layer.
 
@@ -194,7 +208,7 @@ class Recurrent(Layer):
             x = x * self._drop_mask(x[:, 0], self.dropout)[:, None]
         if self.go_backwards:
             x = reversed_rows(x, lengths)
-        if self.training and self.recurrent_dropout > 0:
+        if not self.in_kernel or (self.training and self.recurrent_dropout > 0):
             return self._step_by_step(x, states, lengths)
         output, ends = self.run_op(x, [self], [states], lengths, return_last=not self.return_sequences)
         return output, ends[0]
@@ -236,13 +250,14 @@ class Recurrent(Layer):
         steps = x.shape[1]
         zero = x.new_zeros(x.shape[0], self.units)
         now = states or (zero,) * self.state_count
-        mask = self._drop_mask(zero, self.recurrent_dropout)
+        drops = self.training and self.recurrent_dropout > 0
+        mask = self._drop_mask(zero, self.recurrent_dropout) if drops else None
         real = None if lengths is None else real_steps(lengths, steps)
         if real is not None:
             x = x.masked_fill(~real[:, :, None], 0)  # what is there may be NaN
         outputs = []
         for step in range(steps):
-            new = self.masked_step(x[:, step], now, mask)
+            new = self.step(x[:, step], now, now[0] if mask is None else now[0] * mask)
             if real is None:
                 now = new
                 outputs.append(new[0])

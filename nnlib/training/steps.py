@@ -173,16 +173,6 @@ class Steps:
             yield
 
 
-def _forget_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """optimizer.zero_grad(), without the profiler's entry that torch's own makes: as much time as a small layer."""
-    if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
-        optimizer.zero_grad()
-        return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
-
-
 def _real_outputs(output: torch.Tensor) -> torch.Tensor | None:
     """Which steps of an output (N, T, ..., n) are real, (N, T), where the model's last layer tells; else None."""
     lengths = noted_lengths(output)
@@ -202,6 +192,16 @@ def _without_padding(
     if weight is None:
         return shares
     return weight * shares if weight.dim() > 1 else weight[:, None] * shares
+
+
+def _forget_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """optimizer.zero_grad(), without the profiler's entry that torch's own makes: as much time as a small layer."""
+    if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
 
 
 def raise_not_finite(loss: float, where: str) -> None:

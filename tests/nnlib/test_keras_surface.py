@@ -148,6 +148,24 @@ def test_metrics_take_arrays():
         assert mine.result() == pytest.approx(float(right.result()), rel=1e-6)
 
 
+NUMBERS = ("MeanSquaredError", "MeanAbsoluteError", "Huber", "LogCosh", "KLDivergence", "Poisson")
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, "BinaryCrossentropy", "CategoricalCrossentropy"])
+def test_losses_called_alone_are_keras(name):
+    generator = np.random.default_rng(5)
+    truth, output = generator.dirichlet([1, 1, 1], (4, 2)), generator.dirichlet([1, 1, 1], (4, 2)).astype(np.float32)
+    mine, right = getattr(losses, name)(dtype="float32"), getattr(keras.losses, name)(dtype="float32")
+    for weight in (None, np.arange(8.0).reshape(4, 2), np.arange(8.0).reshape(4, 2, 1)):
+        found, expected = mine(truth, output, sample_weight=weight), right(truth, output, sample_weight=weight)
+        assert float(found) == pytest.approx(float(expected), rel=2e-6)
+    whole = np.array([[1, 0, 0], [0, 1, 0]])
+    if name in NUMBERS:
+        assert float(mine(whole, whole[::-1])) == pytest.approx(float(right(whole, whole[::-1])), rel=2e-6)
+    with message(ValueError, "dtype: torch.float32 is expected, .*, got 'bfloat16'"):
+        getattr(losses, name)(dtype="bfloat16")
+
+
 ACTIVATIONS = (
     "elu", "selu", "softplus", "softsign", "exponential", "hard_sigmoid", "hard_silu", "hard_tanh", "leaky_relu",
     "log_sigmoid", "mish", "relu6",
@@ -241,7 +259,7 @@ class Linear(layers.Layer):
 
     def build(self, input_shape):
         self.w = self.add_weight(shape=(input_shape[-1], self.units), initializer="random_normal", regularizer="l2")
-        self.b = self.add_weight(shape=(self.units,), initializer="zeros", constraint="non_neg", name="bias")
+        self.b = self.add_weight(shape=(self.units,), initializer="ones", constraint="non_neg", name="bias")
         self.calls = self.add_weight(trainable=False)
 
     def call(self, inputs):

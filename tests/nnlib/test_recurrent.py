@@ -237,11 +237,32 @@ def test_a_layers_backend_is_that_of_the_layers_inside():
     assert layer.forward_layer.backend == layer.backward_layer.backend == "reference"
 
 
+ACTIVATIONS = [("relu", "sigmoid"), ("tanh", "hard_sigmoid"), (None, "sigmoid"), ("softsign", "tanh")]
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+@pytest.mark.parametrize("activation, recurrent_activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_other_activations_are_keras(name, activation, recurrent_activation, both_ways):
+    """Step by step, where no kernel has them: values, gradients, padding."""
+    options = {"activation": activation or "linear", "return_sequences": True}
+    if name != "SimpleRNN":
+        options["recurrent_activation"] = recurrent_activation
+    ours, theirs = getattr(layers, name)(3, **options), getattr(keras.layers, name)(3, **options)
+    if both_ways:
+        ours, theirs = layers.Bidirectional(ours), keras.layers.Bidirectional(theirs)
+    x = torch.randn(4, 5, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert_like_keras(ours, theirs, [x], {"mask": mask()}, {"mask": mask()})
+    if name == "LSTM" and activation == "relu":
+        with pytest.raises(ValueError, match="does not convert: torch's modules have tanh and sigmoid"):
+            nnlib.to_torch(ours)
+
+
 def test_errors():
-    with message(ValueError, "lstm: activation: the kernels compute 'tanh', got 'relu'$"):
-        layers.LSTM(3, activation="relu")
-    with message(ValueError, "gru: recurrent_activation: the kernels compute 'sigmoid', got 'hard_sigmoid'$"):
-        layers.GRU(3, recurrent_activation="hard_sigmoid")
+    with message(ValueError, "activation: known names are linear, relu, .*; got 'rellu' .did you mean 'relu'"):
+        layers.LSTM(3, activation="rellu")
+    with message(TypeError, "recurrent_activation: a name or None is expected, got <"):
+        layers.GRU(3, recurrent_activation=torch.tanh)
     with message(ValueError, "units: a positive integer is expected, got 0$"):
         layers.SimpleRNN(0)
     with message(ValueError, r"recurrent_dropout: a number in \[0, 1\) is expected, got 1.0$"):

@@ -373,7 +373,7 @@ def test_functions_work_and_are_kept_nowhere(tmp_path):
             TypeError,
             "Flatten: got an unexpected argument 'kernel_regul",
         ),
-        (lambda: layers.Dense(3, dtype="float16"), TypeError, "Dense: got an unexpected argument 'dtype'"),
+        (lambda: layers.Dense(3, sparse=True), TypeError, "Dense: got an unexpected argument 'sparse'"),
         (lambda: R.L2(-1), ValueError, "l2: a number of at least 0 is expected, got -1"),
         (lambda: R.L1(float("nan")), ValueError, "l1: a number of at least 0 is expected, got nan"),
         (lambda: R.L1L2(0.1, "a"), ValueError, "l2: a number of at least 0 is expected, got 'a'"),
