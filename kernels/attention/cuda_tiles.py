@@ -88,6 +88,9 @@ def _chosen(table: Mapping[int, _Widths], queries: int, width: int, itemsize: in
     if asked is not None:
         return asked
     tile = next(tile for widest, tile in table[itemsize] if min(width, WIDEST) <= widest)
+    if width > WIDEST:
+        # The loops over the parts of the columns take registers that two blocks do not have.
+        tile = replace(tile, blocks=1)
     return replace(tile, queries=min(tile.queries, LEAST_QUERIES)) if queries <= LEAST_QUERIES else tile
 
 

@@ -40,8 +40,7 @@ __device__ __forceinline__ void products_of_tile(
     const Tiles& t, const Source& q, const Source& k, int E, const Source& g, const Source& v, int EV) {
   Product<BLOCK_M, BLOCK_N, true, true> products;
   if constexpr (WIDE) {
-    multiply_all_columns<BLOCK_M, BLOCK_N, WIDTH_E>(
-        products, t.queries, q.step, q.rows, t.keys, k.step, k.rows, E);
+    multiply_all_columns<BLOCK_M, BLOCK_N, WIDTH_E>(products, t.queries, q.step, q.rows, t.keys, k.step, k.rows, E);
     products.store(t.scores);
     multiply_all_columns<BLOCK_M, BLOCK_N, WIDTH_V>(
         products, t.incoming, g.step, g.rows, t.values, v.step, v.rows, EV);
@@ -56,14 +55,15 @@ __device__ __forceinline__ void products_of_tile(
   }
 }
 
-// A tile of one of them, not WIDE: all columns. Returns whether this thread met a number that is not finite.
+// Some columns of one of them into its tile. Returns whether this thread met a number that is not finite.
 template <int ROWS, int WIDTH, int PITCH>
 __device__ __forceinline__ bool load_source(const Padded<PITCH>& tile, const Source& from, const Columns& columns) {
   return load_rows<ROWS, WIDTH>(tile, columns, from.step, from.rows);
 }
 
 // Products in `scores` and `changes` become, as STORAGE: in `weights` the gradient of the scores before the cap, or, with
-// WEIGHTS, the weights that met the values, and in `gradients` the gradient of the scores. lse, delta: (B, H, L). query_at(row): the Query of a row; number_of(row): its place in lse.
+// WEIGHTS, the weights that met the values, and in `gradients` the gradient of the scores. lse, delta: (B, H, L).
+// query_at(row): the Query of a row; number_of(row): its place in lse.
 // each(round, step, query, key, bits, dx): told of all VECTOR gradients that a thread makes, 0 where not seen.
 template <bool WEIGHTS, class QueryAt, class NumberOf, class Each>
 __device__ __forceinline__ void gradients_of_scores(

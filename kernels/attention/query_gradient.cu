@@ -77,14 +77,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
         [&](int n, int, const Query& q, int j, unsigned bits, const COMPUTED(&dx)[VECTOR]) {
           if constexpr (EXTRAS) {
             if (grad_term != nullptr && limit >= 0) {
-              COMPUTED* const own = grad_term + ((INDEX)number * L + q.i) * (2 * limit + 1) + limit;
+              COMPUTED* const to = grad_term + ((INDEX)number * L + q.i) * (2 * limit + 1) + limit;
 #pragma unroll
               for (int t = 0; t < VECTOR; ++t) {
                 const int d = j + t - q.i - s.shift;
                 if (d <= -limit) behind[n] += dx[t];
                 else if (d >= limit) ahead[n] += dx[t];
                 // Between the clips a distance has one key of each query.
-                else if (bits >> t & 1) own[d] = dx[t];
+                else if (bits >> t & 1) to[d] = dx[t];
               }
             } else if (grad_term != nullptr) {
 #pragma unroll
@@ -127,9 +127,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) query_gradient(
       if (limit < 0) {
         grad_term[number_of(row)] = before;
       } else {
-        COMPUTED* const own = grad_term + number_of(row) * (2 * limit + 1);
-        own[0] = limit == 0 ? before + after : before;
-        if (limit > 0) own[2 * limit] = after;
+        COMPUTED* const to = grad_term + number_of(row) * (2 * limit + 1);
+        to[0] = limit == 0 ? before + after : before;
+        if (limit > 0) to[2 * limit] = after;
       }
     }
   }

@@ -134,6 +134,7 @@ def test_parts_of_wide_rows():
     assert [parts_of(w) for w in (0, 1, 256, 257, 512, 513)] == [1, 1, 1, 2, 2, 3]
     assert [width_block(w, 2) for w in (257, 1000)] == [256, 256]
     assert forward_tile(4096, 1000, 2) == forward_tile(4096, 256, 2)
+    assert query_tile(4096, 257, 2) == CudaTile(32, 32, 8, 1) and query_tile(4096, 256, 2).blocks == 2
 
 
 def test_when_heads_are_packed():
