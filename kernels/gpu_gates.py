@@ -109,12 +109,13 @@ def soundness(kernel: Compiled) -> list[str]:
     return broken
 
 
-def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
+def gates(kernel: Compiled, dtype: str = "float32", vectors: bool = True) -> list[str]:
     """Every rule that a compiled kernel breaks, in words: it spills, does not fit, or does without the hardware.
 
     Args:
         kernel: the kernel, of arrays whose sizes and strides are multiples of wide vectors.
         dtype: of its arrays; tensor cores are asked for in half precision (float32 has them only as tf32).
+        vectors: whether each thread has a wide vector of each tile, so that its accesses should be such.
     """
     broken = soundness(kernel)
     known = OF_ROWS[kernel.backend]
@@ -129,7 +130,7 @@ def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
     scattered = scattered or kernel.options.get("SELECTS")
     scattered = scattered or (kernel.name in OF_SINGLES[kernel.backend] and kernel.wide > 0)
     scattered = scattered or (kernel.target.amd and kernel.name in OF_WAVES)
-    if not scattered and narrow > 0.1 * (kernel.wide + narrow):
+    if vectors and not scattered and narrow > 0.1 * (kernel.wide + narrow):
         broken.append(f"{narrow} of {kernel.wide + narrow} global accesses are narrower than 128 bits")
     if kernel.backend == "triton" and kernel.name in HANDING_ON and kernel.count(r"LDG\S*CONSTANT"):
         broken.append("loads of what the program has stored go through the read-only path")

@@ -57,6 +57,12 @@ def _wide_tile(itemsize: int, extras: int) -> AttentionTile:
     return AttentionTile(32, 32, 8 if extras > 2 else 4, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1)
 
 
+def _needs_least(width: int, itemsize: int, extras: int, vectors: bool) -> bool:
+    """Whether more than the least tile spills registers: much beside the products, and rows that take many."""
+    wide = width > WIDEST[itemsize] or width > 64 and (itemsize == 4 or not vectors)
+    return extras > MANY_EXTRAS and itemsize < 8 and wide
+
+
 def forward_tile(
     queries: int, width: int, itemsize: int, extras: int, target: Target, vectors: bool = True
 ) -> AttentionTile:
@@ -75,7 +81,7 @@ def forward_tile(
     wanted = asked(AttentionTile)
     if wanted is not None:
         return wanted
-    if extras > MANY_EXTRAS and itemsize == 2 and (width > WIDEST[2] or width > 64 and not vectors):
+    if _needs_least(width, itemsize, extras, vectors):
         return _least_tile(target)
     if width > WIDEST[itemsize]:
         return _fitted(_wide_tile(itemsize, extras), queries, width, target)
@@ -116,7 +122,7 @@ def backward_tiles(
     wanted = asked(AttentionTile)
     if wanted is not None:
         return wanted, wanted
-    if extras > MANY_EXTRAS and itemsize == 2 and (width > WIDEST[2] or width > 64 and not vectors):
+    if _needs_least(width, itemsize, extras, vectors):
         return (_least_tile(target),) * 2
     if width > WIDEST[itemsize]:
         return (_fitted(_wide_tile(itemsize, extras), queries, width, target),) * 2
@@ -143,8 +149,6 @@ def backward_tiles(
     elif itemsize == 2:
         of_queries = AttentionTile(64, 64, 4 if width <= 64 else 8, 2) if width <= 128 else AttentionTile(32, 32, 4, 1)
         of_keys = of_queries
-    elif itemsize == 4 and width > 64 and extras > MANY_EXTRAS:
-        of_queries = of_keys = _least_tile(target)
     elif itemsize == 4:
         of_queries = of_keys = AttentionTile(32, 32, 8, 2)
     else:
