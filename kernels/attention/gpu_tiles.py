@@ -47,9 +47,22 @@ def width_block(width: int) -> int:
     return max(power_of_two(width), LEAST)
 
 
-def parts_of(width: int, itemsize: int) -> int:
+def widest(itemsize: int, extras: int) -> int:
+    """The widest queries, keys and values that a tile holds.
+
+    Without tensor cores a thread has whole rows of both factors in registers, 128 numbers each of float32.
+    """
+    return 64 if itemsize == 4 and extras > MANY_EXTRAS else WIDEST[itemsize]
+
+
+def wide_block(itemsize: int, extras: int) -> int:
+    """Columns of a block where widths are above `widest`."""
+    return min(WIDE_BLOCK[itemsize], widest(itemsize, extras))
+
+
+def parts_of(width: int, itemsize: int, extras: int) -> int:
     """How many programs share the columns of a result of this width when it is too wide for one."""
-    return max(-(-width // WIDE_BLOCK[itemsize]), 1)
+    return max(-(-width // wide_block(itemsize, extras)), 1)
 
 
 def _wide_tile(itemsize: int, extras: int) -> AttentionTile:
@@ -59,7 +72,7 @@ def _wide_tile(itemsize: int, extras: int) -> AttentionTile:
 
 def _needs_least(width: int, itemsize: int, extras: int, vectors: bool) -> bool:
     """Whether more than the least tile spills registers: much beside the products, and rows that take many."""
-    wide = width > WIDEST[itemsize] or width > 64 and (itemsize == 4 or not vectors)
+    wide = width > widest(itemsize, extras) or width > 64 and not vectors
     return extras > MANY_EXTRAS and itemsize < 8 and wide
 
 
@@ -83,7 +96,7 @@ def forward_tile(
         return wanted
     if _needs_least(width, itemsize, extras, vectors):
         return _least_tile(target)
-    if width > WIDEST[itemsize]:
+    if width > widest(itemsize, extras):
         return _fitted(_wide_tile(itemsize, extras), queries, width, target)
     width = width_block(width)
     if itemsize == 2:
@@ -124,7 +137,7 @@ def backward_tiles(
         return wanted, wanted
     if _needs_least(width, itemsize, extras, vectors):
         return (_least_tile(target),) * 2
-    if width > WIDEST[itemsize]:
+    if width > widest(itemsize, extras):
         return (_fitted(_wide_tile(itemsize, extras), queries, width, target),) * 2
     width = width_block(width)
     if itemsize == 2 and width <= 128 and extras:
