@@ -53,7 +53,7 @@ OF_ROWS: dict[str, dict[str, int]] = {
         # A channel's bias, to where tensor cores leave sums.
         "convolve": 2,
         # Places and lengths of rows, and of the GRU a bias.
-        **{"held_forward": 2, "held_backward": 2, "forward_sequence": 3, "backward_sequence": 2},
+        **{"held_forward": 4, "held_backward": 4, "forward_sequence": 3, "backward_sequence": 2},
     },
     "cupy": {
         **{"attention_forward": 6, "query_gradient": 10, "key_gradients": 11, "row_products": 2, "join_splits": 20},

@@ -65,15 +65,15 @@ def parts_of(width: int, itemsize: int, extras: int) -> int:
     return max(-(-width // wide_block(itemsize, extras)), 1)
 
 
-def _wide_tile(itemsize: int, extras: int) -> AttentionTile:
-    """The tile where some width is above `WIDEST`."""
-    return AttentionTile(32, 32, 8 if extras > 2 else 4, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1)
+def _wide_tile(itemsize: int) -> AttentionTile:
+    """The tile where some width is above `widest`."""
+    return AttentionTile(32, 32, 4, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1)
 
 
 def _needs_least(width: int, itemsize: int, extras: int, vectors: bool) -> bool:
-    """Whether more than the least tile spills registers: much beside the products, and rows that take many."""
-    wide = width > widest(itemsize, extras) or width > 64 and not vectors
-    return extras > MANY_EXTRAS and itemsize < 8 and wide
+    """Whether more than the least tile spills registers: something beside the products, and rows that take many."""
+    rows = width > widest(itemsize, extras) or not vectors
+    return extras > (2 if vectors else 0) and itemsize < 8 and rows
 
 
 def forward_tile(
@@ -97,7 +97,7 @@ def forward_tile(
     if _needs_least(width, itemsize, extras, vectors):
         return _least_tile(target)
     if width > widest(itemsize, extras):
-        return _fitted(_wide_tile(itemsize, extras), queries, width, target)
+        return _fitted(_wide_tile(itemsize), queries, width, target)
     width = width_block(width)
     if itemsize == 2:
         if extras > MANY_EXTRAS:
@@ -138,7 +138,7 @@ def backward_tiles(
     if _needs_least(width, itemsize, extras, vectors):
         return (_least_tile(target),) * 2
     if width > widest(itemsize, extras):
-        return (_fitted(_wide_tile(itemsize, extras), queries, width, target),) * 2
+        return (_fitted(_wide_tile(itemsize), queries, width, target),) * 2
     width = width_block(width)
     if itemsize == 2 and width <= 128 and extras:
         of_queries = of_keys = AttentionTile(64, 32, 4, 2)
