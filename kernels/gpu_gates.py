@@ -45,8 +45,8 @@ OF_ROWS: dict[str, dict[str, int]] = {
         **{"normalise_rows": 2, "gradients_of_parts": 2, "gradient_of_long_rows": 2, "sums_of_columns": 2},
         # A result a thread.
         **{"runtime/sum_parts": 1, "sums_of_pixels": 1},
-        # A query's log-sum-exp and delta and two neighbours of bias, to where tensor cores leave scores.
-        **{"attention_forward": 2, "query_gradient": 13, "key_gradients": 6, "bias_gradient": 2},
+        # A row's length and slope; a query's log-sum-exp and delta and two neighbours of bias, where scores are left.
+        **{"attention_forward": 5, "query_gradient": 13, "key_gradients": 6, "bias_gradient": 2},
         **{"join_splits": 3, "row_products": 2},
         # Which row of the table a place names, its factor, where a row's places begin and end; the seed.
         **{"gather_rows": 1, "factors_of_rows": 1, "add_rows": 3, "drop_elements": 1},
