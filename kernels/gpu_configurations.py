@@ -22,6 +22,7 @@ from typing import Any
 from kernels import gpu_gates
 from kernels.gpu_report import capture
 from kernels.gpu_workloads import REPORTED_TARGETS, Workload, _attention, _conv, _entropy, _norm, _recurrent
+from kernels.runtime.machine_code import Compiled
 from kernels.runtime.triton_compile import Launch, compile_launch, digest, recording, version
 
 TARGETS = REPORTED_TARGETS["triton"]
@@ -260,7 +261,24 @@ def _is_usual(call: Call, launch: Launch) -> bool:
 def broken(call: Call, launch: Launch, target: str) -> list[str]:
     """The rules that a launch's kernel breaks."""
     kernel = compile_launch(launch, target)
-    return gpu_gates.gates(kernel, call.workload.dtype) if call.aligned else gpu_gates.soundness(kernel)
+    if not call.aligned:
+        return gpu_gates.soundness(kernel)
+    return gpu_gates.gates(kernel, call.workload.dtype, vectors=_has_vectors(call, kernel))
+
+
+#: Constants of a kernel that are the two sides of a tile in memory.
+_SIDES = (
+    *(("ROWS", "BLOCK"), ("BLOCK_M", "BLOCK_E"), ("BLOCK_N", "BLOCK_E"), ("BLOCK_M", "BLOCK_V"), ("ROWS", "UNITS")),
+    *(("ROWS", "WIDTH"), ("ROWS", "INNER"), ("INNER", "COLUMNS"), ("ROWS", "COLUMNS")),
+)
+
+
+def _has_vectors(call: Call, kernel: Compiled) -> bool:
+    """Whether a program's smallest tile has 128 bits for each thread; small sizes have less."""
+    o = {"ROWS": 1} | kernel.options
+    elements = min((o[a] * o[b] for a, b in _SIDES if a in o and b in o), default=o.get("BLOCK", 0))
+    itemsize = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}[call.workload.dtype]
+    return bool(elements * itemsize >= 16 * kernel.warps * kernel.target.warp)
 
 
 def make(families: tuple[str, ...] = (), targets: tuple[str, ...] = ()) -> dict[str, Any]:

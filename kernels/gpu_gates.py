@@ -45,15 +45,15 @@ OF_ROWS: dict[str, dict[str, int]] = {
         **{"normalise_rows": 2, "gradients_of_parts": 2, "gradient_of_long_rows": 2, "sums_of_columns": 2},
         # A result a thread.
         **{"runtime/sum_parts": 1, "sums_of_pixels": 1},
-        # A query's log-sum-exp and delta and two neighbours of bias, to where tensor cores leave scores.
-        **{"attention_forward": 2, "query_gradient": 13, "key_gradients": 6, "bias_gradient": 2},
+        # A row's length and slope; a query's log-sum-exp and delta and two neighbours of bias, where scores are left.
+        **{"attention_forward": 5, "query_gradient": 13, "key_gradients": 6, "bias_gradient": 2},
         **{"join_splits": 3, "row_products": 2},
         # Which row of the table a place names, its factor, where a row's places begin and end; the seed.
         **{"gather_rows": 1, "factors_of_rows": 1, "add_rows": 3, "drop_elements": 1},
         # A channel's bias, to where tensor cores leave sums.
         "convolve": 2,
         # Places and lengths of rows, and of the GRU a bias.
-        **{"held_forward": 2, "held_backward": 2, "forward_sequence": 3, "backward_sequence": 2},
+        **{"held_forward": 4, "held_backward": 4, "forward_sequence": 3, "backward_sequence": 2},
     },
     "cupy": {
         **{"attention_forward": 6, "query_gradient": 10, "key_gradients": 11, "row_products": 2, "join_splits": 20},
@@ -109,12 +109,13 @@ def soundness(kernel: Compiled) -> list[str]:
     return broken
 
 
-def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
+def gates(kernel: Compiled, dtype: str = "float32", vectors: bool = True) -> list[str]:
     """Every rule that a compiled kernel breaks, in words: it spills, does not fit, or does without the hardware.
 
     Args:
         kernel: the kernel, of arrays whose sizes and strides are multiples of wide vectors.
         dtype: of its arrays; tensor cores are asked for in half precision (float32 has them only as tf32).
+        vectors: whether each thread has a wide vector of each tile, so that its accesses should be such.
     """
     broken = soundness(kernel)
     known = OF_ROWS[kernel.backend]
@@ -129,7 +130,7 @@ def gates(kernel: Compiled, dtype: str = "float32") -> list[str]:
     scattered = scattered or kernel.options.get("SELECTS")
     scattered = scattered or (kernel.name in OF_SINGLES[kernel.backend] and kernel.wide > 0)
     scattered = scattered or (kernel.target.amd and kernel.name in OF_WAVES)
-    if not scattered and narrow > 0.1 * (kernel.wide + narrow):
+    if vectors and not scattered and narrow > 0.1 * (kernel.wide + narrow):
         broken.append(f"{narrow} of {kernel.wide + narrow} global accesses are narrower than 128 bits")
     if kernel.backend == "triton" and kernel.name in HANDING_ON and kernel.count(r"LDG\S*CONSTANT"):
         broken.append("loads of what the program has stored go through the read-only path")

@@ -37,6 +37,8 @@ class Workload:
         """What it is compiled for: AMD's compiler takes many times as long, so a few of some ops do for all there."""
         few = {"attention": ("causal",), "lstm_layer": ("held", "a step"), "gru_layer": ("streamed reset before",)}
         few["rnn_layer"] = ()
+        if self.op == "linear_cross_entropy" and backend == "cupy":
+            return ()  # cuBLAS, and cross_entropy's kernels, which are there by themselves
         wanted = self.op not in few or self.name in few[self.op] and self.dtype == "bfloat16"
         return tuple(t for t in REPORTED_TARGETS[backend] if wanted or t.startswith("sm_"))
 
@@ -129,6 +131,10 @@ WORKLOADS: tuple[Workload, ...] = (
     _entropy((8192, 32000), "bfloat16"),
     _entropy((16384, 4096), "float32", 0.1),
     _entropy((16, 32, 256, 256), "float32"),
+    Workload(
+        "linear_cross_entropy", "bfloat16", {"input": (1024, 512), "linear_weight": (32000, 512)}, (-100, "mean", 0.0),
+        {"target": (1024,)},
+    ),  # fmt: skip
     _attention((4, 16, 4096, 64), "bfloat16", "causal", causal="top_left"),
     _attention((4, 16, 4096, 128), "bfloat16"),
     _attention((2, 8, 2048, 256), "bfloat16"),

@@ -47,14 +47,33 @@ def width_block(width: int) -> int:
     return max(power_of_two(width), LEAST)
 
 
-def parts_of(width: int, itemsize: int) -> int:
+def widest(itemsize: int, extras: int) -> int:
+    """The widest queries, keys and values that a tile holds.
+
+    Without tensor cores a thread has whole rows of both factors in registers, 128 numbers each of float32.
+    """
+    return 64 if itemsize == 4 and extras > MANY_EXTRAS else WIDEST[itemsize]
+
+
+def wide_block(itemsize: int, extras: int) -> int:
+    """Columns of a block where widths are above `widest`."""
+    return min(WIDE_BLOCK[itemsize], widest(itemsize, extras))
+
+
+def parts_of(width: int, itemsize: int, extras: int) -> int:
     """How many programs share the columns of a result of this width when it is too wide for one."""
-    return max(-(-width // WIDE_BLOCK[itemsize]), 1)
+    return max(-(-width // wide_block(itemsize, extras)), 1)
 
 
-def _wide_tile(itemsize: int, extras: int) -> AttentionTile:
-    """The tile where some width is above `WIDEST`."""
-    return AttentionTile(32, 32, 8 if extras > 2 else 4, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1)
+def _wide_tile(itemsize: int) -> AttentionTile:
+    """The tile where some width is above `widest`."""
+    return AttentionTile(32, 32, 4, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1)
+
+
+def _needs_least(width: int, itemsize: int, extras: int, vectors: bool) -> bool:
+    """Whether more than the least tile spills registers: something beside the products, and rows that take many."""
+    rows = width > widest(itemsize, extras) or not vectors
+    return extras > (2 if vectors else 0) and itemsize < 8 and rows
 
 
 def forward_tile(
@@ -75,10 +94,10 @@ def forward_tile(
     wanted = asked(AttentionTile)
     if wanted is not None:
         return wanted
-    if extras > MANY_EXTRAS and itemsize == 2 and (width > WIDEST[2] or width > 64 and not vectors):
+    if _needs_least(width, itemsize, extras, vectors):
         return _least_tile(target)
-    if width > WIDEST[itemsize]:
-        return _fitted(_wide_tile(itemsize, extras), queries, width, target)
+    if width > widest(itemsize, extras):
+        return _fitted(_wide_tile(itemsize), queries, width, target)
     width = width_block(width)
     if itemsize == 2:
         if extras > MANY_EXTRAS:
@@ -116,10 +135,10 @@ def backward_tiles(
     wanted = asked(AttentionTile)
     if wanted is not None:
         return wanted, wanted
-    if extras > MANY_EXTRAS and itemsize == 2 and (width > WIDEST[2] or width > 64 and not vectors):
+    if _needs_least(width, itemsize, extras, vectors):
         return (_least_tile(target),) * 2
-    if width > WIDEST[itemsize]:
-        return (_fitted(_wide_tile(itemsize, extras), queries, width, target),) * 2
+    if width > widest(itemsize, extras):
+        return (_fitted(_wide_tile(itemsize), queries, width, target),) * 2
     width = width_block(width)
     if itemsize == 2 and width <= 128 and extras:
         of_queries = of_keys = AttentionTile(64, 32, 4, 2)
@@ -143,8 +162,6 @@ def backward_tiles(
     elif itemsize == 2:
         of_queries = AttentionTile(64, 64, 4 if width <= 64 else 8, 2) if width <= 128 else AttentionTile(32, 32, 4, 1)
         of_keys = of_queries
-    elif itemsize == 4 and width > 64 and extras > MANY_EXTRAS:
-        of_queries = of_keys = _least_tile(target)
     elif itemsize == 4:
         of_queries = of_keys = AttentionTile(32, 32, 8, 2)
     else:

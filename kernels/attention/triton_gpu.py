@@ -16,14 +16,14 @@ import triton
 
 from kernels.attention import backward_triton, forward_triton
 from kernels.attention.gpu_tiles import (
-    WIDE_BLOCK,
-    WIDEST,
     AttentionTile,
     backward_tiles,
     forward_tile,
     parts_of,
     selecting_tile,
     split_count,
+    wide_block,
+    widest,
     width_block,
 )
 from kernels.attention.op import ATTENTION, SCALED_DOT_PRODUCT_ATTENTION, ScaledDotProductAttentionProblem
@@ -103,7 +103,9 @@ def _constants(p: AttentionProblem, query: Tensor, tile: AttentionTile) -> dict[
     """What the kernels know when they are compiled."""
     left, right = p.reach
     wide = _wide(p)
-    width_e, width_v = (WIDE_BLOCK[s.itemsize] if wide else width_block(s.shape[3]) for s in (p.query, p.value))
+    width_e, width_v = (
+        wide_block(s.itemsize, _extras(p)) if wide else width_block(s.shape[3]) for s in (p.query, p.value)
+    )
     return {
         "SCALE": p.score_scale,
         "CAP": p.softcap or 0.0,
@@ -175,12 +177,12 @@ def _has_vectors(p: AttentionProblem) -> bool:
 
 def _wide(p: AttentionProblem) -> bool:
     """Whether columns are taken in blocks."""
-    return _width(p) > WIDEST[p.query.itemsize]
+    return _width(p) > widest(p.query.itemsize, _extras(p))
 
 
 def _parts(p: AttentionProblem, width: int) -> int:
     """PARTS of a kernel whose result has this width."""
-    return parts_of(width, p.query.itemsize) if _wide(p) else 1
+    return parts_of(width, p.query.itemsize, _extras(p)) if _wide(p) else 1
 
 
 def _rows_at_a_time(p: AttentionProblem) -> dict[str, int]:

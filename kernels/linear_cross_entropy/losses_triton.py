@@ -80,7 +80,7 @@ def statistics_of_products(
     tl.store(of_class + place, own, mask=here)
     if SMOOTH:
         tl.store(dense + place, below, mask=here)
-        tl.store(weight_sums + number, weights_so_far)
+        tl.store(weight_sums + number, weights_so_far, mask=program % blocks == 0)
 
 
 @triton.jit

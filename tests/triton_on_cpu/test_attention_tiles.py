@@ -15,7 +15,7 @@ from kernels.case import Case
 from kernels.runtime.targets import TARGETS
 from kernels.runtime.tuning import use_tile
 from tests.attention import test_semantics as semantics
-from tests.attention.helpers import inputs, relative_term
+from tests.attention.helpers import gradients, inputs, relative_term
 from tests.support import oracle
 from tests.support.triton_interpreter import on_cpu
 from tests.triton_on_cpu import helpers
@@ -195,6 +195,36 @@ def test_wide_queries_and_values(width: int, value_width: int):
         k[:, :, 35, -1] = v[:, :, 35, -1] = np.inf
         found = kernels.attention(q, k, v, causal="bottom_right", backend="triton")
     assert np.isfinite(found[:, :, :15]).all() and np.isnan(found[:, :, 15:, -1]).all()
+
+
+def test_float32_with_much_beside_its_products_is_wide_above_64(monkeypatch: pytest.MonkeyPatch):
+    """Columns in two parts, where half precision and float32 with less have one."""
+    q, k, v = inputs(1, 2, 20, 40, 100)
+
+    def arguments(dtype: str) -> dict[str, Any]:
+        rest = {"mask": np.ones((20, 40), bool), "softcap": 5.0, "dropout_p": 0.2, "seed": 3}
+        named = {"query": q, "key": k, "value": v, "bias": np.zeros((20, 40))}
+        return {n: a.astype(dtype) for n, a in named.items()} | {"relative": relative_term("t5", 2, 100, dtype)} | rest
+
+    seen: list[int] = []
+    launch = triton_gpu.launch
+
+    def watch(kernel: Any, grid: Any, *given: Any, **options: Any) -> None:
+        seen.append(options.get("PARTS", 0))
+        launch(kernel, grid, *given, **options)
+
+    monkeypatch.setattr(triton_gpu, "launch", watch)
+    exact, exact_gradients = gradients("reference", arguments("float64"))
+    with on_cpu():
+        found, found_gradients = gradients("triton", arguments("float32"))
+        for a, b in zip((*found, *found_gradients), (*exact, *exact_gradients), strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+        assert max(seen) == 2
+        seen.clear()
+        kernels.attention(q, k, v, causal="top_left", backend="triton")
+    assert seen == [1, 1]
 
 
 def test_few_queries_of_wide_keys(monkeypatch: pytest.MonkeyPatch):

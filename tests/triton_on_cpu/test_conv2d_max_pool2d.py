@@ -10,7 +10,8 @@ from kernels.case import Case
 from tests.support.triton_interpreter import on_cpu
 from tests.triton_on_cpu import helpers
 
-CASES = helpers.small_cases("conv2d_max_pool2d")
+#: Not the image that is tall for the sake of the CPU's bands: kernels see a place of an image at a time.
+CASES = [p for p in helpers.small_cases("conv2d_max_pool2d") if p.values[0].name != "a tall image"]
 
 
 @pytest.fixture(autouse=True)
