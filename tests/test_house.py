@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import re
@@ -65,11 +66,13 @@ def traced(monkeypatch: pytest.MonkeyPatch, op: str) -> list[str]:
         fields = {n: getattr(found, n) for n in found.__dataclass_fields__}
         made = object.__new__(Implementation)
 
-        def direct(problem: Problem, backend: str = backend, own: Any = found.direct) -> Any:
+        def short_cut(problem: Problem, backend: str, own: Any) -> Any:
             function = own(problem)
             return None if function is None else watch(backend, function)
 
-        for name, value in (fields | {"forward": watch(backend, found.forward), "direct": direct}).items():
+        ways = {"forward": watch(backend, found.forward)}
+        ways |= {n: functools.partial(short_cut, backend=backend, own=fields[n]) for n in ("direct", "by_address")}
+        for name, value in (fields | ways).items():
             object.__setattr__(made, name, value)
         watched[backend] = made
     monkeypatch.setattr(declared, "implementations", {**declared.implementations, **watched})
