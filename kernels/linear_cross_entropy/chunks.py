@@ -58,7 +58,7 @@ def chunk_rows(p: LinearCrossEntropyProblem) -> int:
     return max(min(rows - rows % TILE if rows > TILE else rows, p.rows), 1)
 
 
-def row_chunks(p: LinearCrossEntropyProblem) -> Iterator[slice]:
+def _chunks(p: LinearCrossEntropyProblem) -> Iterator[slice]:
     """The rows of each chunk in turn."""
     step = chunk_rows(p)
     return (slice(first, min(first + step, p.rows)) for first in range(0, p.rows, step))
@@ -86,7 +86,7 @@ def _losses(
     return parts.cross_entropy(problems[1], _logits(parts, problems, x, matrix, bias), target, weight)[:3]
 
 
-def as_matrices(
+def _seen(
     p: LinearCrossEntropyProblem, input: Any, linear_weight: Any, target: Any, linear_bias: Any
 ) -> tuple[Any, ...]:
     """The arrays as `linear` and cross_entropy take them."""
@@ -116,10 +116,10 @@ def in_chunks(parts: Parts) -> tuple[Function, Function]:
     ) -> tuple[Any, ...]:
         """loss, maximum, log_sum, divisor."""
         wide, dtype, shape = sum_dtype(p.input.dtype), p.input.dtype, p.losses_shape
-        x, matrix, labels, bias = as_matrices(p, input, linear_weight, target, linear_bias)
+        x, matrix, labels, bias = _seen(p, input, linear_weight, target, linear_bias)
         whole = parts.losses(p, x, matrix, labels, bias, weight)
         chunks = [] if whole is None else [whole]
-        for part in row_chunks(p) if whole is None else ():
+        for part in _chunks(p) if whole is None else ():
             problems = _problems(p, part.stop - part.start)
             chunks.append(parts.run(_losses, parts, problems, x[part], matrix, labels[part], bias, weight))
         if chunks:
@@ -156,7 +156,7 @@ def in_chunks(parts: Parts) -> tuple[Function, Function]:
     ) -> tuple[Any, ...]:
         """Gradients of input, linear_weight, target, linear_bias, weight."""
         wide, dtype, rows = sum_dtype(p.input.dtype), p.input.dtype, (p.rows, p.inner)
-        x, matrix, labels, bias = as_matrices(p, input, linear_weight, target, linear_bias)
+        x, matrix, labels, bias = _seen(p, input, linear_weight, target, linear_bias)
         grad = grad_loss.reshape(rows) if p.reduction == "none" else parts.cast(grad_loss, wide)
         if divisor is not None:
             grad = grad / divisor
@@ -165,7 +165,7 @@ def in_chunks(parts: Parts) -> tuple[Function, Function]:
         of_x: list[Any] = []
         of_target: list[Any] = []
         sums: list[Any] = [None, None]
-        for part in row_chunks(p):
+        for part in _chunks(p):
             count = part.stop - part.start
             problems = _problems(p, count)
             logits = _logits(parts, problems, x[part], matrix, bias)

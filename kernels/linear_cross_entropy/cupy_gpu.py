@@ -6,12 +6,13 @@ chunks are written where they stay.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from kernels.arrays import ArraySpec
 from kernels.conv2d.cupy_sums import sum_of_parts
 from kernels.linear.cupy_gpu import finish_sums
-from kernels.linear_cross_entropy.chunks import as_matrices, chunk_rows, describe, row_chunks
+from kernels.linear_cross_entropy.chunks import chunk_rows, describe
 from kernels.linear_cross_entropy.op import LINEAR_CROSS_ENTROPY, LinearCrossEntropyProblem
 from kernels.op import Implementation
 from kernels.runtime.cupy_gpu import DTYPES, computed_dtype, contiguous, empty, full, zero_gradients
@@ -27,12 +28,18 @@ class _Chunks:
     def __init__(
         self, p: LinearCrossEntropyProblem, input: Array, linear_weight: Array, target: Array, linear_bias: Array | None
     ) -> None:
-        x, matrix, self.target, self.bias = as_matrices(p, input, linear_weight, target, linear_bias)
+        self.outputs, self.rows, self.most = p.classes * p.inner, p.rows, min(chunk_rows(p), p.rows)
+        x, matrix = input.reshape(p.rows, p.in_features), linear_weight.reshape(self.outputs, p.in_features)
         # What cuBLAS would copy, it would copy for every chunk.
         self.x, self.matrix = operand(x).array, operand(matrix).array
-        self.outputs, self.most = p.classes * p.inner, min(chunk_rows(p), p.rows)
+        self.target = target.reshape((p.rows, p.inner) if p.indexed else (p.rows, p.classes, p.inner))
+        self.bias = None if linear_bias is None else linear_bias.reshape(self.outputs)
         self.dtype = p.input.dtype
         self.room = self.fresh()
+
+    def parts(self) -> Iterator[slice]:
+        """The rows of each chunk in turn."""
+        return (slice(n, min(n + self.most, self.rows)) for n in range(0, self.rows, self.most))
 
     def fresh(self) -> Array:
         """Room for numbers of as many logits as a chunk has, (rows, C * d1 * ...)."""
@@ -64,7 +71,7 @@ def linear_cross_entropy(
     kept = (empty(p.losses_shape, wide), empty(p.losses_shape, wide)) if p.trains else (None, None)
     written = [None if a is None else a.reshape(rows) for a in (each, losses, *kept)]
     weights = None if weight is None else contiguous(weight)
-    for part in row_chunks(p):
+    for part in call.parts():
         problem = p.loss_of(part.stop - part.start, p.reduction)
         of_part = (None if a is None else a[part] for a in written)
         write_losses(problem, call.logits(part), call.target[part], weights, *of_part)
@@ -103,7 +110,7 @@ def linear_cross_entropy_backward(
     grad = grad_loss.reshape(rows) if p.reduction == "none" else grad_loss
     maximum, log_sum = contiguous(maximum).reshape(rows), contiguous(log_sum).reshape(rows)
     weights = None if weight is None else contiguous(weight)
-    for part in row_chunks(p):
+    for part in call.parts():
         count = part.stop - part.start
         problem, later = p.loss_of(count, p.reduction), part.start > 0
         gradients: Any = None if room is None else room[:count]
