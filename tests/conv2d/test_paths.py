@@ -128,9 +128,6 @@ def test_paths(x, weight, arguments, channels_last, dtype):
         assert np.abs(found - expected).max() <= 24 * np.finfo(dtype).eps * scale
 
 
-SPLIT_MODULES = ("image_pass", "few_channels", "winograd", "weight_gradient")
-
-
 @pytest.mark.parametrize("parts", [1, 2, 3, 5])
 def test_any_split_gives_the_same_bits(monkeypatch, parts):
     """Pixels or channels divided among parts, with every kernel, forward and backward."""
