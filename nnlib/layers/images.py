@@ -37,10 +37,6 @@ class ImageLayer(Layer):
     def channels_last(self) -> bool:
         return self.data_format == "channels_last"
 
-    @property
-    def channel_axis(self) -> int:
-        return -1 if self.channels_last else 1
-
     def expected_input(self) -> tuple[int | str, ...]:
         return self.image_pattern("C")
 
