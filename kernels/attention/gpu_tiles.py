@@ -71,9 +71,12 @@ def _wide_tile(itemsize: int) -> AttentionTile:
 
 
 def _needs_least(width: int, itemsize: int, extras: int, vectors: bool) -> bool:
-    """Whether more than the least tile spills registers: something beside the products, and rows that take many."""
-    rows = width > widest(itemsize, extras) or not vectors
-    return extras > (2 if vectors else 0) and itemsize < 8 and rows
+    """Whether more than the least tile spills registers: rows that take many, or much beside the products."""
+    if itemsize == 8:
+        return False
+    if not vectors:
+        return width > 64 or extras > 0
+    return extras > 2 and width > widest(itemsize, extras)
 
 
 def forward_tile(
