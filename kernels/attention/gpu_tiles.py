@@ -124,7 +124,7 @@ def forward_tile(
     else:
         tile = AttentionTile(32, 16, 8, 1)
     if itemsize == 2 and not vectors:
-        tile = replace(tile, stages=1)
+        tile = AttentionTile(64, 32, 8, 1, 255)
     return _fitted(tile, queries, width, target)
 
 
@@ -170,7 +170,7 @@ def backward_tiles(
     else:
         of_queries = of_keys = AttentionTile(16, 16, 8, 1)
     if itemsize == 2 and not vectors:
-        of_queries, of_keys = replace(of_queries, stages=1), replace(of_keys, stages=1)
+        of_queries = of_keys = AttentionTile(32, 32, 8, 1, 255)
     return _fitted(of_queries, queries, width, target), _fitted(of_keys, queries, width, target)
 
 
