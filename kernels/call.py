@@ -45,6 +45,11 @@ def _is_compiling() -> bool:
     return _is_compiling()
 
 
+# Where torch is here already, its compiler never comes upon the question above, whose answer it would look up in
+# sys.modules while that changes.
+_is_compiling()
+
+
 def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, backend: str | None) -> Any:
     """Run `op` on its inputs (None for an absent optional one) and the user's attributes.
 

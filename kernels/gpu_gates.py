@@ -40,7 +40,7 @@ OF_ROWS: dict[str, dict[str, int]] = {
         # A program's sum and count; all of a loss is single numbers.
         **{"sum_losses": 2, "finish_loss": 6},
         # To where tensor cores leave logits, two neighbours a thread: a class's bias and weight; numbers of a row.
-        **{"statistics_of_products": 20, "losses_of_parts": 18},
+        **{"statistics_of_products": 20, "losses_of_parts": 36},
         # A row's mean and deviation.
         **{"normalise_rows": 2, "gradients_of_parts": 2, "gradient_of_long_rows": 2, "sums_of_columns": 2},
         # A result a thread.
@@ -50,8 +50,8 @@ OF_ROWS: dict[str, dict[str, int]] = {
         **{"join_splits": 3, "row_products": 2},
         # Which row of the table a place names, its factor, where a row's places begin and end; the seed.
         **{"gather_rows": 1, "factors_of_rows": 1, "add_rows": 3, "drop_elements": 1},
-        # A channel's bias, to where tensor cores leave sums.
-        "convolve": 2,
+        # A channel's bias, to where tensor cores leave sums; images of three channels, of which no pixel is a vector.
+        "convolve": 16,
         # Places and lengths of rows, and of the GRU a bias.
         **{"held_forward": 4, "held_backward": 4, "forward_sequence": 3, "backward_sequence": 2},
     },
@@ -74,8 +74,8 @@ OF_ROWS: dict[str, dict[str, int]] = {
 #: Triton's kernels whose tiles give the 64 threads of AMD's waves less than a vector each, or whose results its matrix
 #: cores leave four rows to a thread.
 OF_WAVES = {
-    *("attention_forward", "row_products", "sums_of_pixels"),
-    *("held_forward", "held_backward", "forward_step", "forward_sequence"),
+    *("attention_forward", "key_gradients", "row_products", "sums_of_pixels", "convolve"),
+    *("held_forward", "held_backward", "forward_step", "backward_step", "forward_sequence"),
 }
 
 #: By backend: kernels that gather windows of images.

@@ -69,7 +69,7 @@ class _Convolution(Problem):
     dilation: tuple[int, ...]
     groups: int
 
-    @cached_property
+    @property
     def kernel(self) -> tuple[int, int]:
         """(kernel height, kernel width)."""
         return self.weight.shape[2], self.weight.shape[3]
@@ -165,6 +165,10 @@ class Conv2dProblem(_Convolution):
     @cached_property
     def output_shape(self) -> tuple[int, int, int, int]:
         """(N, C_out, H_out, W_out)."""
+        return self.find_output_shape()
+
+    def find_output_shape(self) -> tuple[int, int, int, int]:
+        """output_shape, for where torch.compile looks on: it cannot follow the lock of a cached property."""
         top, bottom, left, right = self.padding
         height = output_size(self.x.shape[2], top, bottom, self.kernel[0], self.stride[0], self.dilation[0])
         width = output_size(self.x.shape[3], left, right, self.kernel[1], self.stride[1], self.dilation[1])
@@ -289,7 +293,7 @@ class ConvTranspose2dProblem(_Convolution):
             )
         return problem
 
-    @cached_property
+    @property
     def output_shape(self) -> tuple[int, int, int, int]:
         """(N, C_out, H_out, W_out)."""
         size = [

@@ -53,7 +53,7 @@ class Conv2dMaxPool2dProblem(Problem):
         """See :func:`conv2d_max_pool2d` for the rules."""
         op = "conv2d_max_pool2d"
         c = Conv2dProblem.check_for(op, x, weight, bias, stride, padding, dilation, groups, activation)
-        image = c.x.like(c.output_shape)
+        image = c.x.like(c.find_output_shape())
         windows = (pool_kernel_size, pool_stride, pool_padding, pool_ceil_mode)
         m = MaxPool2dProblem.check_for(op, "pool_", "convolution", image, *windows)
         pool = (m.kernel_size, m.stride, m.padding, m.ceil_mode)
