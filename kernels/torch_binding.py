@@ -71,9 +71,12 @@ def _places(tensors: Sequence[torch.Tensor | None]) -> list[int | None] | None:
             return None
         else:
             try:
-                places.append(tensor.data_ptr())
+                address = tensor.data_ptr()
             except RuntimeError:
                 return None  # It has no memory of its own: `_views` says what is wrong.
+            if not address:
+                return None  # A zero tensor of forward-mode differentiation: zeros that lie nowhere.
+            places.append(address)
     return places
 
 
@@ -257,7 +260,7 @@ def _runner_by_address(bound: _Bound) -> Callable[[tuple[Any, ...]], Any]:
             place = x.data_ptr()
         except RuntimeError:
             return careful(inputs)
-        return _from_numpy(by_address(place))
+        return _from_numpy(by_address(place)) if place else careful(inputs)
 
     return run
 
