@@ -179,9 +179,24 @@ class _Keys(dict[type, "Callable[[Any], Hashable]"]):
 KEYS = _Keys()
 
 
+_torch: Any = None
+
+
+def loaded_torch() -> Any:
+    """torch where somebody has imported it, else None.
+
+    sys.modules is asked until torch is there and no longer: torch.compile, which runs through this too, trips over
+    modules that come in while it looks that dictionary through.
+    """
+    global _torch
+    if _torch is None:
+        _torch = sys.modules.get("torch")
+    return _torch
+
+
 def has_no_memory(array: Any) -> bool:
     """Whether it is a torch tensor without values that kernels could read: a fake one, or one on the meta device."""
-    torch = sys.modules.get("torch")
+    torch = loaded_torch()
     if torch is None or not isinstance(array, torch.Tensor):
         return False
     return array.is_meta or isinstance(array, torch._subclasses.FakeTensor)
@@ -189,7 +204,7 @@ def has_no_memory(array: Any) -> bool:
 
 def wants_grad(array: Any) -> bool:
     """Whether torch records operations on this array: it requires a gradient, and recording is on."""
-    torch = sys.modules.get("torch")
+    torch = loaded_torch()
     return torch is not None and isinstance(array, torch.Tensor) and array.requires_grad and torch.is_grad_enabled()
 
 
@@ -201,7 +216,7 @@ def kind(array: Any) -> str | None:
 def _kind_of(array_type: type) -> str | None:
     if issubclass(array_type, np.ndarray):
         return "numpy"
-    torch = sys.modules.get("torch")
+    torch = loaded_torch()
     if torch is not None and issubclass(array_type, torch.Tensor):
         return "torch"
     cupy = sys.modules.get("cupy")

@@ -33,6 +33,7 @@ NAMESPACE = "nnlib_kernels"
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 Tensors = tuple[torch.Tensor | None, ...]
 _from_numpy = torch.from_numpy
+arrays.loaded_torch()  # Asked before torch.compile can come upon the question.
 
 
 def _views(name: str, tensors: Sequence[torch.Tensor | None]) -> list[Any]:
