@@ -1,8 +1,8 @@
 """Every configuration that Triton's tile functions can return: which they are, and that what was compiled is these.
 
 What compiling all of them found is in docs/gpu_configurations.json, made by
-``python -m kernels report --all --json docs/gpu_configurations.json``: here it is only asked whether that is of today's
-kernels. To compile them all is a test that is slow, by hours.
+``python -m kernels report --all --json docs/gpu_configurations.json``, which takes hours: here it is only asked whether
+that is of today's kernels.
 """
 
 from __future__ import annotations
@@ -41,13 +41,6 @@ def test_what_was_compiled_is_what_there_is(family: str, target: str, found: dic
     now = launches(family, target)
     assert found["compiler"] == triton_compile.version()
     assert known == {"digest": triton_compile.digest(launch for _, launch in now), "compiled": len(now), "broken": []}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_configuration_passes_the_gates(family: str, target: str):
-    assert gpu_configurations.make((family,), (target,))["families"][family][target]["broken"] == []
 
 
 # ----- which they are ----------------------------------------------------------------------------------------------
