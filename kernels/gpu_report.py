@@ -298,7 +298,7 @@ def updated(old: Report, new: Report) -> Report:
     )
     passes = {(p["workload"], p["pass"]): p for p in (*old["passes"], *new["passes"]) if p["workload"] in listed}
     ordered = sorted(passes.values(), key=lambda p: listed.index(p["workload"]))
-    digests = old.get("digests", {}) | new["digests"]
+    digests = old.get("digests", {}) | new.get("digests", {})
     digests = {n: d for n, d in sorted(digests.items()) if n.partition(" | ")[0] in listed}
     compilers = old["compilers"] | new["compilers"]
     return {"compilers": compilers, "digests": digests, "passes": ordered, "kernels": rows}

@@ -178,7 +178,9 @@ def committed() -> dict[str, Any]:
     return {gpu_report.key(row): row for row in rows if row["backend"] == "cupy"}
 
 
-REPORTED = [w for w in WORKLOADS if w.op in cupy_ops() and gpu_report.why_not(w, "cupy") is None]
+REPORTED = [
+    w for w in WORKLOADS if w.op in cupy_ops() and w.targets("cupy") and gpu_report.why_not(w, "cupy") is None
+]
 COMPILED = [pytest.param(w, t, id=f"{w.id}-{t}") for w in REPORTED for t in w.targets("cupy")]
 
 
