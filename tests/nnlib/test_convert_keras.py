@@ -130,7 +130,7 @@ def test_one_training_step_is_keras():
         (
             lambda: nnlib.from_keras(keras.layers.LSTM(2, activation="celu")),
             ValueError,
-            "activation: known names are linear, .*; got 'celu'",
+            r"activation: known names are linear, .*; got 'celu' \(did you mean 'elu'\?\)",
         ),
         (
             lambda: nnlib.from_keras("model"),
