@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +37,7 @@ def _is_compiling() -> bool:
     """torch.compiler.is_compiling, which takes this name's place once torch is there; before, False."""
     global _is_compiling
     # getattr: another thread may be in the middle of importing torch.
-    found = getattr(getattr(sys.modules.get("torch"), "compiler", None), "is_compiling", None)
+    found = getattr(getattr(arrays.loaded_torch(), "compiler", None), "is_compiling", None)
     if found is None:
         return False
     _is_compiling = found

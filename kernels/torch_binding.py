@@ -56,31 +56,6 @@ def _has_tangent(tensor: torch.Tensor | None) -> bool:
     return tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
 
 
-def _places(tensors: Sequence[torch.Tensor | None]) -> list[int | None] | None:
-    """The addresses of contiguous tensors on the CPU, None for an absent one.
-
-    None in place of the list where that is not all that there is to a tensor: it is negated when it is read, lies
-    inside a transform of torch.func, or may have a tangent.
-    """
-    if forward_ad._current_level >= 0:
-        return None
-    places: list[int | None] = []
-    for tensor in tensors:
-        if tensor is None:
-            places.append(None)
-        elif tensor.is_neg():
-            return None
-        else:
-            try:
-                address = tensor.data_ptr()
-            except RuntimeError:
-                return None  # It has no memory of its own: `_views` says what is wrong.
-            if not address:
-                return None  # A zero tensor of forward-mode differentiation: zeros that lie nowhere.
-            places.append(address)
-    return places
-
-
 class _Bound:
     """A problem bound to its implementations: forward and backward on tensors, whatever arrays the backend takes."""
 
@@ -99,7 +74,8 @@ class _Bound:
         takes_numpy = not self.takes_tensors and not self.takes_cupy
         # Where backward needs more than the first result, `by_address` does not do.
         alone = self.returned == 1 and (not problem.trains or len(op.results) == 1)
-        self.by_address = forward.by_address(problem) if takes_numpy and alone and not self.empty else None
+        suits = takes_numpy and alone and not self.empty and not self.checks_values
+        self.by_address = forward.by_address(problem) if suits else None
         self.saved_names = problem.saved()
         #: Where each saved tensor is among the inputs and the results behind them.
         self.saved_places = tuple((*op.inputs, *op.results).index(name) for name in self.saved_names)
@@ -116,6 +92,31 @@ class _Bound:
             self.problem.check_values(*inputs)
         return self.forward_implementation.forward(self.problem, *inputs)
 
+    def _run_by_address(self, tensors: Sequence[torch.Tensor | None]) -> Any:
+        """The first result from the addresses of contiguous tensors on the CPU.
+
+        None where an address is not all that there is to a tensor: it is negated when it is read, lies inside a
+        transform of torch.func, or may have a tangent; and where `by_address` itself says None.
+        """
+        if forward_ad._current_level >= 0:
+            return None
+        assert self.by_address is not None
+        places: list[int | None] = []
+        for tensor in tensors:
+            if tensor is None:
+                places.append(None)
+            elif tensor.is_neg():
+                return None
+            else:
+                try:
+                    address = tensor.data_ptr()
+                except RuntimeError:
+                    return None  # It has no memory of its own: `_views` says what is wrong.
+                if not address:
+                    return None  # A zero tensor of forward-mode differentiation: zeros that lie nowhere.
+                places.append(address)
+        return self.by_address(*places)
+
     def _run_on_cupy(
         self, function: Callable[..., Any], inputs: Sequence[torch.Tensor | None], keywords: dict[str, Any]
     ) -> Tensors:
@@ -130,8 +131,7 @@ class _Bound:
     def forward(self, inputs: Sequence[torch.Tensor | None]) -> Tensors:
         """All results as tensors; None for an absent one."""
         if self.by_address is not None and len(self.op.results) == 1:
-            places = _places(inputs)
-            found = None if places is None else self.by_address(*places)
+            found = self._run_by_address(inputs)
             if found is not None:
                 return (_from_numpy(found),)
         results = self.run(inputs)
@@ -141,8 +141,7 @@ class _Bound:
     def first(self, inputs: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
         """The first result alone, which saves the others their way to torch."""
         if self.by_address is not None:
-            places = _places(inputs)
-            found = None if places is None else self.by_address(*places)
+            found = self._run_by_address(inputs)
             if found is not None:
                 return _from_numpy(found)
         result = self.run(inputs)[0]

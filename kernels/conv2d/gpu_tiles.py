@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
+from kernels.runtime.product_tiles import ProductTile
 from kernels.runtime.row_tiles import power_of_two
 from kernels.runtime.targets import Target
 from kernels.runtime.tuning import asked
 
 
-@dataclass(frozen=True)
-class ConvTile:
-    """What a program works on: a product of (rows, inner) and (inner, columns), `inner` at a time.
-
-    Attributes:
-        rows, columns: of the result: pixels and output channels, or in a weight's gradient output channels and taps.
-        inner: terms of a sum at a time: channels, or in a weight's gradient pixels.
-        warps, stages: of a program.
-    """
-
-    rows: int
-    columns: int
-    inner: int
-    warps: int
-    stages: int
-
-    LIMITS: ClassVar = {
-        "rows": (16, 256), "columns": (16, 256), "inner": (16, 128), "warps": (1, 8), "stages": (1, 6),
-    }  # fmt: skip
+class ConvTile(ProductTile):
+    """Of a convolution: rows and columns are pixels and output channels, or in a weight's gradient output channels and
+    taps; inner are terms of a sum at a time: channels, or in a weight's gradient pixels."""
 
 
 #: The least side of a matrix product on tensor cores that Triton takes.

@@ -10,8 +10,7 @@ all logits anew for each block of features.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import triton
@@ -23,6 +22,7 @@ from kernels.linear_cross_entropy.chunks import describe as describe_chunks
 from kernels.linear_cross_entropy.op import LINEAR_CROSS_ENTROPY, LinearCrossEntropyProblem
 from kernels.linear_cross_entropy.torch_stock import cast, concatenate, expand, full
 from kernels.op import Implementation
+from kernels.runtime.product_tiles import ProductTile
 from kernels.runtime.row_tiles import power_of_two
 from kernels.runtime.targets import Target
 from kernels.runtime.triton_gpu import DTYPES, computed, computed_dtype, empty, launch, target_of, target_of_device
@@ -41,24 +41,8 @@ LEAST = 16
 JOINED_ROWS = 256
 
 
-@dataclass(frozen=True)
-class LossTile:
-    """What a program works on: logits (rows, columns), `inner` features at a time.
-
-    Attributes:
-        rows, columns, inner: powers of two.
-        warps, stages: of a program.
-    """
-
-    rows: int
-    columns: int
-    inner: int
-    warps: int
-    stages: int
-
-    LIMITS: ClassVar = {
-        "rows": (16, 256), "columns": (16, 256), "inner": (16, 128), "warps": (1, 8), "stages": (1, 6),
-    }  # fmt: skip
+class LossTile(ProductTile):
+    """Of fused losses: logits (rows, columns), `inner` features at a time."""
 
 
 def loss_tile(rows: int, features: int, itemsize: int, target: Target) -> LossTile:
