@@ -47,14 +47,14 @@ class Call:
 def _precision(tf32: bool) -> Iterator[None]:
     import torch
 
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    cudnn, before = torch.backends.cudnn, torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
     try:
-        yield
+        # flags() and no assignment, which torch's own test suite forbids in its process.
+        with cudnn.flags(cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, tf32):
+            yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.set_float32_matmul_precision(before)
 
 
 # ----- the calls ---------------------------------------------------------------------------------------------------
