@@ -95,6 +95,20 @@ def _filtered(a0, a1, a2, b0, b1, b2, c0, c1, c2, w, shift, floor):
     return select(values < floor, floor, values)
 
 
+@jit(inline="always")
+def _columns(plane, p, start):
+    """Where a vector of columns begins, in the result and in the source, and which lanes lie in the image, for each of
+    three taps; whether the vector is whole, and its lanes that are in the result."""
+    lanes = lanes_of(plane)
+    # The last vector begins early where it can, and does some columns again: a whole store is quicker.
+    column = max(min(start, p.columns - lanes), 0)
+    w = p.first_column + column
+    first = lane_mask(plane, -w, p.width - w)
+    second = lane_mask(plane, -w - 1, p.width - w - 1)
+    third = lane_mask(plane, -w - 2, p.width - w - 2)
+    return column, w, first, second, third, column + lanes <= p.columns, lane_mask(plane, 0, p.columns - column)
+
+
 @jit
 def _filter_plane(plane, p, weight, order, bias, floor, y):
     """One output plane [rows, columns] from a source plane [H, W]: sums, at least `floor`.
@@ -104,14 +118,7 @@ def _filter_plane(plane, p, weight, order, bias, floor, y):
     lanes = lanes_of(plane)
     f, shift = _weights(weight, order), broadcast(bias, 0)
     for start in range(0, p.columns, lanes):
-        # The last vector begins early where it can, and does some columns again: a whole store is quicker.
-        column = max(min(start, p.columns - lanes), 0)
-        w = p.first_column + column
-        first = lane_mask(plane, -w, p.width - w)
-        second = lane_mask(plane, -w - 1, p.width - w - 1)
-        third = lane_mask(plane, -w - 2, p.width - w - 2)
-        whole = column + lanes <= p.columns
-        mask = lane_mask(plane, 0, p.columns - column)
+        column, w, first, second, third, whole, mask = _columns(plane, p, start)
         h = p.first_row
         row = advance(plane, h * p.width)
         a0, a1, a2 = _read(row, w, first, second, third, 0 <= h < p.height)
@@ -137,13 +144,7 @@ def _filter_pairs(plane, p, weight, order, bias, pairs, floor, y):
     lanes = lanes_of(plane)
     size = p.rows * p.columns
     for start in range(0, p.columns, lanes):
-        column = max(min(start, p.columns - lanes), 0)
-        w = p.first_column + column
-        first = lane_mask(plane, -w, p.width - w)
-        second = lane_mask(plane, -w - 1, p.width - w - 1)
-        third = lane_mask(plane, -w - 2, p.width - w - 2)
-        whole = column + lanes <= p.columns
-        mask = lane_mask(plane, 0, p.columns - column)
+        column, w, first, second, third, whole, mask = _columns(plane, p, start)
         for pair in range(pairs):
             f, g = _weights(weight, order), _weights(advance(weight, 9), order)
             f_shift, g_shift = broadcast(bias, 2 * pair), broadcast(bias, 2 * pair + 1)
