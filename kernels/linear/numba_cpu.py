@@ -19,6 +19,7 @@ from kernels.runtime.numba_cpu import (
     contiguous,
     empty,
     jit,
+    place_of,
     small,
     threaded,
     threads_for,
@@ -162,15 +163,11 @@ def by_address(p: LinearProblem) -> Callable[..., Array] | None:
         launch = known.get((threads, strides, strides)) or _launcher(f, strides, strides, dtype, threads)
         output = allocate(shape, dtype)
         out = address(output)
-        beside = out if bias is None else _begin(bias)
-        launch(_begin(x), _begin(weight), out, out, beside)
+        beside = out if bias is None else place_of(bias)
+        launch(place_of(x), place_of(weight), out, out, beside)
         return output
 
     return run
-
-
-def _begin(place: Array | int) -> int:
-    return place if isinstance(place, int) else address(place)
 
 
 @jit

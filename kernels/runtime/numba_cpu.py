@@ -139,6 +139,11 @@ def address(array: NDArray[Any]) -> int:
     return addressof(_first_byte(array)) if array.size else 0
 
 
+def place_of(given: NDArray[Any] | int) -> int:
+    """The address of an input of a call by address: itself, or where that array begins."""
+    return given if isinstance(given, int) else address(given)
+
+
 def zeros(shape: Shape, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """As `empty`, filled with zeros."""
     array = _allocator(shape, np.dtype(dtype))
