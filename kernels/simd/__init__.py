@@ -70,7 +70,7 @@ from kernels.simd.memory import (
 )
 from kernels.simd.places import array_at
 from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
-from kernels.simd.tile import dot_tile, multiply_gathered, multiply_tile, multiply_tile_onto
+from kernels.simd.tile import dot_tile, multiply_gathered, multiply_tile, multiply_tile_onto, multiply_tile_part
 from kernels.simd.transpose import transpose, transpose_block, transpose_tile_rows, transpose_vectors
 from kernels.simd.types import IntVector, Mask, Vector
 
@@ -115,6 +115,7 @@ __all__ = [
     "multiply_gathered",
     "multiply_tile",
     "multiply_tile_onto",
+    "multiply_tile_part",
     "ndtr",
     "odds",
     "peek",

@@ -75,6 +75,51 @@ def multiply_tile(
 
 
 @intrinsic(prefer_literal=True)
+def multiply_tile_part(
+    typing_context,
+    rows,
+    vectors,
+    of_vectors,
+    a,
+    row_offsets,
+    tap_offsets,
+    taps,
+    b,
+    out,
+    out_row_stride,
+    accumulate,
+):
+    """As `multiply_tile` with the first `vectors` of the `of_vectors` vectors that B has for each k.
+
+        out[r * out_row_stride + j * lanes + lane] (+)=
+            sum over k of a[row_offsets[r] + tap_offsets[k]] * b[(k * of_vectors + j) * lanes + lane]
+
+    of_vectors: a literal integer; b: pointer to elements [taps, of_vectors, lanes].
+    """
+    integers = (taps, out_row_stride, accumulate)
+    if not (
+        all(isinstance(number, types.IntegerLiteral) for number in (rows, vectors, of_vectors))
+        and isinstance(a, types.CPointer)
+        and a.dtype in ELEMENTS
+        and a == b == out
+        and row_offsets == tap_offsets == _OFFSETS
+        and all(isinstance(number, types.Integer) for number in integers)
+    ):
+        return None
+    row_count, vector_count, stride = rows.literal_value, vectors.literal_value, of_vectors.literal_value
+
+    def code(context, builder, signature, arguments):
+        a_value, row_table, tap_table, taps_value, b_value, out_value, out_stride, add = arguments[3:]
+        vector_stride = ir.Constant(emit.int64, vector_of(a.dtype).lanes)
+        tile = (a_value, row_table, tap_table, taps_value, b_value, out_value, out_stride, vector_stride, add)
+        _emit_tile(builder, a.dtype, row_count, vector_count, *tile, b_vectors=stride)
+        return context.get_dummy_value()
+
+    int64 = types.int64
+    return types.void(rows, vectors, of_vectors, a, _OFFSETS, _OFFSETS, int64, a, a, int64, int64), code
+
+
+@intrinsic(prefer_literal=True)
 def multiply_gathered(
     typing_context,
     rows,
@@ -303,8 +348,9 @@ def _emit_products(
     taps: ir.Value,
     b: ir.Value,
     b_offsets: ir.Value | None,
+    b_vectors: int | None = None,
 ) -> list[list[ir.Value]]:
-    """The sums of a tile, by row and vector."""
+    """The sums of a tile, by row and vector. b_vectors: from one row of B to the next, by default `vectors`."""
     llvm_vector, lanes = vector.llvm_type(), vector.lanes
     row_starts = [emit.element(builder, a, builder.load(emit.element(builder, row_offsets, r))) for r in range(rows)]
     # Stack slots that LLVM turns into registers (mem2reg).
@@ -316,16 +362,18 @@ def _emit_products(
     with cgutils.for_range(builder, taps, intp=emit.int64) as loop:
         tap_offset = builder.load(emit.element(builder, tap_offsets, loop.index))
         if b_offsets is None:
-            b_row = emit.element(builder, b, builder.mul(loop.index, ir.Constant(emit.int64, vectors * lanes)))
+            b_row = emit.element(
+                builder, b, builder.mul(loop.index, ir.Constant(emit.int64, (b_vectors or vectors) * lanes))
+            )
         else:
             b_row = emit.element(builder, b, builder.load(emit.element(builder, b_offsets, loop.index)))
-        b_vectors = [emit.load_lanes(builder, vector, emit.element(builder, b_row, j * lanes)) for j in range(vectors)]
+        values = [emit.load_lanes(builder, vector, emit.element(builder, b_row, j * lanes)) for j in range(vectors)]
         for r in range(rows):
             if r >= _ROWS_AHEAD:
                 tap_offset = _after(builder, tap_offset, sums[r - _ROWS_AHEAD])
             factor = emit.splat(builder, vector, builder.load(emit.element(builder, row_starts[r], tap_offset)))
-            for slot, b_vector in zip(sums[r], b_vectors, strict=True):
-                builder.store(factor.fma(b_vector, Lanes(builder, vector, builder.load(slot))).value, slot)
+            for slot, value in zip(sums[r], values, strict=True):
+                builder.store(factor.fma(value, Lanes(builder, vector, builder.load(slot))).value, slot)
     return sums
 
 
@@ -345,9 +393,10 @@ def _emit_tile(
     accumulate: ir.Value,
     b_offsets: ir.Value | None = None,
     out_offsets: ir.Value | None = None,
+    b_vectors: int | None = None,
 ) -> None:
     vector = vector_of(dtype)
-    sums = _emit_products(builder, vector, rows, vectors, a, row_offsets, tap_offsets, taps, b, b_offsets)
+    sums = _emit_products(builder, vector, rows, vectors, a, row_offsets, tap_offsets, taps, b, b_offsets, b_vectors)
 
     def store_all(add_old: bool) -> None:
         for r, row in enumerate(sums):

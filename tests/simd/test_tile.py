@@ -14,6 +14,7 @@ from kernels.simd import (
     multiply_gathered,
     multiply_tile,
     multiply_tile_onto,
+    multiply_tile_part,
     pointer,
 )
 from kernels.simd.target import describe
@@ -40,6 +41,14 @@ def run_3x4(a, start, rows, taps, count, b, out, row_stride, vector_stride, accu
     multiply_tile(
         3, 4, pointer(a, start), pointer(rows), pointer(taps), count, pointer(b),
         pointer(out), row_stride, vector_stride, accumulate,
+    )  # fmt: skip
+
+
+@njit(nogil=True, error_model="numpy")
+def run_part_5x2(a, start, rows, taps, count, b, out, row_stride, accumulate):
+    multiply_tile_part(
+        5, 2, 3, pointer(a, start), pointer(rows), pointer(taps), count, pointer(b), pointer(out), row_stride,
+        accumulate,
     )  # fmt: skip
 
 
@@ -102,6 +111,26 @@ def test_tile(size, dtype):
                     SIZES[size](values, 500, *arguments)
                     tolerance = 0 if is_exact else 20 * np.finfo(dtype).eps * max(taps, 1)
                     np.testing.assert_allclose(out, expected.astype(dtype), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("accumulate", [0, 1])
+def test_part_of_a_tile(dtype, accumulate):
+    """Two of B's three vectors; integers, so that results have to agree to the bit. Nothing else is read or written."""
+    lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
+    rng = np.random.default_rng(0)
+    a = rng.integers(-9, 9, 1000).astype(dtype)
+    for taps in (0, 1, 7, 64):
+        b = rng.integers(-9, 9, (taps, 3 * lanes)).astype(dtype)
+        b[:, 2 * lanes :] = np.nan
+        row_offsets, tap_offsets = rng.integers(-200, 200, 5), rng.integers(-200, 200, taps)
+        out = rng.integers(-9, 9, (5, 2 * lanes + 3)).astype(dtype)
+        expected = out.copy()
+        product = a[500 + row_offsets[:, None] + tap_offsets] @ b[:, : 2 * lanes]
+        expected[:, : 2 * lanes] = product + (out[:, : 2 * lanes] if accumulate else 0)
+        flat = out.reshape(-1)
+        run_part_5x2(a, 500, row_offsets, tap_offsets, taps, b, flat, 2 * lanes + 3, accumulate)
+        np.testing.assert_array_equal(out, expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
