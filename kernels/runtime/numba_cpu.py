@@ -100,7 +100,8 @@ def _place(buffer: NDArray[np.uint8], shape: Shape, dtype: np.dtype[Any]) -> NDA
 
 def fresh(shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
     """As `empty`, in memory of its own that goes back to the system with it."""
-    # _place written out: this runs in every kernel call, and a function call is a tenth of its time.
+    if _allocator is not _allocate:
+        return _allocator(shape, dtype)
     count = shape if isinstance(shape, int) else prod(shape)
     buffer = np.empty(count * dtype.itemsize + ALIGNMENT, _BYTE)
     return np.ndarray(shape, dtype, buffer, -addressof(_first_byte(buffer)) % ALIGNMENT)

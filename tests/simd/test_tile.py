@@ -54,8 +54,8 @@ def run_gathered_2x3(a, start, rows, taps, b, b_places, count, out, out_places, 
 @njit(nogil=True, error_model="numpy")
 def run_onto_4x2(a, rows, taps, count, b, old, old_start, old_stride, out, out_start, out_stride, left, adds, rectify):
     multiply_tile_onto(
-        4, 2, pointer(a, 500), pointer(rows), pointer(taps), count, pointer(b), pointer(old, old_start), old_stride,
-        pointer(out, out_start), out_stride, left, adds, rectify,
+        4, 2, pointer(a, 500), pointer(rows), pointer(taps), count, pointer(b), pointer(b), 8, pointer(old, old_start),
+        old_stride, pointer(out, out_start), out_stride, left, adds, rectify,
     )  # fmt: skip
 
 
