@@ -14,7 +14,7 @@ from kernels.activation.vectors import ACTIVATION_CODES, activation_gradient
 from kernels.linear.op import LINEAR, LinearProblem
 from kernels.op import Implementation
 from kernels.runtime.numba_cpu import (
-    SMALLEST_ALIGNED,
+    SMALLEST_POOLED,
     address,
     contiguous,
     empty,
@@ -179,19 +179,25 @@ def by_address(p: LinearProblem) -> Callable[..., Array] | None:
     f = _facts(p)
     if f.keeps_sums or not all(s is None or s.strides is None for s in (p.x, p.weight, p.bias)):
         return None
-    dtype, strides, known = np.dtype(p.x.dtype), (f.inputs, 1), f.launchers
+    dtype, strides = np.dtype(p.x.dtype), (f.inputs, 1)
     w_strides = None if f.is_packed else strides
     shape, work = f.shape, f.work
-    allocate = small if prod(shape) * dtype.itemsize < SMALLEST_ALIGNED else empty
+    # Where C begins makes no difference to a product: it is written once, or once for each block of taps.
+    allocate = small if prod(shape) * dtype.itemsize < SMALLEST_POOLED else empty
+    is_small = work // _GRAIN <= 1
+    known: dict[int, Callable[[int, int, int, int, int], None]] = {}
 
     def run(x: Array | int, weight: Array | int, bias: Array | int | None) -> Array:
-        threads = threads_for(work, _GRAIN)
-        # Looked up here first, as this is what a small call waits for.
-        launch = known.get((threads, strides, w_strides)) or _launcher(f, strides, w_strides, dtype, threads)
+        threads = 1 if is_small else threads_for(work, _GRAIN)
+        launch = known.get(threads)
+        if launch is None:
+            launch = known[threads] = _launcher(f, strides, w_strides, dtype, threads)
         output = allocate(shape, dtype)
         out = address(output)
-        beside = out if bias is None else _begin(bias)
-        launch(_begin(x), _begin(weight), out, out, beside)
+        if type(x) is int:  # Then all of them are, and this is what a small call waits for.
+            launch(x, weight, out, out, out if bias is None else bias)  # type: ignore[arg-type]
+        else:
+            launch(_begin(x), _begin(weight), out, out, out if bias is None else _begin(bias))
         return output
 
     return run

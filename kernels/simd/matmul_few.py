@@ -233,7 +233,7 @@ def _panel_part(p, column_first, column_last, a, b, c, before, bias, scratch):
             for k in range(p.taps):
                 for r in range(p.rows):
                     poke(side, k * height + r, peek(a, r * down + k * along))
-    stride, size = group * full, full * p.taps
+    stride, size, ahead = group * full, full * p.taps, PANELS_AHEAD // group
     # The last panel is one vector wide where no more is left.
     narrow = (p.columns - 1) // full * full if (p.columns - 1) % full < lanes else p.columns
     for j in range(column_first, column_last, stride):
@@ -243,13 +243,13 @@ def _panel_part(p, column_first, column_last, a, b, c, before, bias, scratch):
             taps = min(PASS_TAPS, p.taps - k)
             left, right = advance(side, k * height), advance(b, j * p.taps + k * full)
             if p.rows == 1:
-                multiply_panels(1, PANELS_OF_ONE, left, taps, right, size, count, PANELS_AHEAD, scratch, stride, k)
+                multiply_panels(1, PANELS_OF_ONE, left, taps, right, size, count, ahead, scratch, stride, k)
             elif p.rows == 2:
-                multiply_panels(2, PANELS_OF_TWO, left, taps, right, size, count, PANELS_AHEAD, scratch, stride, k)
+                multiply_panels(2, PANELS_OF_TWO, left, taps, right, size, count, ahead, scratch, stride, k)
             elif p.rows <= 4:
-                multiply_panels(4, PANELS_OF_FOUR, left, taps, right, size, count, PANELS_AHEAD, scratch, stride, k)
+                multiply_panels(4, PANELS_OF_FOUR, left, taps, right, size, count, ahead, scratch, stride, k)
             elif PANELS_OF_EIGHT:
-                multiply_panels(8, PANELS_OF_EIGHT, left, taps, right, size, count, PANELS_AHEAD, scratch, stride, k)
+                multiply_panels(8, PANELS_OF_EIGHT, left, taps, right, size, count, ahead, scratch, stride, k)
         if j + count * full < column_last and count < group:
             _narrow_panel(p, side, height, advance(b, narrow * p.taps), advance(scratch, count * full), stride)
         out, kept, beside = advance(c, j), advance(before, j), advance(bias, j * max(p.bias_stride, 0))

@@ -29,8 +29,8 @@ HAS_ALL_ROWS = TILE_ROWS >= 12
 PANELS_OF_ONE, PANELS_OF_TWO, PANELS_OF_FOUR, PANELS_OF_EIGHT = (4, 4, 2, 1) if HAS_ALL_ROWS else (4, 2, 1, 0)
 #: Up to so many rows of a packed product are done that way.
 PANEL_ROWS = 8 if PANELS_OF_EIGHT else 4
-#: Elements of each panel that are asked for before they are read: four kilobytes, of more the processor forgets some.
-PANELS_AHEAD = 1024
+#: Elements that are asked for before they are read, of these panels together.
+PANELS_AHEAD = 4096
 #: Columns of dot products between two epilogues.
 DOT_COLUMNS = 256
 #: Bytes of a block of A, about an L2: smaller ones were slower, as B passes by once for each. Elements of a block of B,
