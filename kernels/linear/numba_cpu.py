@@ -18,8 +18,8 @@ from kernels.runtime.numba_cpu import (
     address,
     contiguous,
     empty,
-    fresh,
     jit,
+    lasting,
     small,
     threaded,
     threads_for,
@@ -168,7 +168,7 @@ def pack(weight: Array) -> tuple[Array, int, tuple[int, int, int]]:
     width = TILE_VECTORS * lanes
     last = width if (outputs - 1) % width >= lanes else lanes
     array, (stride, along) = _operand(weight, outputs, inputs)
-    panels = fresh((-(-outputs // width) - 1) * width * inputs + last * inputs, weight.dtype)
+    panels = lasting((-(-outputs // width) - 1) * width * inputs + last * inputs, weight.dtype)
     threads = threads_for(outputs * inputs, _PASS_GRAIN)
     _pack(outputs, threads, array.reshape(-1), stride, along, inputs, outputs, panels)
     return panels, inputs, (outputs, width, last)
