@@ -34,6 +34,7 @@ __all__ = [
     "has_teams",
     "info",
     "jit",
+    "lasting",
     "missing",
     "release_memory",
     "scratch",
@@ -126,6 +127,12 @@ def empty(shape: Shape, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     arrays of this thread had, where it is free again; see `release_memory`.
     """
     return _allocator(shape, np.dtype(dtype))
+
+
+def lasting(shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """As `empty`, aligned whatever its size, for what outlives a call by far: its memory goes back to the system with
+    it, not to those of coming results."""
+    return fresh(shape, dtype) if _allocator is _allocate else _allocator(shape, dtype)
 
 
 def small(shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
