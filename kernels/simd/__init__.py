@@ -39,6 +39,7 @@ from kernels.simd.arithmetic import (
     sqrt,
 )
 from kernels.simd.gates import sigmoid_gate, tanh_gate
+from kernels.simd.integers import load_bytes_masked, store_bytes_masked, store_int64_first, store_int64_masked
 from kernels.simd.math import exp, log, ndtr, sigmoid, tanh
 from kernels.simd.memory import (
     advance,
@@ -50,7 +51,6 @@ from kernels.simd.memory import (
     lane_mask,
     lanes_of,
     load,
-    load_bytes_masked,
     load_first,
     load_masked,
     peek,
@@ -61,10 +61,7 @@ from kernels.simd.memory import (
     splat_like,
     stack_room,
     store,
-    store_bytes_masked,
     store_first,
-    store_int64_first,
-    store_int64_masked,
     store_masked,
     zeros_like,
 )
