@@ -12,7 +12,7 @@ Two ways in, both generic over `Op`:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -25,25 +25,24 @@ from kernels.op import Implementation, Op, Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+_NO_VMAP = "torch.func.vmap is not supported; the op takes a whole batch"
+_NO_TANGENTS = "forward-mode derivatives (jvp) are not supported"
 Tensors = tuple[torch.Tensor | None, ...]
 _from_numpy = torch.from_numpy
+#: Whether the call is inside grad, vjp, vmap or the like of torch.func: then tensors may have no memory of their own.
+_is_transforming = torch._C._are_functorch_transforms_active
 arrays.loaded_torch()  # Asked before torch.compile can come upon the question.
 
 
 def _views(name: str, tensors: Sequence[torch.Tensor | None]) -> list[Any]:
     """The tensors of a call of the op `name` as NumPy arrays."""
     _refuse_tangents(name, tensors)
-    try:
-        return [None if t is None else t.numpy(force=True) for t in tensors]
-    except RuntimeError as error:
-        raise NotImplementedError(
-            f"{name}: torch.func transforms (vmap, grad, jvp) cannot look inside this op ({error})"
-        ) from error
+    return [None if t is None else t.numpy(force=True) for t in tensors]
 
 
 def _refuse_tangents(name: str, tensors: Sequence[torch.Tensor | None]) -> None:
     if forward_ad._current_level >= 0 and any(map(_has_tangent, tensors)):
-        raise NotImplementedError(f"{name}: forward-mode derivatives (jvp) are not supported")
+        raise NotImplementedError(f"{name}: {_NO_TANGENTS}")
 
 
 def _has_tangent(tensor: torch.Tensor | None) -> bool:
@@ -128,6 +127,8 @@ class Bound:
             found = self._run_by_address(inputs)
             if found is not None:
                 return (_from_numpy(found),)
+        if _is_transforming() and not self.takes_tensors:
+            return cast("Tensors", _Transformed.apply(self, *inputs))
         results = self.run(inputs)
         tensors = self.takes_tensors or self.takes_cupy
         return results if tensors else tuple([None if r is None else _from_numpy(r) for r in results])
@@ -138,6 +139,8 @@ class Bound:
             found = self._run_by_address(inputs)
             if found is not None:
                 return _from_numpy(found)
+        if _is_transforming() and not self.takes_tensors:
+            return cast("Tensors", _Transformed.apply(self, *inputs))[0]
         result = self.run(inputs)[0]
         return result if self.takes_tensors or self.takes_cupy else _from_numpy(result)
 
@@ -202,8 +205,43 @@ class _Apply(torch.autograd.Function):
         return (None, *bound.backward(gradients, ctx.saved_tensors))
 
 
-#: Function.apply in C. What Function's own adds in Python is for torch.func's transforms, which `_views` refuses.
+#: Function.apply in C: what Function's own adds in Python is for torch.func's transforms.
 _apply: Any = super(torch.autograd.Function, _Apply).apply
+
+
+class _Transformed(torch.autograd.Function):
+    """The same inside torch.func's grad and vjp, whose forward must return all that backward needs."""
+
+    @staticmethod
+    def forward(bound: Bound, *inputs: torch.Tensor | None) -> Any:
+        return bound.forward(inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        bound, *given = inputs
+        ctx.bound = bound
+        ctx.set_materialize_grads(False)
+        known = (*given, *output)
+        ctx.save_for_backward(*[known[place] for place in bound.saved_places])
+        ctx.mark_non_differentiable(*[r for r in output[bound.op.differentiable_results :] if r is not None])
+
+    backward = _Apply.backward
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, bound: Bound, *inputs: Any) -> Any:
+        raise NotImplementedError(f"{bound.op.name}: {_NO_VMAP}")
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(f"{ctx.bound.op.name}: {_NO_TANGENTS}")
+
+
+def _apply_to(bound: Bound, inputs: tuple[Any, ...]) -> Any:
+    """The op under autograd."""
+    if not _is_transforming():
+        return _apply(bound, *inputs)
+    results = _Transformed.apply(bound, *inputs)
+    return results[0] if bound.returned == 1 else results[: bound.returned]
 
 
 def runner(
@@ -234,7 +272,7 @@ def runner(
         return _without_autocast(direct, next(s.device for s in map(problem.__getattribute__, op.inputs) if s))
     bound = Bound(op, problem, backend, forward, backward)
     if problem.trains and not backend.differentiates:
-        return lambda inputs: _apply(bound, *inputs)
+        return lambda inputs: _apply_to(bound, inputs)
     if problem.returned == 1:
         one = bound.by_address is not None and len(op.inputs) == 1
         return _runner_by_address(bound) if one else bound.first

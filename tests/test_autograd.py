@@ -134,10 +134,26 @@ def test_vmap_says_no(case: Case, grad: bool):
 
 
 @pytest.mark.parametrize("case", SIMPLE)
-def test_functional_grad_says_no_or_is_right(case: Case):
+def test_functional_grad(case: Case):
+    """torch.func.grad gives what autograd gives, also of a gradient, and beside tensors that it does not follow."""
     function, inputs = function_of(case, matrix.as_tensors(case.build("float64")), own_case(case))
-    with pytest.raises(UNSUPPORTED, match="(?i)torch.func|functorch|setup_context|vmap"):
-        torch.func.grad(lambda *t: total(function(*t)))(*inputs)
+
+    def squares(*tensors: torch.Tensor) -> torch.Tensor:
+        return total(function(*tensors)) + sum((r**2).sum() for r in matrix.results_of(function(*tensors)))
+
+    everything = tuple(range(len(inputs)))
+    found = torch.func.grad(squares, argnums=everything)(*inputs)
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    expected = torch.autograd.grad(squares(*leaves), leaves, create_graph=True)
+    for one, another in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, another.detach())
+    beside = torch.func.grad(lambda t, *rest: (total(function(t.detach(), *rest)) * t).sum())(*inputs)
+    assert torch.equal(beside, total(function(*inputs)).expand_as(inputs[0]))
+    if not case.derivative or not any(e.requires_grad for e in expected):
+        return
+    found = torch.func.grad(lambda *t: sum((g**2).sum() for g in torch.func.grad(squares, everything)(*t)))(*inputs)
+    twice = torch.autograd.grad(sum((e**2).sum() for e in expected), leaves[0], allow_unused=True)[0]
+    torch.testing.assert_close(found, torch.zeros_like(found) if twice is None else twice)
 
 
 @pytest.mark.parametrize("case", SIMPLE)
