@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 
 import kernels
 from kernels.activation.functions import FUSED
-from kernels.linear import numba_cpu
+from kernels.call import call
+from kernels.linear import numba_cpu, op, packed_tensors
 from tests.support import memory
 from tests.support.calls import run_python
 
@@ -170,6 +172,73 @@ def test_explain_and_other_inputs():
     # So small that a plain weight would be left to torch.
     assert kernels.explain("linear", torch.zeros(1, 50), packed).chosen == "numba"
     assert kernels.linear(numbers((0, 50)), packed).shape == (0, 60)
+
+
+def called(monkeypatch):
+    """How often a call of linear takes the long way from here on, as a list that grows."""
+    calls = []
+
+    def spy(*arguments):
+        calls.append(arguments)
+        return call(*arguments)
+
+    monkeypatch.setattr(op, "call", spy)
+    return calls
+
+
+def test_plain_tensors_go_the_short_way(monkeypatch):
+    packed, calls = kernels.pack_linear(numbers((30, 20))), called(monkeypatch)
+    for rows, bias, activation in itertools.product((1, 9), (None, torch.randn(30), torch.tensor(2.0)), (None, "silu")):
+        x = torch.randn(rows, 20)
+        found = kernels.linear(x, packed, bias, activation=activation)
+        assert not calls
+        expected = kernels.linear(x.numpy(), packed, None if bias is None else bias.numpy(), activation=activation)
+        np.testing.assert_array_equal(found.numpy(), expected)
+        calls.clear()
+    kernels.linear(torch.nn.Parameter(torch.randn(3, 20), requires_grad=False), packed)
+    with torch.no_grad():
+        kernels.linear(torch.randn(3, 20, requires_grad=True), packed, torch.randn(30, requires_grad=True))
+    assert not calls
+
+
+def test_others_go_the_long_way(monkeypatch):
+    weight = torch.randn(30, 20)
+    packed, calls = kernels.pack_linear(weight), called(monkeypatch)
+    x, bias = torch.randn(4, 20), torch.randn(30)
+    expected = F.linear(x, weight, bias)
+    given = {
+        "strides": (x.t().contiguous().t(), bias), "negative x": (torch._neg_view(-x), bias),
+        "negative bias": (x, torch._neg_view(-bias)), "bias apart": (x, torch.stack((bias, bias), 1)[:, 0]),
+    }  # fmt: skip
+    for count, (name, inputs) in enumerate(given.items(), 1):
+        torch.testing.assert_close(kernels.linear(inputs[0], packed, inputs[1]), expected, msg=name)
+        assert len(calls) == count, name
+    for named in ({"backend": "numba"}, {"device": "cpu"}):
+        calls.clear()
+        torch.testing.assert_close(kernels.linear(x, packed, bias, **named), expected)
+        assert len(calls) == 1
+    calls.clear()
+    with kernels.use_backend("torch"):
+        torch.testing.assert_close(kernels.linear(x, packed, bias), expected)
+    zeros = torch._efficientzerotensor((4, 20))
+    torch.testing.assert_close(kernels.linear(zeros, packed, bias), bias.expand(4, 30))
+    assert len(calls) == 2
+    with pytest.raises(NotImplementedError, match="linear: torch.func transforms"):
+        torch.vmap(lambda row: kernels.linear(row, packed))(x)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="linear: forward-mode derivatives"):
+        kernels.linear(forward_ad.make_dual(x, x), packed)
+    with pytest.raises(ValueError, match="linear: activation must be one of None, 'relu'.*, got 'selu'"):
+        kernels.linear(x, packed, activation="selu")
+    with pytest.raises(ValueError, match=r"linear: activation must be one of .*, got \['relu'\]"):
+        kernels.linear(x, packed, activation=["relu"])
+
+
+def test_forms_of_calls_are_not_kept_without_end(monkeypatch):
+    packed = kernels.pack_linear(numbers((5, 4)))
+    monkeypatch.setattr(packed_tensors, "MAX_FORMS", 3)
+    for rows in range(1, 9):
+        assert kernels.linear(torch.ones(rows, 4), packed).shape == (rows, 5)
+        assert 1 <= len(packed.runs) <= 3
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
