@@ -4,6 +4,7 @@ import copy
 import gc
 import itertools
 import pickle
+import platform
 import threading
 import weakref
 
@@ -19,6 +20,7 @@ from kernels.call import call
 from kernels.linear import numba_cpu, op, packed_tensors
 from tests.support import memory
 from tests.support.calls import run_python
+from tests.support.targets import TARGETS
 
 
 def numbers(shape, dtype="float32", seed=0):
@@ -335,3 +337,29 @@ print("done")
 def test_nothing_is_touched_outside_the_arrays():
     finished = run_python(GUARDED)
     assert finished.stdout == "done\n", f"exit {finished.returncode}: {finished.stderr[-2000:]}"
+
+
+SHORTER_VECTORS = """
+import itertools
+import numpy as np
+import kernels
+from kernels.simd import VECTOR_BYTES
+for dtype, tolerance in (("f", 1e-4), ("d", 1e-12)):
+    for batch, inputs, outputs in itertools.product((1, 2, 3, 5, 8, 40), (1, 300), (1, 8, 17, 70)):
+        rng = np.random.default_rng(0)
+        x, w, b = (rng.standard_normal(s).astype(dtype) for s in ((batch, inputs), (outputs, inputs), (outputs,)))
+        packed = kernels.pack_linear(w)
+        assert (packed.unpack() == w).all()
+        found = kernels.linear(x, packed, b)
+        np.testing.assert_allclose(found, x.astype("d") @ w.T.astype("d") + b, rtol=0, atol=tolerance)
+print(VECTOR_BYTES)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX2 and SSE are of x86-64 processors")
+@pytest.mark.parametrize("vector_bytes", TARGETS)
+def test_shorter_vectors(vector_bytes):
+    """Fewer registers: other groups of panels, and none for more than four rows."""
+    finished = run_python(SHORTER_VECTORS, **TARGETS[vector_bytes])
+    assert finished.stdout == f"{vector_bytes}\n", finished.stderr[-2000:]
