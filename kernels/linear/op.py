@@ -135,6 +135,10 @@ def linear(
         BackendError: the wanted backend cannot run this call.
     """
     if type(weight) is PackedLinear:
+        if weight.quick_call is not None and device is None and backend is None:
+            found = weight.quick_call(LINEAR, weight, x, bias, activation)
+            if found is not None:
+                return found
         if device is not None and str(device) != "cpu":
             checks.fail("linear", "device", "must be 'cpu' for a packed weight", repr(device))
         return call(LINEAR, (x, weight.panels(x), bias), (activation, weight.form), device, backend)

@@ -10,6 +10,8 @@ from kernels import arrays, checks
 from kernels.backends import BACKENDS, BackendError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kernels.arrays import ArraySpec
 
 DTYPES = ("float32", "float64")
@@ -30,11 +32,22 @@ class PackedLinear:
         nbytes: bytes that it holds.
     """
 
-    __slots__ = ("_array", "_tensor", "dtype", "form", "in_features", "nbytes", "out_features")
+    __slots__ = (
+        "__weakref__", "_array", "_tensor", "address", "dtype", "form", "in_features", "nbytes", "out_features",
+        "quick_call", "runs", "tensor_dtype",
+    )  # fmt: skip
 
     def __init__(self, array: np.ndarray[Any, Any], in_features: int, form: tuple[int, int, int]) -> None:
         self._array = array
+        #: Of `packed_tensors`, once torch is there: its function, and what that needs: where the panels begin, their
+        #: dtype as torch's, and how calls of a form run.
+        self.quick_call: Callable[..., Any] | None = None
+        self.address: int = array.__array_interface__["data"][0]
+        self.tensor_dtype: Any = None
+        self.runs: dict[Any, Callable[..., Any]] = {}
         self._tensor: Any = None
+        if arrays.loaded_torch() is not None:
+            self._meet_torch()
         #: Attribute `packed` of the op's declaration.
         self.form = form
         self.out_features, self.in_features = form[0], in_features
@@ -50,12 +63,15 @@ class PackedLinear:
         """What the kernels read, as the kind of array that `like` is: NumPy's or torch's, of the same memory."""
         if isinstance(like, np.ndarray):
             return self._array
-        if self._tensor is None:
-            torch = arrays.loaded_torch()
-            if torch is None or not isinstance(like, torch.Tensor):
-                return self._array
-            self._tensor = torch.from_numpy(self._array)
-        return self._tensor
+        if self._tensor is None and arrays.loaded_torch() is not None:
+            self._meet_torch()
+        return self._array if self._tensor is None else self._tensor
+
+    def _meet_torch(self) -> None:
+        from kernels.linear.packed_tensors import quick_call
+
+        self._tensor = arrays.loaded_torch().from_numpy(self._array)
+        self.tensor_dtype, self.quick_call = self._tensor.dtype, quick_call
 
     def unpack(self) -> np.ndarray[Any, Any]:
         """The weight (out_features, in_features), a new NumPy array."""

@@ -140,6 +140,34 @@ def _add_scaled(sums, columns, a, a_step, b, b_step, taps):
 
 
 @jit(inline="always")
+def _add_scaled_twice(sums, sums_step, columns, a, a_row_step, a_step, b, b_step):
+    """As `_add_scaled` with four taps, for two rows that share what is read of b: their sums, each the same."""
+    lanes = lanes_of(sums)
+    whole = columns // lanes * lanes
+    other = advance(a, a_row_step)
+    first, second = broadcast(a, 0), broadcast(a, a_step)
+    third, fourth = broadcast(a, 2 * a_step), broadcast(a, 3 * a_step)
+    fifth, sixth = broadcast(other, 0), broadcast(other, a_step)
+    seventh, eighth = broadcast(other, 2 * a_step), broadcast(other, 3 * a_step)
+    b_1, b_2, b_3 = advance(b, b_step), advance(b, 2 * b_step), advance(b, 3 * b_step)
+    below = advance(sums, sums_step)
+    for j in range(0, whole, lanes):
+        v_0, v_1, v_2, v_3 = load(b, j), load(b_1, j), load(b_2, j), load(b_3, j)
+        total = fma(second, v_1, fma(first, v_0, load(sums, j)))
+        another = fma(sixth, v_1, fma(fifth, v_0, load(below, j)))
+        store(sums, j, fma(fourth, v_3, fma(third, v_2, total)))
+        store(below, j, fma(eighth, v_3, fma(seventh, v_2, another)))
+    if whole < columns:
+        left = columns - whole
+        v_0, v_1 = load_first(b, whole, left), load_first(b_1, whole, left)
+        v_2, v_3 = load_first(b_2, whole, left), load_first(b_3, whole, left)
+        total = fma(second, v_1, fma(first, v_0, load_first(sums, whole, left)))
+        another = fma(sixth, v_1, fma(fifth, v_0, load_first(below, whole, left)))
+        store_first(sums, whole, fma(fourth, v_3, fma(third, v_2, total)), left)
+        store_first(below, whole, fma(eighth, v_3, fma(seventh, v_2, another)), left)
+
+
+@jit(inline="always")
 def _stream_part(p, row_first, row_last, column_first, column_last, taps, a, b, c, before, bias, scratch):
     """Rows and columns of one part for few rows or few taps: B is read in order, where it lies, four rows at a time.
 
@@ -167,10 +195,17 @@ def _stream_part(p, row_first, row_last, column_first, column_last, taps, a, b, 
                 group = 4 if rows > 1 else count
                 for k in range(0, count, max(group, 1)):
                     source = advance(b, (start + k) * p.b_tap_stride + j)
-                    for m in range(rows):
+                    many = min(group, count - k)
+                    pairs = rows // 2 * 2 if many == 4 else 0
+                    for m in range(0, pairs, 2):
                         factors = advance(a, (i + m) * p.a_row_stride + (start + k) * p.a_tap_stride)
                         out = advance(sums, m * stride)
-                        many = min(group, count - k)
+                        _add_scaled_twice(
+                            out, stride, columns, factors, p.a_row_stride, p.a_tap_stride, source, p.b_tap_stride
+                        )
+                    for m in range(pairs, rows):
+                        factors = advance(a, (i + m) * p.a_row_stride + (start + k) * p.a_tap_stride)
+                        out = advance(sums, m * stride)
                         _add_scaled(out, columns, factors, p.a_tap_stride, source, p.b_tap_stride, many)
                 if start:
                     for m in range(rows):

@@ -4,6 +4,7 @@ import copy
 import gc
 import itertools
 import pickle
+import platform
 import threading
 import weakref
 
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 
 import kernels
 from kernels.activation.functions import FUSED
-from kernels.linear import numba_cpu
+from kernels.call import call
+from kernels.linear import numba_cpu, op, packed_tensors
 from tests.support import memory
 from tests.support.calls import run_python
+from tests.support.targets import TARGETS
 
 
 def numbers(shape, dtype="float32", seed=0):
@@ -172,6 +176,73 @@ def test_explain_and_other_inputs():
     assert kernels.linear(numbers((0, 50)), packed).shape == (0, 60)
 
 
+def called(monkeypatch):
+    """How often a call of linear takes the long way from here on, as a list that grows."""
+    calls = []
+
+    def spy(*arguments):
+        calls.append(arguments)
+        return call(*arguments)
+
+    monkeypatch.setattr(op, "call", spy)
+    return calls
+
+
+def test_plain_tensors_go_the_short_way(monkeypatch):
+    packed, calls = kernels.pack_linear(numbers((30, 20))), called(monkeypatch)
+    for rows, bias, activation in itertools.product((1, 9), (None, torch.randn(30), torch.tensor(2.0)), (None, "silu")):
+        x = torch.randn(rows, 20)
+        found = kernels.linear(x, packed, bias, activation=activation)
+        assert not calls
+        expected = kernels.linear(x.numpy(), packed, None if bias is None else bias.numpy(), activation=activation)
+        np.testing.assert_array_equal(found.numpy(), expected)
+        calls.clear()
+    kernels.linear(torch.nn.Parameter(torch.randn(3, 20), requires_grad=False), packed)
+    with torch.no_grad():
+        kernels.linear(torch.randn(3, 20, requires_grad=True), packed, torch.randn(30, requires_grad=True))
+    assert not calls
+
+
+def test_others_go_the_long_way(monkeypatch):
+    weight = torch.randn(30, 20)
+    packed, calls = kernels.pack_linear(weight), called(monkeypatch)
+    x, bias = torch.randn(4, 20), torch.randn(30)
+    expected = F.linear(x, weight, bias)
+    given = {
+        "strides": (x.t().contiguous().t(), bias), "negative x": (torch._neg_view(-x), bias),
+        "negative bias": (x, torch._neg_view(-bias)), "bias apart": (x, torch.stack((bias, bias), 1)[:, 0]),
+    }  # fmt: skip
+    for count, (name, inputs) in enumerate(given.items(), 1):
+        torch.testing.assert_close(kernels.linear(inputs[0], packed, inputs[1]), expected, msg=name)
+        assert len(calls) == count, name
+    for named in ({"backend": "numba"}, {"device": "cpu"}):
+        calls.clear()
+        torch.testing.assert_close(kernels.linear(x, packed, bias, **named), expected)
+        assert len(calls) == 1
+    calls.clear()
+    with kernels.use_backend("torch"):
+        torch.testing.assert_close(kernels.linear(x, packed, bias), expected)
+    zeros = torch._efficientzerotensor((4, 20))
+    torch.testing.assert_close(kernels.linear(zeros, packed, bias), bias.expand(4, 30))
+    assert len(calls) == 2
+    with pytest.raises(NotImplementedError, match="linear: torch.func transforms"):
+        torch.vmap(lambda row: kernels.linear(row, packed))(x)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="linear: forward-mode derivatives"):
+        kernels.linear(forward_ad.make_dual(x, x), packed)
+    with pytest.raises(ValueError, match="linear: activation must be one of None, 'relu'.*, got 'selu'"):
+        kernels.linear(x, packed, activation="selu")
+    with pytest.raises(ValueError, match=r"linear: activation must be one of .*, got \['relu'\]"):
+        kernels.linear(x, packed, activation=["relu"])
+
+
+def test_forms_of_calls_are_not_kept_without_end(monkeypatch):
+    packed = kernels.pack_linear(numbers((5, 4)))
+    monkeypatch.setattr(packed_tensors, "MAX_FORMS", 3)
+    for rows in range(1, 9):
+        assert kernels.linear(torch.ones(rows, 4), packed).shape == (rows, 5)
+        assert 1 <= len(packed.runs) <= 3
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled(dynamic):
     packed, bias = kernels.pack_linear(numbers((30, 20))), torch.randn(30)
@@ -266,3 +337,29 @@ print("done")
 def test_nothing_is_touched_outside_the_arrays():
     finished = run_python(GUARDED)
     assert finished.stdout == "done\n", f"exit {finished.returncode}: {finished.stderr[-2000:]}"
+
+
+SHORTER_VECTORS = """
+import itertools
+import numpy as np
+import kernels
+from kernels.simd import VECTOR_BYTES
+for dtype, tolerance in (("f", 1e-4), ("d", 1e-12)):
+    for batch, inputs, outputs in itertools.product((1, 2, 3, 5, 8, 40), (1, 300), (1, 8, 17, 70)):
+        rng = np.random.default_rng(0)
+        x, w, b = (rng.standard_normal(s).astype(dtype) for s in ((batch, inputs), (outputs, inputs), (outputs,)))
+        packed = kernels.pack_linear(w)
+        assert (packed.unpack() == w).all()
+        found = kernels.linear(x, packed, b)
+        np.testing.assert_allclose(found, x.astype("d") @ w.T.astype("d") + b, rtol=0, atol=tolerance)
+print(VECTOR_BYTES)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX2 and SSE are of x86-64 processors")
+@pytest.mark.parametrize("vector_bytes", TARGETS)
+def test_shorter_vectors(vector_bytes):
+    """Fewer registers: other groups of panels, and none for more than four rows."""
+    finished = run_python(SHORTER_VECTORS, **TARGETS[vector_bytes])
+    assert finished.stdout == f"{vector_bytes}\n", finished.stderr[-2000:]
