@@ -97,8 +97,10 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "softmax": lambda: nn.Softmax(-1),
     "log_softmax": lambda: nn.LogSoftmax(-1),
+    "celu": nn.CELU,
     "elu": nn.ELU,
     "hard_sigmoid": nn.Hardsigmoid,
+    "hard_shrink": nn.Hardshrink,
     "hard_silu": nn.Hardswish,
     "hard_swish": nn.Hardswish,
     "hard_tanh": nn.Hardtanh,
@@ -107,8 +109,10 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "mish": nn.Mish,
     "relu6": nn.ReLU6,
     "selu": nn.SELU,
+    "soft_shrink": nn.Softshrink,
     "softplus": nn.Softplus,
     "softsign": nn.Softsign,
+    "tanh_shrink": nn.Tanhshrink,
 }
 
 

@@ -1,5 +1,7 @@
 """Layers by Keras' names, each a torch.nn.Module on our kernels."""
 
+from typing import TYPE_CHECKING, NoReturn
+
 from nnlib.layers.activation_layers import ReLU, Softmax
 from nnlib.layers.attention import MultiHeadAttention
 from nnlib.layers.base import Layer
@@ -23,6 +25,7 @@ from nnlib.layers.pooling_1d import AveragePooling1D, GlobalAveragePooling1D, Gl
 from nnlib.layers.recurrent import GRU, LSTM, SimpleRNN
 from nnlib.layers.transformer import KeyValueCache, TransformerBlock
 from nnlib.layers.zero_padding import ZeroPadding2D
+from nnlib.names import attribute_error
 
 # Keras' other names for some of them.
 AvgPool1D, AvgPool2D = AveragePooling1D, AveragePooling2D
@@ -81,3 +84,9 @@ __all__ = [
     "TransformerBlock",
     "ZeroPadding2D",
 ]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> NoReturn:
+        raise attribute_error(__name__, name, __all__)

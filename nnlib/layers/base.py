@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -83,7 +84,12 @@ class Layer(Recorded, Called):
             if input_shape is not None:
                 raise ValueError(f"input_dim: input_shape or input_dim is expected, got both, {input_dim!r}")
             input_shape = (positive_integer("input_dim", input_dim),)
-        if name is not None and not re.fullmatch(r"\w+", name):
+        if input_shape is not None and not (
+            isinstance(input_shape, (list, tuple))
+            and all(size is None or (isinstance(size, Integral) and size > 0) for size in input_shape)
+        ):
+            raise ValueError(f"input_shape: a tuple of positive integers or None is expected, got {input_shape!r}")
+        if name is not None and not (isinstance(name, str) and re.fullmatch(r"\w+", name)):
             raise ValueError(f"name: letters, digits and underscores are expected, got {name!r}")
         self.name = name or self.default_name()
         self.has_own_name = name is not None

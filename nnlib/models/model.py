@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -50,6 +51,17 @@ class Model(Recorded, Called, Trainable):
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """The model's output: that of `call`."""
         return self.call(*inputs, **options)
+
+    def check_inputs(self, inputs: Sequence[torch.Tensor]) -> None:
+        """Raises ValueError if a call takes another number of inputs than these, batch first."""
+        call = self.call if type(self).forward is Model.forward else self.forward
+        named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = inspect.signature(call).parameters.values()
+        taken = [one for one in parameters if one.kind in named]
+        least = sum(one.default is one.empty for one in taken)
+        any_number = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters)
+        if len(inputs) < least or (len(inputs) > len(taken) and not any_number):
+            raise ValueError(f"x: {self.name} takes {least} inputs (arrays in a list), got {len(inputs)}")
 
     def build(self, input_shape: Shape) -> None:
         """Makes all parameters for inputs of this shape, batch first. By default they exist from the start."""

@@ -88,7 +88,7 @@ def test_what_does_not_go_with_a_loader(arguments, message):
         ({"epochs": -1}, ValueError, "epochs: a number of epochs is expected, got -1"),
         ({"epochs": 1.5}, ValueError, "epochs: a number of epochs is expected, got 1.5"),
         ({"validation_freq": 0}, ValueError, "validation_freq: a number of epochs is expected, got 0"),
-        ({"steps_per_epoch": 0}, ValueError, "steps: a positive integer or None is expected, got 0"),
+        ({"steps_per_epoch": 0}, ValueError, "steps_per_epoch: a positive integer is expected, got 0"),
         ({"validation_data": 3}, ValueError, "validation_data: (x, y), (x, y, weight) or a DataLoader is expected, go"),
         ({"callbacks": [3]}, TypeError, "callbacks: objects of nnlib.callbacks.Callback are expected, got 3"),
         ({"class_weight": {"a": 1.0}}, ValueError, "class_weight: a dictionary from class numbers to weights is expe"),
