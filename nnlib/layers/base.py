@@ -86,7 +86,7 @@ class Layer(Recorded, Called):
             input_shape = (positive_integer("input_dim", input_dim),)
         if input_shape is not None and not (
             isinstance(input_shape, (list, tuple))
-            and all(size is None or (isinstance(size, Integral) and size > 0) for size in input_shape)
+            and all(size is None or (isinstance(size, Integral) and int(size) > 0) for size in input_shape)
         ):
             raise ValueError(f"input_shape: a tuple of positive integers or None is expected, got {input_shape!r}")
         if name is not None and not (isinstance(name, str) and re.fullmatch(r"\w+", name)):

@@ -25,7 +25,7 @@ class Masking(Layer):
         super().__init__(**options)
         if isinstance(mask_value, bool) or not isinstance(mask_value, Real):
             raise TypeError(f"mask_value: a number is expected, got {mask_value!r}")
-        self.mask_value = mask_value
+        self.mask_value: float = mask_value
 
     def expected_input(self) -> tuple[int | str, ...]:
         return ("...", "T", "features")

@@ -45,7 +45,7 @@ class _Confusion(Metric):
         self.threshold = 0.5 if thresholds is None else thresholds
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, Real):
             raise TypeError(f"thresholds: one number is expected, got {thresholds!r}")
-        self.class_id = class_id
+        self.class_id: int | None = class_id
 
     def update_state(
         self, y_true: torch.Tensor, y_pred: torch.Tensor, sample_weight: torch.Tensor | None = None

@@ -232,6 +232,6 @@ def _half_cosine(share: float) -> float:
 
 
 def _at_least_0(argument: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
         raise ValueError(f"{argument}: a number of at least 0 is expected, got {value!r}")
     return float(value)

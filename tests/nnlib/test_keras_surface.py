@@ -148,7 +148,10 @@ def test_metrics_take_arrays():
         assert mine.result() == pytest.approx(float(right.result()), rel=1e-6)
 
 
-NUMBERS = ("MeanSquaredError", "MeanAbsoluteError", "Huber", "LogCosh", "KLDivergence", "Poisson")
+NUMBERS = (
+    "MeanSquaredError", "MeanAbsoluteError", "Huber", "LogCosh", "KLDivergence", "Poisson", "Hinge", "CategoricalHinge",
+    "MeanSquaredLogarithmicError", "CosineSimilarity",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [*NUMBERS, "BinaryCrossentropy", "CategoricalCrossentropy"])
