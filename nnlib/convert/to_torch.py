@@ -220,6 +220,13 @@ def _average_pooling(layer: Any) -> list[nn.Module]:
     return [nn.AvgPool2d(layer.pool_size, layer.strides)]
 
 
+def _pooling_1d(layer: Any, kind: Callable[..., nn.Module]) -> list[nn.Module]:
+    if layer.padding != "valid":
+        raise _refuse(layer, "padding", layer.padding, "it depends on the number of steps")
+    module = kind(layer.pool_size, layer.strides)
+    return [Permute(0, 2, 1), module, Permute(0, 2, 1)] if layer.channels_last else [module]
+
+
 def _global_pooling(module: Callable[[int], nn.Module]) -> Callable[[Any], list[nn.Module]]:
     return lambda layer: [module(1), *([] if layer.keepdims else [nn.Flatten()])]
 
@@ -357,6 +364,7 @@ def _transformer_block(layer: Any) -> list[nn.Module]:
 
 _CONVERTERS: dict[type, Callable[[Any], list[nn.Module]]] = {
     layers.Activation: lambda layer: _activation(layer, layer.activation),
+    layers.AveragePooling1D: lambda layer: _pooling_1d(layer, nn.AvgPool1d),
     layers.AveragePooling2D: _average_pooling,
     layers.BatchNormalization: _batch_normalization,
     layers.Bidirectional: _bidirectional,
@@ -373,6 +381,10 @@ _CONVERTERS: dict[type, Callable[[Any], list[nn.Module]]] = {
     layers.GlobalMaxPooling2D: _global_pooling(nn.AdaptiveMaxPool2d),
     layers.LSTM: _recurrent,
     layers.LayerNormalization: _layer_normalization,
+    layers.LocalResponseNormalization: lambda layer: [
+        nn.LocalResponseNorm(layer.size, layer.alpha * layer.size, layer.beta, layer.k)
+    ],
+    layers.MaxPooling1D: lambda layer: _pooling_1d(layer, nn.MaxPool1d),
     layers.MaxPooling2D: _max_pooling,
     layers.MultiHeadAttention: _attention,
     layers.RMSNormalization: _rms_normalization,
@@ -386,6 +398,6 @@ _CONVERTERS: dict[type, Callable[[Any], list[nn.Module]]] = {
 }
 #: Layers whose shape does not matter, so that they need no input to convert.
 _NEVER_BUILT = (
-    layers.Activation, layers.Dropout, layers.ReLU, layers.Softmax, layers.ZeroPadding2D,
-    layers.GlobalAveragePooling1D, *_GLOBAL,
+    layers.Activation, layers.AveragePooling1D, layers.Dropout, layers.LocalResponseNormalization, layers.MaxPooling1D,
+    layers.ReLU, layers.Softmax, layers.ZeroPadding2D, layers.GlobalAveragePooling1D, *_GLOBAL,
 )  # fmt: skip
