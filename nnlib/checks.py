@@ -28,6 +28,18 @@ def share(argument: str, value: Any, *, below_1: bool = False) -> float:
     return float(value)
 
 
+def usable_device(argument: str, device: torch.device | str | None) -> None:
+    """Raises ValueError naming the argument for what is no device of torch's, or a GPU that torch does not find."""
+    if device is None:
+        return
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{argument}: a device is expected, such as 'cpu' or 'cuda:0', got {device!r}") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{argument}: torch finds no CUDA device or driver, got {str(device)!r}")
+
+
 def default_dtype(dtype: Any) -> None:
     """The `dtype` of layers, losses and metrics: torch's default one, or None for it. Raises ValueError otherwise."""
     default = torch.get_default_dtype()

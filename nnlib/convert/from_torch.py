@@ -99,6 +99,21 @@ def _conv2d(module: nn.Conv2d, where: str) -> list[Layer]:
     return [*before, _filled(layer, shape, dict(module.named_parameters()))]
 
 
+def _conv1d(module: nn.Conv1d, where: str) -> list[Layer]:
+    _require(where, module, padding_mode="zeros")
+    ((size,), (stride,), (dilation,)) = module.kernel_size, module.stride, module.dilation
+    padding: Any = module.padding
+    if not isinstance(padding, str):
+        (width,) = padding
+        if width and (stride != 1 or 2 * width != dilation * (size - 1)):
+            raise ValueError(f"{where}: padding must be 0, or keep the steps' number, to convert, got {width}")
+        padding = "same" if width else "valid"
+    layer = layers.Conv1D(
+        module.out_channels, size, stride, padding, FIRST, dilation, module.groups, use_bias=module.bias is not None
+    )
+    return [_filled(layer, (None, module.in_channels, None), dict(module.named_parameters()))]
+
+
 def _conv_transpose2d(module: nn.ConvTranspose2d, where: str) -> list[Layer]:
     _require(where, module, padding_mode="zeros", groups=1, padding=(0, 0))
     layer = layers.Conv2DTranspose(
@@ -308,6 +323,7 @@ _CONVERTERS: dict[type[nn.Module], Callable[[Any, str], list[Layer]]] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.CELU: _activation("celu", alpha=1.0),
+    nn.Conv1d: _conv1d,
     nn.Conv2d: _conv2d,
     nn.ConvTranspose2d: _conv_transpose2d,
     nn.Dropout: _dropout,

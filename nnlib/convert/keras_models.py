@@ -29,6 +29,7 @@ _ARGUMENTS: dict[type[Layer], tuple[str, ...]] = {
     layers.AveragePooling1D: _POOLING,
     layers.AveragePooling2D: _POOLING,
     layers.BatchNormalization: ("axis", "momentum", "epsilon", "center", "scale"),
+    layers.Conv1D: ("filters", *_IMAGE, "dilation_rate", "groups", "activation", "use_bias"),
     layers.Conv2D: ("filters", *_IMAGE, "dilation_rate", "groups", "activation", "use_bias"),
     layers.Conv2DTranspose: ("filters", *_IMAGE, "output_padding", "dilation_rate", "activation", "use_bias"),
     layers.Dense: ("units", "activation", "use_bias"),

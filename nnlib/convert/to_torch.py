@@ -175,6 +175,21 @@ def _conv2d(layer: Any) -> list[nn.Module]:
     return [*before, filled, *_activation(layer, layer.activation, last)]
 
 
+def _conv1d(layer: Any) -> list[nn.Module]:
+    if layer.padding == "same" and layer.strides != 1:
+        raise _refuse(layer, "padding", "same", "with strides it depends on the number of steps")
+    causal = layer.padding == "causal" and layer.reach > 0
+    before: list[nn.Module] = [nn.ConstantPad1d((layer.reach, 0), 0.0)] if causal else []
+    conv = nn.Conv1d(
+        layer.input_channels, layer.filters, layer.kernel_size, layer.strides,
+        "same" if layer.padding == "same" else 0, layer.dilation_rate, layer.groups, layer.use_bias,
+    )  # fmt: skip
+    filled = _filled(conv, {"weight": layer.weight, "bias": layer.bias})
+    last = 1 if layer.channels_last else 2
+    found = [*before, filled, *_activation(layer, layer.activation, last)]
+    return [Permute(0, 2, 1), *found, Permute(0, 2, 1)] if layer.channels_last else found
+
+
 def _padding(layer: Any, window: Any, dilation: Any, value: float) -> tuple[list[nn.Module], Any]:
     """Modules that pad before, and the `padding` of torch's module."""
     if layer.padding == "valid":
@@ -368,6 +383,7 @@ _CONVERTERS: dict[type, Callable[[Any], list[nn.Module]]] = {
     layers.AveragePooling2D: _average_pooling,
     layers.BatchNormalization: _batch_normalization,
     layers.Bidirectional: _bidirectional,
+    layers.Conv1D: _conv1d,
     layers.Conv2D: _conv2d,
     layers.Conv2DTranspose: _conv_transpose2d,
     layers.Dense: _dense,

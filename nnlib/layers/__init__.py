@@ -9,6 +9,7 @@ from nnlib.layers.batch_normalization import BatchNormalization
 from nnlib.layers.bidirectional import Bidirectional
 from nnlib.layers.conv_transpose import Conv2DTranspose
 from nnlib.layers.convolution import Conv2D, DepthwiseConv2D, SeparableConv2D
+from nnlib.layers.convolution_1d import Conv1D
 from nnlib.layers.core import Activation, Dense, Dropout, Flatten, Reshape
 from nnlib.layers.embedding import Embedding, PositionalEncoding
 from nnlib.layers.input_layer import Input, InputLayer
@@ -29,10 +30,11 @@ from nnlib.names import attribute_error
 
 # Keras' other names for some of them.
 AvgPool1D, AvgPool2D = AveragePooling1D, AveragePooling2D
-Convolution2D, Convolution2DTranspose, SeparableConvolution2D = Conv2D, Conv2DTranspose, SeparableConv2D
+Convolution1D, Convolution2D, Convolution2DTranspose = Conv1D, Conv2D, Conv2DTranspose
 GlobalAvgPool1D, GlobalAvgPool2D = GlobalAveragePooling1D, GlobalAveragePooling2D
 GlobalMaxPool1D, GlobalMaxPool2D = GlobalMaxPooling1D, GlobalMaxPooling2D
 MaxPool1D, MaxPool2D = MaxPooling1D, MaxPooling2D
+SeparableConvolution2D = SeparableConv2D
 
 __all__ = [
     "Activation",
@@ -42,8 +44,10 @@ __all__ = [
     "AvgPool2D",
     "BatchNormalization",
     "Bidirectional",
+    "Conv1D",
     "Conv2D",
     "Conv2DTranspose",
+    "Convolution1D",
     "Convolution2D",
     "Convolution2DTranspose",
     "Dense",

@@ -14,7 +14,7 @@ import torch
 
 from nnlib import activity, constraints, ops, regularizers
 from nnlib.calling import Called, in_mode
-from nnlib.checks import default_dtype, positive_integer
+from nnlib.checks import default_dtype, positive_integer, usable_device
 from nnlib.configuration import Recorded
 from nnlib.constraints import ConstraintChoice
 from nnlib.initializers import InitializerChoice, fill
@@ -80,6 +80,7 @@ class Layer(Recorded, Called):
     ) -> None:
         super().__init__()
         default_dtype(dtype)
+        usable_device("device", device)
         if input_dim is not None:
             if input_shape is not None:
                 raise ValueError(f"input_dim: input_shape or input_dim is expected, got both, {input_dim!r}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nnlib.calling import Called
+from nnlib.checks import usable_device
 from nnlib.configuration import Recorded
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.rules import losses_of
@@ -37,6 +38,7 @@ class Model(Recorded, Called, Trainable):
         name: str | None = None,
     ) -> None:
         super().__init__()
+        usable_device("device", device)
         self.made_on = device
         self.backend = backend
         self.name = name or type(self).__name__.lower()

@@ -120,9 +120,9 @@ def test_a_layer_without_weights_converts_alone():
     ("convert", "kind", "message"),
     [
         (
-            lambda: nnlib.from_keras(keras.layers.Conv1D(2, 3)),
+            lambda: nnlib.from_keras(keras.layers.Conv3D(2, 3)),
             TypeError,
-            r"conv1d\w*: layers that convert are Activation, .*; got a Conv1D",
+            r"conv3d\w*: layers that convert are Activation, .*; got a Conv3D",
         ),
         (
             lambda: nnlib.from_keras(keras.layers.Dense(2, kernel_regularizer=torch.sum)),

@@ -210,6 +210,23 @@ def test_what_a_kernel_refuses_names_the_layer():
         layer(torch.zeros(2, 4, dtype=torch.float64))
 
 
+def test_devices_that_are_not_there(tmp_path):
+    for make in (layers.Dense, lambda units, device: models.Sequential(device=device)):
+        with raises(ValueError, "device: a device is expected, such as 'cpu' or 'cuda:0', got 'gpu'"):
+            make(2, device="gpu")
+    path = tmp_path / "model.safetensors"
+    models.Sequential([layers.Dense(2, input_shape=(3,))]).save(path)
+    if not torch.cuda.is_available():
+        with raises(ValueError, "device: torch finds no CUDA device or driver, got 'cuda:1'"):
+            nnlib.load(path, device="cuda:1")
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    path = tmp_path / "no" / "model.safetensors"
+    with raises(FileNotFoundError, f"{path}: its folder must be there, got {str(path.parent)!r}, which is not"):
+        models.Sequential([layers.Dense(2, input_shape=(3,))]).save(path)
+
+
 def test_another_number_of_inputs():
     model = models.Sequential([layers.Dense(3, activation="softmax", input_shape=(4,))], name="one")
     model.compile()
