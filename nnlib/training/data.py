@@ -123,27 +123,35 @@ def split_tail(parts: Sequence[Any], share: float) -> tuple[list[Any], list[Any]
     return [rows(part, slice(cut)) for part in parts], [rows(part, slice(cut, None)) for part in parts]
 
 
-def class_weights(weights: Mapping[int, float], targets: torch.Tensor, classes: int | None) -> torch.Tensor:
-    """One weight a sample from its class; classes that are not named weigh 1.
+def class_weights(
+    weights: Mapping[int, float], targets: torch.Tensor, output_shape: Sequence[int | None]
+) -> torch.Tensor:
+    """One weight a sample, or a step, from its class; classes that are not named weigh 1.
 
-    weights: class number -> weight, of Python's or NumPy's numbers. targets: class numbers (N,), or one row of
-    probabilities a sample. classes: how many there are, None where nobody knows. Raises ValueError for keys that are no
-    classes, and for weights that are no finite numbers.
+    weights: class number -> weight, of Python's or NumPy's numbers. targets: class numbers in the shape of the output
+    without its last axis, or of the output, (N, 1) or one row of probabilities a sample. output_shape: batch first.
+
+    Raises ValueError for keys that are no classes, for weights that are no finite numbers, and for rows of
+    probabilities of several steps.
     """
     kinds = (Integral, Real)
     if not isinstance(weights, Mapping) or any(
         isinstance(one, bool) or not isinstance(one, kind) for pair in weights.items() for one, kind in zip(pair, kinds)
     ):
         raise ValueError(f"class_weight: a dictionary from class numbers to weights is expected, got {weights!r}")
+    classes = None if output_shape[-1] == 1 else output_shape[-1]
     for label, weight in weights.items():
         if classes is not None and not 0 <= label < classes:
             raise ValueError(f"class_weight: classes from 0 to {classes - 1} are expected, got {label}")
         if not math.isfinite(weight):
             raise ValueError(f"class_weight: finite weights are expected, got {weight} for class {label}")
-    if targets.dim() > 2:
-        raise ValueError(f"class_weight: one class a sample is expected, got targets of shape {tuple(targets.shape)}")
-    labels = targets.argmax(-1) if targets.dim() == 2 and targets.shape[-1] > 1 else targets.reshape(-1).long()
-    result = torch.ones(len(labels), device=labels.device)
+    labels = targets
+    if targets.dim() == len(output_shape) > 1:
+        if targets.dim() > 2:
+            raise ValueError(f"class_weight: one class a sample is expected, got targets of shape {tuple(targets.shape)}")
+        labels = targets.argmax(-1) if targets.shape[-1] > 1 else targets.squeeze(-1)
+    labels = labels.long()
+    result = torch.ones(labels.shape, device=labels.device)
     for label, weight in weights.items():
         result[labels == label] = float(weight)
     return result

@@ -62,7 +62,7 @@ class Steps:
                     f"for targets of {tuple(targets.shape)}"
                 )
         elif class_weight is not None:
-            weights = class_weights(class_weight, targets, None if shape[-1] == 1 else shape[-1])
+            weights = class_weights(class_weight, targets, shape)
         return Batch(inputs, targets, weights)
 
     def _output_shape(self, x: InputTensors) -> tuple[int | None, ...]:

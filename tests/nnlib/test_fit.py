@@ -135,6 +135,26 @@ def test_class_weights_are_sample_weights():
     assert loaders == classifier().fit([(x, y, weights.astype(np.float32))], verbose=0).history
 
 
+def test_class_weights_of_steps_are_weights_of_steps():
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((6, 5, 4)).astype(np.float32), generator.integers(0, 3, (6, 5))
+    table = {0: 3.0, 2: 0.5}
+    weights = np.vectorize(lambda label: table.get(label, 1.0))(y)
+
+    def losses(**options):
+        nnlib.set_seed(0)
+        model = models.Sequential([layers.GRU(3, return_sequences=True, input_shape=(5, 4)), layers.Dense(3, "softmax")])
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        return model.fit(x, y, epochs=2, shuffle=False, verbose=0, **options).history["loss"]
+
+    assert losses(class_weight=table) == losses(sample_weight=weights) != losses()
+    nnlib.set_seed(0)
+    model = models.Sequential([layers.Dense(3, "softmax", input_shape=(5, 4))])
+    model.compile("sgd", "categorical_crossentropy")
+    with raises(ValueError, "class_weight: one class a sample is expected, got targets of shape (6, 5, 3)"):
+        model.fit(x, np.eye(3)[y], class_weight=table, verbose=0)
+
+
 def test_weights_count_in_weighted_metrics_alone():
     x, y = draw(30)
     weights = np.linspace(0, 2, 30)
