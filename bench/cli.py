@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from bench import compare, machine, options, records, selection
+from bench.providers import OURS
 from bench.providers.provider import Provider
 
 OK, FOUND, BAD_INPUT = 0, 1, 2
@@ -96,7 +97,7 @@ def run(given: argparse.Namespace) -> int:
     print(f"wrote {folder / 'result.json'}")
     if not given.no_plots:
         _write_report(found, folder)
-    ours = [m for m in found.measurements if m.provider == "ours" and m.status in (records.WRONG, records.FAILED)]
+    ours = [m for m in found.measurements if m.provider in OURS and m.status in (records.WRONG, records.FAILED)]
     return FOUND if ours else BAD_INPUT if found.complaints else OK
 
 

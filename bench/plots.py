@@ -19,12 +19,13 @@ from bench.records import Measurement, Run
 
 COLOURS = {
     "ours": "#c1272d",
+    "ours-packed": "#7a1018",
     "torch": "#4d4d4d",
     "compile": "#e8912d",
     "onnxruntime": "#0071bc",
     "openvino": "#5aa02c",
 }
-MARKERS = {"ours": "o", "torch": "s", "compile": "D", "onnxruntime": "^", "openvino": "v"}
+MARKERS = {"ours": "o", "ours-packed": "P", "torch": "s", "compile": "D", "onnxruntime": "^", "openvino": "v"}
 #: Cases on one page of bars.
 _BARS = 40
 

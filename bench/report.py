@@ -53,7 +53,7 @@ def _measurements(run: Run) -> list[str]:
 
 def html(run: Run, pictures: Sequence[Path]) -> str:
     """The report's text."""
-    means = ("family", "how", "cases", "x eager", "x best peer", "worst x eager", "case")
+    means = ("family", "provider", "how", "cases", "x eager", "x best peer", "worst x eager", "case")
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Kernel benchmarks</title>",
         f"<style>{_STYLE}</style></head><body><h1>Kernel benchmarks</h1>",

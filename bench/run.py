@@ -16,7 +16,8 @@ from typing import Any
 import kernels
 from bench import gate, limits, machine, memory, records, selection, timing
 from bench.limits import Limits
-from bench.providers.provider import Call, Provider, Unsupported
+from bench.providers import OURS
+from bench.providers.provider import Call, NothingOfItsOwn, Provider, Unsupported
 from bench.records import Measurement, Run
 from bench.timing import Contestant, Quartiles
 from bench.workload import Answer, Workload
@@ -132,6 +133,8 @@ class _Bench:
             wrong = None
             if call.checked:
                 wrong = gate.complaint(call.answer(call.run()), exact, self.torchs)
+        except NothingOfItsOwn:
+            return
         except Unsupported as reason:
             self.found[provider.name] = replace(blank, status=records.UNSUPPORTED, reason=str(reason))
             return
@@ -151,7 +154,7 @@ class _Bench:
             contestants = {name: Contestant(call.run, call.pool) for name, call in self.calls.items()}
             samples = timing.in_turn(contestants, self.settings.seconds, park=self.threads > 1)
         medians = {name: Quartiles.of(times).median for name, times in samples.items()}
-        peers = [name for name in medians if name != "ours"]
+        peers = [name for name in medians if name not in OURS]
         best = min(peers, key=medians.__getitem__) if peers else None
         for name, times in samples.items():
             self.found[name] = replace(
@@ -177,7 +180,7 @@ class _Bench:
         if not self.settings.memory:
             return {}
         run = self.calls[name].run
-        if name == "ours" and self.calls[name].note == "numba":
+        if name in OURS and self.calls[name].note == "numba":
             return {"memory": memory.asked(run), "memory_kind": "asked"}
         return {"memory": memory.resident(run), "memory_kind": "resident"}
 

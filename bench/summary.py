@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from bench.providers import OURS
 from bench.records import Measurement
 
 
@@ -15,7 +16,7 @@ class FamilyMean:
     """Our ratios over the cases of a family, run in one way.
 
     Attributes:
-        family, dtype, passes, threads: what is summed up.
+        family, provider, dtype, passes, threads: what is summed up; the provider is one of ours.
         cases: how many have a ratio to eager.
         to_eager: geometric mean of eager's time as a multiple of ours; None when no case has one.
         to_peer: the same against the fastest other engine of each case.
@@ -24,6 +25,7 @@ class FamilyMean:
     """
 
     family: str
+    provider: str
     dtype: str
     passes: str
     threads: int
@@ -39,12 +41,12 @@ def geometric_mean(numbers: Sequence[float]) -> float | None:
     return math.exp(sum(map(math.log, numbers)) / len(numbers)) if numbers else None
 
 
-def family_means(measurements: Iterable[Measurement], provider: str = "ours") -> list[FamilyMean]:
-    """One line for each family, dtype, pass and number of threads, in the order of the measurements."""
-    groups: dict[tuple[str, str, str, int], list[Measurement]] = defaultdict(list)
+def family_means(measurements: Iterable[Measurement]) -> list[FamilyMean]:
+    """A line for each family, provider of ours, dtype, pass and number of threads, in the order of the measurements."""
+    groups: dict[tuple[str, str, str, str, int], list[Measurement]] = defaultdict(list)
     for m in measurements:
-        if m.provider == provider and m.seconds is not None:
-            groups[m.family, m.dtype, m.passes, m.threads].append(m)
+        if m.provider in OURS and m.seconds is not None:
+            groups[m.family, m.provider, m.dtype, m.passes, m.threads].append(m)
     found = []
     for key, members in groups.items():
         with_eager = [(m.eager_ratio.median, f"{m.op}: {m.name}") for m in members if m.eager_ratio is not None]

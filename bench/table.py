@@ -9,6 +9,7 @@ from rich.text import Text
 
 from bench import records, summary
 from bench.limits import Limits
+from bench.providers import OURS
 from bench.records import Measurement, Run
 from bench.timing import Quartiles
 
@@ -62,7 +63,7 @@ def cells(m: Measurement) -> tuple[str, ...]:
         return (m.provider, told, *[DASH] * 5, m.reason)
     share = DASH if m.limit_share is None else f"{100 * m.limit_share:.0f} %"
     peer = ratio(m.peer_ratio, spread=False)
-    beside = f" {m.best_peer}" if m.provider == "ours" and m.best_peer else ""
+    beside = f" {m.best_peer}" if m.provider in OURS and m.best_peer else ""
     return (
         m.provider,
         duration(m.seconds.median),
@@ -104,7 +105,7 @@ def table_of(run: Run) -> Table:
 def means_table(run: Run) -> Table:
     """Geometric means of our ratios for each family."""
     table = Table(title="Ours: geometric means by family", title_justify="left", show_edge=False, pad_edge=False)
-    for heading in ("family", "how", "cases", "x eager", "x best peer", "worst x eager", "case"):
+    for heading in ("family", "provider", "how", "cases", "x eager", "x best peer", "worst x eager", "case"):
         right = heading in ("cases", "x eager", "x best peer", "worst x eager")
         table.add_column(heading, justify="right" if right else "left")
     for row in means_rows(run):
@@ -120,7 +121,8 @@ def means_rows(run: Run) -> Iterator[tuple[str, ...]]:
 
     for f in summary.family_means(run.measurements):
         how = f"{f.passes}, {f.threads} thread{'s' * (f.threads > 1)}, {f.dtype}"
-        yield f.family, how, str(f.cases), number(f.to_eager), number(f.to_peer), number(f.worst), f.worst_case
+        ratios = (number(f.to_eager), number(f.to_peer), number(f.worst))
+        yield f.family, f.provider, how, str(f.cases), *ratios, f.worst_case
 
 
 def limits_line(found: Limits) -> str:

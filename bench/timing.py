@@ -3,9 +3,10 @@
 A round gives every contestant one turn: a few calls timed together. Ratios are taken within a round and their median
 over all rounds, with quartiles: on a shared machine a ratio of two times taken seconds apart means little.
 
-Engines with threads of their own let them spin for a while after a call, on the cores that the next one needs. So a
-contestant with another thread pool than the one before sleeps until those are parked, and every turn begins with a call
-that is not timed. Contestants in the same pool need not wait for each other.
+Engines with threads of their own let them spin for a while after a call, on the cores that the next one needs (ONNX
+Runtime's for longer than 20 ms, seen on a core that they shared). So a contestant with another thread pool than the one
+before sleeps until the process uses no processor time, and every turn begins with a call that is not timed. Contestants
+in the same pool need not wait for each other.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from typing import Any
 
 import numpy as np
 
-#: Long enough for the idle threads of every engine seen to stop spinning.
-PARK_SECONDS = 0.020
+#: How long the process is watched for threads that spin, and how often at most.
+PARK_SECONDS, PARK_WATCHES = 0.010, 100
+#: Processor time of a thread that does not spin, as a share of the time watched.
+_AT_REST = 0.05
 #: Rounds at least, however short the time: quartiles of fewer say nothing.
 MIN_ROUNDS = 5
 #: Rounds at most: past it the quartiles no longer move.
@@ -79,6 +82,15 @@ def _calls(run: Callable[[], Any], turn_seconds: float) -> int:
         calls *= 4
 
 
+def _park() -> None:
+    """Sleep until no thread of the process computes; one that never rests is no engine's idle thread."""
+    for _ in range(PARK_WATCHES):
+        used = time.process_time()
+        time.sleep(PARK_SECONDS)
+        if time.process_time() - used < _AT_REST * PARK_SECONDS:
+            return
+
+
 def in_turn(contestants: Mapping[str, Contestant], seconds: float, *, park: bool) -> dict[str, list[float]]:
     """Seconds a call of each contestant, one number for each round.
 
@@ -95,7 +107,7 @@ def in_turn(contestants: Mapping[str, Contestant], seconds: float, *, park: bool
     def enter(pool: str) -> None:
         nonlocal previous
         if park and previous not in (None, pool):
-            time.sleep(PARK_SECONDS)
+            _park()
         previous = pool
 
     was_collecting = gc.isenabled()

@@ -37,6 +37,7 @@ from kernels.embedding.positions import position_encoding  # noqa: E402
 from kernels.inspection import Explanation, explain, vjp  # noqa: E402
 from kernels.installation import Info, info  # noqa: E402
 from kernels.linear.op import linear  # noqa: E402
+from kernels.linear.packed import PackedLinear, pack_linear  # noqa: E402
 from kernels.linear_cross_entropy.op import linear_cross_entropy  # noqa: E402
 from kernels.normalization.op import layer_norm, rms_norm  # noqa: E402
 from kernels.pool2d.adaptive import adaptive_avg_pool2d, adaptive_max_pool2d  # noqa: E402
@@ -56,6 +57,7 @@ __all__ = [
     "BackendError",
     "Explanation",
     "Info",
+    "PackedLinear",
     "RelativeALiBi",
     "RelativeShaw",
     "RelativeT5",
@@ -86,6 +88,7 @@ __all__ = [
     "lstm_cell",
     "lstm_layer",
     "max_pool2d",
+    "pack_linear",
     "position_encoding",
     "relu",
     "rms_norm",

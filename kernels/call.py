@@ -60,9 +60,9 @@ def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: A
         BackendError: the wanted backend cannot run this call; the message says why.
     """
     if _is_compiling():
-        from kernels import torch_binding
+        from kernels import torch_library
 
-        return torch_binding.call_registered(op, inputs, attributes, device, backend)
+        return torch_library.call_registered(op, inputs, attributes, device, backend)
     wanted = dispatch.current_override.get()
     if wanted is not None:
         backend = backend or wanted.backend
@@ -83,9 +83,9 @@ def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: A
         key = plan = None
     if plan is None:
         if any(map(arrays.has_no_memory, inputs)):
-            from kernels import torch_binding
+            from kernels import torch_library
 
-            return torch_binding.call_registered(op, inputs, attributes, device, backend)
+            return torch_library.call_registered(op, inputs, attributes, device, backend)
         plan = make_plan(op, inputs, attributes, device, backend)
         if len(op.plans) >= MAX_PLANS:
             op.plans.clear()

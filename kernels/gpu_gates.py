@@ -30,6 +30,10 @@ OF_SINGLES: dict[str, set[str]] = {
     "cupy": {"recurrence_forward", "recurrence_backward", "pack_weights"},
 }
 
+#: Kernels of CUDA C++ that turn a matrix through shared memory, number by number: a warp has whole sectors on both
+#: sides (the tests on the CPU count them), a thread's numbers never lie side by side on both.
+OF_TURNED = {"pack_weight", "add_turned_parts"}
+
 #: By backend and kernel, where need be of one family ("family/kernel"): accesses of a number a row beside its tiles,
 #: which no vector can hold; of CUDA C++ also those of what lies behind the last whole vector. Triton's are counted
 #: twice where a program has several rows.
@@ -65,7 +69,7 @@ OF_ROWS: dict[str, dict[str, int]] = {
         **{"normalise_rows": 2, "gradients_of_parts": 2, "gradient_of_rows": 2, "sums_of_columns": 6},
         **{"drop_elements": 17, "factors_of_rows": 2, "gather_rows": 2, "bounds_of_rows": 3, "add_rows": 7},
         **{"mask_padding": 1},
-        # Elements beside their indices, which are the wide ones; a weight's gradient where its taps lie apart; the
+        # Elements beside their indices, which are the wide ones; a weight's gradient of which no vector is whole; the
         # result of a product with few channels.
         **{"max_of_windows": 16, "gradient_of_maxima": 16, "add_parts": 5, "convolve": 8},
     },
@@ -88,7 +92,7 @@ OF_WINDOWS: dict[str, set[str]] = {
         *("max_of_windows", "mean_of_windows", "power_mean_of_windows"),
         *("gradient_of_maxima", "gradient_of_means", "gradient_of_power_means", "sums_of_pixels"),
         *("convolve", "weight_gradient_of_parts", "convolve_depthwise", "spread_depthwise"),
-        *("largest_of_windows", "spread_to_winners", "pack_weight"),
+        *("largest_of_windows", "spread_to_winners"),
     },
 }
 
@@ -130,6 +134,7 @@ def gates(kernel: Compiled, dtype: str = "float32", vectors: bool = True) -> lis
     scattered = scattered or kernel.options.get("SELECTS")
     scattered = scattered or (kernel.name in OF_SINGLES[kernel.backend] and kernel.wide > 0)
     scattered = scattered or (kernel.target.amd and kernel.name in OF_WAVES)
+    scattered = scattered or (kernel.backend == "cupy" and kernel.name in OF_TURNED)
     if vectors and not scattered and narrow > 0.1 * (kernel.wide + narrow):
         broken.append(f"{narrow} of {kernel.wide + narrow} global accesses are narrower than 128 bits")
     if kernel.backend == "triton" and kernel.name in HANDING_ON and kernel.count(r"LDG\S*CONSTANT"):

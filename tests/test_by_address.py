@@ -18,7 +18,8 @@ from tests.support import matrix
 matrix.implementations()  # loads them
 OPS_BY_ADDRESS = (
     "relu", "gelu", "silu", "sigmoid", "tanh", "softmax", "log_softmax", "layer_norm", "rms_norm", "embedding",
-    "cross_entropy",
+    "cross_entropy", "linear", "conv2d", "conv_transpose2d", "attention",
+    "scaled_dot_product_attention",
 )  # fmt: skip
 
 

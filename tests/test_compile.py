@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import torch_binding
+from kernels import torch_library
 from kernels.case import Case
 from kernels.op import OPS
 from tests.support import matrix
@@ -29,7 +29,7 @@ from tests.support.torch_calls import (
 
 @pytest.mark.parametrize("op", OP_NAMES)
 def test_schemas_follow_the_declaration(op: str):
-    schema = torch_binding._registered[op].call.default._schema
+    schema = torch_library._registered[op].call.default._schema
     names = [a.name for a in schema.arguments]
     assert names == [*OPS[op].inputs, *OPS[op].attributes, "needs_grad", "backend"]
     assert len(schema.returns) == len(OPS[op].results)
@@ -40,13 +40,13 @@ def test_schemas_follow_the_declaration(op: str):
 @pytest.mark.parametrize("case", CASES)
 def test_opcheck(case: Case):
     tensors = matrix.as_tensors(case.build("float32"), case.op, requires_grad=True)
-    call = torch_binding._registered[case.op].call.default
+    call = torch_library._registered[case.op].call.default
     torch.library.opcheck(call, registered_arguments(case, tensors, True))
 
 
 @pytest.mark.parametrize("case", SIMPLE)
 def test_opcheck_without_gradients(case: Case):
-    call = torch_binding._registered[case.op].call.default
+    call = torch_library._registered[case.op].call.default
     torch.library.opcheck(call, registered_arguments(case, matrix.as_tensors(case.build("float64")), False))
 
 
@@ -54,7 +54,7 @@ def test_opcheck_without_gradients(case: Case):
 def test_opcheck_of_backward(case: Case):
     tensors = matrix.as_tensors(case.build("float32"))
     arguments = registered_arguments(case, tensors, True)
-    registered = torch_binding._registered[case.op]
+    registered = torch_library._registered[case.op]
     results = matrix.results_of(registered.call(*arguments))
     incoming = [torch.randn_like(r) for r in results[: OPS[case.op].differentiable_results]]
     count = len(OPS[case.op].inputs)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import torch_binding
+from kernels import torch_library
 from kernels.case import Case
 from kernels.op import OPS
 from tests.support import matrix
@@ -65,7 +65,7 @@ def test_fake_tensors(case: Case):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     arguments = registered_arguments(case, matrix.as_tensors(case.build("float32")), True)
-    call = torch_binding._registered[case.op].call
+    call = torch_library._registered[case.op].call
     real = matrix.results_of(call(*arguments))
     with FakeTensorMode() as mode:
         fakes = [mode.from_tensor(a) if torch.is_tensor(a) else a for a in arguments]

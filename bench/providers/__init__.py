@@ -10,12 +10,15 @@ from bench.providers.provider import Provider
 #: Module and class of each provider, by the name that a user types; imported when it is asked for.
 _PLACES = {
     "ours": ("bench.providers.ours", "Ours"),
+    "ours-packed": ("bench.providers.ours_packed", "OursPacked"),
     "torch": ("bench.providers.eager", "Eager"),
     "compile": ("bench.providers.compiled", "Compiled"),
     "onnxruntime": ("bench.providers.onnx_runtime", "OnnxRuntime"),
     "openvino": ("bench.providers.open_vino", "OpenVino"),
 }
 NAMES = tuple(_PLACES)
+#: This library's: no peers of each other.
+OURS = ("ours", "ours-packed")
 
 
 def provider(name: str) -> Provider:

@@ -24,10 +24,14 @@ class Ours:
         if explanation.chosen == "reference":
             reasons = (reason for c in explanation.candidates if c.backend.name == "numba" for reason in c.reasons)
             raise Unsupported(f"only the reference runs it: {'; '.join(reasons)}")
-        call = tensor_call(getattr(kernels, workload.case.op), workload)
-        call.run()  # Compiles; the thread pool is known afterwards.
-        from kernels.runtime.threads import threading_layer
+        return in_its_pool(tensor_call(getattr(kernels, workload.case.op), workload), explanation.chosen or "")
 
-        layer = threading_layer()
-        pool = TORCH_POOL if layer is None or "torch" in layer else f"ours, {layer}"
-        return Call(call.run, call.answer, pool, call.checked, explanation.chosen or "")
+
+def in_its_pool(call: Call, note: str) -> Call:
+    """A call of our kernels with the thread pool that they run on."""
+    call.run()  # Compiles; the thread pool is known afterwards.
+    from kernels.runtime.threads import threading_layer
+
+    layer = threading_layer()
+    pool = TORCH_POOL if layer is None or "torch" in layer else f"ours, {layer}"
+    return Call(call.run, call.answer, pool, call.checked, note)

@@ -14,6 +14,10 @@ class Unsupported(Exception):
     """An engine has no way to run a case; the message is the reason, for the table."""
 
 
+class NothingOfItsOwn(Unsupported):
+    """An engine that is a variant of another one would do the same as that: no row in the table."""
+
+
 @dataclass(frozen=True)
 class Call:
     """A case made ready on an engine.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,10 +49,15 @@ def _to_numpy(tensor: torch.Tensor | None) -> Any:
 
 
 def tensor_call(
-    function: Callable[..., Any], workload: Workload, *, pool: str = TORCH_POOL, checked: bool = True, note: str = ""
-) -> Call:
-    """``function(**arguments)`` on tensors; with training also the gradients of all that have one."""
+    function: Callable[..., Any], workload: Workload, *, pool: str = TORCH_POOL, checked: bool = True, note: str = "",
+    prepared: Mapping[str, Callable[[Any], Any]] | None = None,
+) -> Call:  # fmt: skip
+    """``function(**arguments)`` on tensors; with training also the gradients of all that have one.
+
+    prepared: what is made of an argument beforehand, by its name.
+    """
     arguments = tensors_of(workload)
+    arguments |= {name: make(arguments[name]) for name, make in (prepared or {}).items()}
     if not workload.training:
 
         def to_answer(value: Any) -> Answer:

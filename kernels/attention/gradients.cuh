@@ -9,6 +9,13 @@ __device__ __forceinline__ COMPUTED level_of(COMPUTED lse) {
   return is_finite(lse) ? lse : lse == minus_infinity(lse) ? (COMPUTED)0 : lse - lse;
 }
 
+// The weight of a score, 1 at most. Where another backend made the log-sum-exp, sums in another order may leave the score
+// a unit in the last place above it, which of large scores is a large number. NaN stays NaN.
+__device__ __forceinline__ COMPUTED weight_of(COMPUTED score, COMPUTED level) {
+  const COMPUTED below = score - level;
+  return power_of_e(below > 0 ? (COMPUTED)0 : below);
+}
+
 // A block's shared memory.
 struct Tiles {
   Padded<PITCH_E> queries, keys;
@@ -97,7 +104,7 @@ __device__ __forceinline__ void gradients_of_scores(
 #pragma unroll
       for (int t = 0; t < VECTOR; ++t) {
         const bool sees = bits >> t & 1;
-        const COMPUTED weight = sees ? power_of_e(y[t] - level) : (COMPUTED)0;
+        const COMPUTED weight = sees ? weight_of(y[t], level) : (COMPUTED)0;
         COMPUTED d = weight * (change.v[t] * f[t] - row_delta);
         if (EXTRAS && s.cap > 0) d *= 1 - y[t] / s.cap * (y[t] / s.cap);
         dx[k][t] = sees ? d : (COMPUTED)0;

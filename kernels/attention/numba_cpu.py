@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from kernels.attention import backward_cpu, decode_backward_cpu, decode_cpu, forward_cpu
+from kernels.attention.by_address import by_address
 from kernels.attention.layout import (
-    NO_MASK,
     NOTHING,
     Layout,
     Sizes,
@@ -22,61 +23,14 @@ from kernels.attention.layout import (
 )
 from kernels.attention.op import ATTENTION, SCALED_DOT_PRODUCT_ATTENTION, ScaledDotProductAttentionProblem
 from kernels.attention.problem import AttentionProblem
-from kernels.attention.relative import by_distance, table_gradient
+from kernels.attention.relative import table_gradient
 from kernels.attention.scaled_dot_product import through_attention
-from kernels.attention.tiles import DECODE_QUERIES, SEGMENT_KEYS
+from kernels.attention.terms_cpu import DECODE_GRAIN, GRAIN, decodes, far, given_of
+from kernels.attention.tiles import SEGMENT_KEYS
 from kernels.op import Implementation
 from kernels.runtime.numba_cpu import contiguous, empty, scratch, thread_count, threads_for, zeros
 
 Array = np.ndarray[Any, Any]
-
-#: Multiply-adds that are worth a thread of their own (some ten microseconds).
-GRAIN = 1_000_000
-#: The same where memory is what takes the time.
-DECODE_GRAIN = 200_000
-
-
-def key_counts(p: AttentionProblem, lengths: Array | None) -> Array:
-    """How many keys each row of the batch has, int64."""
-    if lengths is not None:
-        return contiguous(lengths.astype(np.int64, copy=False))
-    found: Array | None = p.__dict__.get("cpu_counts")
-    if found is None:
-        found = p.__dict__["cpu_counts"] = np.full(p.query.shape[0], p.key.shape[2], np.int64)
-    return found
-
-
-def far(p: AttentionProblem) -> Array:
-    """The distance (key minus query) of each number by distance."""
-    span, zero = span_of(p)
-    return zero - np.arange(span)
-
-
-def given_of(
-    p: AttentionProblem,
-    mask: Array | None,
-    bias: Array | None,
-    lengths: Array | None,
-    relative: Array | None,
-    seed: Array | None,
-) -> tuple[Array, ...]:
-    """The arrays behind the terms, as `layout.Given` names them."""
-    nothing = NOTHING[p.query.dtype]
-    numbers = table = nothing
-    if relative is not None and p.relative_kind == "shaw":
-        table = contiguous(relative).reshape(-1)
-    elif relative is not None:
-        found = by_distance(str(p.relative_kind), relative, far(p), p.bidirectional, p.relative_limit)
-        numbers = contiguous(found).reshape(-1)
-    return (
-        NO_MASK if mask is None else mask.reshape(-1).view(np.uint8),
-        nothing if bias is None else bias.reshape(-1),
-        key_counts(p, lengths),
-        numbers,
-        table,
-        NOTHING["int64"] if seed is None else contiguous(seed).reshape(1),
-    )
-
 
 def widened(*given: Array) -> tuple[Array, ...]:
     """Queries and keys with a last dimension of one zero in place of none: all scores are 0."""
@@ -124,11 +78,6 @@ def attention(
         scratch(parts * layout.offsets, np.int64),
     )  # fmt: skip
     return out, lse if wants_lse else None
-
-
-def decodes(p: AttentionProblem) -> bool:
-    """Whether so few queries come that lanes had better be keys (a kernel without dropout and Shaw's table)."""
-    return p.query.shape[2] <= DECODE_QUERIES and p.dropout_p == 0 and p.relative_kind != "shaw"
 
 
 def _decode(
@@ -301,10 +250,15 @@ def _describe_torchs(p: ScaledDotProductAttentionProblem) -> str:
     return describe(p.attention)
 
 
-Implementation(ATTENTION, "numba", attention, attention_backward, describe=describe)
+def _by_address_of_torchs(p: ScaledDotProductAttentionProblem) -> Callable[..., Array] | None:
+    return by_address(p.attention)
+
+
+Implementation(ATTENTION, "numba", attention, attention_backward, describe=describe, by_address=by_address)
 Implementation(
     SCALED_DOT_PRODUCT_ATTENTION,
     "numba",
     *through_attention(attention, attention_backward),
     describe=_describe_torchs,
+    by_address=_by_address_of_torchs,
 )

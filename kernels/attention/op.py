@@ -348,6 +348,10 @@ def _broadcast_leading(op: str, query: Any, key: Any, value: Any, enable_gqa: bo
 
     The last result says whether a batch dimension was added in front.
     """
+    if all(getattr(array, "ndim", 0) == 4 for array in (query, key, value)):
+        batch = query.shape[0], query.shape[1]
+        if batch == (key.shape[0], key.shape[1]) == (value.shape[0], value.shape[1]):
+            return query, key, value, False  # the usual case, and of a small call half the time
     given = (("query", query), ("key", key), ("value", value))
     if any(arrays.kind(array) is None for _, array in given):
         return query, key, value, False  # The call says what is wrong.

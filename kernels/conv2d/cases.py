@@ -71,6 +71,13 @@ CASES = (
     _conv("many channels", (1, 70, 5, 6), (67, 70, 3, 3), "odd", padding=1),
     _conv("groups of one output", (2, 8, 6, 6), (4, 2, 3, 3), "odd", groups=4),
     _conv("empty batch", (0, 3, 6, 6), (4, 3, 3, 3), "odd"),
+    # In vectors of channels, and in planes whose rows are whole sectors.
+    _conv("vectors of channels", (2, 64, 8, 16), (64, 64, 3, 3), "gpu", last=True, padding=1, activation="relu"),
+    _conv("vectors of channels, stride 2", (2, 64, 8, 16), (64, 64, 2, 2), "gpu", last=True, stride=2),
+    _conv("vectors of channels, depthwise", (2, 64, 8, 16), (64, 1, 3, 3), "gpu", last=True, padding=1, groups=64),
+    _conv("planes", (2, 64, 8, 16), (64, 64, 3, 3), "gpu", padding=1, activation="relu"),
+    _conv("planes 1x1", (2, 64, 8, 16), (64, 64, 1, 1), "gpu"),
+    _conv("planes, depthwise", (2, 64, 8, 16), (64, 1, 3, 3), "gpu", padding=1, groups=64),
     # Networks: ResNet, MobileNet, a text recogniser (CRNN), the article's CNN.
     _conv("resnet 3x3 64", (1, 64, 56, 56), (64, 64, 3, 3), "bench", padding=1),
     _conv("resnet 3x3 128", (1, 128, 28, 28), (128, 128, 3, 3), "bench", padding=1),
@@ -103,5 +110,7 @@ CASES = (
     _transpose("stride past the kernel", (1, 2, 4, 3), (2, 3, 2, 2), "odd", stride=3),
     _transpose("1 pixel", (1, 1, 1, 1), (1, 1, 1, 1), "odd"),
     _transpose("empty batch", (0, 3, 4, 4), (3, 2, 3, 3), "odd"),
+    _transpose("vectors of channels", (2, 64, 8, 16), (64, 64, 2, 2), "gpu", last=True, stride=2),
+    _transpose("planes", (2, 64, 8, 16), (64, 64, 3, 3), "gpu", padding=1),
     _transpose("upsampling 4x4 stride 2", (1, 128, 28, 28), (128, 64, 4, 4), "bench", stride=2, padding=1),
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from kernels.runtime.cupy_gpu import WIDEST
+from kernels.runtime.row_tiles import power_of_two
 from kernels.runtime.targets import Target
 
 
@@ -57,8 +58,12 @@ OF_DOUBLE = OF_SINGLE[2:]
 INNER_BYTES = 64
 #: Steps of a share of a product, at least: with fewer, adding up the shares is the work.
 LEAST_STEPS = 8
-#: Lines of a packed weight that one thread writes: of a weight in torch's layout they share the sectors it reads.
-CHUNK = 8
+#: Columns that every tile has a multiple of: those of a block that packs a weight.
+LEAST_COLUMNS = 32
+#: Most taps whose sums a thread keeps in registers.
+MOST_DEPTH = 32
+#: Most lines of a packed weight that a block writes.
+PACKED_LINES = 32
 
 _override: ContextVar[ProductTile | None] = ContextVar("product_tile", default=None)
 
@@ -125,3 +130,28 @@ def sum_threads(channels: int, neighbours: bool) -> tuple[int, int]:
     while across > 1 and across // 2 >= channels:
         across //= 2
     return across, 256 // across
+
+
+def lines_of_weight(taps: int, of_inner: int, of_column: int, of_taps: Sequence[int]) -> tuple[int, int, bool]:
+    """How a block that packs a weight reads it, as it lies: (lines of a tile, `fast`, whether inner places go first).
+
+    `fast` lines of a column are read, then of the next column: see weights.cu.
+
+    Args:
+        taps: of the weight.
+        of_inner, of_column, of_taps: strides in elements of the inner channels, of the columns, and of the taps.
+    """
+    if of_column in (0, 1):
+        return PACKED_LINES, 1, True
+    if of_inner == 1 or taps == 1:
+        return PACKED_LINES, PACKED_LINES, True
+    if (of_inner == 0 or abs(of_column) < abs(of_inner)) and taps <= PACKED_LINES:
+        # The taps of a column, and then those of the next one, lie side by side.
+        return PACKED_LINES // taps * taps, taps, False
+    return PACKED_LINES, PACKED_LINES, False
+
+
+def taps_at_once(taps: int) -> tuple[int, int]:
+    """(taps whose sums a thread of add_turned_parts has, the constant DEPTH that holds them)."""
+    depth = -(-taps // -(-taps // MOST_DEPTH))
+    return depth, power_of_two(depth)

@@ -9,14 +9,9 @@ from kernels.activation.cuda_codes import code_of
 from kernels.activation.cupy_gpu import gradient as activation_gradient
 from kernels.activation.functions import FROM_OUTPUT
 from kernels.arrays import ArraySpec
-from kernels.conv2d.cuda_tiles import (
-    CHUNK,
-    product_tile,
-    splits_of_steps,
-    vector_elements,
-)
-from kernels.conv2d.cupy_sums import constants as constants_of_sums
-from kernels.conv2d.cupy_sums import finish_parts, sum_of_parts, sums_over_pixels
+from kernels.conv2d.cuda_tiles import LEAST_COLUMNS, product_tile, splits_of_steps, vector_elements
+from kernels.conv2d.cupy_sums import Order, finish_parts, sum_of_parts, sums_over_pixels
+from kernels.conv2d.cupy_weights import packed_weight
 from kernels.conv2d.gpu_launches import Problem, depthwise, reasons
 from kernels.conv2d.gpu_tiles import parts_of_pixels
 from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
@@ -53,24 +48,6 @@ def _types(p: Problem, *arrays: Array | None) -> dict[str, int | str]:
 # ----- products ----------------------------------------------------------------------------------------------------
 
 
-def _packed(p: Problem, weight: Array, columns_of_tile: int, transposed: bool) -> Array:
-    """The weight as product.cu reads it: (groups, taps, inner channels, columns), zeros up to whole tiles."""
-    of_k, of_c, of_row, of_tap = element_strides(weight)
-    outer, channels = weight.shape[0] // p.groups, weight.shape[1]
-    inner, columns = (outer, channels) if transposed else (channels, outer)
-    of_inner, of_column = (of_k, of_c) if transposed else (of_c, of_k)
-    line = -(-columns // columns_of_tile) * columns_of_tile
-    packed = empty((p.groups, p.kernel[0] * p.kernel[1], inner, line), p.x.dtype)
-    items = p.groups * -(-inner // CHUNK) * line
-    block = flat_block(items, target_of(weight))
-    launch(
-        "conv2d/sums.cu", "pack_weight", (-(-items // block),), (block,), weight, packed, items, inner, columns, line,
-        *p.kernel, outer * of_k, of_inner, of_column, of_row, of_tap,
-        constants=constants_of_sums(p.x.dtype, weight, packed),
-    )  # fmt: skip
-    return packed
-
-
 def _group_vectors(channels: int, array: Array) -> bool:
     """Whether `channels` of a group lie side by side in vectors of 16 bytes."""
     count = vector_elements(array.dtype.itemsize)
@@ -103,7 +80,7 @@ def _convolve(
     pixels = form.shape[0] * -(-form.shape[2] // phases[0]) * -(-form.shape[3] // phases[1])
     itemsize = form.itemsize
     tile = product_tile(pixels * phases[0] * phases[1] * p.groups, out_channels, itemsize, target_of(source))
-    packed = _packed(p, weight, tile.columns, transposed)
+    packed = packed_weight(weight, p.groups, tile.columns, transposed)
     vectors = form.channels_last and _group_vectors(in_channels, source)
     wide = form.channels_last and _group_vectors(out_channels, out)
     common = [math.gcd(p.stride[d], p.dilation[d]) for d in (0, 1)]
@@ -154,12 +131,15 @@ def _weight_gradient(p: Problem, source: Array, grad: Array, form: ArraySpec) ->
         "VECTOR": vector_elements(form.itemsize) if vectors else 1,
         "LAST": 1,
     }
+    # The order in which the gradient lies, where no vector of channels says otherwise.
+    taps_fastest = not vectors and not form.channels_last
     launch(
         "conv2d/weight_gradient.cu", "weight_gradient_of_parts", (tiles, parts, p.groups), (tile.threads,), grad,
-        source, of_parts, grad.shape[0], channels, outputs, *source.shape[2:], *grad.shape[2:], part, form.size,
-        *element_strides(grad), *element_strides(source), *_geometry(p), constants=constants,
+        source, of_parts, grad.shape[0], channels, outputs, *source.shape[2:], *grad.shape[2:],
+        int(taps_fastest), part, form.size, *element_strides(grad), *element_strides(source), *_geometry(p),
+        constants=constants,
     )  # fmt: skip
-    return sum_of_parts(of_parts, form, outputs_fastest=False)
+    return sum_of_parts(of_parts, form, Order.TAPS if taps_fastest else Order.CHANNELS)
 
 
 # ----- depthwise ---------------------------------------------------------------------------------------------------
@@ -173,7 +153,8 @@ def _convolve_depthwise(
     multiplier = weight.shape[0] // p.groups
     if form.channels_last:
         # Neighbouring threads have neighbouring channels.
-        weight = weight.transpose(1, 2, 3, 0).copy().transpose(3, 0, 1, 2)
+        packed = packed_weight(weight, 1, LEAST_COLUMNS, transposed=False)[0, :, :, : weight.shape[0]]
+        weight = packed.reshape(*weight.shape[2:], *packed.shape[1:]).transpose(3, 2, 0, 1)
     if multiplier > 1 or not all((form.channels_last, has_vectors(source, 1, vector), has_vectors(weight, 0, vector))):
         vector = 1
     items = form.size // vector

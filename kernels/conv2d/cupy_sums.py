@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from enum import Enum
 from typing import Any
 
 from kernels.arrays import ArraySpec
-from kernels.conv2d.cuda_tiles import CHUNK, sum_threads, vector_elements
+from kernels.conv2d.cuda_tiles import sum_threads, taps_at_once, vector_elements
 from kernels.conv2d.gpu_tiles import parts_of_pixels
 from kernels.runtime.cuda_tiles import FLAT_THREADS, flat_block
 from kernels.runtime.cupy_gpu import (
@@ -29,9 +31,9 @@ PARTS_BLOCK = (32, 8)
 ONE_TAP = (1, 1, 1, 1, 0, 0, 1, 1)
 
 
-def constants(dtype: str, *arrays: Array | None, vector: int = 1) -> dict[str, Any]:
+def constants(dtype: str, *arrays: Array | None, vector: int = 1, depth: int = 1) -> dict[str, Any]:
     """Those of every kernel of sums.cu."""
-    return types(dtype) | {"INDEX": index_type(*arrays), "THREADS": FLAT_THREADS, "VECTOR": vector, "CHUNK": CHUNK}
+    return types(dtype) | {"INDEX": index_type(*arrays), "THREADS": FLAT_THREADS, "VECTOR": vector, "DEPTH": depth}
 
 
 def sums_over_pixels(
@@ -59,7 +61,7 @@ def sums_over_pixels(
         *plane, *extents[1:], part, *strides, *of_source, *geometry, multiplier,
         constants=constants(form.dtype, grad, source, of_parts, vector=vector),
     )  # fmt: skip
-    return sum_of_parts(of_parts, form, outputs_fastest=True)
+    return sum_of_parts(of_parts, form, Order.OUTPUTS)
 
 
 def _joined(extents: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -72,21 +74,34 @@ def _joined(extents: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[i
     return (images, height, width), (of_image, of_channel, of_row, of_column)
 
 
-def sum_of_parts(of_parts: Array, form: ArraySpec, *, outputs_fastest: bool) -> Array:
-    """The sum of parts in the layout of `form`, a bias's (K,) or a weight's (K, C, kh, kw).
+class Order(Enum):
+    """How the sums of a part are counted."""
 
-    of_parts: (parts, elements), counted as (K, taps, C), or with outputs_fastest as (taps, K) of a bias or of a C of 1.
-    """
+    #: (K, taps, C) of a weight.
+    CHANNELS = "channels"
+    #: (K, C, taps) of a weight.
+    TAPS = "taps"
+    #: (taps, K) of a weight with a C of 1, or (K,) of a bias.
+    OUTPUTS = "outputs"
+
+
+def sum_of_parts(of_parts: Array, form: ArraySpec, order: Order) -> Array:
+    """The sum of parts (parts, elements) in the layout of `form`, a bias's (K,) or a weight's (K, C, kh, kw)."""
     out = empty_like_form(form)
     strides = element_strides(out)
-    taps, outer_step, tap_step = 1, 0, 0
-    inner, inner_step = form.shape[0], strides[0]
-    if form.ndim == 4:
-        # A row of taps follows the one before without a gap, so that one step leads from each tap to the next.
-        tap_step = strides[3] if form.shape[3] > 1 else strides[2]
-        taps = form.shape[2] * form.shape[3]
-        if not outputs_fastest:
-            outer_step, inner, inner_step = strides[0], form.shape[1], strides[1]
+    taps = math.prod(form.shape[2:])
+    # Of taps, where one step leads from each to the next: a row of them follows the one before without a gap.
+    tap_step = next((step for step in reversed(strides[2:]) if step), 0)
+    outer, outer_step, inner, inner_step = 1, 0, form.shape[0], strides[0]
+    if order is not Order.OUTPUTS:
+        outer, outer_step, inner, inner_step = form.shape[0], strides[0], form.shape[1], strides[1]
+    if order is Order.TAPS and taps > 1 and inner_step in (0, taps * tap_step):
+        # Inner places follow each other as taps do: one row of both.
+        inner, inner_step, taps, tap_step = inner * taps, tap_step, 1, 0
+    elif order is Order.TAPS and taps > 1:
+        taps, tap_step, inner, inner_step = inner, inner_step, taps, tap_step
+    elif tap_step == 1 and inner > 1:
+        return _sum_of_turned_parts(of_parts, out, form, (outer, taps, inner), (outer_step, inner_step))
     vector = vector_elements(form.itemsize)
     whole = all(number % vector == 0 for number in (inner, outer_step, tap_step, pointer_of(out) // form.itemsize))
     if inner_step != 1 or not whole:
@@ -96,6 +111,20 @@ def sum_of_parts(of_parts: Array, form: ArraySpec, *, outputs_fastest: bool) -> 
         "conv2d/sums.cu", "add_parts", (-(-items // PARTS_BLOCK[0]),), PARTS_BLOCK, of_parts, out, items,
         of_parts.shape[0], taps, inner, outer_step, tap_step, inner_step,
         constants=constants(form.dtype, of_parts, out, vector=vector),
+    )  # fmt: skip
+    return out
+
+
+def _sum_of_turned_parts(
+    of_parts: Array, out: Array, form: ArraySpec, extents: tuple[int, int, int], steps: tuple[int, int]
+) -> Array:
+    """The same of parts that are counted as (outer, taps, inner), where out has the taps side by side."""
+    outer, taps, inner = extents
+    depth, most = taps_at_once(taps)
+    blocks = outer * -(-taps // depth) * -(-inner // PARTS_BLOCK[0])
+    launch(
+        "conv2d/sums.cu", "add_turned_parts", (blocks,), PARTS_BLOCK, of_parts, out, form.size, of_parts.shape[0], taps,
+        inner, depth, *steps, constants=constants(form.dtype, of_parts, out, depth=most),
     )  # fmt: skip
     return out
 

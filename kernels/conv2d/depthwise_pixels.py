@@ -8,15 +8,18 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from kernels.activation.vectors import ACTIVATION_CODES, activate
-from kernels.runtime.numba_cpu import empty, jit, scratch, threaded, threads_for
+from kernels.conv2d.launch import Launch, Run
+from kernels.runtime.numba_cpu import address, empty, jit, scratch, threaded, threads_for
 from kernels.simd import (
     VECTOR_BYTES,
     fma,
     lanes_of,
     load_first,
     pointer,
+    pointer_at,
     splat_like,
     store_first,
     transpose,
@@ -47,6 +50,10 @@ class Pixels(NamedTuple):
     left: int
     transposed: int  # 0: the source is conv2d's image; 1: the source is its output, the target its image
     activation: int
+    keeps_sums: int  # the sums before the activation are wanted too
+
+
+FIELDS = len(Pixels._fields)
 
 
 @jit
@@ -60,20 +67,23 @@ def _source_of(target, tap, stride, dilation, before, transposed):
 
 
 @jit
-def _correlate_rows(first, last, p, x, filters, bias, y, before):
+def _correlate_rows(first, last, settings, x, filters, bias, y, before):
     """Target rows [first, last) of all images: y[row, column, c] = act(bias[c] + sum over taps of filter * x).
 
-    x: elements [N, H, W, C]. filters: elements [kh, kw, C]. bias: elements [C]. y: elements [N, rows, columns, C].
-    before: as y, for the sums before the activation, or of size 0.
+    settings: int64, the fields of Pixels. filters: elements [kh, kw, C]. x, bias, y, before: addresses of elements [N,
+    H, W, C], of [C], of [N, rows, columns, C], and of as many for the sums before the activation, which are
+    p.keeps_sums.
     """
-    source = pointer(x)
+    p = Pixels(*to_fixed_tuple(settings, FIELDS))
+    source, shifts = pointer_at(x, filters), pointer_at(bias, filters)
+    results, kept = pointer_at(y, filters), pointer_at(before, filters)
     lanes = lanes_of(source)
     for line in range(first, last):
         image = line // p.rows
         row = line - image * p.rows
         for c in range(0, p.channels, lanes):
             rest = p.channels - c
-            shift = load_first(pointer(bias), c, rest)
+            shift = load_first(shifts, c, rest)
             for column in range(p.columns):
                 total = splat_like(source, 0.0)
                 for r in range(p.kernel_height):
@@ -89,11 +99,11 @@ def _correlate_rows(first, last, p, x, filters, bias, y, before):
                         total = fma(load_first(source, place, rest), load_first(pointer(filters), tap, rest), total)
                 total = total + shift
                 out = (line * p.columns + column) * p.channels + c
-                if before.size:
-                    store_first(pointer(before), out, total, rest)
+                if p.keeps_sums:
+                    store_first(kept, out, total, rest)
                 if p.activation != 0:
                     total = activate(p.activation, total)
-                store_first(pointer(y), out, total, rest)
+                store_first(results, out, total, rest)
 
 
 _correlate = threaded(_correlate_rows)
@@ -135,16 +145,18 @@ _sum_filters = threaded(_filter_vectors)
 
 @jit
 def _turn(matrix, rows, columns, turned):
-    """turned[column, row] = matrix[row, column]."""
-    transpose(pointer(matrix), columns, rows, columns, pointer(turned), rows)
+    """turned[column, row] = matrix[row, column]; `matrix`: the address of its elements."""
+    transpose(pointer_at(matrix, turned), columns, rows, columns, pointer(turned), rows)
 
 
-def _sizes(source: Array, target: tuple[int, ...], p: Any, transposed: bool, activation: str | None) -> Pixels:
+def _sizes(
+    source: tuple[int, ...], target: tuple[int, ...], p: Any, transposed: bool, activation: str | None, keeps_sums: bool
+) -> Pixels:
     return Pixels(
-        source.shape[0],
-        source.shape[1],
-        source.shape[2],
-        source.shape[3],
+        source[0],
+        source[1],
+        source[2],
+        source[3],
         target[2],
         target[3],
         p.kernel[0],
@@ -157,6 +169,7 @@ def _sizes(source: Array, target: tuple[int, ...], p: Any, transposed: bool, act
         p.padding[2],
         int(transposed),
         ACTIVATION_CODES[activation],
+        int(keeps_sums),
     )
 
 
@@ -164,43 +177,41 @@ def _pixels(array: Array) -> Array:
     return array.transpose(0, 2, 3, 1).reshape(-1)
 
 
-def correlate_pixels(
-    p: Any,
-    x: Array,
-    weight: Array,
-    bias: Array,
-    y: Array,
-    before: Array,
-    transposed: bool,
-    activation: str | None,
-) -> None:
-    """Fill channels-last `y` (and `before`, unless its size is 0) from channels-last `x`.
+def launch(
+    p: Any, source: tuple[int, ...], target: tuple[int, ...], transposed: bool, activation: str | None, keeps_sums: bool
+) -> Launch:
+    """A depthwise pass on channels-last images, prepared.
 
     Args:
         p: the problem: kernel, stride, dilation, padding.
-        x: the source.
-        weight: contiguous (C, 1, kh, kw).
-        bias: (C,).
-        y, before: the output, and the sums before the activation.
-        transposed: whether x is conv2d's output and y its image.
+        source, target: shapes of the images.
+        transposed: whether the source is conv2d's output and the target its image.
         activation: applied to the sums.
+        keeps_sums: whether the sums before it are wanted too.
     """
-    channels, taps = weight.shape[0], p.kernel[0] * p.kernel[1]
-    filters = scratch(taps * channels, x.dtype)
-    _turn(weight.reshape(-1), channels, taps, filters)
-    sizes = _sizes(x, y.shape, p, transposed, activation)
-    threads = threads_for(y.size * taps, GRAIN)
-    out = _pixels(before) if before.size else before.reshape(-1)
-    _correlate(y.shape[0] * y.shape[2], threads, sizes, _pixels(x), filters, bias, _pixels(y), out)
+    channels, taps, dtype = source[1], p.kernel[0] * p.kernel[1], np.dtype(p.x.dtype)
+    settings = np.array(_sizes(source, target, p, transposed, activation, keeps_sums), np.int64)
+    rows = target[0] * target[2]
+
+    def make(threads: int) -> Run:
+        def run(x: int, weight: int, bias: int, y: int, before: int) -> bool:
+            filters = scratch(taps * channels, dtype)
+            _turn(weight, channels, taps, filters)
+            _correlate(rows, threads, settings, x, filters, bias, y, before)
+            return True
+
+        return run
+
+    return Launch(make, rows * target[3] * channels * taps, GRAIN)
 
 
 def filter_gradient(p: Any, x: Array, dy: Array) -> Array:
     """dw (C, 1, kh, kw), contiguous, from channels-last x and dy."""
     channels, taps = x.shape[1], p.kernel[0] * p.kernel[1]
     filters = scratch(taps * channels, x.dtype)
-    sizes = _sizes(x, dy.shape, p, False, None)
+    sizes = _sizes(x.shape, dy.shape, p, False, None, False)
     vectors = -(-channels * x.itemsize // VECTOR_BYTES)
     _sum_filters(vectors, threads_for(dy.size * taps, GRAIN), sizes, _pixels(x), _pixels(dy), filters)
     dw = empty((channels, 1, *p.kernel), x.dtype)
-    _turn(filters, taps, channels, dw.reshape(-1))
+    _turn(address(filters), taps, channels, dw.reshape(-1))
     return dw

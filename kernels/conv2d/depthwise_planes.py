@@ -10,10 +10,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.conv2d.few_channels import write_rows
 from kernels.conv2d.geometry import Gather, Grid
+from kernels.conv2d.launch import Job, Launch, Run
 from kernels.conv2d.moves import copy_run
 from kernels.runtime.numba_cpu import empty, jit, scratch, threaded, threads_for, zeros
 from kernels.simd import (
@@ -26,6 +28,7 @@ from kernels.simd import (
     load_first,
     peek,
     pointer,
+    pointer_at,
     poke,
     reduce_add,
     splat_like,
@@ -66,6 +69,10 @@ class Planes(NamedTuple):
     wide: int  # columns of taps, if these are three neighbouring source rows high and rows step by one; else 0
     activation: int
     sums_pitch: int  # whole vectors that hold a row of the grid
+    keeps_sums: int  # the sums before the activation are wanted too
+
+
+FIELDS = len(Planes._fields)
 
 
 @jit
@@ -173,15 +180,17 @@ def _sum_plane(padded, p, taps, index, weight, add, sums, pitch):
 
 
 @jit
-def _correlate_parts(first, last, parts, p, x, padded, taps, index, weight, bias, sums, y, before):
+def _correlate_parts(first, last, parts, settings, padded, taps, index, x, w, bias, y, before, sums):
     """Parts [first, last) of all output planes, for one grid.
 
-    x: elements [N, sources, H, W]. padded: zeroed elements [parts, padded plane]. taps: int64 places in a padded plane.
-    index: int64 places in a filter. weight: elements [sources or targets, filter_taps], one filter for each pair.
-    bias: elements [targets]. sums: scratch elements [parts, rows * sums_pitch and a
-    vector]. y: elements [N, targets, OH, OW]. before: as
-    y, for the sums before the activation, or of size 0.
+    settings: int64, the fields of Planes. padded: zeroed elements [parts, padded plane]. taps: int64 places in a padded
+    plane. index: int64 places in a filter. x, w, bias, y, before: addresses of elements [N, sources, H, W], of [sources
+    or targets, filter_taps], one filter for each pair, of [targets], of [N, targets, OH, OW], and of as many for the
+    sums before the activation, which are p.keeps_sums. sums: scratch elements [parts, rows * sums_pitch and a vector].
     """
+    p = Planes(*to_fixed_tuple(settings, FIELDS))
+    given, weight, shifts = pointer_at(x, sums), pointer_at(w, sums), pointer_at(bias, sums)
+    results, kept = pointer_at(y, sums), pointer_at(before, sums)
     pitch = p.sums_pitch
     for part in range(first, last):
         source_plane = pointer(padded, padded.size // parts * part)
@@ -193,70 +202,51 @@ def _correlate_parts(first, last, parts, p, x, padded, taps, index, weight, bias
             for j in range(p.fan):
                 source = target * p.fan + j if p.fan > 1 else target // p.share
                 if p.share == 1 or target % p.share == 0 or unit == begin:
-                    sort_plane(pointer(x, (image * p.sources + source) * p.height * p.width), p, source_plane)
-                filters = pointer(weight, (target * p.fan + j) * p.filter_taps)
+                    sort_plane(advance(given, (image * p.sources + source) * p.height * p.width), p, source_plane)
+                filters = advance(weight, (target * p.fan + j) * p.filter_taps)
                 _sum_plane(source_plane, p, taps, index, filters, j, totals, pitch)
-            shift = broadcast(pointer(bias), target)
+            shift = broadcast(shifts, target)
             place = unit * p.out_height * p.out_width + p.place_row * p.out_width + p.place_column
             down, along = p.space_row * p.out_width, p.space_column
             free = advance(totals, p.rows * pitch)
-            if before.size:
-                write_rows(totals, pitch, p.rows, p.columns, shift, 0, pointer(before, place), down, along, free)
-            target_plane = pointer(y, place)
+            if p.keeps_sums:
+                write_rows(totals, pitch, p.rows, p.columns, shift, 0, advance(kept, place), down, along, free)
+            target_plane = advance(results, place)
             write_rows(totals, pitch, p.rows, p.columns, shift, p.activation, target_plane, down, along, free)
 
 
 _correlate_planes = threaded(_correlate_parts)
 
 
-def correlate_planes(
-    plan: Gather,
-    x: Array,
-    weight: Array,
-    fan: int,
-    share: int,
-    bias: Array,
-    y: Array,
-    before: Array,
-    activation: str | None,
-) -> None:
-    """Fill contiguous `y` (N, targets, OH, OW) from contiguous `x` (N, sources, H, W), plane by plane.
+def launch(job: Job) -> Launch:
+    """A depthwise job on (N, C, H, W), prepared."""
+    lanes = VECTOR_BYTES // job.dtype.itemsize
+    sources, targets = job.plan.channels, job.outputs
+    code, keeps = ACTIVATION_CODES[job.activation], int(job.keeps_sums)
+    filter_taps = job.kernel[0] * job.kernel[1]
+    grids = []
+    for grid, index in zip(job.plan.grids, job.plan.tap_index, strict=True):
+        sizes = (job.images, targets, sources, job.fan, job.share, filter_taps)
+        p, places = _sizes(job.plan, grid, sizes, lanes, code, keeps)
+        order = sorted(range(index.size), key=lambda t, grid=grid: grid.shifts[t])  # type: ignore[misc]
+        work = job.images * targets * job.fan * p.rows * p.columns * (index.size + 1)
+        grids.append((p, np.array(p, np.int64), places[order], index[order], work))
+    planes, dtype = job.images * targets, job.dtype
 
-    Args:
-        plan: the geometry of the (N, C, H, W) layout.
-        x: source planes.
-        weight: one filter of kh * kw values for each pair of planes.
-        fan: source planes that an output plane sums (neighbours).
-        share: output planes (neighbours) that read one source plane.
-        bias: one value for each output channel.
-        y, before: the output, and the sums before the activation unless its size is 0.
-        activation: applied to the sums.
-    """
-    images, targets = y.shape[:2]
-    for grid, index in zip(plan.grids, plan.tap_index, strict=True):
-        p, places = _sizes(plan, grid, x, y, fan, share, weight.size // weight.shape[0], activation)
-        order = sorted(range(index.size), key=lambda t: grid.shifts[t])
-        work = images * targets * fan * p.rows * p.columns * (index.size + 1)
-        parts = min(threads_for(work, GRAIN), images * targets)
-        _correlate_planes(
-            parts,
-            parts,
-            parts,
-            p,
-            x.reshape(-1),
-            zeros(parts * p.step_column * p.padded_height * p.pitch, x.dtype),
-            places[order],
-            index[order],
-            weight.reshape(-1),
-            bias,
-            scratch(parts * (p.rows * p.sums_pitch + _lanes(x)), x.dtype),
-            y.reshape(-1),
-            before.reshape(-1),
-        )
+    def make(_: int) -> Run:
+        def run(x: int, weight: int, bias: int, y: int, before: int) -> bool:
+            for p, settings, taps, index, work in grids:
+                parts = min(threads_for(work, GRAIN), planes)
+                padded = zeros(parts * p.step_column * p.padded_height * p.pitch, dtype)
+                sums = scratch(parts * (p.rows * p.sums_pitch + lanes), dtype)
+                _correlate_planes(
+                    parts, parts, parts, settings, padded, taps, index, x, weight, bias, y, before, sums
+                )  # fmt: skip
+            return True
 
+        return run
 
-def _lanes(x: Array) -> int:
-    return VECTOR_BYTES // x.itemsize
+    return Launch(make, 1, 1)
 
 
 def _wide(grid: Grid) -> int:
@@ -268,23 +258,27 @@ def _wide(grid: Grid) -> int:
 
 
 def _sizes(
-    plan: Gather, grid: Grid, x: Array, y: Array, fan: int, share: int, filter_taps: int, activation: str | None
+    plan: Gather, grid: Grid, sizes: tuple[int, ...], lanes: int, code: int, keeps_sums: int
 ) -> tuple[Planes, Array]:
-    """Sizes of a grid's pass, and where its taps lie in the padded, sorted plane."""
+    """Sizes of a grid's pass, and where its taps lie in the padded, sorted plane.
+
+    sizes: images, targets, sources, fan, share, and taps of the whole filter. code: of the activation.
+    """
+    images, targets, sources, fan, share, filter_taps = sizes
     top, bottom, left, right = plan.margin
     height, width = plan.source
     step = grid.step[1]
     padded_height = height + top + bottom
     # A vector more than the values of a row: the last vector of a row of outputs may reach past its inputs. And whole
     # vectors, so that a third of the loads of a filter three wide are aligned.
-    pitch = (-(-(width + left + right) // step) // _lanes(x) + 2) * _lanes(x)
+    pitch = (-(-(width + left + right) // step) // lanes + 2) * lanes
     places = [
         (b + left) % step * padded_height * pitch + (a + top) * pitch + (b + left) // step for a, b in grid.shifts
     ]
     p = Planes(
-        x.shape[0],
-        y.shape[1],
-        x.shape[1],
+        images,
+        targets,
+        sources,
         fan,
         share,
         height,
@@ -295,14 +289,15 @@ def _sizes(
         pitch,
         *grid.step,
         *grid.size,
-        y.shape[2],
-        y.shape[3],
+        plan.output.channel // plan.output.row,
+        plan.output.row,
         *grid.place,
         *grid.spacing,
         filter_taps,
         _wide(grid),
-        ACTIVATION_CODES[activation],
-        -(-grid.size[1] // _lanes(x)) * _lanes(x),
+        code,
+        -(-grid.size[1] // lanes) * lanes,
+        keeps_sums,
     )
     return p, np.asarray(places, np.int64)
 
@@ -380,7 +375,8 @@ _sum_filters = threaded(_filter_parts)
 def filter_gradient(plan: Gather, x: Array, dy: Array, weight_shape: tuple[int, ...]) -> Array:
     """dw of `weight_shape` (C_out, 1, kh, kw) from contiguous x (N, C_in, H, W) and dy (N, C_out, OH, OW)."""
     targets, _, height, width = weight_shape
-    p, places = _sizes(plan, plan.grids[0], x, dy, 1, targets // x.shape[1], height * width, None)
+    sizes = (x.shape[0], targets, x.shape[1], 1, targets // x.shape[1], height * width)
+    p, places = _sizes(plan, plan.grids[0], sizes, VECTOR_BYTES // x.itemsize, 0, 0)
     dw = empty(weight_shape, x.dtype)
     parts = min(threads_for(dy.size * (height * width + 1), GRAIN), targets)
     _sum_filters(

@@ -12,17 +12,20 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from kernels.activation.vectors import ACTIVATION_CODES, activate
-from kernels.conv2d.gather import CHUNK
+from kernels.conv2d.gather import CHUNK, LINE
 from kernels.conv2d.geometry import Gather, Table
+from kernels.conv2d.launch import Job, Launch, Run
 from kernels.conv2d.moves import clear, copy_run
-from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for
+from kernels.runtime.numba_cpu import jit, scratch, threaded
 from kernels.simd import (
     TILE_ROWS,
     TILE_VECTORS,
     VECTOR_BYTES,
     advance,
+    as_integers,
     broadcast,
     lane_mask,
     lanes_of,
@@ -30,6 +33,7 @@ from kernels.simd import (
     multiply_gathered,
     peek,
     pointer,
+    pointer_at,
     poke,
     store,
     store_masked,
@@ -73,6 +77,14 @@ class Rows(NamedTuple):
     out_row: int  # values in a row of the output, and in a plane
     out_plane: int
     activation: int
+    keeps_sums: int  # the sums before it are wanted too
+    room: int  # scratch elements of a row of sums
+    sums: int  # where in a part's scratch the sums and the lists begin, and its size
+    lists: int
+    scratch: int
+
+
+FIELDS = len(Rows._fields)
 
 
 class Grids(NamedTuple):
@@ -168,32 +180,35 @@ def write_rows(totals, pitch, rows, columns, shift, code, plane, down, along, fr
 
 
 @jit
-def _row_parts(first, last, parts, p, grids, x, slots, weight, bias, sums, tables, y, before):
+def _row_parts(first, last, parts, settings, tables, x, w, bias, y, before, scratch):
     """Parts [first, last) of the images' blocks of rows.
 
-    p, grids: Rows and Grids. x: elements [N, groups * group_inputs, H, W]. slots: scratch elements [parts,
-    group_inputs * slot_rows * pitch and what a tile reads past them]. weight: elements. bias: elements [channels].
-    sums: scratch elements [parts, TILE_ROWS, block_rows * pitch and what a tile writes past them]. tables: scratch
-    int64 [parts, 2, TILE_ROWS]. y: elements [N, channels, OH, OW]. before: as y, for the sums before the activation,
-    or of size 0.
+    settings: int64, the fields of Rows. tables: Grids as a plain tuple. x, w, bias, y, before: addresses of elements
+    [N, groups * group_inputs, H, W], of the weight's, of [channels], of [N, channels, OH, OW], and of as many for the
+    sums before the activation, which are p.keeps_sums. scratch: elements [parts, p.scratch]: a padded block
+    [group_inputs * slot_rows * pitch and what a tile reads past it]; from p.sums on, sums [TILE_ROWS, p.room:
+    block_rows * pitch and what a tile writes past them]; from p.lists on, int64 [2, TILE_ROWS].
     """
-    lanes = lanes_of(x)
+    p = Rows(*to_fixed_tuple(settings, FIELDS))
+    grids = Grids(*tables)
+    given, weight, shifts = pointer_at(x, scratch), pointer_at(w, scratch), pointer_at(bias, scratch)
+    results, kept = pointer_at(y, scratch), pointer_at(before, scratch)
+    lanes = lanes_of(scratch)
     blocks = (p.rows + p.block_rows - 1) // p.block_rows
     units = p.images * blocks
-    room = sums.size // (parts * TILE_ROWS)
     for part in range(first, last):
-        source = pointer(slots, slots.size // parts * part)
-        totals = pointer(sums, part * TILE_ROWS * room)
-        weight_rows = pointer(tables, part * 2 * TILE_ROWS)
+        source = pointer(scratch, part * p.scratch)
+        totals = advance(source, p.sums)
+        weight_rows = as_integers(advance(source, p.lists))
         total_rows = advance(weight_rows, TILE_ROWS)
         for r in range(TILE_ROWS):
-            poke(total_rows, r, r * room)
+            poke(total_rows, r, r * p.room)
         for unit in range(units * part // parts, units * (part + 1) // parts):
             image = unit // blocks
             row = (unit - image * blocks) * p.block_rows
             for group in range(p.groups):
                 planes = (image * p.groups + group) * p.group_inputs
-                _pad_rows(pointer(x, planes * p.height * p.width), p, row - p.top, source)
+                _pad_rows(advance(given, planes * p.height * p.width), p, row - p.top, source)
                 for g in range(grids.sizes.shape[0]):
                     sizes = grids.sizes[g]
                     rows = min(p.block_rows, sizes[0] - row)
@@ -209,7 +224,7 @@ def _row_parts(first, last, parts, p, grids, x, slots, weight, bias, sums, table
                         c = 0
                         while True:
                             taps = min(p.chunk_inputs, p.group_inputs - c) * sizes[5]
-                            a = pointer(weight, group * p.weight_group + o * p.weight_out + c * p.weight_in)
+                            a = advance(weight, group * p.weight_group + o * p.weight_out + c * p.weight_in)
                             base = advance(source, c * p.slot_rows * p.pitch)
                             v = 0
                             while v < pixels:
@@ -237,15 +252,15 @@ def _row_parts(first, last, parts, p, grids, x, slots, weight, bias, sums, table
                                 break
                         for r in range(min(step, left)):
                             channel = group * p.group_outputs + o + r
-                            shift = broadcast(pointer(bias), channel)
+                            shift = broadcast(shifts, channel)
                             place = (image * p.groups * p.group_outputs + channel) * p.out_plane
                             place += sizes[2] + row * sizes[3]
-                            found = advance(totals, r * room)
-                            free = advance(found, room - lanes)
-                            if before.size:
-                                target = pointer(before, place)
+                            found = advance(totals, r * p.room)
+                            free = advance(found, p.room - lanes)
+                            if p.keeps_sums:
+                                target = advance(kept, place)
                                 write_rows(found, p.pitch, rows, sizes[1], shift, 0, target, sizes[3], sizes[4], free)
-                            target = pointer(y, place)
+                            target = advance(results, place)
                             write_rows(
                                 found, p.pitch, rows, sizes[1], shift, p.activation, target, sizes[3], sizes[4], free
                             )
@@ -255,27 +270,19 @@ def _row_parts(first, last, parts, p, grids, x, slots, weight, bias, sums, table
 _run_rows = threaded(_row_parts)
 
 
-def run_rows(
-    plan: Gather,
-    images: int,
-    groups: int,
-    group_outputs: int,
-    weight: Array,
-    weight_steps: tuple[int, int, int],
-    x: Array,
-    bias: Array,
-    y: Array,
-    before: Array,
-    activation: str | None,
-) -> None:
-    """Fill contiguous `y` (and `before`, unless its size is 0) from contiguous `x`; arguments as of `run_pass`."""
-    group_inputs = plan.channels // groups
-    grids, (pitch, slot_rows, rows, block_rows, chunk) = _plan(plan, group_inputs, weight_steps[1])
+def launch(job: Job) -> Launch:
+    """A job that this kernel `serves`, prepared."""
+    plan, inputs = job.plan, job.group_inputs
+    grids, (pitch, slot_rows, rows, block_rows, chunk) = _plan(plan, inputs, job.weight_steps[1])
+    past = max(ONE_VECTORS, SOME_VECTORS, TILE_VECTORS) * VECTOR_BYTES // job.dtype.itemsize
+    slots, room = inputs * slot_rows * pitch + past, block_rows * pitch + past + 2 * VECTOR_BYTES // job.dtype.itemsize
+    lists = -(-(slots + TILE_ROWS * room) // LINE) * LINE
+    size = lists + -(-2 * TILE_ROWS * 8 // job.dtype.itemsize // LINE) * LINE
     p = Rows(
-        images,
-        groups,
-        group_inputs,
-        group_outputs,
+        job.images,
+        job.groups,
+        inputs,
+        job.group_outputs,
         *plan.source,
         plan.margin[0],
         plan.margin[2],
@@ -284,27 +291,27 @@ def run_rows(
         rows,
         block_rows,
         chunk,
-        *weight_steps,
+        *job.weight_steps,
         plan.output.row,
         plan.output.channel,
-        ACTIVATION_CODES[activation],
+        ACTIVATION_CODES[job.activation],
+        int(job.keeps_sums),
+        room,
+        slots,
+        lists,
+        size,
     )
-    work = images * groups * group_inputs * group_outputs * sum(g.size[0] * g.size[1] * len(g.taps) for g in plan.grids)
-    parts = min(threads_for(work, GRAIN), images * -(-rows // block_rows))
-    lanes = VECTOR_BYTES // x.itemsize
-    past = max(ONE_VECTORS, SOME_VECTORS, TILE_VECTORS) * lanes
-    _run_rows(
-        parts,
-        parts,
-        parts,
-        p,
-        grids,
-        x.reshape(-1),
-        scratch(parts * (group_inputs * slot_rows * pitch + past), x.dtype),
-        weight.reshape(-1),
-        bias,
-        scratch(parts * TILE_ROWS * (block_rows * pitch + past + 2 * lanes), x.dtype),
-        scratch(parts * 2 * TILE_ROWS, np.int64),
-        y.reshape(-1),
-        before.reshape(-1),
-    )
+    settings, tables, dtype = np.array(p, np.int64), tuple(grids), job.dtype
+    blocks = job.images * -(-rows // block_rows)
+
+    def make(threads: int) -> Run:
+        parts = min(threads, blocks)
+
+        def run(x: int, weight: int, bias: int, y: int, before: int) -> bool:
+            _run_rows(parts, parts, parts, settings, tables, x, weight, bias, y, before, scratch(parts * size, dtype))
+            return True
+
+        return run
+
+    products = sum(grid.size[0] * grid.size[1] * len(grid.taps) for grid in plan.grids)
+    return Launch(make, job.images * inputs * job.outputs * products, GRAIN)

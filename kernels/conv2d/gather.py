@@ -16,17 +16,21 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from numba.np.unsafe.ndarray import to_fixed_tuple
+
 from kernels.conv2d.moves import Source, add_bias, apply_activation, clear, write_sums
 from kernels.conv2d.pixels import FEW_ROWS, Meetings, Pass, sort_pixels
 from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     TILE_ROWS,
     advance,
+    as_integers,
     lanes_of,
     load_first,
     multiply_gathered,
     peek,
     pointer,
+    pointer_at,
     prefetch,
     store,
     transpose,
@@ -42,6 +46,9 @@ BLOCK = 144 * TILE_ROWS
 PLAIN_BLOCK = 16 * TILE_ROWS
 #: Pixels up to which weights are packed on the way.
 FEW_PIXELS = 16 * TILE_ROWS
+
+
+FIELDS, SOURCE_FIELDS = len(Pass._fields), len(Source._fields)
 
 
 class Ahead(NamedTuple):
@@ -62,7 +69,7 @@ def _weights_at(p, w, block, c):
     channel = (block - group * group_blocks) * width
     outputs = min(width, p.group_outputs - channel)
     inputs = min(p.panel_inputs, p.group_inputs - c)
-    start = pointer(w, group * p.weight_group + channel * p.weight_out + c * p.weight_in)
+    start = advance(w, group * p.weight_group + channel * p.weight_out + c * p.weight_in)
     if p.weight_out < p.weight_in:
         return Ahead(start, inputs, outputs * p.weight_out, p.weight_in)
     return Ahead(start, outputs, inputs * p.weight_in, p.weight_out)
@@ -149,20 +156,24 @@ def pack_panel(w, out_step, in_step, outputs, inputs, taps, panel):
 
 
 @jit
-def _gather_parts(first, last, settings, sizes, tables, x, slots, w, panels, bias, y, before, sums, lists):
+def _gather_parts(first, last, settings, tables, x, w, bias, y, before, scratch):
     """Parts [first, last) of a pass.
 
-    settings, sizes, tables: Pass, Source and Meetings as plain tuples, which Numba unpacks four times as fast. x: the
-    source's elements. slots: scratch elements [parts, p.slots, padded image]. w: the weight's elements. panels:
-    elements [groups * blocks, group_inputs, kernel_taps, tile width], zero past a group's channels, or, with
-    p.panel_inputs, scratch elements [parts, panel_inputs, kernel_taps, tile width]. bias: elements [groups *
-    group_outputs]. y: the output's elements. before: as y for the sums before the activation, or of size 0. sums:
-    scratch elements [parts, block + 1, tile width]. lists: scratch int64 [parts, 3 * list_size + 2 * (classes + 1)].
+    settings: int64, the fields of Pass and Source; arrays and numbers cost a call less than tuples do. tables: Meetings
+    as a plain tuple. x, w, bias, y, before: addresses of the source's elements, the weight's, of [groups *
+    group_outputs], of the output's, and of as many for the sums before the activation, which are p.keeps_sums. scratch:
+    the padded images, elements [parts, p.room]; from p.panels on, panels, elements [groups * blocks, group_inputs,
+    kernel_taps, tile width], zero past a group's channels, or, with p.panel_inputs, [parts, panel_inputs, kernel_taps,
+    tile width]; from p.totals on, totals [parts, block + 1, tile width]; from p.lists on, int64 [parts, 3 * list_size +
+    2 * (classes + 1)].
     """
-    p = Pass(*settings)
-    s = Source(*sizes)
+    p = Pass(*to_fixed_tuple(settings, FIELDS))
+    s = Source(*to_fixed_tuple(settings[FIELDS:], SOURCE_FIELDS))
     m = Meetings(*tables)
-    lanes = lanes_of(x)
+    given, weight = pointer_at(x, scratch), pointer_at(w, scratch)
+    shifts, results, kept = pointer_at(bias, scratch), pointer_at(y, scratch), pointer_at(before, scratch)
+    sorted_parts = as_integers(pointer(scratch, p.lists))
+    lanes = lanes_of(scratch)
     width = 2 * lanes
     group_blocks = (p.group_outputs + width - 1) // width
     blocks = p.groups * group_blocks
@@ -178,16 +189,16 @@ def _gather_parts(first, last, settings, sizes, tables, x, slots, w, panels, bia
         end = min(pixels, tiles * (pixel_part + 1) // p.pixel_parts * TILE_ROWS)
         first_block = blocks * block_part // p.block_parts
         last_block = blocks * (block_part + 1) // p.block_parts
-        totals = pointer(sums, part * (p.block + 1) * width)
-        sorted_lists = pointer(lists, part * (3 * p.list_size + 2 * (classes + 1)))
+        totals = pointer(scratch, p.totals + part * (p.block + 1) * width)
+        sorted_lists = advance(sorted_parts, part * (3 * p.list_size + 2 * (classes + 1)))
         bounds = advance(sorted_lists, 3 * p.list_size)
-        source = pointer(x)
+        source = given
         if p.slots:
-            source = pointer(slots, part * p.slots * p.padded_image)
+            source = pointer(scratch, part * p.room)
         ready = begin // plane  # images before this one are padded, or not ours
         while begin < end:
             count = min(p.block, end - begin)
-            ready = sort_pixels(p, m, begin, count, x, s, source, ready, sorted_lists, bounds)
+            ready = sort_pixels(p, m, begin, count, given, s, source, ready, sorted_lists, bounds)
             for block in range(first_block, last_block):
                 group = block // group_blocks
                 channel = (block - group * group_blocks) * width
@@ -195,16 +206,16 @@ def _gather_parts(first, last, settings, sizes, tables, x, slots, w, panels, bia
                 inputs = advance(source, group * p.group_inputs * p.padded_channel)
                 for c in range(0, p.group_inputs, step):
                     c_end = min(c + step, p.group_inputs)
-                    weights = pointer(panels, block * p.group_inputs * p.kernel_taps * width)
+                    weights = pointer(scratch, p.panels + block * p.group_inputs * p.kernel_taps * width)
                     ahead = Ahead(weights, 0, 0, 0)
                     if p.panel_inputs:
-                        weights = pointer(panels, part * step * p.kernel_taps * width)
-                        at = _weights_at(p, w, block, c)
+                        weights = pointer(scratch, p.panels + part * step * p.kernel_taps * width)
+                        at = _weights_at(p, weight, block, c)
                         pack_panel(at.start, p.weight_out, p.weight_in, valid, c_end - c, p.kernel_taps, weights)
                         if c_end < p.group_inputs:
-                            ahead = _weights_at(p, w, block, c_end)
+                            ahead = _weights_at(p, weight, block, c_end)
                         elif block + 1 < last_block:
-                            ahead = _weights_at(p, w, block + 1, 0)
+                            ahead = _weights_at(p, weight, block + 1, 0)
                     for k in range(classes):
                         sum_class(
                             p, m.classes[k, 0], peek(bounds, k), peek(bounds, k + 1), inputs, c, c_end, m.classes[k, 1],
@@ -212,12 +223,12 @@ def _gather_parts(first, last, settings, sizes, tables, x, slots, w, panels, bia
                             weights, sorted_lists, totals, ahead,
                         )  # fmt: skip
                 channel += group * p.group_outputs
-                add_bias(totals, count, width, valid, pointer(bias, channel))
-                if before.size:
-                    sums_out = pointer(before, channel * p.out_channel)
+                add_bias(totals, count, width, valid, advance(shifts, channel))
+                if p.keeps_sums:
+                    sums_out = advance(kept, channel * p.out_channel)
                     write_sums(totals, count, width, valid, begin, plane, sums_out, p.out_image, p.out_channel)
                 apply_activation(totals, count * width, p.activation)
-                out = pointer(y, channel * p.out_channel)
+                out = advance(results, channel * p.out_channel)
                 write_sums(totals, count, width, valid, begin, plane, out, p.out_image, p.out_channel)
             begin += count
 
@@ -226,18 +237,19 @@ gather_parts = threaded(_gather_parts)
 
 
 @jit
-def _pack_parts(first, last, w, out_step, in_step, group_step, group_outputs, inputs, taps, panels):
-    """Blocks [first, last) of the weight panels [block, channel, tap, lane]; see `pack_panel`.
+def _pack_parts(first, last, w, out_step, in_step, group_step, group_outputs, inputs, taps, scratch, start):
+    """Blocks [first, last) of the weight panels [block, channel, tap, lane] in scratch from `start` on.
 
-    w: the weight's elements; group_step: its distance between groups.
+    See `pack_panel`. w: the address of the weight's elements; group_step: its distance between groups.
     """
-    width = 2 * lanes_of(w)
+    weight = pointer_at(w, scratch)
+    width = 2 * lanes_of(scratch)
     group_blocks = (group_outputs + width - 1) // width
     for block in range(first, last):
         group = block // group_blocks
         channel = (block - group * group_blocks) * width
-        source = pointer(w, group * group_step + channel * out_step)
-        panel = pointer(panels, block * inputs * taps * width)
+        source = advance(weight, group * group_step + channel * out_step)
+        panel = pointer(scratch, start + block * inputs * taps * width)
         pack_panel(source, out_step, in_step, min(width, group_outputs - channel), inputs, taps, panel)
 
 

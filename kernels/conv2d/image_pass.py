@@ -1,4 +1,4 @@
-"""Running the gather kernel: from a geometry and arrays to scratch, parts and calls."""
+"""Running the gather kernel: from a geometry to scratch, parts and calls."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.conv2d import geometry
 from kernels.conv2d.gather import BLOCK, CHUNK, FEW_PIXELS, LINE, PLAIN_BLOCK, gather_parts, pack_parts
 from kernels.conv2d.geometry import Gather
+from kernels.conv2d.launch import Job, Launch, Run
 from kernels.conv2d.moves import Source
 from kernels.conv2d.pixels import FEW_ROWS, Meetings, Pass
-from kernels.runtime.numba_cpu import scratch, threads_for
+from kernels.runtime.numba_cpu import address, scratch, threads_for
 from kernels.simd import TILE_ROWS, VECTOR_BYTES
 
 Array = np.ndarray[Any, Any]
@@ -75,7 +76,8 @@ def pack_weight(
     blocks = groups * -(-group_outputs // width)
     panels = scratch(blocks * group_inputs * kernel_taps * width, weight.dtype)
     threads = threads_for(panels.size, MOVE_GRAIN)
-    pack_parts(blocks, threads, weight.reshape(-1), *weight_steps, group_outputs, group_inputs, kernel_taps, panels)
+    sizes = (*weight_steps, group_outputs, group_inputs, kernel_taps)
+    pack_parts(blocks, threads, address(weight), *sizes, panels, 0)
     return panels
 
 
@@ -83,47 +85,6 @@ def direct_products(plan: Gather, images: int) -> int:
     """Products of one output channel with one input channel that the gather kernel computes."""
     rows, columns = geometry.sides(plan, images, BLOCK, TILE_ROWS, FEW_ROWS)
     return images * rows.meetings * columns.meetings
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """What everything but the numbers determines of a pass.
-
-    Attributes:
-        settings: the Pass as a tuple, but for how the work is split, by the number of threads.
-        sizes, tables: the Source and the Meetings as tuples.
-        work: multiply-adds.
-        pixels: of the output.
-        blocks: of output channels.
-        room: elements of a part's padded images.
-        panel: elements of the weights that a part packs on the way; 0: all are packed before.
-        totals: elements of a part's sums.
-        lists: int64 of a part's lists of pixels and classes.
-    """
-
-    settings: dict[int, tuple[int, ...]]
-    plain: Pass
-    sizes: tuple[int, ...]
-    tables: tuple[Array, ...]
-    work: int
-    pixels: int
-    blocks: int
-    room: int
-    panel: int
-    totals: int
-    lists: int
-
-    def split(self, threads: int) -> tuple[int, ...]:
-        """The settings for so many threads."""
-        known = self.settings.get(threads)
-        if known is None:
-            # Few pixels and many channels: the parts share the pixels and divide the channels.
-            divides_pixels = self.pixels >= threads * 8 * TILE_ROWS or self.blocks < threads
-            pixel_parts, block_parts = (threads, 1) if divides_pixels else (1, threads)
-            known = self.settings[threads] = tuple(
-                self.plain._replace(pixel_parts=pixel_parts, block_parts=block_parts)
-            )
-        return known
 
 
 @dataclass(frozen=True)
@@ -137,7 +98,7 @@ class Tables:
 
 @lru_cache(1024)
 def tables(plan: Gather, images: int, group_inputs: int, kernel: tuple[int, int], width: int, last: bool) -> Tables:
-    """What a geometry, a batch size and a tile's width determine; arguments as of `run_pass`."""
+    """What a geometry, a batch size and a tile's width determine; arguments as of `Job`."""
     rows, columns = geometry.sides(plan, images, BLOCK, TILE_ROWS, FEW_ROWS)
     (top, bottom), (left, right) = (
         (max(0, -side.reach[0]), max(0, side.reach[1] - size + 1))
@@ -173,20 +134,13 @@ def tables(plan: Gather, images: int, group_inputs: int, kernel: tuple[int, int]
 
 
 @lru_cache(1024)
-def _prepare(
-    plan: Gather,
-    images: int,
-    groups: int,
-    group_outputs: int,
-    kernel: tuple[int, int],
-    weight_steps: tuple[int, int, int],
-    width: int,
-    activation: str | None,
-    last: bool,
-) -> _Prepared:
-    group_inputs = plan.channels // groups
+def launch(job: Job) -> Launch:
+    """A job of the gather kernel, prepared; it takes any."""
+    plan, images, last = job.plan, job.images, job.channels_last
+    width, kernel_taps = tile_width(job.dtype), job.kernel[0] * job.kernel[1]
+    blocks = job.groups * -(-job.group_outputs // width)
     plane = sum(grid.size[0] * grid.size[1] for grid in plan.grids)
-    t = tables(plan, images, group_inputs, kernel, width, last)
+    t = tables(plan, images, job.group_inputs, job.kernel, width, last)
     classes, padded = t.meetings.classes, t.padded
     block = BLOCK if len(classes) > 1 else PLAIN_BLOCK
     # A block of pixels touches this many images, and the next block begins in the last of them.
@@ -196,97 +150,57 @@ def _prepare(
     # Few pixels use a weight once or twice: then it is packed on the way, a chunk of channels at a time. Which way the
     # sums take depends on this, so it must not depend on the threads.
     panel_inputs = int(classes[:, 1].min()) if pixels <= FEW_PIXELS else 0
-    p = Pass(
-        images,
-        len(t.meetings.row_class),
-        len(t.meetings.column_class),
-        padded.image,
-        padded.channel,
-        slots,
-        plan.output.image,
-        plan.output.channel,
-        groups,
-        group_inputs,
-        group_outputs,
-        kernel[0] * kernel[1],
-        block,
-        list_size,
-        ACTIVATION_CODES[activation],
-        1,
-        1,
-        panel_inputs,
-        *weight_steps,
-    )
-    return _Prepared(
-        {},
-        p,
-        tuple(source_within(plan, t.margin, padded, last)),
-        tuple(t.meetings),
-        direct_products(plan, images) * group_inputs * groups * group_outputs,
-        pixels,
-        groups * -(-group_outputs // width),
-        slots * padded.image,
-        panel_inputs * kernel[0] * kernel[1] * width,
-        (block + 1) * width,
-        3 * list_size + 2 * (len(classes) + 1),
-    )
+    lists = -(-8 * (3 * list_size + 2 * (len(classes) + 1)) // job.dtype.itemsize)
+    meetings, source = tuple(t.meetings), source_within(plan, t.margin, padded, last)
+    pack = (*job.weight_steps, job.group_outputs, job.group_inputs, kernel_taps)
 
-
-def run_pass(
-    plan: Gather,
-    images: int,
-    groups: int,
-    group_outputs: int,
-    kernel: tuple[int, int],
-    weight: Array,
-    weight_steps: tuple[int, int, int],
-    x: Array,
-    bias: Array,
-    y: Array,
-    before: Array,
-    activation: str | None,
-    channels_last: bool,
-) -> None:
-    """Fill `y` (and `before`, the sums before the activation, unless its size is 0) from dense `x`.
-
-    Args:
-        plan: the geometry.
-        images: N.
-        groups, group_outputs: output channels are groups * group_outputs.
-        kernel: (kh, kw) of the weight.
-        weight: contiguous.
-        weight_steps: its distances between output channels, summed channels and groups.
-        x, y, before: dense images in the layout of the plan.
-        bias: one value for each output channel.
-        activation: applied to the sums.
-        channels_last: the layout.
-    """
-    t = _prepare(
-        plan, images, groups, group_outputs, kernel, weight_steps, tile_width(x.dtype), activation, channels_last
-    )
-    threads = threads_for(t.work, GRAIN)
-    # One allocation for everything: whole cache lines, the next one begins where the last ends.
-    room, panel, totals = (-(-size // LINE) * LINE for size in (t.room, t.panel, t.totals))
-    floats = scratch(threads * (room + panel + totals), x.dtype)
-    if t.panel:
-        panels = floats[threads * (room + totals) :]
-    else:
-        panels = pack_weight(
-            weight, weight_steps, groups, group_outputs, plan.channels // groups, kernel[0] * kernel[1]
+    def make(threads: int) -> Run:
+        # Few pixels and many channels: the parts share the pixels and divide the channels.
+        divides_pixels = pixels >= threads * 8 * TILE_ROWS or blocks < threads
+        pixel_parts, block_parts = (threads, 1) if divides_pixels else (1, threads)
+        # One allocation for everything: whole cache lines, the next one begins where the last ends.
+        room = -(-slots * padded.image // LINE) * LINE
+        panels = threads * panel_inputs if panel_inputs else blocks * job.group_inputs
+        sizes = (threads * room, panels * kernel_taps * width, threads * (block + 1) * width, threads * lists)
+        starts = [0]
+        for size in sizes:
+            starts.append(starts[-1] + -(-size // LINE) * LINE)
+        p = Pass(
+            images,
+            len(t.meetings.row_class),
+            len(t.meetings.column_class),
+            padded.image,
+            padded.channel,
+            slots,
+            plan.output.image,
+            plan.output.channel,
+            job.groups,
+            job.group_inputs,
+            job.group_outputs,
+            kernel_taps,
+            block,
+            list_size,
+            ACTIVATION_CODES[job.activation],
+            pixel_parts,
+            block_parts,
+            panel_inputs,
+            *job.weight_steps,
+            int(job.keeps_sums),
+            room,
+            *starts[1:4],
         )
-    gather_parts(
-        threads,
-        threads,
-        t.split(threads),
-        t.sizes,
-        t.tables,
-        flat(x),
-        floats,
-        weight.reshape(-1),
-        panels,
-        bias,
-        flat(y),
-        flat(before) if before.size else before.reshape(-1),
-        floats[threads * room :],
-        scratch(threads * t.lists, np.int64),
-    )
+        settings = np.array((*p, *source), np.int64)
+        packers = 0 if panel_inputs else threads_for(sizes[1], MOVE_GRAIN)
+        total, dtype = starts[-1], job.dtype
+
+        def run(x: int, weight: int, bias: int, y: int, before: int) -> bool:
+            room = scratch(total, dtype)
+            if packers:
+                pack_parts(blocks, packers, weight, *pack, room, p.panels)
+            gather_parts(threads, threads, settings, meetings, x, weight, bias, y, before, room)
+            return True
+
+        return run
+
+    work = direct_products(plan, images) * job.group_inputs * job.outputs
+    return Launch(make, work, GRAIN)

@@ -9,7 +9,8 @@ pay for its transposes, and for depthwise convolutions `depthwise_planes.py` on 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ import numpy as np
 from kernels.activation.functions import FROM_OUTPUT
 from kernels.activation.numba_cpu import grad_preactivation
 from kernels.conv2d import depthwise_pixels, depthwise_planes, few_channels, geometry, one_plane, pointwise, winograd
-from kernels.conv2d.image_pass import run_pass
+from kernels.conv2d.image_pass import launch as launch_gather
+from kernels.conv2d.launch import Job, Launch, Run
 from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
 from kernels.conv2d.weight_gradient import bias_gradient, weight_gradient
 from kernels.op import Implementation
-from kernels.runtime.numba_cpu import contiguous, empty, thread_count, zeros
+from kernels.runtime.numba_cpu import address, contiguous, empty, place_of, thread_count
 from kernels.simd import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
 
 Array = np.ndarray[Any, Any]
@@ -48,23 +50,15 @@ class _Facts:
 
     Attributes:
         kernel: which kernel runs it: "gather", "winograd", "pointwise", "few channels", "one plane", or the family.
-        plan: the geometry.
-        channels_last: the layout that the kernel works in.
-        group_targets: output channels of a group.
-        fan: source planes that an output plane sums, of a depthwise pass.
-        share: output planes that read one source plane, where each reads one.
-        taps: (kh, kw).
-        weight_steps: distances in the weight between output channels, summed channels and groups.
+        job: the pass without activation; also in the layout that the kernel works in.
+        no_bias: zeros, one for each output channel.
+        launches: what runs it, by activation and whether the sums before it are kept.
     """
 
     kernel: str
-    plan: geometry.Gather
-    channels_last: bool
-    group_targets: int
-    fan: int
-    share: int
-    taps: tuple[int, int]
-    weight_steps: tuple[int, int, int]
+    job: Job
+    no_bias: Array
+    launches: dict[tuple[str | None, bool], Launch]
 
 
 Shape = tuple[int, ...]
@@ -81,7 +75,7 @@ def _facts(p: Problem, source: Shape, target: Shape, transposed: bool) -> _Facts
 
 
 def _find_facts(p: Problem, source: Shape, target: Shape, transposed: bool) -> _Facts:
-    kernel = family(p)
+    kernel, dtype = family(p), np.dtype(p.x.dtype)
     last = p.channels_last and kernel != "depthwise planes"
     plan = geometry_of(p, transposed, source, target, last)
     outputs, inputs, height, width = p.weight.shape
@@ -92,9 +86,9 @@ def _find_facts(p: Problem, source: Shape, target: Shape, transposed: bool) -> _
         group_inputs = source[1] // p.groups
         share = group_targets
         weight_in = taps if not transposed else inputs * taps
-        if winograd.serves(plan, source[0], p.groups, group_targets, np.dtype(p.x.dtype), last):
+        if winograd.serves(plan, source[0], p.groups, group_targets, dtype, last):
             kernel = "winograd"
-        elif pointwise.serves(plan, source[0], group_inputs, weight_in, p.x.itemsize, last):
+        elif pointwise.serves(plan, source[0], group_inputs, weight_in, dtype.itemsize, last):
             kernel = "pointwise"
         elif one_plane.serves(plan, group_inputs, last):
             kernel = "one plane"
@@ -105,7 +99,45 @@ def _find_facts(p: Problem, source: Shape, target: Shape, transposed: bool) -> _
         kernel = "one plane"
     steps = (taps, inputs * taps) if transposed else (inputs * taps, taps)
     weight_steps = (*steps, group_outputs * inputs * taps)
-    return _Facts(kernel, plan, last, group_targets, fan, share, (height, width), weight_steps)
+    job = Job(
+        plan, source[0], p.groups, group_targets, (height, width), weight_steps, dtype, None, False, last, fan, share
+    )  # fmt: skip
+    return _Facts(kernel, job, np.zeros(job.outputs, dtype), {})
+
+
+def _launch(p: Problem, f: _Facts, source: Shape, target: Shape, transposed: bool, *how: Any) -> Launch:
+    """What runs a pass; how: activation, and whether the sums before it are kept. Kept from the first call on."""
+    found = f.launches.get(how)
+    if found is None:
+        if f.kernel == "depthwise pixels":
+            found = depthwise_pixels.launch(p, source, target, transposed, *how)
+        else:
+            job = replace(f.job, activation=how[0], keeps_sums=how[1])
+            found = _LAUNCHES[f.kernel](job)
+            if f.kernel == "winograd":
+                found = _or_directly(found, job)
+        f.launches[how] = found
+    return found
+
+
+_LAUNCHES: dict[str, Callable[[Job], Launch]] = {
+    "gather": launch_gather,
+    "winograd": winograd.launch,
+    "pointwise": pointwise.launch,
+    "few channels": few_channels.launch,
+    "one plane": one_plane.launch,
+    "depthwise planes": depthwise_planes.launch,
+}
+
+
+def _or_directly(transformed: Launch, job: Job) -> Launch:
+    """Winograd's sums; what they lost too: where one is not finite, direct sums say which others are."""
+
+    def make(threads: int) -> Run:
+        run = transformed.make(threads)
+        return lambda *places: run(*places) or launch_gather(job)(*places)
+
+    return Launch(make, transformed.work, transformed.grain)
 
 
 def kernel_of(p: Problem, source: Shape, target: Shape, transposed: bool) -> str:
@@ -156,6 +188,11 @@ def geometry_of(
     )
 
 
+def _begin(image: Array, channels_last: bool) -> int:
+    """Where a dense image begins."""
+    return address(image.transpose(0, 2, 3, 1) if channels_last else image)
+
+
 def image_pass(
     p: Problem,
     x: Array,
@@ -165,7 +202,7 @@ def image_pass(
     transposed: bool,
     activation: str | None = None,
     keep_sums: bool = False,
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array | None]:
     """conv2d's map from an image to `target`, or its transpose: the output, and the sums before the activation.
 
     Args:
@@ -176,35 +213,41 @@ def image_pass(
         target: shape of the output.
         transposed: whether x is conv2d's output and the target its image.
         activation: applied to the sums.
-        keep_sums: whether the sums are wanted; else their array has size 0.
+        keep_sums: whether the sums are wanted; else they are None.
     """
     f = _facts(p, x.shape, target, transposed)
-    last = f.channels_last
+    last = f.job.channels_last
+    run = _launch(p, f, x.shape, target, transposed, activation, keep_sums)
     x, weight = dense(x, last), contiguous(weight)
-    shift = zeros(target[1], x.dtype) if bias is None else contiguous(bias)
+    shift = f.no_bias if bias is None else contiguous(bias)
     y = fresh(target, x.dtype, last)
-    before = fresh(target, x.dtype, last) if keep_sums else empty((0, 0, 0, 0), x.dtype)
-    if f.kernel == "winograd" and winograd.run_winograd(
-        f.plan, x.shape[0], target[1], weight, f.weight_steps, x, shift, y, before, activation
-    ):
-        return y, before
-    # Also what Winograd's sums lost: where one is not finite, direct sums say which others are.
-    sizes = (x.shape[0], p.groups, f.group_targets)
-    if f.kernel in ("gather", "winograd"):
-        run_pass(f.plan, *sizes, f.taps, weight, f.weight_steps, x, shift, y, before, activation, last)
-    elif f.kernel == "few channels":
-        few_channels.run_rows(f.plan, *sizes, weight, f.weight_steps, x, shift, y, before, activation)
-    elif f.kernel == "pointwise":
-        pointwise.run_columns(f.plan, *sizes, weight, f.weight_steps, x, shift, y, before, activation)
-    elif f.kernel == "one plane":
-        one_plane.run_planes(f.plan, f.share, weight, x, shift, y, before, activation)
-    elif f.kernel == "depthwise pixels":
-        depthwise_pixels.correlate_pixels(p, x, weight, shift, y, before, transposed, activation)
-    else:
-        depthwise_planes.correlate_planes(f.plan, x, weight, f.fan, f.share, shift, y, before, activation)
+    before = fresh(target, x.dtype, last) if keep_sums else None
+    out = _begin(y, last)
+    run(_begin(x, last), address(weight), address(shift), out, out if before is None else _begin(before, last))
     if last != p.channels_last:
-        y, before = dense(y, p.channels_last), dense(before, p.channels_last)
+        y, before = dense(y, p.channels_last), None if before is None else dense(before, p.channels_last)
     return y, before
+
+
+def by_address(p: Problem) -> Callable[..., Array] | None:
+    """The output of contiguous inputs."""
+    transposed = isinstance(p, ConvTranspose2dProblem)
+    activation = None if isinstance(p, ConvTranspose2dProblem) else p.activation
+    keeps = isinstance(p, Conv2dProblem) and p.keeps_sums
+    if keeps or p.channels_last or not all(s is None or s.strides is None for s in (p.x, p.weight, p.bias)):
+        return None
+    target = p.output_shape
+    f = _facts(p, p.x.shape, target, transposed)
+    launch = _launch(p, f, p.x.shape, target, transposed, activation, False)
+    dtype, no_bias = f.job.dtype, f.no_bias
+
+    def run(x: Array | int, weight: Array | int, bias: Array | int | None) -> Array:
+        y = empty(target, dtype)
+        out = address(y)
+        launch(place_of(x), place_of(weight), place_of(no_bias if bias is None else bias), out, out)
+        return y
+
+    return run
 
 
 def weight_gradient_of(p: Problem, x: Array, dy: Array, shape: tuple[int, ...]) -> Array:
@@ -225,7 +268,7 @@ def weight_gradient_of(p: Problem, x: Array, dy: Array, shape: tuple[int, ...]) 
 def conv2d(p: Conv2dProblem, x: Array, weight: Array, bias: Array | None) -> tuple[Array | None, ...]:
     """output, and the sums before the activation where backward needs them."""
     y, before = image_pass(p, x, weight, bias, p.output_shape, False, p.activation, p.keeps_sums)
-    return y, before if p.keeps_sums else None
+    return y, before
 
 
 def conv2d_backward(
@@ -279,5 +322,7 @@ def describe(p: Problem) -> str:
     return f"{name} kernel{tile}, up to {thread_count()} threads"
 
 
-Implementation(CONV2D, "numba", conv2d, conv2d_backward, describe=describe)
-Implementation(CONV_TRANSPOSE2D, "numba", conv_transpose2d, conv_transpose2d_backward, describe=describe)
+Implementation(CONV2D, "numba", conv2d, conv2d_backward, describe=describe, by_address=by_address)
+Implementation(
+    CONV_TRANSPOSE2D, "numba", conv_transpose2d, conv_transpose2d_backward, describe=describe, by_address=by_address
+)

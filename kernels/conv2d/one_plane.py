@@ -10,10 +10,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from kernels.activation.vectors import ACTIVATION_CODES, activate
 from kernels.conv2d.geometry import Gather, filter_order
-from kernels.runtime.numba_cpu import jit, threaded, threads_for
+from kernels.conv2d.launch import Job, Launch, Run
+from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     advance,
     broadcast,
@@ -23,7 +25,7 @@ from kernels.simd import (
     load,
     load_first,
     load_masked,
-    pointer,
+    pointer_at,
     select,
     splat_like,
     store,
@@ -51,6 +53,10 @@ class Plane(NamedTuple):
     rows: int  # of the output
     columns: int
     activation: int
+    keeps_sums: int  # the sums before it are wanted too
+
+
+FIELDS = len(Plane._fields)
 
 
 def serves(plan: Gather, group_inputs: int, channels_last: bool) -> bool:
@@ -181,24 +187,26 @@ def _activate(code, sums, count, y):
 
 
 @jit
-def _plane_parts(first, last, p, x, weight, order, bias, y, before):
+def _plane_parts(first, last, settings, x, w, order, bias, y, before, like):
     """Output planes [first, last).
 
-    p: Plane. x: elements [N, targets / share, H, W]. weight: elements [targets, 9]. order: int64 [9], a filter's taps
-    by row and column. bias: elements [targets]. y: elements [N, targets, rows, columns]. before: as y, for the sums
-    before the activation, or of size 0.
+    settings: int64, the fields of Plane. x, w, bias, y, before: addresses of elements [N, targets / share, H, W], of
+    [targets, 9], of [targets], of [N, targets, rows, columns], and of as many for the sums before the activation, which
+    are p.keeps_sums. order: int64 [9], a filter's taps by row and column. like: an array of the elements' type.
     """
-    keeps = before.size > 0
+    p = Plane(*to_fixed_tuple(settings, FIELDS))
+    images, weight, shifts = pointer_at(x, like), pointer_at(w, like), pointer_at(bias, like)
+    results, kept = pointer_at(y, like), pointer_at(before, like)
     size = p.rows * p.columns
     # Other activations than relu come after the sums, in a pass of their own: their code would crowd the registers.
-    floor = splat_like(x, 0.0 if p.activation == 1 and not keeps else -np.inf)
+    floor = splat_like(images, 0.0 if p.activation == 1 and not p.keeps_sums else -np.inf)
     unit = first
     while unit < last:
         target = unit % p.targets
-        source = pointer(x, unit // p.share * p.height * p.width)
-        output = pointer(y, unit * size)
-        sums = pointer(before, unit * size) if keeps else output
-        filters, shift = pointer(weight, target * 9), pointer(bias, target)
+        source = advance(images, unit // p.share * p.height * p.width)
+        output = advance(results, unit * size)
+        sums = advance(kept, unit * size) if p.keeps_sums else output
+        filters, shift = advance(weight, target * 9), advance(shifts, target)
         # The filters of a source go in pairs; which two makes no difference to either.
         pairs = (min(last, (unit // p.share + 1) * p.share) - unit) // 2
         if pairs:
@@ -206,7 +214,7 @@ def _plane_parts(first, last, p, x, weight, order, bias, y, before):
         else:
             _filter_plane(source, p, filters, order, shift, floor, sums)
         done = max(2 * pairs, 1)
-        if keeps or p.activation > 1:
+        if p.keeps_sums or p.activation > 1:
             _activate(p.activation, sums, done * size, output)
         unit += done
 
@@ -214,25 +222,22 @@ def _plane_parts(first, last, p, x, weight, order, bias, y, before):
 _run_planes = threaded(_plane_parts)
 
 
-def run_planes(
-    plan: Gather, share: int, weight: Array, x: Array, bias: Array, y: Array, before: Array, activation: str | None
-) -> None:
-    """Fill contiguous `y` (N, targets, OH, OW) (and `before`, unless its size is 0) from contiguous `x`.
-
-    Args:
-        plan: the geometry.
-        share: output planes (neighbours) that read one source plane.
-        weight: one contiguous filter of 9 values for each output channel.
-        x: (N, targets / share, H, W).
-        bias: one value for each output channel.
-        y, before: the output, and the sums before the activation.
-        activation: applied to the sums.
-    """
-    order = filter_order(plan)
+def launch(job: Job) -> Launch:
+    """A job that this kernel `serves`, prepared."""
+    order = filter_order(job.plan)
     assert order is not None
-    planes = y.shape[0] * y.shape[1]
-    first_row, first_column = min(plan.grids[0].shifts)
-    code = ACTIVATION_CODES[activation]
-    p = Plane(planes, y.shape[1], share, *plan.source, first_row, first_column, y.shape[2], y.shape[3], code)
-    threads = threads_for(y.size * 10, GRAIN)
-    _run_planes(planes, threads, p, x.reshape(-1), weight.reshape(-1), order, bias, y.reshape(-1), before.reshape(-1))
+    rows, columns = job.plan.grids[0].size
+    planes = job.images * job.outputs
+    first_row, first_column = min(job.plan.grids[0].shifts)
+    code, keeps = ACTIVATION_CODES[job.activation], int(job.keeps_sums)
+    p = Plane(planes, job.outputs, job.share, *job.plan.source, first_row, first_column, rows, columns, code, keeps)
+    settings, like = np.array(p, np.int64), np.empty(0, job.dtype)
+
+    def make(threads: int) -> Run:
+        def run(x: int, weight: int, bias: int, y: int, before: int) -> bool:
+            _run_planes(planes, threads, settings, x, weight, order, bias, y, before, like)
+            return True
+
+        return run
+
+    return Launch(make, planes * rows * columns * 10, GRAIN)

@@ -13,7 +13,7 @@ import numpy as np
 from kernels.conv2d.geometry import Table
 from kernels.conv2d.moves import pad_image
 from kernels.runtime.numba_cpu import jit
-from kernels.simd import TILE_ROWS, advance, lanes_of, peek, pointer, poke
+from kernels.simd import TILE_ROWS, advance, lanes_of, peek, poke
 
 #: Rows of the tile for what is left of a class of pixels, when that is few.
 FEW_ROWS = 4
@@ -43,6 +43,11 @@ class Pass(NamedTuple):
     weight_out: int  # distances in the weight
     weight_in: int
     weight_group: int
+    keeps_sums: int  # the sums before the activation are wanted too
+    room: int  # scratch elements of a part's padded images
+    panels: int  # where in scratch the panels begin, the totals, and the int64 lists
+    totals: int
+    lists: int
 
 
 class Meetings(NamedTuple):
@@ -66,7 +71,7 @@ def _pad_next(p, x, s, image, source, ready):
     """Pads `image` if it is not among the `ready` ones; returns the first image that is not padded yet."""
     if p.slots and image >= ready:
         pad_image(
-            pointer(x, image * s.given_image), s, 0, s.channels, advance(source, image % p.slots * p.padded_image)
+            advance(x, image * s.given_image), s, 0, s.channels, advance(source, image % p.slots * p.padded_image)
         )
         return image + 1
     return ready

@@ -8,20 +8,22 @@ Neither the weight is packed nor the output transposed. What is left of an image
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.conv2d.few_channels import write_rows
 from kernels.conv2d.gather import CHUNK, LINE
 from kernels.conv2d.geometry import Gather
-from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for
+from kernels.conv2d.launch import Job, Launch, Run
+from kernels.runtime.numba_cpu import jit, scratch, threaded
 from kernels.simd import (
     TILE_ROWS,
     VECTOR_BYTES,
     advance,
+    as_integers,
     broadcast,
     dot_tile,
     lanes_of,
@@ -30,6 +32,7 @@ from kernels.simd import (
     multiply_tile,
     peek,
     pointer,
+    pointer_at,
     poke,
     prefetch,
     select,
@@ -68,8 +71,15 @@ class Columns(NamedTuple):
     weight_group: int
     asks: int  # weights come from afar, and are asked for in time
     activation: int
+    keeps_sums: int  # the sums before it are wanted too
     pixel_parts: int  # the work falls into pixel_parts * output_parts parts
     output_parts: int
+    panel: int  # scratch elements of a part's panel, and of all that it has
+    room: int
+    tables: int  # where in them its tables begin
+
+
+FIELDS = len(Columns._fields)
 
 
 def _vectors(pixels: int, lanes: int) -> tuple[int, int]:
@@ -183,13 +193,13 @@ def _write(p, sums, width, image, group, first, count, first_output, last_output
     """Finish the sums of some pixels, [outputs, width], and store them."""
     free = advance(sums, (last_output - first_output) * width)
     lanes = lanes_of(sums)
-    if count == width and not before.size and p.activation <= 1:
+    if count == width and not p.keeps_sums and p.activation <= 1:
         floor = splat_like(sums, 0.0 if p.activation else -np.inf)
         for o in range(first_output, last_output):
             channel = group * p.group_outputs + o
             found = advance(sums, (o - first_output) * width)
-            shift = broadcast(pointer(bias), channel)
-            target = pointer(y, (image * p.groups * p.group_outputs + channel) * p.pixels + first)
+            shift = broadcast(bias, channel)
+            target = advance(y, (image * p.groups * p.group_outputs + channel) * p.pixels + first)
             for at in range(0, width, lanes):
                 v = load(found, at) + shift
                 store(target, at, select(v < floor, floor, v))
@@ -197,23 +207,26 @@ def _write(p, sums, width, image, group, first, count, first_output, last_output
     for o in range(first_output, last_output):
         channel = group * p.group_outputs + o
         found = advance(sums, (o - first_output) * width)
-        shift = broadcast(pointer(bias), channel)
+        shift = broadcast(bias, channel)
         place = (image * p.groups * p.group_outputs + channel) * p.pixels + first
-        if before.size:
-            write_rows(found, 0, 1, count, shift, 0, pointer(before, place), 0, 1, free)
-        write_rows(found, 0, 1, count, shift, p.activation, pointer(y, place), 0, 1, free)
+        if p.keeps_sums:
+            write_rows(found, 0, 1, count, shift, 0, advance(before, place), 0, 1, free)
+        write_rows(found, 0, 1, count, shift, p.activation, advance(y, place), 0, 1, free)
 
 
 @jit
-def _column_parts(first, last, parts, settings, x, w, bias, panels, sums, tables, y, before):
+def _column_parts(first, last, settings, x, w, bias, y, before, scratch):
     """Parts [first, last) of a pass.
 
-    settings: Columns as a plain tuple. x: elements [N, groups * group_inputs, pixels]. w: the weight's elements. bias:
-    elements [channels]. panels, sums, tables: scratch, see `_sum_columns` and `_sum_odd`, of equal size for each part.
-    y: elements [N, channels, pixels]. before: as y, for the sums before the activation, or of size 0.
+    settings: int64, the fields of Columns. x, w, bias, y, before: addresses of elements [N, groups * group_inputs,
+    pixels], of the weight's, of [channels], of [N, channels, pixels], and of as many for the sums before the
+    activation, which are p.keeps_sums. scratch: elements [parts, p.room]: a panel and sums, see `_sum_columns` and
+    `_sum_odd`, and int64 tables.
     """
-    p = Columns(*settings)
-    lanes = lanes_of(x)
+    p = Columns(*to_fixed_tuple(settings, FIELDS))
+    images, weights, shifts = pointer_at(x, scratch), pointer_at(w, scratch), pointer_at(bias, scratch)
+    results, kept = pointer_at(y, scratch), pointer_at(before, scratch)
+    lanes = lanes_of(scratch)
     whole = p.pixels - p.odd
     blocks = (whole + 3 * lanes - 1) // (3 * lanes) + (1 if p.odd else 0)
     units = p.images * p.groups * blocks
@@ -223,9 +236,9 @@ def _column_parts(first, last, parts, settings, x, w, bias, panels, sums, tables
         tiles = (p.group_outputs + ROWS - 1) // ROWS
         first_output = tiles * output_part // p.output_parts * ROWS
         last_output = min(p.group_outputs, tiles * (output_part + 1) // p.output_parts * ROWS)
-        panel = pointer(panels, panels.size // parts * part)
-        totals = pointer(sums, sums.size // parts * part)
-        table = pointer(tables, part * (CHUNK + 2 * ROWS))
+        panel = pointer(scratch, part * p.room)
+        totals = advance(panel, p.panel)
+        table = as_integers(advance(panel, p.tables))
         for k in range(CHUNK):
             poke(table, k, k * p.weight_in)
         for unit in range(units * pixel_part // p.pixel_parts, units * (pixel_part + 1) // p.pixel_parts):
@@ -233,8 +246,8 @@ def _column_parts(first, last, parts, settings, x, w, bias, panels, sums, tables
             block = unit - plane * blocks
             image = plane // p.groups
             group = plane - image * p.groups
-            planes = pointer(x, plane * p.group_inputs * p.pixels)
-            weight = pointer(w, group * p.weight_group)
+            planes = advance(images, plane * p.group_inputs * p.pixels)
+            weight = advance(weights, group * p.weight_group)
             start = block * 3 * lanes
             if start < whole:
                 count = min(3 * lanes, whole - start)
@@ -244,79 +257,52 @@ def _column_parts(first, last, parts, settings, x, w, bias, panels, sums, tables
                 start, count, vectors = whole, p.odd, 1
                 _sum_odd(p, planes, weight, first_output, last_output, panel, totals)
             width = vectors * lanes
-            _write(p, totals, width, image, group, start, count, first_output, last_output, bias, y, before)
+            _write(p, totals, width, image, group, start, count, first_output, last_output, shifts, results, kept)
 
 
 _run_parts = threaded(_column_parts)
 
 
-@lru_cache(1024)
-def _prepare(
-    plan: Gather,
-    images: int,
-    groups: int,
-    group_outputs: int,
-    weight_steps: tuple[int, int, int],
-    lanes: int,
-    threads: int,
-    activation: str | None,
-) -> tuple[tuple[int, ...], int, int, int]:
-    """Columns as a tuple, and for each part the elements of its panel and sums; and the parts."""
-    pixels = plan.source[0] * plan.source[1]
-    group_inputs = plan.channels // groups
+def launch(job: Job) -> Launch:
+    """A job that this kernel `serves`, prepared."""
+    lanes = VECTOR_BYTES // job.dtype.itemsize
+    pixels = job.plan.source[0] * job.plan.source[1]
     # Dot products run along a weight's own row.
-    odd = _vectors(pixels, lanes)[1] if weight_steps[1] == 1 else 0
-    units = images * groups * -(-pixels // (3 * lanes))
-    splits_pixels = units >= 8 * threads or group_outputs < threads * ROWS
-    pixel_parts, output_parts = (min(threads, units), 1) if splits_pixels else (1, threads)
-    p = Columns(
-        images,
-        groups,
-        group_inputs,
-        group_outputs,
-        pixels,
-        odd,
-        *weight_steps,
-        int(weight_steps[1] == 1 and group_inputs * group_outputs >= FAR),
-        ACTIVATION_CODES[activation],
-        pixel_parts,
-        output_parts,
-    )
-    panel = max(CHUNK * 3 * lanes, -(-group_inputs // LINE) * LINE + LINE)
-    return tuple(p), panel, (group_outputs + ROWS + 1) * 3 * lanes, pixel_parts * output_parts
+    odd = _vectors(pixels, lanes)[1] if job.weight_steps[1] == 1 else 0
+    units = job.images * job.groups * -(-pixels // (3 * lanes))
+    asks = job.weight_steps[1] == 1 and job.group_inputs * job.group_outputs >= FAR
+    panel = max(CHUNK * 3 * lanes, -(-job.group_inputs // LINE) * LINE + LINE)
+    sums = (job.group_outputs + ROWS + 1) * 3 * lanes
+    tables = (CHUNK + 2 * ROWS) * 8 // job.dtype.itemsize
+    room = -(-(panel + sums + tables) // LINE) * LINE
 
+    def make(threads: int) -> Run:
+        splits_pixels = units >= 8 * threads or job.group_outputs < threads * ROWS
+        pixel_parts, output_parts = (min(threads, units), 1) if splits_pixels else (1, threads)
+        parts = pixel_parts * output_parts
+        p = Columns(
+            job.images,
+            job.groups,
+            job.group_inputs,
+            job.group_outputs,
+            pixels,
+            odd,
+            *job.weight_steps,
+            int(asks),
+            ACTIVATION_CODES[job.activation],
+            int(job.keeps_sums),
+            pixel_parts,
+            output_parts,
+            panel,
+            room,
+            panel + sums,
+        )
+        settings, size, dtype = np.array(p, np.int64), parts * room, job.dtype
 
-def run_columns(
-    plan: Gather,
-    images: int,
-    groups: int,
-    group_outputs: int,
-    weight: Array,
-    weight_steps: tuple[int, int, int],
-    x: Array,
-    bias: Array,
-    y: Array,
-    before: Array,
-    activation: str | None,
-) -> None:
-    """Fill contiguous `y` (and `before`, unless its size is 0) from contiguous `x`; arguments as of `run_pass`."""
-    lanes = VECTOR_BYTES // x.itemsize
-    threads = threads_for(x.size * group_outputs, GRAIN)
-    settings, panel, sums, parts = _prepare(
-        plan, images, groups, group_outputs, weight_steps, lanes, threads, activation
-    )
-    floats = scratch(parts * (panel + sums), x.dtype)
-    _run_parts(
-        parts,
-        parts,
-        parts,
-        settings,
-        x.reshape(-1),
-        weight.reshape(-1),
-        bias,
-        floats[: parts * panel],
-        floats[parts * panel :],
-        scratch(parts * (CHUNK + 2 * ROWS), np.int64),
-        y.reshape(-1),
-        before.reshape(-1),
-    )
+        def run(x: int, weight: int, bias: int, y: int, before: int) -> bool:
+            _run_parts(parts, parts, settings, x, weight, bias, y, before, scratch(size, dtype))
+            return True
+
+        return run
+
+    return Launch(make, job.images * pixels * job.plan.channels * job.group_outputs, GRAIN)

@@ -237,7 +237,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) convolve(
         if (target < 0 || channel >= out_channels) continue;
         INDEX to = target + (channel_of_group + channel) * y_channel;
         COMPUTED total[WIDE];
-        read_sums<WIDE>(staging + row * Product::PITCH + column, total);
+        read_sums<WIDE, OF_ROW>(staging + row * Product::PITCH + column, total);
         if (parts) {
 #pragma unroll
           for (int lane = 0; lane < WIDE; lane += WIDE_SUMS) {

@@ -31,9 +31,12 @@ template <> struct Raw<16> { typedef uint4 type; };
 typedef Raw<(int)sizeof(STORAGE) * VECTOR>::type Read;
 typedef Raw<16>::type ReadWide;
 
-// What is at an address, or zeros.
+// What is at an address, or zeros. Every thread of a warp calls it.
 template <class T> __device__ __forceinline__ T read_if(bool exists, const STORAGE* from) {
   T found = {};
+#ifdef CUDA_CPU
+  cuda_cpu::in_step();
+#endif
   if (exists) found = *reinterpret_cast<const T*>(from);
   return found;
 }
@@ -209,11 +212,11 @@ template <class S> struct Memory {
   static constexpr int BYTES = 2 * OPERANDS > STAGING ? 2 * OPERANDS : STAGING;
 };
 
-// N sums that lie side by side in the staging, from a multiple of 4 on. Half of the threads begin with the second half
-// of eight, so that all banks are read.
-template <int N> __device__ __forceinline__ void read_sums(const COMPUTED* from, COMPUTED (&found)[N]) {
+// N sums that lie side by side in the staging, from a multiple of 4 on; OF_ROW threads have a row. Half of the threads
+// begin with the second half of eight, so that all banks are read.
+template <int N, int OF_ROW> __device__ __forceinline__ void read_sums(const COMPUTED* from, COMPUTED (&found)[N]) {
   if constexpr (N == 2 * WIDE_SUMS) {
-    bool flip = threadIdx.x / 4 % 2;
+    bool flip = threadIdx.x / (OF_ROW > 2 ? 4 : 1) % 2;
     WideSums one = *(const WideSums*)(from + (flip ? WIDE_SUMS : 0));
     WideSums two = *(const WideSums*)(from + (flip ? 0 : WIDE_SUMS));
 #pragma unroll

@@ -1,36 +1,52 @@
-// What the products of convolutions need around them: the weight in the order in which they read it, sums over pixels,
-// and the sums of parts.
+// What the products of convolutions need around them: sums over pixels, and the sums of parts.
 //
 // Constants: STORAGE (type of the images and of the weight), COMPUTED (float, or double for double), INDEX (int, or
-// long long where an array is too long for it), THREADS (of a block, at most), VECTOR (of a thread), CHUNK (lines of a
-// packed weight that a thread writes). All arrays are the caller's; none is written that is read.
+// long long where an array is too long for it), THREADS (of a block, at most), VECTOR (of a thread), DEPTH (taps whose
+// sums a thread of add_turned_parts keeps). All arrays are the caller's; none is written that is read.
 #include "activation/activation.cuh"
+#include "conv2d/turned.cuh"
 #include "runtime/cuda/types.cuh"
 
 namespace {
 
 typedef Vector<STORAGE, VECTOR> Numbers;
 
-// VECTOR sums in memory, in accesses of 16 bytes.
+// VECTOR sums in memory, in accesses of 16 bytes: `Group`s, of which a thread has one, or two of halves.
 constexpr int GROUP = VECTOR * (int)sizeof(COMPUTED) > 16 ? 16 / (int)sizeof(COMPUTED) : VECTOR;
+constexpr bool PAIRED = VECTOR > GROUP;
+static_assert(VECTOR == GROUP || VECTOR == 2 * GROUP, "one group or two");
 typedef Vector<COMPUTED, GROUP> Group;
 
-__device__ __forceinline__ void load_sums(const COMPUTED* from, COMPUTED (&sums)[VECTOR]) {
+// Where group g of a thread is, of item `item`. A thread that has two reads, with its neighbour, first the two of the one
+// and then the two of the other: else each would ask for half sectors. `exchange` gives each its own, and takes it back.
+__device__ __forceinline__ INDEX place_of_group(INDEX item, int g) {
+  return PAIRED ? ((item & ~(INDEX)1) + g) * VECTOR + (item & 1) * GROUP : item * VECTOR;
+}
+__device__ __forceinline__ bool has_group(INDEX item, int g, INDEX items) {
+  return (PAIRED ? (item & ~(INDEX)1) + g : item) < items;
+}
+
+// Every thread of the warp calls it, and neighbours have neighbouring items, the first of them an even one.
+__device__ __forceinline__ void exchange(COMPUTED (&sums)[VECTOR]) {
+  if constexpr (PAIRED) {
+    bool odd = threadIdx.x & 1;
 #pragma unroll
-  for (int g = 0; g < VECTOR; g += GROUP) {
-    Group found = *(const Group*)(from + g);
-#pragma unroll
-    for (int lane = 0; lane < GROUP; ++lane) sums[g + lane] = found.v[lane];
+    for (int lane = 0; lane < GROUP; ++lane) {
+      COMPUTED other = __shfl_xor_sync(0xffffffffu, odd ? sums[lane] : sums[GROUP + lane], 1);
+      sums[lane] = odd ? other : sums[lane];
+      sums[GROUP + lane] = odd ? sums[GROUP + lane] : other;
+    }
   }
 }
 
-__device__ __forceinline__ void store_sums(COMPUTED* to, const COMPUTED (&sums)[VECTOR]) {
+// total += the item's groups of a part.
+__device__ __forceinline__ void add_groups(const COMPUTED* part, INDEX item, INDEX items, COMPUTED (&total)[VECTOR]) {
 #pragma unroll
-  for (int g = 0; g < VECTOR; g += GROUP) {
-    Group made;
+  for (int g = 0; g < VECTOR / GROUP; ++g) {
+    if (!has_group(item, g, items)) continue;
+    Group found = *(const Group*)(part + place_of_group(item, g));
 #pragma unroll
-    for (int lane = 0; lane < GROUP; ++lane) made.v[lane] = sums[g + lane];
-    *(Group*)(to + g) = made;
+    for (int lane = 0; lane < GROUP; ++lane) total[g * GROUP + lane] += found.v[lane];
   }
 }
 
@@ -50,30 +66,6 @@ __device__ __forceinline__ void add_over_y(COMPUTED (&total)[VECTOR], COMPUTED (
 }
 
 }  // namespace
-
-// packed = weight as product.cu reads it: (groups, taps, inner, line), where line is at least `columns`, and what is
-// behind these 0. weight: element (group, inner, column, row, tap's column) with strides w_group, w_inner, w_column,
-// w_row, w_tap. Threads: columns, the fastest; chunks of inner; groups.
-extern "C" __global__ void __launch_bounds__(THREADS, 1) pack_weight(
-    const STORAGE* __restrict__ weight, STORAGE* __restrict__ packed, INDEX items, int inner, int columns, int line,
-    int kernel_h, int kernel_w, INDEX w_group, INDEX w_inner, INDEX w_column, INDEX w_row, INDEX w_tap) {
-  INDEX item = (INDEX)blockIdx.x * blockDim.x + threadIdx.x;
-  if (item >= items) return;
-  int chunks = (inner + CHUNK - 1) / CHUNK;
-  int column = (int)(item % line);
-  item /= line;
-  int first = (int)(item % chunks) * CHUNK;
-  INDEX group = item / chunks;
-  int end = first + CHUNK < inner ? first + CHUNK : inner;
-  for (int i = first; i < end; ++i)
-    for (int r = 0; r < kernel_h; ++r)
-      for (int s = 0; s < kernel_w; ++s) {
-        STORAGE value = narrow<STORAGE>((COMPUTED)0);
-        if (column < columns)
-          value = weight[group * w_group + i * w_inner + column * w_column + r * w_row + s * w_tap];
-        packed[(((group * kernel_h + r) * kernel_w + s) * inner + i) * line + column] = value;
-      }
-}
 
 // parts[blockIdx.y, tap, channel] = the sum, over `part` pixels of grad (images, channels, out_height, out_width),
 // of grad alone (source null: a bias's gradient, taps 1), or times what the tap meets in the source (images, channels /
@@ -127,8 +119,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sums_of_pixels(
     }
   }
   add_over_y(total, sums);
-  if (threadIdx.y == 0 && channel < channels)
-    store_sums(parts + ((INDEX)blockIdx.y * taps + tap) * channels + channel, total);
+  // A block with a single thread across has the only group of channels.
+  bool paired = PAIRED && blockDim.x > 1;
+  if (paired) exchange(total);
+  if (threadIdx.y) return;
+  COMPUTED* to = parts + ((INDEX)blockIdx.y * taps + tap) * channels;
+  INDEX item = channel / VECTOR, items = channels / VECTOR;
+#pragma unroll
+  for (int g = 0; g < VECTOR / GROUP; ++g) {
+    if (!(paired ? has_group(item, g, items) : item < items)) continue;
+    Group made;
+#pragma unroll
+    for (int lane = 0; lane < GROUP; ++lane) made.v[lane] = total[g * GROUP + lane];
+    *(Group*)(to + (paired ? place_of_group(item, g) : channel + g * GROUP)) = made;
+  }
 }
 
 // out = the sum over the parts: thread y of a block takes part y, y + blockDim.y, ... parts: (count, whole), each
@@ -141,19 +145,67 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) add_parts(
   __shared__ COMPUTED sums[VECTOR][THREADS];
   INDEX item = (INDEX)blockIdx.x * blockDim.x + threadIdx.x;
   COMPUTED total[VECTOR] = {};
-  if (item < items) {
 #pragma unroll 4
-    for (int part = threadIdx.y; part < count; part += blockDim.y) {
-      COMPUTED more[VECTOR];
-      load_sums(parts + (part * items + item) * VECTOR, more);
-#pragma unroll
-      for (int lane = 0; lane < VECTOR; ++lane) total[lane] += more[lane];
-    }
-  }
+  for (int part = threadIdx.y; part < count; part += blockDim.y)
+    add_groups(parts + part * items * VECTOR, item, items, total);
+  exchange(total);
   add_over_y(total, sums);
   if (threadIdx.y || item >= items) return;
   INDEX i = item * VECTOR % inner, rest = item * VECTOR / inner;
   store_vector(out + rest / taps * o_outer + rest % taps * o_tap + i * o_inner, total);
+}
+
+// The same of parts counted as (outer, taps, inner) where out has the taps of an inner place side by side: element
+// (outer, inner, tap) with strides o_outer, o_inner and 1. A block has blockDim.x inner places of `depth` taps, at most
+// DEPTH, and writes them in the order of memory. Blocks: groups of inner places, the fastest, times groups of taps,
+// times outer. whole: elements of a part.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) add_turned_parts(
+    const COMPUTED* __restrict__ parts, STORAGE* __restrict__ out, INDEX whole, int count, int taps, int inner,
+    int depth, INDEX o_outer, INDEX o_inner) {
+  // Of the half of the threads whose sums are added to the others', tap by tap; afterwards what is written.
+  __shared__ COMPUTED sums[DEPTH * THREADS / 2];
+  int across = (inner + blockDim.x - 1) / blockDim.x;
+  int groups = (taps + depth - 1) / depth;
+  int first = blockIdx.x % across * blockDim.x, first_tap = blockIdx.x / across % groups * depth;
+  int rest = taps - first_tap < depth ? taps - first_tap : depth;
+  INDEX outer = blockIdx.x / across / groups;
+  COMPUTED total[DEPTH] = {};
+  const COMPUTED* from = parts + (outer * taps + first_tap) * inner + first + threadIdx.x;
+  if (first + threadIdx.x < inner) {
+#pragma unroll 2
+    for (int part = threadIdx.y; part < count; part += blockDim.y)
+#pragma unroll
+      for (int tap = 0; tap < DEPTH; ++tap)
+        if (tap < rest) total[tap] += from[part * whole + (INDEX)tap * inner];
+  }
+  for (int half = blockDim.y / 2; half; half /= 2) {
+    int lines = half * blockDim.x, mine = threadIdx.y % half * blockDim.x + threadIdx.x;
+    __syncthreads();
+    if (threadIdx.y >= half && threadIdx.y < 2 * half) {
+#pragma unroll
+      for (int tap = 0; tap < DEPTH; ++tap)
+        if (tap < rest) sums[tap * lines + mine] = total[tap];
+    }
+    __syncthreads();
+    if (threadIdx.y < half) {
+#pragma unroll
+      for (int tap = 0; tap < DEPTH; ++tap)
+        if (tap < rest) total[tap] += sums[tap * lines + mine];
+    }
+  }
+  __syncthreads();
+  int thread = threadIdx.y * blockDim.x + threadIdx.x;
+  if (threadIdx.y == 0) {
+#pragma unroll
+    for (int tap = 0; tap < DEPTH; ++tap)
+      if (tap < rest) sums[turned_place(threadIdx.x, tap, rest)] = total[tap];
+  }
+  __syncthreads();
+  for (int item = thread; item < rest * (int)blockDim.x; item += blockDim.x * blockDim.y) {
+    int place = item / rest, tap = item % rest;
+    if (first + place < inner)
+      out[outer * o_outer + (first + place) * o_inner + first_tap + tap] = narrow<STORAGE>(sums[turned_place(place, tap, rest)]);
+  }
 }
 
 // out = act(bias + the sum over the parts, in their order), and what is before the activation where sums is not null.
@@ -164,15 +216,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) finish_parts(
     const COMPUTED* __restrict__ parts, const STORAGE* __restrict__ bias, STORAGE* __restrict__ out,
     STORAGE* __restrict__ sums, INDEX items, int count, int channels, INDEX plane, int activation) {
   INDEX item = (INDEX)blockIdx.x * blockDim.x + threadIdx.x;
-  if (item >= items) return;
   COMPUTED total[VECTOR] = {};
 #pragma unroll 4
-  for (int part = 0; part < count; ++part) {
-    COMPUTED more[VECTOR];
-    load_sums(parts + (part * items + item) * VECTOR, more);
-#pragma unroll
-    for (int lane = 0; lane < VECTOR; ++lane) total[lane] += more[lane];
-  }
+  for (int part = 0; part < count; ++part) add_groups(parts + part * items * VECTOR, item, items, total);
+  exchange(total);
+  if (item >= items) return;
   if (bias) {
     COMPUTED added[VECTOR];
     load_vector(bias + item * VECTOR / plane % channels, added);

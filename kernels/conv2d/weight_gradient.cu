@@ -46,7 +46,8 @@ template <int SIDE> struct Items {
 
 }  // namespace
 
-// parts[blockIdx.y] = what `part` pixels give to the weight's gradient, as (groups, out_channels, taps, in_channels).
+// parts[blockIdx.y] = what `part` pixels give to the weight's gradient, as (groups, out_channels, taps, in_channels), or
+// with taps_fastest, which VECTOR 1 alone may have, as (groups, out_channels, in_channels, taps).
 //
 // grad: (images, groups * out_channels, out_height, out_width) with strides g_image to g_column. source: (images,
 // groups * in_channels, height, width) with strides x_image to x_column. parts: (gridDim.y, whole), whole the weight's
@@ -54,8 +55,8 @@ template <int SIDE> struct Items {
 // Geometry as in product.cu. Blocks: rows of tiles, the fastest, times columns of tiles; parts; groups.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) weight_gradient_of_parts(
     const STORAGE* __restrict__ grad, const STORAGE* __restrict__ source, COMPUTED* __restrict__ parts, int images,
-    int in_channels, int out_channels, int height, int width, int out_height, int out_width, INDEX part, INDEX whole,
-    INDEX g_image, INDEX g_channel, INDEX g_row, INDEX g_column, INDEX x_image, INDEX x_channel, INDEX x_row,
+    int in_channels, int out_channels, int height, int width, int out_height, int out_width, int taps_fastest, INDEX part,
+    INDEX whole, INDEX g_image, INDEX g_channel, INDEX g_row, INDEX g_column, INDEX x_image, INDEX x_channel, INDEX x_row,
     INDEX x_column, int kernel_h, int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w,
     int dilation_h, int dilation_w) {
   __shared__ __align__(32) unsigned char memory[Memory<Product>::BYTES];
@@ -76,7 +77,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) weight_gradient_of_part
 
   auto term_of = [&](int column) {
     int term = first_term + column;
-    int tap = term / in_channels, c = term % in_channels;
+    bool turned = VECTOR == 1 && taps_fastest;
+    int taps = kernel_h * kernel_w;
+    int tap = turned ? term % taps : term / in_channels, c = turned ? term / taps : term % in_channels;
     Place p;
     p.row = tap / kernel_w * dilation_h - padding_h;
     p.column = tap % kernel_w * dilation_w - padding_w;

@@ -23,26 +23,29 @@ done again by the gather kernel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.conv2d.gather import CHUNK, LINE
-from kernels.conv2d.geometry import Gather, Table, filter_order
+from kernels.conv2d.geometry import Gather, filter_order
 from kernels.conv2d.image_pass import GRAIN, direct_products
+from kernels.conv2d.launch import Job, Launch, Run
 from kernels.conv2d.moves import apply_activation, write_sums
 from kernels.conv2d.winograd_transforms import GROUP, output_row, transform_filters, transform_rows
-from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for
+from kernels.runtime.numba_cpu import empty, jit, scratch, threaded
 from kernels.simd import (
     TILE_ROWS,
     VECTOR_BYTES,
     advance,
+    as_integers,
     lanes_of,
     multiply_tile,
     pointer,
+    pointer_at,
     poke,
     prefetch,
 )
@@ -79,6 +82,23 @@ class Tiles(NamedTuple):
     activation: int
     block_parts: int  # the work falls into parts of the rows x block_parts parts of the output channels
     row_parts: int
+
+
+class Spaces(NamedTuple):
+    """The rest of a pass's settings: distances in the weight, and where a part's scratch has what."""
+
+    weight_out: int
+    weight_in: int
+    keeps_sums: int  # the sums before the activation are wanted too
+    source: int
+    products: int
+    pixels: int
+    panel: int
+    tables: int
+    room: int  # elements of all of it
+
+
+FIELDS, SPACES = len(Tiles._fields), len(Spaces._fields)
 
 
 def serves(plan: Gather, images: int, groups: int, outputs: int, dtype: np.dtype[Any], channels_last: bool) -> bool:
@@ -149,63 +169,6 @@ def _plan(plan: Gather, images: int, outputs: int, threads: int) -> tuple[int, i
     return best[1], best[2], best[3]
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """What everything but the numbers determines of a pass: its Tiles as a tuple, parts, and sizes of scratch.
-
-    filters, source, products, pixels, tables: elements for each part.
-    """
-
-    settings: tuple[int, ...]
-    order: Table
-    parts: int
-    filters: int
-    source: int
-    products: int
-    pixels: int
-    tables: int
-
-
-@lru_cache(1024)
-def _prepare(plan: Gather, images: int, outputs: int, threads: int, lanes: int, activation: str | None) -> _Prepared:
-    order = filter_order(plan)
-    assert order is not None
-    grid = plan.grids[0]
-    inputs = plan.channels
-    width = 2 * lanes
-    tile_columns = -(-grid.size[1] // 2)
-    block_rows, row_parts, block_parts = _plan(plan, images, outputs, threads)
-    tiles = block_rows * tile_columns
-    # Room for what a vector and a tile have past the end; odd numbers of lines, so that what is read together spreads
-    # over the sets of L1.
-    pitch = (tiles // lanes + 2) * lanes
-    step = (inputs * pitch // lanes | 1) * lanes
-    filter_step = min(inputs, CHUNK) * width + lanes
-    room = tiles + TILE_ROWS | 1
-    first_row, first_column = min(grid.shifts)
-    p = Tiles(
-        images,
-        inputs,
-        outputs,
-        *plan.source,
-        first_row,
-        first_column,
-        -(-grid.size[0] // 2),
-        tile_columns,
-        *grid.size,
-        block_rows,
-        pitch,
-        step,
-        filter_step,
-        room,
-        ACTIVATION_CODES[activation],
-        block_parts,
-        row_parts,
-    )
-    sizes = (16 * filter_step, 16 * step, 16 * room * width, 4 * room * width, pitch + inputs)
-    return _Prepared(tuple(p), order, row_parts * block_parts, *sizes)
-
-
 @jit
 def multiply_all(p, tiles, transformed, filters, step, first, last, row_table, tap_table, product):
     """product[q, t, :] = sum over channels of transformed[q, channel, t] * filters[q, channel, :], 16 times.
@@ -242,22 +205,21 @@ def multiply_all(p, tiles, transformed, filters, step, first, last, row_table, t
 
 
 @jit
-def _winograd_parts(
-    first, last, settings, x, w, out_step, in_step, order, panels, filters, bias, source, products, pixels, tables, y,
-    before, failed,
-):  # fmt: skip
+def _winograd_parts(first, last, settings, spaces, x, w, order, bias, y, before, scratch, failed):
     """Parts [first, last) of a pass.
 
-    settings: Tiles as a plain tuple. x: elements [N, C, H, W]. w: the weight's elements, whose outputs and channels are
-    out_step and in_step apart. order: see `transform_filters`. panels: scratch elements [parts, GROUP, 9, tile width].
-    filters: scratch elements [parts, 16, filter_step]. bias: elements [outputs].
-    source: scratch elements [parts, 16, step], a step holding [inputs, pitch]. products: scratch elements [parts, 16,
-    room, tile width]. pixels: scratch elements [parts, 4 * room, tile width]. tables: scratch int64 [parts, pitch +
-    inputs]. y: the output's elements. before: as y, for the sums before the activation, or of size 0. failed: int64
-    [parts], set to whether a sum is not finite.
+    settings, spaces: int64, the fields of Tiles and of Spaces. x, w, bias, y, before: addresses of elements [N, C, H,
+    W], of the weight's, of [outputs], of the output's, and of as many for the sums before the activation, which are
+    s.keeps_sums. order: see `transform_filters`. scratch: elements [parts, s.room]: transformed filters [16,
+    filter_step]; then at the places that Spaces names the transformed source [16, step], a step holding [inputs,
+    pitch]; products [16, room, tile width]; pixels [4 * room, tile width]; a panel [GROUP, 9, tile width]; int64 tables
+    [pitch + inputs]. failed: int64 [parts], set to whether a sum is not finite.
     """
-    p = Tiles(*settings)
-    lanes = lanes_of(x)
+    p = Tiles(*to_fixed_tuple(settings, FIELDS))
+    s = Spaces(*to_fixed_tuple(spaces, SPACES))
+    given, weight, shifts = pointer_at(x, scratch), pointer_at(w, scratch), pointer_at(bias, scratch)
+    results, kept = pointer_at(y, scratch), pointer_at(before, scratch)
+    lanes = lanes_of(scratch)
     width = 2 * lanes
     blocks = (p.outputs + width - 1) // width
     total = p.images * p.tile_rows
@@ -267,12 +229,12 @@ def _winograd_parts(
     for part in range(first, last):
         row_part = part // p.block_parts
         block_part = part - row_part * p.block_parts
-        transformed = pointer(source, part * 16 * p.step)
-        product = pointer(products, part * 16 * p.room * width)
-        sums = pointer(pixels, part * 4 * p.room * width)
-        transformed_filters = pointer(filters, part * 16 * p.filter_step)
-        panel = pointer(panels, part * GROUP * 9 * width)
-        row_table = pointer(tables, part * (p.pitch + p.inputs))
+        transformed_filters = pointer(scratch, part * s.room)
+        transformed = advance(transformed_filters, s.source)
+        product = advance(transformed_filters, s.products)
+        sums = advance(transformed_filters, s.pixels)
+        panel = advance(transformed_filters, s.panel)
+        row_table = as_integers(advance(transformed_filters, s.tables))
         tap_table = advance(row_table, p.pitch)
         for c in range(p.inputs):
             poke(tap_table, c, c * p.pitch)
@@ -290,15 +252,15 @@ def _winograd_parts(
                 image = index // p.tile_rows
                 row = 2 * (index - image * p.tile_rows)
                 count += min(2, p.out_height - row) * p.out_width
-            transform_rows(pointer(x), p, begin, end - begin, p.tile_rows, 0, transformed)
+            transform_rows(given, p, begin, end - begin, p.tile_rows, 0, transformed)
             for block in range(blocks * block_part // p.block_parts, blocks * (block_part + 1) // p.block_parts):
                 channel = block * width
                 valid = min(width, p.outputs - channel)
                 for c in range(0, p.inputs, CHUNK):
                     last_channel = min(c + CHUNK, p.inputs)
                     transform_filters(
-                        pointer(w, channel * out_step + c * in_step), out_step, in_step, valid, last_channel - c,
-                        p.inputs - last_channel, order, panel, transformed_filters, p.filter_step,
+                        advance(weight, channel * s.weight_out + c * s.weight_in), s.weight_out, s.weight_in, valid,
+                        last_channel - c, p.inputs - last_channel, order, panel, transformed_filters, p.filter_step,
                     )  # fmt: skip
                     multiply_all(
                         p, tiles, transformed, transformed_filters, p.filter_step, c, last_channel, row_table,
@@ -309,15 +271,15 @@ def _winograd_parts(
                     rows_here = min(2, p.out_height - 2 * (index % p.tile_rows))
                     found = advance(product, (index - begin) * p.tile_columns * width)
                     is_finite = output_row(
-                        found, p, pointer(bias, channel), valid, advance(sums, at * width), rows_here
+                        found, p, advance(shifts, channel), valid, advance(sums, at * width), rows_here
                     )
                     finite = finite and is_finite
                     at += rows_here * p.out_width
-                if before.size:
-                    kept = pointer(before, channel * out_plane)
-                    write_sums(sums, count, width, valid, first_pixel, out_plane, kept, out_image, out_plane)
+                if s.keeps_sums:
+                    target = advance(kept, channel * out_plane)
+                    write_sums(sums, count, width, valid, first_pixel, out_plane, target, out_image, out_plane)
                 apply_activation(sums, count * width, p.activation)
-                target = pointer(y, channel * out_plane)
+                target = advance(results, channel * out_plane)
                 write_sums(sums, count, width, valid, first_pixel, out_plane, target, out_image, out_plane)
         failed[part] = 0 if finite else 1
 
@@ -325,51 +287,59 @@ def _winograd_parts(
 _run_parts = threaded(_winograd_parts)
 
 
-def run_winograd(
-    plan: Gather,
-    images: int,
-    outputs: int,
-    weight: Array,
-    weight_steps: tuple[int, int, int],
-    x: Array,
-    bias: Array,
-    y: Array,
-    before: Array,
-    activation: str | None,
-) -> bool:
-    """Fill contiguous `y` (and `before`, unless its size is 0) from contiguous `x`; arguments as of `run_pass`.
+def launch(job: Job) -> Launch:
+    """A job that this kernel `serves`, prepared. It fails where a sum is not finite: a direct one may be."""
+    order = filter_order(job.plan)
+    assert order is not None
+    grid, inputs, outputs = job.plan.grids[0], job.plan.channels, job.outputs
+    lanes = VECTOR_BYTES // job.dtype.itemsize
+    width = 2 * lanes
+    tile_columns = -(-grid.size[1] // 2)
+    first_row, first_column = min(grid.shifts)
 
-    Returns:
-        Whether every sum is finite. If not, `y` and `before` are not what a direct sum would be.
-    """
-    lanes = VECTOR_BYTES // x.itemsize
-    work = images * plan.grids[0].size[0] * plan.grids[0].size[1] * plan.channels * outputs * 4
-    t = _prepare(plan, images, outputs, threads_for(work, GRAIN), lanes, activation)
-    floats = scratch(t.parts * (t.filters + t.source + t.products + t.pixels), x.dtype)
-    out_step, in_step, _ = weight_steps
-    # For each part two tables, and whether it failed.
-    numbers = scratch(t.parts * (t.tables + 1), np.int64)
-    failed = numbers[t.parts * t.tables :]
-    source = floats[t.parts * t.filters :]
-    products = source[t.parts * t.source :]
-    _run_parts(
-        t.parts,
-        t.parts,
-        t.settings,
-        x.reshape(-1),
-        weight.reshape(-1),
-        out_step,
-        in_step,
-        t.order,
-        scratch(t.parts * GROUP * 9 * 2 * lanes, x.dtype),
-        floats,
-        bias,
-        source,
-        products,
-        products[t.parts * t.products :],
-        numbers,
-        y.reshape(-1),
-        before.reshape(-1),
-        failed,
-    )
-    return not failed.any()
+    def make(threads: int) -> Run:
+        block_rows, row_parts, block_parts = _plan(job.plan, job.images, outputs, threads)
+        tiles = block_rows * tile_columns
+        # Room for what a vector and a tile have past the end; odd numbers of lines, so that what is read together
+        # spreads over the sets of L1.
+        pitch = (tiles // lanes + 2) * lanes
+        step = (inputs * pitch // lanes | 1) * lanes
+        filter_step = min(inputs, CHUNK) * width + lanes
+        room = tiles + TILE_ROWS | 1
+        tables = (pitch + inputs) * 8 // job.dtype.itemsize
+        sizes = (16 * filter_step, 16 * step, 16 * room * width, 4 * room * width, GROUP * 9 * width, tables)
+        starts = [0]
+        for size in sizes:
+            starts.append(starts[-1] + -(-size // LINE) * LINE)
+        p = Tiles(
+            job.images,
+            inputs,
+            outputs,
+            *job.plan.source,
+            first_row,
+            first_column,
+            -(-grid.size[0] // 2),
+            tile_columns,
+            *grid.size,
+            block_rows,
+            pitch,
+            step,
+            filter_step,
+            room,
+            ACTIVATION_CODES[job.activation],
+            block_parts,
+            row_parts,
+        )
+        settings = np.array(p, np.int64)
+        spaces = np.array(Spaces(*job.weight_steps[:2], int(job.keeps_sums), *starts[1:]), np.int64)
+        parts, size, dtype = row_parts * block_parts, row_parts * block_parts * starts[-1], job.dtype
+
+        def run(x: int, weight: int, bias: int, y: int, before: int) -> bool:
+            failed = empty(parts, np.int64)
+            floats = scratch(size, dtype)
+            _run_parts(parts, parts, settings, spaces, x, weight, order, bias, y, before, floats, failed)
+            return not any(failed.tolist())
+
+        return run
+
+    return Launch(make, job.images * grid.size[0] * grid.size[1] * inputs * outputs * 4, GRAIN)

@@ -49,6 +49,9 @@ CASES = (
     _case("a tall image", (1, 2, 150, 60), (34, 2, 3, 3), "odd", 3, activation="relu", pool_stride=2),
     _case("channels-last depthwise", (2, 17, 9, 8), (17, 1, 3, 3), "odd", 2, last=True, padding=1, groups=17),
     _case("empty batch", (0, 3, 6, 6), (4, 3, 3, 3), "odd", 2),
+    _case(
+        "vectors of channels", (2, 64, 8, 16), (64, 64, 3, 3), "gpu", 2, last=True, padding=1, activation="relu",
+    ),
     # Networks: the article's CNN, AlexNet, VGG, ResNet's stem, a text recogniser (CRNN).
     _case("cnn 1", (64, 1, 28, 28), (32, 1, 3, 3), "bench", 2, activation="relu"),
     _case("cnn 2", (64, 32, 13, 13), (64, 32, 3, 3), "bench", 2, activation="relu"),

@@ -12,7 +12,8 @@ from kernels.activation.functions import FROM_OUTPUT
 from kernels.conv2d import geometry
 from kernels.conv2d import numba_cpu as convolutions
 from kernels.conv2d.few_channels import FEW_OUTPUTS
-from kernels.conv2d.image_pass import run_pass
+from kernels.conv2d.image_pass import launch
+from kernels.conv2d.launch import Job
 from kernels.conv2d.numba_cpu import dense, fresh
 from kernels.conv2d.weight_gradient import weight_gradient
 from kernels.conv2d_max_pool2d import composed
@@ -23,7 +24,7 @@ from kernels.conv2d_max_pool2d.routing import route_gradient
 from kernels.conv2d_max_pool2d.windows_cpu import Results
 from kernels.conv2d_max_pool2d.winograd import run_winograd
 from kernels.op import Implementation
-from kernels.runtime.numba_cpu import contiguous, empty, thread_count, zeros
+from kernels.runtime.numba_cpu import address, contiguous, empty, thread_count, zeros
 from kernels.simd import VECTOR_BYTES
 
 Array = np.ndarray[Any, Any]
@@ -162,9 +163,10 @@ def _image_gradient(p: Conv2dMaxPool2dProblem, grad: Array, weight: Array) -> Ar
     outputs, inputs, taps = weight.shape[0], weight.shape[1], c.kernel[0] * c.kernel[1]
     steps = (taps, inputs * taps, outputs // p.groups * inputs * taps)
     dx = empty(p.x.shape, grad.dtype)
-    nothing = empty((0, 0, 0, 0), grad.dtype)
-    shift = zeros(channels, grad.dtype)
-    run_pass(plan, n, p.groups, inputs, c.kernel, weight, steps, grad, shift, dx, nothing, None, True)
+    no_bias = zeros(channels, grad.dtype)
+    out = address(dx)
+    job = Job(plan, n, p.groups, inputs, c.kernel, steps, grad.dtype, None, False, True)
+    launch(job)(address(grad.transpose(0, 2, 3, 1)), address(weight), address(no_bias), out, out)
     return dx
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from kernels.embedding.op import EMBEDDING, EmbeddingProblem
 from kernels.op import Implementation
 from kernels.runtime.indices import any_outside, any_outside_at
-from kernels.runtime.numba_cpu import contiguous, empty, jit, threaded, threads_for, zeros
+from kernels.runtime.numba_cpu import contiguous, empty, jit, threaded, threads_for
 from kernels.simd import (
     absolute,
     array_at,
@@ -35,6 +35,10 @@ Array = np.ndarray[Any, Any]
 
 #: Elements a thread, below which another one does not pay: moved, and added up.
 GRAIN, GRAIN_BACKWARD = 65536, 32768
+#: Places between a row's being asked for and its turn to be added to.
+AHEAD = 4
+#: What parts of the gradient of weight share: so many groups of rows, of at least so many bytes, and again.
+RUNS, RUN_BYTES = 64, 1024
 #: A weight of up to so many bytes stays in a near cache.
 NEAR_BYTES = 1 << 19
 
@@ -111,24 +115,44 @@ def shorten_rows(first, last, out, n, largest, kind):
                 store_masked(q, place * n + j, load_masked(q, place * n + j, mask, 0.0) * factor, mask)
 
 
-@jit
-def add_rows(first, last, indices, grad, out, n, padding):
-    """Columns first to last of out (rows, n), 1-d: add the rows of grad (places, n) that indices (places,) assign.
+@jit(inner=True)
+def fill(q, start, end):
+    """q[start:end] = 0."""
+    lanes, zero = lanes_of(q), zeros_like(q)
+    whole = end - (end - start) % lanes
+    for j in range(start, whole, lanes):
+        store(q, j, zero)
+    if whole < end:
+        store_masked(q, whole, zero, lane_mask(q, 0, end - whole))
 
-    Places are taken in order, so that the sums have the same bits however the columns are split. The row `padding` is
-    left alone; -1 for none.
+
+@jit
+def add_rows(first, last, indices, grad, out, n, shift, padding):
+    """Sums of the rows of grad (places, n) that indices (places,) assign to rows of out (rows, n), all 1-d: of each
+    RUNS groups of 2**shift rows, the groups first to last.
+
+    So a part's rows lie together, away from those that another core writes, and each part has about as much to do.
+    Places are taken in order, so that the sums have the same bits in any parts. The row `padding` is 0, and so are
+    those that nothing is assigned to; -1 for none.
     """
     g, q = pointer(grad), pointer(out)
     lanes = lanes_of(g)
-    whole = last - (last - first) % lanes
-    mask = lane_mask(g, 0, last - whole)
-    for place in range(len(indices)):
+    whole, size, places = n - n % lanes, len(out), len(indices)
+    mask = lane_mask(g, 0, n - whole)
+    group = n << shift
+    for start in range(first * group, size, RUNS * group):
+        fill(q, start, min(start + (last - first) * group, size))
+    for place in range(places):
+        ahead = indices[min(place + AHEAD, places - 1)]
+        if first <= (ahead >> shift) % RUNS < last:
+            for j in range(0, n, lanes):
+                prefetch(q, ahead * n + j)
         row = indices[place]
-        if row != padding:
+        if row != padding and first <= (row >> shift) % RUNS < last:
             source, target = place * n, row * n
-            for j in range(first, whole, lanes):
+            for j in range(0, whole, lanes):
                 store(q, target + j, load(q, target + j) + load(g, source + j))
-            if whole < last:
+            if whole < n:
                 total = load_masked(q, target + whole, mask, 0.0) + load_masked(g, source + whole, mask, 0.0)
                 store_masked(q, target + whole, total, mask)
 
@@ -146,8 +170,7 @@ def divide_rows(first, last, counts, out, n):
 _gather = threaded(gather_rows)
 _gather_at = threaded(gather_rows_at)
 _shorten = threaded(shorten_rows)
-# Parts begin at multiples of a cache line: 16 elements are one of float32 and two of float64.
-_add = threaded(add_rows, align=16)
+_add = threaded(add_rows)
 _divide = threaded(divide_rows)
 
 
@@ -196,12 +219,13 @@ def by_address(p: EmbeddingProblem) -> Callable[..., Array | None] | None:
 def backward(p: EmbeddingProblem, grad_output: Array, input: Array) -> tuple[Array, None]:
     """The gradient of weight."""
     rows, n = p.weight.shape
-    found = zeros((rows, n), grad_output.dtype)
+    found = empty((rows, n), grad_output.dtype)
     flat = found.reshape(-1)
     indices = _indices(input)
-    threads = threads_for(grad_output.size, GRAIN_BACKWARD)
+    threads = threads_for(grad_output.size + found.size, GRAIN_BACKWARD)
     padding = -1 if p.padding_idx is None else p.padding_idx
-    _add(n, threads, indices, contiguous(grad_output).reshape(-1), flat, n, padding)
+    shift = max(0, (RUN_BYTES // max(1, n * found.itemsize)).bit_length() - 1)
+    _add(RUNS, threads, indices, contiguous(grad_output).reshape(-1), flat, n, shift, padding)
     if p.scale_grad_by_freq:
         _divide(rows, threads, np.bincount(indices, minlength=rows), flat, n)
     return found, None

@@ -49,6 +49,7 @@ CASES = (
     _linear("no input features", (4, 0), (5, 0), "odd", activation="sigmoid"),
     _linear("no output features", (4, 3), (0, 3), "odd"),
     _linear("empty batch", (2, 0, 6), (4, 6), "odd"),
+    _linear("vectors", (64, 256), (128, 256), "gpu", activation="gelu"),
     # Networks: the article's CNN and its LSTM's head, a Transformer's feed-forward, squares.
     _linear("cnn head 64x576-64", (64, 576), (64, 576), "bench", activation="relu"),
     _linear("cnn head 64x1600-64", (64, 1600), (64, 1600), "bench", activation="relu"),

@@ -14,11 +14,13 @@ from kernels.activation.vectors import ACTIVATION_CODES, activation_gradient
 from kernels.linear.op import LINEAR, LinearProblem
 from kernels.op import Implementation
 from kernels.runtime.numba_cpu import (
-    SMALLEST_ALIGNED,
+    SMALLEST_POOLED,
     address,
     contiguous,
     empty,
     jit,
+    lasting,
+    place_of,
     small,
     threaded,
     threads_for,
@@ -26,13 +28,14 @@ from kernels.runtime.numba_cpu import (
 from kernels.simd import (
     TILE_ROWS,
     TILE_VECTORS,
+    VECTOR_BYTES,
     lanes_of,
     load_first,
     pointer,
     store_first,
     zeros_like,
 )
-from kernels.simd.matmul import Product, launcher, plan, run_product
+from kernels.simd.matmul import Product, launcher, pack_columns, plan, run_product
 
 Array = np.ndarray[Any, Any]
 
@@ -85,6 +88,8 @@ class _Facts:
     bias_stride: int
     code: int
     keeps_sums: bool
+    #: Whether the weight lies in panels.
+    is_packed: bool
     #: What runs the forward product, by threads and the strides of its operands.
     launchers: dict[Any, Any]
 
@@ -104,23 +109,24 @@ def _facts(p: LinearProblem) -> _Facts:
             -1 if p.bias is None else p.bias.ndim,
             ACTIVATION_CODES[p.activation],
             kept is not None,
+            p.packed is not None,
             {},
         )
     return known
 
 
 def _forward_plan(
-    f: _Facts, x_strides: tuple[int, int], w_strides: tuple[int, int], item: int, threads: int
+    f: _Facts, x_strides: tuple[int, int], w_strides: tuple[int, int] | None, item: int, threads: int
 ) -> Product:
     sizes = (f.batch, f.inputs, f.outputs)
-    b_strides = (w_strides[1], w_strides[0])
+    b_strides = None if w_strides is None else (w_strides[1], w_strides[0])
     return plan(sizes, x_strides, b_strides, f.outputs, item, threads, False, f.bias_stride, f.code, f.keeps_sums)
 
 
 def _launcher(
-    f: _Facts, x_strides: tuple[int, int], w_strides: tuple[int, int], dtype: np.dtype[Any], threads: int
+    f: _Facts, x_strides: tuple[int, int], w_strides: tuple[int, int] | None, dtype: np.dtype[Any], threads: int
 ) -> Callable[[int, int, int, int, int], None]:
-    """What runs the forward product, kept from the first call on."""
+    """What runs the forward product, kept from the first call on. w_strides: None of a packed weight."""
     key = threads, x_strides, w_strides
     found: Callable[[int, int, int, int, int], None] | None = f.launchers.get(key)
     if found is None:
@@ -130,10 +136,10 @@ def _launcher(
 
 
 def linear(p: LinearProblem, x: Array, weight: Array, bias: Array | None) -> tuple[Array | None, ...]:
-    """x (*, in), weight (out, in) or (in,), bias (out,) or () -> output, sums before the activation."""
+    """x (*, in), weight (out, in) or (in,) or packed, bias (out,) or () -> output, sums before the activation."""
     f = _facts(p)
     rows, x_strides = _operand(x, f.batch, f.inputs)
-    weights, w_strides = _operand(weight, f.outputs, f.inputs)
+    weights, w_strides = (contiguous(weight), None) if f.is_packed else _operand(weight, f.outputs, f.inputs)
     threads = threads_for(f.work, _GRAIN)
     run = _launcher(f, x_strides, w_strides, x.dtype, threads)
     output = empty(f.shape, x.dtype)
@@ -147,30 +153,55 @@ def linear(p: LinearProblem, x: Array, weight: Array, bias: Array | None) -> tup
     return output, before
 
 
+@jit
+def _pack_part(first, last, weight, stride, along, inputs, outputs, panels):
+    """Outputs [first, last) of a weight whose rows are `stride` and taps `along` elements apart, into its panels."""
+    pack_columns(first, last, pointer(weight), along, stride, inputs, outputs, pointer(panels))
+
+
+_pack = threaded(_pack_part, align=TILE_VECTORS * VECTOR_BYTES // 4)  # Whole panels, in either element type.
+
+
+def pack(weight: Array) -> tuple[Array, int, tuple[int, int, int]]:
+    """weight [out, in], any strides -> its panels, in, and the attribute `packed` of the op."""
+    outputs, inputs = weight.shape
+    lanes = VECTOR_BYTES // weight.itemsize
+    width = TILE_VECTORS * lanes
+    last = width if (outputs - 1) % width >= lanes else lanes
+    array, (stride, along) = _operand(weight, outputs, inputs)
+    panels = lasting((-(-outputs // width) - 1) * width * inputs + last * inputs, weight.dtype)
+    threads = threads_for(outputs * inputs, _PASS_GRAIN)
+    _pack(outputs, threads, array.reshape(-1), stride, along, inputs, outputs, panels)
+    return panels, inputs, (outputs, width, last)
+
+
 def by_address(p: LinearProblem) -> Callable[..., Array] | None:
     """The output of contiguous inputs."""
     f = _facts(p)
     if f.keeps_sums or not all(s is None or s.strides is None for s in (p.x, p.weight, p.bias)):
         return None
-    dtype, strides, known = np.dtype(p.x.dtype), (f.inputs, 1), f.launchers
+    dtype, strides = np.dtype(p.x.dtype), (f.inputs, 1)
+    w_strides = None if f.is_packed else strides
     shape, work = f.shape, f.work
-    allocate = small if prod(shape) * dtype.itemsize < SMALLEST_ALIGNED else empty
+    # Where C begins makes no difference to a product: it is written once, or once for each block of taps.
+    allocate = small if prod(shape) * dtype.itemsize < SMALLEST_POOLED else empty
+    is_small = work // _GRAIN <= 1
+    known: dict[int, Callable[[int, int, int, int, int], None]] = {}
 
     def run(x: Array | int, weight: Array | int, bias: Array | int | None) -> Array:
-        threads = threads_for(work, _GRAIN)
-        # Looked up here first, as this is what a small call waits for.
-        launch = known.get((threads, strides, strides)) or _launcher(f, strides, strides, dtype, threads)
+        threads = 1 if is_small else threads_for(work, _GRAIN)
+        launch = known.get(threads)
+        if launch is None:
+            launch = known[threads] = _launcher(f, strides, w_strides, dtype, threads)
         output = allocate(shape, dtype)
         out = address(output)
-        beside = out if bias is None else _begin(bias)
-        launch(_begin(x), _begin(weight), out, out, beside)
+        if type(x) is int:  # Then all of them are, and this is what a small call waits for.
+            launch(x, weight, out, out, out if bias is None else bias)  # type: ignore[arg-type]
+        else:
+            launch(place_of(x), place_of(weight), out, out, out if bias is None else place_of(bias))
         return output
 
     return run
-
-
-def _begin(place: Array | int) -> int:
-    return place if isinstance(place, int) else address(place)
 
 
 @jit
@@ -269,13 +300,15 @@ def describe(p: LinearProblem) -> str:
     threads = threads_for(f.work, _GRAIN)
     x = (p.in_features, 1) if p.x.strides is None or p.x.ndim == 1 else p.x.strides[-2:]
     w = (p.in_features, 1) if p.weight.strides is None or p.weight.ndim == 1 else p.weight.strides
-    found = _forward_plan(f, (x[0], x[1]), (w[0], w[1]), p.x.itemsize, threads)
-    if found.is_dot:
+    found = _forward_plan(f, (x[0], x[1]), None if f.is_packed else (w[0], w[1]), p.x.itemsize, threads)
+    if found.is_few:
+        how = "few rows times packed panels"
+    elif found.is_dot:
         how = "dot products along in_features"
     elif found.is_streamed:
         how = "weight rows in order"
     else:
-        order = " (weight rows x batch)" if found.is_transposed else ""
+        order = " (weight rows x batch)" if found.is_transposed else " of packed panels" if f.is_packed else ""
         how = f"tile {TILE_ROWS} x {TILE_VECTORS} vectors{order}, blocks {found.block_rows} x {found.block_columns}"
     return f"{how}, {threads} thread{'s' if threads > 1 else ''}"
 

@@ -21,7 +21,7 @@ DTYPES = ("float16", "float32", "float64")
 
 def linear(p: LinearProblem, x: Array, weight: Array, bias: Array | None) -> tuple[Array | None, ...]:
     """x (*, in), weight (out, in) or (in,), bias (out,) or () -> output, sums before the activation."""
-    sums = np.asarray(x @ weight.T)
+    sums = np.asarray(x @ p.plain_weight(weight).T)
     if bias is not None:
         sums = np.asarray(sums + bias)
     found = (np.asarray(apply(p.activation, sums)), sums if p.results()[1] is not None else None)

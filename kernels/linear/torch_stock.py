@@ -25,13 +25,13 @@ def _sums(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear(p: LinearProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
     """output, sums before the activation."""
-    sums = _sums(x, weight, bias)
+    sums = _sums(x, p.plain_weight(weight), bias)
     return activate(p.activation, sums), sums if p.results()[1] is not None else None
 
 
 def direct(p: LinearProblem) -> Callable[..., Tensor] | None:
     """torch's function where it takes the same arguments, with the activation's behind it."""
-    is_plain = p.x.strides is None and p.weight.strides is None and p.weight.ndim == 2
+    is_plain = p.x.strides is None and p.weight.strides is None and p.weight.ndim == 2  # 1 when packed
     if not is_plain or (p.bias is not None and p.bias.ndim == 0):
         return None
     if p.activation is None:

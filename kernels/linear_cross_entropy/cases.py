@@ -61,5 +61,6 @@ CASES = (
     _case("one row", (), 5, 13, "ci"),
     _case("empty sum", (0,), 4, 7, "odd", reduction="sum"),
     _case("empty none", (0,), 4, 7, "odd", reduction="none"),
+    _case("vectors", (64,), 128, 512, "gpu", label_smoothing=0.1),
     _case("vocabulary 256x512x10000", (256,), 512, 10000, "bench", bias=False),
 )

@@ -38,7 +38,10 @@ from kernels.recurrence.forward import (
 )
 from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, copy_row, multiply_rows
 from kernels.runtime.numba_cpu import jit
-from kernels.simd import VECTOR_BYTES, advance, lanes_of, load, load_first, pointer, store
+from kernels.simd import VECTOR_BYTES, advance, lanes_of, load, load_first, pointer, prefetch, store
+
+#: Bytes of kept numbers of a step's rows up to which the next step's are asked for: more would push each other out.
+AHEAD_BYTES = 1 << 17
 
 
 class BackSizes(NamedTuple):
@@ -162,6 +165,13 @@ def _add_row(source, target, count):
 
 
 @jit(inner=True)
+def _ask_for(source, count):
+    """Have source[:count] brought to the cache."""
+    for j in range(0, count, lanes_of(source)):
+        prefetch(source, j)
+
+
+@jit(inner=True)
 def _row_to_panels(source, count, panels, panel_stride, target):
     """source[:count] as a tap of panels `panel_stride` apart, filled up with zeros."""
     lanes = lanes_of(source)
@@ -223,6 +233,7 @@ def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, 
         for low in range(0, active, BLOCK_ROWS):
             rows = min(BLOCK_ROWS, active - low)
             ds = advance(own, place * lanes)
+            asks_ahead = rows * g.units * g.kept * VECTOR_BYTES <= AHEAD_BYTES * lanes
             block_dh = advance(dh, low * g.hidden_stride)
             # What arrives at the states of this step, and what the sums' gradients will meet.
             for r in range(rows):
@@ -242,7 +253,7 @@ def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, 
             incoming, incoming_stride = block_dh, g.hidden_stride
             if g.kind == LSTM and g.second_panels:
                 multiply_rows(advance(arrived, place * g.hidden), pointer(state_taps), state_columns, rows,
-                              g.second_taps, weights_second, g.second_panels, second, g.unit_stride,
+                              g.second_taps, weights_second, g.units, second, g.unit_stride,
                               no, no)  # fmt: skip
                 incoming, incoming_stride = second, g.unit_stride
             for r in range(rows):
@@ -257,6 +268,20 @@ def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, 
                     old = pointer(states, before * g.states_time + row * g.states_row + d * g.hidden)
                 old_to = advance(old_panels, (place + r) * width)
                 _row_to_panels(old, g.hidden, g.recurrent_panels, panel_stride, old_to)
+                if asks_ahead and not is_first:
+                    # What the next step will read of this row: it comes while the products below are made.
+                    nearer = step + (before - t) * g.batch * g.units
+                    _ask_for(pointer(kept, nearer * g.kept), g.kept * g.units)
+                    if 0 <= 2 * before - t < g.all_steps:
+                        further = 2 * before - t
+                        at = further * g.states_time + row * g.states_row + d * g.hidden
+                        _ask_for(pointer(states, at), g.hidden)
+                        if g.kind == LSTM:
+                            _ask_for(pointer(cells, nearer + (before - t) * g.batch * g.units), g.units)
+                    if g.wants_w_ih:
+                        _ask_for(pointer(x, before * g.x_time + row * g.x_row), g.inputs)
+                    if g.has_grad and not g.only_last:
+                        _ask_for(pointer(grad_output, before * g.grad_time + row * g.grad_row + d * g.hidden), g.hidden)
                 if g.kind == LSTM:
                     cell_before = pointer(c0, (d * g.batch + row) * g.units * g.has_c0)
                     if not is_first:
@@ -273,7 +298,7 @@ def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, 
                     rnn_row_back(g.units, g.group_rows, g.kind == RNN_RELU, gradient, pointer(states, at), to)
             if g.kind == GRU_BEFORE:
                 multiply_rows(ds, pointer(row_taps), pointer(columns, g.taps), rows, g.second_taps,
-                              weights_second, g.second_panels, second, g.unit_stride, no, no)  # fmt: skip
+                              weights_second, g.units, second, g.unit_stride, no, no)  # fmt: skip
                 for r in range(rows):
                     step = ((d * g.all_steps + t) * g.batch + order[row_first + low + r]) * g.units
                     gru_reset_row_back(g.units, g.group_rows, advance(second, r * g.unit_stride),
@@ -282,7 +307,7 @@ def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, 
                                        advance(extra_panels, (place + r) * width), panel_stride)  # fmt: skip
             # To the states of the step before, to which a GRU's gave some already.
             multiply_rows(ds, pointer(row_taps), pointer(columns), rows, g.taps, weights_h,
-                          g.recurrent_panels, product, g.hidden_stride, no, number & 1)  # fmt: skip
+                          g.hidden, product, g.hidden_stride, no, number & 1)  # fmt: skip
             for r in range(rows):
                 made, carried = advance(product, r * g.hidden_stride), advance(block_dh, r * g.hidden_stride)
                 if g.kind == GRU_AFTER or g.kind == GRU_BEFORE:

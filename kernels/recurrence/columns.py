@@ -144,10 +144,10 @@ def _run_step(
             if inside == 0:
                 rows = min(n.chunk, g.steps - step) * g.batch
                 multiply_rows(pointer(x), pointer(table, d * n.x_rows + step * g.batch), taps, rows, g.inputs,
-                              advance(weights_x, at * g.inputs * width), count,
+                              advance(weights_x, at * g.inputs * width), high - low,
                               advance(x_sums, at * width), g.sum_stride, no, no)  # fmt: skip
-            multiply_rows(before, h_rows, taps, g.batch, g.hidden, advance(weights_h, at * g.hidden * width), count,
-                          advance(h_sums, at * width), g.sum_stride, no, step & 1)  # fmt: skip
+            multiply_rows(before, h_rows, taps, g.batch, g.hidden, advance(weights_h, at * g.hidden * width),
+                          high - low, advance(h_sums, at * width), g.sum_stride, no, step & 1)  # fmt: skip
         sums = advance(x_sums, inside * g.batch * g.sum_stride)
         kept_to = pointer(kept, (d * g.all_steps + t) * g.batch * g.kept * g.units * g.keeps)
         cells_to = pointer(cells, (d * g.all_steps + t) * g.batch * g.units * g.keeps)

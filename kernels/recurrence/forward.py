@@ -224,6 +224,8 @@ def run_parts(first, last, sizes, bounds, order, ends, counts, x, h0, c0,
     h_rows = pointer(steady)
     unit_rows = advance(h_rows, block_rows + LARGE_ROWS)
     taps = advance(unit_rows, block_rows + LARGE_ROWS)
+    outputs = g.gates * g.units
+    recurrent = 2 * g.units if g.kind == GRU_BEFORE else outputs
     for part in range(first, last):
         d, rows_part = part // g.row_parts, part % g.row_parts
         row_first, row_last = bounds[rows_part], bounds[rows_part + 1]
@@ -259,7 +261,7 @@ def run_parts(first, last, sizes, bounds, order, ends, counts, x, h0, c0,
                 continue
             for r in range(LARGE_ROWS):
                 poke(x_rows, total + r, peek(x_rows, total - 1))
-            multiply_rows(pointer(x), x_rows, taps, total, g.inputs, weights_x, g.gate_panels,
+            multiply_rows(pointer(x), x_rows, taps, total, g.inputs, weights_x, outputs,
                           x_sums, g.sum_stride, no, no)  # fmt: skip
             sums = x_sums
             for number in range(begin, end):
@@ -271,7 +273,7 @@ def run_parts(first, last, sizes, bounds, order, ends, counts, x, h0, c0,
                     rows = min(BLOCK_ROWS, active - low)
                     state, cell = advance(h, low * g.hidden_stride), advance(c, low * g.unit_stride)
                     who = pointer(order, row_first + low)
-                    multiply_rows(state, h_rows, taps, rows, g.hidden, weights_h, g.recurrent_panels,
+                    multiply_rows(state, h_rows, taps, rows, g.hidden, weights_h, recurrent,
                                   h_sums, g.sum_stride, no, number & 1)  # fmt: skip
                     if g.kind == LSTM:
                         to, to_stride = state, g.hidden_stride
@@ -289,7 +291,7 @@ def run_parts(first, last, sizes, bounds, order, ends, counts, x, h0, c0,
                         rnn_rows(rows, no, g.units, g.kind == RNN_RELU, sums, h_sums, g.sum_stride, bias,
                                  state, g.hidden_stride)  # fmt: skip
                     if g.second_panels:
-                        multiply_rows(between, unit_rows, taps, rows, g.units, weights_second, g.second_panels,
+                        multiply_rows(between, unit_rows, taps, rows, g.units, weights_second, g.hidden,
                                       second, g.hidden_stride, no, no)  # fmt: skip
                         if g.kind == GRU_BEFORE:
                             gru_new_rows(rows, g.units, sums, h_sums, g.sum_stride, bias, second, g.hidden_stride,

@@ -21,6 +21,7 @@ from kernels.simd import (
     load,
     load_first,
     multiply_tile,
+    multiply_tile_part,
     peek,
     pointer,
     prefetch,
@@ -37,6 +38,10 @@ PANEL_VECTORS = 4
 LARGE_ROWS = 6 if TILE_ROWS >= 12 else 2
 MEDIUM_ROWS = 4 if TILE_ROWS >= 12 else 2
 SMALL_ROWS = 2
+#: Where at most so many vectors of a panel are outputs, the others are left out, and twice as many rows take their
+#: registers; the rest of the rows comes by HALF_ROWS.
+PART_VECTORS = PANEL_VECTORS // 2
+DOUBLE_ROWS, HALF_ROWS = 2 * LARGE_ROWS, LARGE_ROWS
 #: Taps that a register sums before it is added to memory: they bound the rounding error, and with them a panel's part
 #: stays in L1.
 RUN_TAPS = 128
@@ -97,6 +102,20 @@ def _small_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulat
 @jit(inner=True)
 def _one_row_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
     multiply_tile(1, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(a), accumulate)
+
+
+@jit(inner=True)
+def _double_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
+    multiply_tile_part(
+        DOUBLE_ROWS, PART_VECTORS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate
+    )
+
+
+@jit(inner=True)
+def _half_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
+    multiply_tile_part(
+        HALF_ROWS, PART_VECTORS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate
+    )
 
 
 @jit(inner=True)
@@ -163,21 +182,23 @@ def _multiply_row(a, row_offsets, tap_offsets, taps, packed, panels, out, out_st
 
 
 @jit(inner=True)
-def multiply_rows(a, row_offsets, tap_offsets, rows, taps, packed, panels, out, out_stride, accumulates, backwards):
+def multiply_rows(a, row_offsets, tap_offsets, rows, taps, packed, outputs, out, out_stride, accumulates, backwards):
     """out[r, :] (+)= sum over k of a[row_offsets[r] + tap_offsets[k]] * weights[k, :] for r in [0, rows).
 
-    a: pointer to elements. row_offsets: int64 [rows rounded up to whole tiles]; of those past `rows` anything that can
-    be read. tap_offsets: int64 [taps]. packed: pointer to elements [panels, taps, width]. out: pointer to elements
-    [rows rounded up to whole tiles, out_stride], out_stride at least panels * width; the rows past `rows` are
-    overwritten. accumulates: not 0 to add to out. backwards: not 0 to take the panels from the last to the first, which
-    finds those in cache that a product just before took last.
+    a: pointer to elements. row_offsets: int64 [rows and LARGE_ROWS]; of those past `rows` anything that can be read.
+    tap_offsets: int64 [taps]. packed: pointer to elements [panels, taps, width], of so many outputs. out: pointer to
+    elements [rows and LARGE_ROWS, out_stride], out_stride at least panels * width; what lies past `rows` and `outputs`
+    may be overwritten. accumulates: not 0 to add to out. backwards: not 0 to take the panels from the last to the
+    first, which finds those in cache that a product just before took last.
     """
+    panels = (outputs + PANEL_VECTORS * lanes_of(a) - 1) // (PANEL_VECTORS * lanes_of(a))
     if rows == 1:
         _multiply_row(a, row_offsets, tap_offsets, taps, packed, panels, out, out_stride, accumulates, backwards)
         return
     width = PANEL_VECTORS * lanes_of(a)
     for number in range(panels):
         panel = panels - 1 - number if backwards else number
+        is_part = outputs - panel * width <= PART_VECTORS * lanes_of(a)
         for tap in range(0, taps, RUN_TAPS):
             count = min(RUN_TAPS, taps - tap)
             b = advance(packed, (panel * taps + tap) * width)
@@ -188,7 +209,14 @@ def multiply_rows(a, row_offsets, tap_offsets, rows, taps, packed, panels, out, 
                 sums = advance(out, row * out_stride + panel * width)
                 offsets = advance(row_offsets, row)
                 left = rows - row
-                if left > MEDIUM_ROWS:
+                if is_part and left > SMALL_ROWS:
+                    if left >= DOUBLE_ROWS:
+                        _double_tile(a, offsets, run, count, b, sums, out_stride, adds)
+                        row += DOUBLE_ROWS
+                    else:
+                        _half_tile(a, offsets, run, count, b, sums, out_stride, adds)
+                        row += HALF_ROWS
+                elif left > MEDIUM_ROWS:
                     _large_tile(a, offsets, run, count, b, sums, out_stride, adds)
                     row += LARGE_ROWS
                 elif left > SMALL_ROWS:

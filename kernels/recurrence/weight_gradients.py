@@ -69,7 +69,7 @@ def products_back(g, part, slot, piece, pieces, begin, end, bounds, counts, colu
         for row in range(x_tiles * piece // pieces * LARGE_ROWS, high, BLOCK_ROWS):
             rows = min(BLOCK_ROWS, high - row)
             multiply_rows(advance(own, row * lanes), pointer(row_taps), pointer(x_columns), rows, g.x_taps,
-                          pointer(w_x, d * g.x_panels * g.x_taps * width), g.x_panels, made, g.x_stride,
+                          pointer(w_x, d * g.x_panels * g.x_taps * width), g.inputs, made, g.x_stride,
                           no, no)  # fmt: skip
             for r in range(rows):
                 source = advance(made, r * g.x_stride)
@@ -84,13 +84,13 @@ def products_back(g, part, slot, piece, pieces, begin, end, bounds, counts, colu
         # panels * width] gathers over the groups.
         a, columns_of, taps = own, pointer(columns), pointer(row_taps)
         if weight == 0:
-            is_wanted, rows, panels = g.wants_w_ih, g.x_taps, g.x_panels
+            is_wanted, rows, panels, outputs = g.wants_w_ih, g.x_taps, g.x_panels, g.inputs
             columns_of, b, made = pointer(x_columns), advance(own, g.at_x), advance(gathered, g.at_w_ih)
         elif weight == 1:
-            is_wanted, rows, panels = g.wants_w_hh, g.taps, g.recurrent_panels
+            is_wanted, rows, panels, outputs = g.wants_w_hh, g.taps, g.recurrent_panels, g.hidden
             b, made = advance(own, g.at_old), advance(gathered, g.at_w_hh)
         else:
-            rows, panels = g.second_taps, g.unit_panels
+            rows, panels, outputs = g.second_taps, g.unit_panels, g.units
             b, made = advance(own, g.at_extra), advance(gathered, g.at_second)
             if weight == 2:
                 is_wanted, columns_of = np.int64(g.kind == GRU_BEFORE) * g.wants_w_hh, pointer(columns, g.taps)
@@ -113,7 +113,7 @@ def products_back(g, part, slot, piece, pieces, begin, end, bounds, counts, colu
         for run in range(0, steps, RUN_TAPS):
             for panel in range(panels):
                 multiply_rows(a, advance(columns_of, low), advance(taps, run), high - low, min(RUN_TAPS, steps - run),
-                              advance(b, (panel * g.group_rows + run) * width), np.int64(1),
+                              advance(b, (panel * g.group_rows + run) * width), min(width, outputs - panel * width),
                               advance(made, (low * panels + panel) * width), panels * width,
                               begin + run, no)  # fmt: skip
     if g.wants_bias:

@@ -34,6 +34,7 @@ __all__ = [
     "has_teams",
     "info",
     "jit",
+    "lasting",
     "missing",
     "release_memory",
     "scratch",
@@ -128,6 +129,12 @@ def empty(shape: Shape, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     return _allocator(shape, np.dtype(dtype))
 
 
+def lasting(shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """As `empty`, aligned whatever its size, for what outlives a call by far: its memory goes back to the system with
+    it, not to those of coming results."""
+    return fresh(shape, dtype) if _allocator is _allocate else _allocator(shape, dtype)
+
+
 def small(shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
     """As `empty`, wherever NumPy puts it, in a third of the time: for less than SMALLEST_ALIGNED bytes, and for working
     memory of less than SMALLEST_POOLED that the kernel aligns itself."""
@@ -137,6 +144,11 @@ def small(shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
 def address(array: NDArray[Any]) -> int:
     """Where a contiguous, writable array begins. The caller keeps the array alive while it uses the address."""
     return addressof(_first_byte(array)) if array.size else 0
+
+
+def place_of(given: NDArray[Any] | int) -> int:
+    """The address of an input of a call by address: itself, or where that array begins."""
+    return given if isinstance(given, int) else address(given)
 
 
 def zeros(shape: Shape, dtype: DTypeLike = np.float32) -> NDArray[Any]:

@@ -39,6 +39,7 @@ from kernels.simd.arithmetic import (
     sqrt,
 )
 from kernels.simd.gates import sigmoid_gate, tanh_gate
+from kernels.simd.integers import load_bytes_masked, store_bytes_masked, store_int64_first, store_int64_masked
 from kernels.simd.math import exp, log, ndtr, sigmoid, tanh
 from kernels.simd.memory import (
     advance,
@@ -50,7 +51,6 @@ from kernels.simd.memory import (
     lane_mask,
     lanes_of,
     load,
-    load_bytes_masked,
     load_first,
     load_masked,
     peek,
@@ -61,16 +61,13 @@ from kernels.simd.memory import (
     splat_like,
     stack_room,
     store,
-    store_bytes_masked,
     store_first,
-    store_int64_first,
-    store_int64_masked,
     store_masked,
     zeros_like,
 )
 from kernels.simd.places import array_at
 from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
-from kernels.simd.tile import dot_tile, multiply_gathered, multiply_tile, multiply_tile_onto
+from kernels.simd.tile import dot_tile, multiply_gathered, multiply_tile, multiply_tile_onto, multiply_tile_part
 from kernels.simd.transpose import transpose, transpose_block, transpose_tile_rows, transpose_vectors
 from kernels.simd.types import IntVector, Mask, Vector
 
@@ -115,6 +112,7 @@ __all__ = [
     "multiply_gathered",
     "multiply_tile",
     "multiply_tile_onto",
+    "multiply_tile_part",
     "ndtr",
     "odds",
     "peek",

@@ -30,7 +30,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.runtime.numba_cpu import SMALLEST_POOLED, address, empty, jit, small, threaded
 from kernels.simd.matmul_epilogue import finish, split
-from kernels.simd.matmul_few import dot_parts, stream_parts
+from kernels.simd.matmul_few import dot_parts, panel_parts, stream_parts
 from kernels.simd.matmul_plan import (
     BLOCK_TAPS,
     FIELDS,
@@ -83,6 +83,21 @@ def _pack_panel(b, tap_stride, column_stride, taps, columns, width, panel):
             poke(panel, k * width + j, peek(b, k * tap_stride + j * column_stride))
 
 
+@jit
+def pack_columns(first, last, b, tap_stride, column_stride, taps, columns, panels):
+    """Columns [first, last) of B as panels of a product that takes it packed; first: a multiple of a tile's width.
+
+    b: pointer to B[0, 0]; panels: pointer to all of them, [taps, width] one after another. The width is a tile's, but
+    for a last panel of no more columns than a vector has lanes a vector's.
+    """
+    lanes = lanes_of(b)
+    full = TILE_VECTORS * lanes
+    for n in range(first, last, full):
+        width, count = full if columns - n > lanes else lanes, min(full, columns - n)
+        there, panel = advance(b, n * column_stride), advance(panels, n * taps)
+        _pack_panel(there, tap_stride, column_stride, taps, count, width, panel)
+
+
 @jit(inline="always")
 def _pack_rows(a, row_stride, tap_stride, rows, taps, packed):
     lanes = lanes_of(a)
@@ -132,8 +147,8 @@ def _multiply_panel(
     runs = max((taps + PASS_TAPS - 1) // PASS_TAPS, 1)
     length = (taps + runs - 1) // runs
     tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
-    line = 64 * lanes // VECTOR_BYTES
-    share = (length * width // line + tiles - 1) // tiles if tiles > 1 else 0
+    # Each tile asks for its share of the next run's part of the panel.
+    step = (width + tiles - 1) // tiles
     for run in range(runs):
         first = run * length
         count = min(length, taps - first)
@@ -150,31 +165,31 @@ def _multiply_panel(
         while r < rows:
             row, left = advance(row_offsets, r), rows - r
             start, end = advance(before, r * before_stride), advance(target, r * target_stride)
-            for i in range(share):
-                prefetch(ahead, i * line)
-            ahead = advance(ahead, share * line)
             if width < full:
                 multiply_tile_onto(
-                    TILE_ROWS, 1, a, row, tap, count, b, start, before_stride, end, target_stride, left,
+                    TILE_ROWS, 1, a, row, tap, count, b, ahead, step, start, before_stride, end, target_stride, left,
                     adds, bounds,
                 )  # fmt: skip
                 r += TILE_ROWS
             elif left > (2 * SMALL_ROWS if TILE_ROWS >= 2 * SMALL_ROWS else SMALL_ROWS):
                 multiply_tile_onto(
-                    TILE_ROWS, TILE_VECTORS, a, row, tap, count, b, start, before_stride, end, target_stride, left,
-                    adds, bounds,
+                    TILE_ROWS, TILE_VECTORS, a, row, tap, count, b, ahead, step, start, before_stride, end,
+                    target_stride, left, adds, bounds,
                 )  # fmt: skip
                 r += TILE_ROWS
             else:
                 multiply_tile_onto(
-                    SMALL_ROWS, TILE_VECTORS, a, row, tap, count, b, start, before_stride, end, target_stride, left,
-                    adds, bounds,
+                    SMALL_ROWS, TILE_VECTORS, a, row, tap, count, b, ahead, step, start, before_stride, end,
+                    target_stride, left, adds, bounds,
                 )  # fmt: skip
                 r += SMALL_ROWS
+            ahead = advance(ahead, count * step)
 
 
 @jit(inline="always")
-def _tile_part(p, row_first, row_last, column_first, column_last, taps_all, a, b, c, before, bias, scratch, offsets):
+def _tile_part(
+    p, row_first, row_last, column_first, column_last, tap_first, taps_all, a, b, c, before, bias, scratch, offsets
+):
     """Rows and columns of one part by tiles.
 
     scratch: sums of a panel [rows, full], packed B [columns / full, taps, full], the transposed sums [full, rows]
@@ -185,7 +200,7 @@ def _tile_part(p, row_first, row_last, column_first, column_last, taps_all, a, b
     rows_padded = (p.block_rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
     sums = scratch
     packed_b = advance(sums, rows_padded * full)
-    turned = advance(packed_b, p.block_columns * min(p.taps, BLOCK_TAPS))
+    turned = advance(packed_b, 0 if p.is_packed else p.block_columns * min(p.taps, BLOCK_TAPS))
     packed_a = advance(turned, rows_padded * full if p.is_transposed else 0)
     row_offsets, tap_offsets = offsets, advance(offsets, rows_padded)
     blocks = max((taps_all + BLOCK_TAPS - 1) // BLOCK_TAPS, 1)
@@ -218,8 +233,11 @@ def _tile_part(p, row_first, row_last, column_first, column_last, taps_all, a, b
                 step = rows if columns > full else TILE_ROWS
                 for n in range(0, columns, full):
                     width, count = full if columns - n > lanes else lanes, min(full, columns - n)
-                    panel = advance(packed_b, n * taps)
-                    if i == row_first:
+                    if p.is_packed:
+                        panel = advance(b, (j + n) * p.taps + (tap_first + k) * width)
+                    else:
+                        panel = advance(packed_b, n * taps)
+                    if i == row_first and p.is_packed == 0:
                         there = advance(b, k * p.b_tap_stride + (j + n) * p.b_column_stride)
                         _pack_panel(there, p.b_tap_stride, p.b_column_stride, taps, count, width, panel)
                     place = i * p.c_stride + j + n
@@ -276,7 +294,9 @@ def multiply_parts(first, last, settings, a, b, c, before, bias, scratch):
         table = advance(as_integers(advance(work, p.scratch_size)), -p.offsets_size)
         columns = split(p.columns, p.column_parts, place % p.column_parts, TILE_VECTORS * lanes_of(start_a))
         rows = split(p.rows, p.row_parts, place // p.column_parts, TILE_ROWS)
-        _tile_part(p, rows[0], rows[1], columns[0], columns[1], taps, start_a, start_b, out, kept, beside, work, table)
+        _tile_part(
+            p, rows[0], rows[1], columns[0], columns[1], k, taps, start_a, start_b, out, kept, beside, work, table
+        )
 
 
 @jit
@@ -300,6 +320,7 @@ __all__ = ["Product", "launcher", "multiply_parts", "plan", "run_product"]
 _run_tiles = threaded(multiply_parts)
 _run_dots = threaded(dot_parts)
 _run_stream = threaded(stream_parts)
+_run_panels = threaded(panel_parts)
 _run_segments = threaded(_add_segments)
 
 
@@ -330,7 +351,7 @@ def launcher(p: Product, threads: int, dtype: np.dtype[Any]) -> Callable[[int, i
     if p.segments > 1:
         return partial(_run_in_segments, p, threads, dtype)
     # Kernels of their own, so that a first call compiles one of them.
-    kernel = _run_dots if p.is_dot else _run_stream if p.is_streamed else _run_tiles
+    kernel = _run_dots if p.is_dot else _run_stream if p.is_streamed else _run_panels if p.is_few else _run_tiles
     settings = np.array(p, np.int64)
     # One part needs no driver.
     compute = partial(kernel.serial, 0, 1, settings) if parts == 1 else partial(kernel, parts, threads, settings)

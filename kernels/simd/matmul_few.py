@@ -2,6 +2,7 @@
 
 `dot_parts` has B along the taps: dot products of its columns with up to `DOT_ROWS` rows of A. `stream_parts` has B
 along the columns: up to `DOT_ROWS` rows of C gather multiples of B's rows, or many rows of C those of a few.
+`panel_parts` has B packed: up to `PANEL_ROWS` rows go through several of its panels at once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from kernels.simd.matmul_plan import (
     DOT_TILE_ROWS,
     FIELDS,
     HAS_ALL_ROWS,
+    PANELS_AHEAD,
+    PANELS_OF_EIGHT,
+    PANELS_OF_FOUR,
+    PANELS_OF_ONE,
+    PANELS_OF_TWO,
     PASS_TAPS,
     STREAM_COLUMNS,
     Product,
@@ -29,14 +35,17 @@ from kernels.simd.memory import (
     lanes_of,
     load,
     load_first,
+    peek,
     pointer,
     pointer_at,
+    poke,
     store,
     store_first,
     zeros_like,
 )
 from kernels.simd.target import TILE_ROWS, TILE_VECTORS
 from kernels.simd.tile import dot_tile
+from kernels.simd.tile_panels import multiply_panels
 from kernels.simd.transpose import transpose
 
 
@@ -197,3 +206,78 @@ def stream_parts(first, last, settings, a, b, c, before, bias, scratch):
         rows = split(p.rows, p.row_parts, part // p.column_parts, TILE_ROWS)
         work = aligned(pointer(scratch, part * p.scratch_size))
         _stream_part(p, rows[0], rows[1], columns[0], columns[1], p.taps, start_a, start_b, out, kept, beside, work)
+
+
+@jit(inline="always")
+def _panel_part(p, column_first, column_last, a, b, c, before, bias, scratch):
+    """Every row and the columns of one part, from packed panels of B.
+
+    scratch: sums [rows, panels, full] of a group of panels, and the rows of A side by side [taps, rows].
+    """
+    lanes = lanes_of(a)
+    full = TILE_VECTORS * lanes
+    along, down = p.a_tap_stride, p.a_row_stride
+    height, group = 1, PANELS_OF_ONE
+    if p.rows > 4:
+        height, group = 8, max(PANELS_OF_EIGHT, 1)
+    elif p.rows > 2:
+        height, group = 4, PANELS_OF_FOUR
+    elif p.rows > 1:
+        height, group = 2, PANELS_OF_TWO
+    side = a
+    if p.rows > 1 or along != 1:
+        side = advance(scratch, DOT_ROWS * PANELS_OF_ONE * full)
+        if along == 1:
+            transpose(a, down, p.rows, p.taps, side, height)
+        else:
+            for k in range(p.taps):
+                for r in range(p.rows):
+                    poke(side, k * height + r, peek(a, r * down + k * along))
+    stride, size, ahead = group * full, full * p.taps, PANELS_AHEAD // group
+    # The last panel is one vector wide where no more is left.
+    narrow = (p.columns - 1) // full * full if (p.columns - 1) % full < lanes else p.columns
+    for j in range(column_first, column_last, stride):
+        columns = min(stride, column_last - j)
+        count = (min(columns, narrow - j) + full - 1) // full
+        for k in range(0, max(p.taps, 1) if count > 0 else 0, PASS_TAPS):
+            taps = min(PASS_TAPS, p.taps - k)
+            left, right = advance(side, k * height), advance(b, j * p.taps + k * full)
+            if p.rows == 1:
+                multiply_panels(1, PANELS_OF_ONE, left, taps, right, size, count, ahead, scratch, stride, k)
+            elif p.rows == 2:
+                multiply_panels(2, PANELS_OF_TWO, left, taps, right, size, count, ahead, scratch, stride, k)
+            elif p.rows <= 4:
+                multiply_panels(4, PANELS_OF_FOUR, left, taps, right, size, count, ahead, scratch, stride, k)
+            elif PANELS_OF_EIGHT:
+                multiply_panels(8, PANELS_OF_EIGHT, left, taps, right, size, count, ahead, scratch, stride, k)
+        if j + count * full < column_last and count < group:
+            _narrow_panel(p, side, height, advance(b, narrow * p.taps), advance(scratch, count * full), stride)
+        out, kept, beside = advance(c, j), advance(before, j), advance(bias, j * max(p.bias_stride, 0))
+        is_first = not p.accumulates
+        finish(p, scratch, stride, full, p.rows, columns, out, kept, is_first, True, beside)
+
+
+@jit(inline="always")
+def _narrow_panel(p, a, height, panel, sums, stride):
+    """sums[rows, :lanes] = the rows of A, side by side [taps, height], times a panel [taps, lanes]."""
+    lanes = lanes_of(a)
+    for r in range(p.rows):
+        total = zeros_like(a)
+        for start in range(0, p.taps, PASS_TAPS):
+            part = zeros_like(a)
+            for k in range(start, min(start + PASS_TAPS, p.taps)):
+                part = fma(broadcast(a, k * height + r), load(panel, k * lanes), part)
+            total = total + part
+        store(sums, r * stride, total)
+
+
+@jit
+def panel_parts(first, last, settings, a, b, c, before, bias, scratch):
+    """As `multiply_parts` of matmul.py, for few rows and B packed: the parts divide the columns."""
+    p = Product(*to_fixed_tuple(settings, FIELDS))
+    start_a, start_b, out = pointer_at(a, scratch), pointer_at(b, scratch), pointer_at(c, scratch)
+    kept, beside = pointer_at(before, scratch), pointer_at(bias, scratch)
+    for part in range(first, last):
+        columns = split(p.columns, p.column_parts, part, TILE_VECTORS * lanes_of(start_a))
+        work = aligned(pointer(scratch, part * p.scratch_size))
+        _panel_part(p, columns[0], columns[1], start_a, start_b, out, kept, beside, work)

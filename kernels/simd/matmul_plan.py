@@ -24,6 +24,13 @@ DOT_TILE_COLUMNS = 2
 #: Rows of the tile for several; where there are the registers one of DOT_ROWS takes all of more, and reads B once.
 DOT_TILE_ROWS = 4
 HAS_ALL_ROWS = TILE_ROWS >= 12
+#: Panels whose products with one, two, and up to four or eight rows of a packed product are made together, as many as
+#: there are registers for; 0: none.
+PANELS_OF_ONE, PANELS_OF_TWO, PANELS_OF_FOUR, PANELS_OF_EIGHT = (4, 4, 2, 1) if HAS_ALL_ROWS else (4, 2, 1, 0)
+#: Up to so many rows of a packed product are done that way.
+PANEL_ROWS = 8 if PANELS_OF_EIGHT else 4
+#: Elements that are asked for before they are read, of these panels together.
+PANELS_AHEAD = 4096
 #: Columns of dot products between two epilogues.
 DOT_COLUMNS = 256
 #: Bytes of a block of A, about an L2: smaller ones were slower, as B passes by once for each. Elements of a block of B,
@@ -61,6 +68,10 @@ class Product(NamedTuple):
     keeps_sums: int
     is_dot: int
     is_streamed: int
+    #: B is given as panels already, and its strides mean nothing.
+    is_packed: int
+    #: Few rows times several of these panels at once.
+    is_few: int
     packs_a: int
     block_rows: int
     block_columns: int
@@ -84,7 +95,7 @@ def _ceil(size: int, step: int) -> int:
 def plan(
     sizes: tuple[int, int, int],
     a_strides: tuple[int, int],
-    b_strides: tuple[int, int],
+    b_strides: tuple[int, int] | None,
     c_stride: int,
     itemsize: int,
     threads: int = 1,
@@ -98,7 +109,7 @@ def plan(
     Args:
         sizes: (m, k, n); m and n at least 1.
         a_strides: distances of A's rows and of its taps, in elements, of any sign.
-        b_strides: distances of B's taps and of its columns.
+        b_strides: distances of B's taps and of its columns; None where B lies in panels, as `pack_columns` makes them.
         c_stride: distance of C's rows; its columns lie side by side.
         itemsize: bytes of an element, 4 or 8.
         threads: how many parts may run at once. The bits of the result do not depend on it.
@@ -110,36 +121,43 @@ def plan(
     rows, taps, columns = sizes
     full = TILE_VECTORS * VECTOR_BYTES // itemsize
     lanes = full // TILE_VECTORS
+    is_packed = b_strides is None
+    b_strides = b_strides or (0, 0)
     along_taps = a_strides[1] == 1 and b_strides[0] == 1
-    is_dot = along_taps and min(rows, columns) <= DOT_ROWS and taps >= 4 * lanes
-    is_streamed = not is_dot and b_strides[1] == 1 and min(rows, taps) <= DOT_ROWS
+    is_dot = not is_packed and along_taps and min(rows, columns) <= DOT_ROWS and taps >= 4 * lanes
+    is_streamed = not is_dot and not is_packed and b_strides[1] == 1 and min(rows, taps) <= DOT_ROWS
+    is_few = is_packed and rows <= PANEL_ROWS
+    is_tiled = not (is_dot or is_streamed or is_few)
     # C^T = B^T A^T: A's few rows become the panels, and B, many rows along the taps, is read where it lies.
-    swaps = columns < rows if is_dot else b_strides[0] == 1 and columns > rows and rows <= 2 * full and not is_streamed
+    swaps = columns < rows if is_dot else is_tiled and b_strides[0] == 1 and columns > rows and rows <= 2 * full
     if swaps:
         rows, columns = columns, rows
         a_strides, b_strides = (b_strides[1], b_strides[0]), (a_strides[1], a_strides[0])
     block_taps = max(min(taps, BLOCK_TAPS), 1)
     panels, tiles = _ceil(columns, full) // full, _ceil(rows, TILE_ROWS) // TILE_ROWS
     segments = 1
-    if not (is_dot or is_streamed) and panels * tiles < 8 and taps >= 2 * SEGMENT_TAPS:
+    if is_tiled and panels * tiles < 8 and taps >= 2 * SEGMENT_TAPS:
         segments = min(taps // SEGMENT_TAPS, 16)
         segments = -(-taps // -(-taps // segments))
     row_parts = column_parts = 1
     if threads > 1:
-        column_parts = min(threads, panels) if panels >= threads or is_dot else 1
-        row_parts = 1 if is_dot or column_parts > 1 else min(threads, tiles)
+        column_parts = min(threads, panels) if panels >= threads or is_dot or is_few else 1
+        row_parts = 1 if is_dot or is_few or column_parts > 1 else min(threads, tiles)
     block_rows = min(
         max(BLOCK_A_BYTES // itemsize // block_taps // TILE_ROWS * TILE_ROWS, TILE_ROWS), 240, _ceil(rows, TILE_ROWS)
     )
     block_columns = min(max(BLOCK_B // block_taps // full * full, 2 * full), 4096, _ceil(columns, full))
-    packs_a = not is_dot and columns > full and (a_strides[1] != 1 or columns >= PACKING_COLUMNS)
+    packs_a = is_tiled and columns > full and (a_strides[1] != 1 or columns >= PACKING_COLUMNS)
     if is_dot:
         scratch = DOT_ROWS * DOT_COLUMNS * (2 if swaps else 1) + (DOT_ROWS * _ceil(taps, lanes) if rows > 1 else 0)
     elif is_streamed:
         scratch = 2 * DOT_ROWS * STREAM_COLUMNS
+    elif is_few:
+        scratch = DOT_ROWS * (PANELS_OF_ONE * full + taps)
     else:
         sums = block_rows * full
-        scratch = sums * (2 if swaps else 1) + block_columns * block_taps + (block_rows * block_taps if packs_a else 0)
+        scratch = sums * (2 if swaps else 1) + (0 if is_packed else block_columns * block_taps)
+        scratch += block_rows * block_taps if packs_a else 0
     offsets = _ceil(block_rows + block_taps, 8)
     return Product(
         rows,
@@ -155,6 +173,8 @@ def plan(
         int(keeps_sums),
         int(is_dot),
         int(is_streamed),
+        int(is_packed),
+        int(is_few),
         int(packs_a),
         block_rows,
         block_columns,

@@ -20,11 +20,11 @@ from kernels.simd.target import VECTOR_BYTES
 from kernels.simd.types import ELEMENTS, POINTEES, IntVector, Mask, SimdType, Vector, vector_like
 
 
-def _is_pointer(p: types.Type, dtypes: tuple = POINTEES) -> bool:
+def is_pointer(p: types.Type, dtypes: tuple = POINTEES) -> bool:
     return isinstance(p, types.CPointer) and p.dtype in dtypes
 
 
-def _are_integers(*numbers: types.Type) -> bool:
+def are_integers(*numbers: types.Type) -> bool:
     return all(isinstance(number, types.Integer) for number in numbers)
 
 
@@ -39,7 +39,7 @@ def pointer(typing_context, array, element_offset=0):
     """
     if not isinstance(array, types.Array) or array.dtype not in POINTEES:
         return None
-    if not (element_offset == 0 or _are_integers(element_offset)):
+    if not (element_offset == 0 or are_integers(element_offset)):
         return None
 
     def code(context, builder, signature, arguments):
@@ -71,7 +71,7 @@ def stack_room(typing_context, like, vectors):
 def pointer_at(typing_context, address, like):
     """The pointer to an address, an integer, with the element type of the pointer or array `like`."""
     dtype = getattr(like, "dtype", None)
-    if not (_are_integers(address) and isinstance(like, types.CPointer | types.Array) and dtype in POINTEES):
+    if not (are_integers(address) and isinstance(like, types.CPointer | types.Array) and dtype in POINTEES):
         return None
     kind = types.CPointer(dtype)
 
@@ -84,7 +84,7 @@ def pointer_at(typing_context, address, like):
 @intrinsic
 def aligned(typing_context, p):
     """The first address from p on that is a multiple of a vector's bytes."""
-    if not _is_pointer(p):
+    if not is_pointer(p):
         return None
 
     def code(context, builder, signature, arguments):
@@ -97,7 +97,7 @@ def aligned(typing_context, p):
 @intrinsic
 def as_integers(typing_context, p):
     """The same address as a pointer to int64: a table in a kernel's working memory."""
-    if not _is_pointer(p):
+    if not is_pointer(p):
         return None
 
     def code(context, builder, signature, arguments):
@@ -115,7 +115,7 @@ def keep_alive(typing_context, array):
 @intrinsic
 def advance(typing_context, p, n):
     """The pointer n elements on (n may be negative)."""
-    if not (_is_pointer(p) and _are_integers(n)):
+    if not (is_pointer(p) and are_integers(n)):
         return None
     return p(p, types.int64), lambda context, builder, signature, arguments: emit.element(builder, *arguments)
 
@@ -123,7 +123,7 @@ def advance(typing_context, p, n):
 @intrinsic
 def peek(typing_context, p, i):
     """The scalar p[i]."""
-    if not (_is_pointer(p) and _are_integers(i)):
+    if not (is_pointer(p) and are_integers(i)):
         return None
 
     def code(context, builder, signature, arguments):
@@ -135,7 +135,7 @@ def peek(typing_context, p, i):
 @intrinsic
 def poke(typing_context, p, i, value):
     """p[i] = value for a scalar, converted to the pointer's element type."""
-    if not (_is_pointer(p) and _are_integers(i) and isinstance(value, types.Number)):
+    if not (is_pointer(p) and are_integers(i) and isinstance(value, types.Number)):
         return None
 
     def code(context, builder, signature, arguments):
@@ -149,7 +149,7 @@ def poke(typing_context, p, i, value):
 @intrinsic
 def prefetch(typing_context, p, i):
     """Ask for the cache line of p[i] to be read soon; any address is allowed, a bad one has no effect."""
-    if not (_is_pointer(p) and _are_integers(i)):
+    if not (is_pointer(p) and are_integers(i)):
         return None
 
     def code(context, builder, signature, arguments):
@@ -179,17 +179,17 @@ def lanes_of(typing_context, like):
 def lane_mask(typing_context, like, first, last):
     """Mask of the lanes l with first <= l < last, for any two integers."""
     vector = vector_like(like)
-    if vector is None or not _are_integers(first, last):
+    if vector is None or not are_integers(first, last):
         return None
 
     def code(context, builder, signature, arguments):
         _, first, last = arguments
-        return (_below(builder, vector, last) & ~_below(builder, vector, first)).value
+        return (below(builder, vector, last) & ~below(builder, vector, first)).value
 
     return Mask(vector.lanes)(like, types.int64, types.int64), code
 
 
-def _below(builder: ir.IRBuilder, simd_type: SimdType, n: ir.Value) -> emit.Lanes:
+def below(builder: ir.IRBuilder, simd_type: SimdType, n: ir.Value) -> emit.Lanes:
     """Mask of the first n lanes."""
     integers: Any = simd_type.integers if isinstance(simd_type, Vector) else simd_type
     return emit.lanes_below(builder, integers, n)
@@ -201,7 +201,7 @@ def _below(builder: ir.IRBuilder, simd_type: SimdType, n: ir.Value) -> emit.Lane
 @intrinsic
 def load(typing_context, p, i):
     """Vector of p[i], p[i + 1], ..."""
-    if not (_is_pointer(p, ELEMENTS) and _are_integers(i)):
+    if not (is_pointer(p, ELEMENTS) and are_integers(i)):
         return None
     vector = vector_like(p)
 
@@ -217,14 +217,14 @@ def load_first(typing_context, p, i, n, fill=0.0):
 
     n is any integer: below 1 nothing is read, from the lane count on everything is.
     """
-    if not (_is_pointer(p, ELEMENTS) and _are_integers(i, n) and (fill == 0.0 or isinstance(fill, types.Number))):
+    if not (is_pointer(p, ELEMENTS) and are_integers(i, n) and (fill == 0.0 or isinstance(fill, types.Number))):
         return None
     vector = vector_like(p)
 
     def code(context, builder, signature, arguments):
         base, index, n, fill = arguments
         other = emit.splat(builder, vector, fill)
-        return emit.load_lanes_masked(_below(builder, vector, n), emit.element(builder, base, index), other).value
+        return emit.load_lanes_masked(below(builder, vector, n), emit.element(builder, base, index), other).value
 
     return vector(p, types.int64, types.int64, p.dtype), code
 
@@ -232,8 +232,8 @@ def load_first(typing_context, p, i, n, fill=0.0):
 @intrinsic
 def load_masked(typing_context, p, i, mask, other):
     """Lanes in the mask from memory, the rest from `other` (Vector or number) without touching memory."""
-    vector = vector_like(p) if _is_pointer(p, ELEMENTS) else None
-    if vector is None or not _are_integers(i) or mask != Mask(vector.lanes):
+    vector = vector_like(p) if is_pointer(p, ELEMENTS) else None
+    if vector is None or not are_integers(i) or mask != Mask(vector.lanes):
         return None
     other = _operand(other, vector)
 
@@ -259,7 +259,7 @@ def as_lanes(builder: ir.IRBuilder, vector: SimdType, given: types.Type, value: 
 @intrinsic
 def broadcast(typing_context, p, i):
     """The scalar p[i] in each lane."""
-    if not (_is_pointer(p, ELEMENTS) and _are_integers(i)):
+    if not (is_pointer(p, ELEMENTS) and are_integers(i)):
         return None
     vector = vector_like(p)
 
@@ -302,13 +302,13 @@ def zeros_like(typing_context, like):
 
 
 def _can_store(p: Any, v: Any) -> bool:
-    return _is_pointer(p) and isinstance(v, Vector | IntVector) and p.dtype == v.dtype
+    return is_pointer(p) and isinstance(v, Vector | IntVector) and p.dtype == v.dtype
 
 
 @intrinsic
 def store(typing_context, p, i, v):
     """p[i], p[i + 1], ... = the lanes of v (a Vector, or an IntVector through a pointer of its element type)."""
-    if not (_can_store(p, v) and _are_integers(i)):
+    if not (_can_store(p, v) and are_integers(i)):
         return None
 
     def code(context, builder, signature, arguments):
@@ -322,13 +322,13 @@ def store(typing_context, p, i, v):
 @intrinsic
 def store_first(typing_context, p, i, v, n):
     """Store the first n lanes (n any integer); memory behind the others is not touched."""
-    if not (_can_store(p, v) and _are_integers(i, n)):
+    if not (_can_store(p, v) and are_integers(i, n)):
         return None
 
     def code(context, builder, signature, arguments):
         base, index, value, n = arguments
         lanes = emit.Lanes(builder, v, value)
-        emit.store_lanes_masked(_below(builder, v, n), lanes, emit.element(builder, base, index))
+        emit.store_lanes_masked(below(builder, v, n), lanes, emit.element(builder, base, index))
         return context.get_dummy_value()
 
     return types.void(p, types.int64, v, types.int64), code
@@ -337,90 +337,12 @@ def store_first(typing_context, p, i, v, n):
 @intrinsic
 def store_masked(typing_context, p, i, v, mask):
     """Store the lanes in the mask; memory behind the others is not touched."""
-    if not (_can_store(p, v) and _are_integers(i) and mask == Mask(v.lanes)):
+    if not (_can_store(p, v) and are_integers(i) and mask == Mask(v.lanes)):
         return None
 
     def code(context, builder, signature, arguments):
         base, index, value, mask_value = arguments
         lanes = emit.Lanes(builder, v, value)
-        emit.store_lanes_masked(emit.Lanes(builder, mask, mask_value), lanes, emit.element(builder, base, index))
-        return context.get_dummy_value()
-
-    return types.void(p, types.int64, v, mask), code
-
-
-def _as_int64(builder: ir.IRBuilder, v: IntVector, value: ir.Value) -> emit.Lanes:
-    wide = IntVector(types.int64, v.lanes)
-    widened = value if v.dtype == types.int64 else builder.sext(value, wide.llvm_type())
-    return emit.Lanes(builder, wide, widened)
-
-
-def _can_store_int64(p: types.Type, v: types.Type) -> bool:
-    return _is_pointer(p, (types.int64,)) and isinstance(v, IntVector)
-
-
-@intrinsic
-def store_int64_first(typing_context, p, i, v, n):
-    """Store the first n lanes of an IntVector as int64, whatever its own width; p is a pointer to int64."""
-    if not (_can_store_int64(p, v) and _are_integers(i, n)):
-        return None
-
-    def code(context, builder, signature, arguments):
-        base, index, value, n = arguments
-        lanes = _as_int64(builder, v, value)
-        emit.store_lanes_masked(_below(builder, v, n), lanes, emit.element(builder, base, index))
-        return context.get_dummy_value()
-
-    return types.void(p, types.int64, v, types.int64), code
-
-
-@intrinsic
-def store_int64_masked(typing_context, p, i, v, mask):
-    """Store the lanes of an IntVector in the mask as int64; p is a pointer to int64."""
-    if not (_can_store_int64(p, v) and _are_integers(i) and mask == Mask(v.lanes)):
-        return None
-
-    def code(context, builder, signature, arguments):
-        base, index, value, mask_value = arguments
-        lanes = _as_int64(builder, v, value)
-        emit.store_lanes_masked(emit.Lanes(builder, mask, mask_value), lanes, emit.element(builder, base, index))
-        return context.get_dummy_value()
-
-    return types.void(p, types.int64, v, mask), code
-
-
-# -- small integers as bytes --
-
-_BYTES = types.CPointer(types.uint8)
-
-
-@intrinsic
-def load_bytes_masked(typing_context, like, p, i, mask):
-    """IntVector, with the lanes of `like`, of the bytes p[i], p[i + 1], ... in the mask, 0 in the other lanes."""
-    vector = vector_like(like)
-    if vector is None or p != _BYTES or not _are_integers(i) or mask != Mask(vector.lanes):
-        return None
-    narrow = IntVector(types.uint8, vector.lanes)
-
-    def code(context, builder, signature, arguments):
-        _, base, index, mask_value = arguments
-        zero = emit.Lanes(builder, narrow, ir.Constant(narrow.llvm_type(), None))
-        found = emit.load_lanes_masked(emit.Lanes(builder, mask, mask_value), emit.element(builder, base, index), zero)
-        return builder.zext(found.value, vector.integers.llvm_type())
-
-    return vector.integers(like, p, types.int64, mask), code
-
-
-@intrinsic
-def store_bytes_masked(typing_context, p, i, v, mask):
-    """Store the lanes of an IntVector in the mask as bytes, their lowest eight bits; p is a pointer to uint8."""
-    if p != _BYTES or not isinstance(v, IntVector) or not _are_integers(i) or mask != Mask(v.lanes):
-        return None
-    narrow = IntVector(types.uint8, v.lanes)
-
-    def code(context, builder, signature, arguments):
-        base, index, value, mask_value = arguments
-        lanes = emit.Lanes(builder, narrow, builder.trunc(value, narrow.llvm_type()))
         emit.store_lanes_masked(emit.Lanes(builder, mask, mask_value), lanes, emit.element(builder, base, index))
         return context.get_dummy_value()
 

@@ -17,7 +17,7 @@ from kernels.simd.emit import Lanes
 from kernels.simd.target import TARGET
 from kernels.simd.types import ELEMENTS, Vector, vector_of
 
-_ROWS_AHEAD = 2
+ROWS_AHEAD = 2
 """How many rows' broadcasts may be in flight before the multiply-adds of the first of them are done."""
 
 _OFFSETS = types.CPointer(types.int64)
@@ -72,6 +72,51 @@ def multiply_tile(
 
     int64 = types.int64
     return types.void(rows, vectors, a, _OFFSETS, _OFFSETS, int64, a, a, int64, int64, int64), code
+
+
+@intrinsic(prefer_literal=True)
+def multiply_tile_part(
+    typing_context,
+    rows,
+    vectors,
+    of_vectors,
+    a,
+    row_offsets,
+    tap_offsets,
+    taps,
+    b,
+    out,
+    out_row_stride,
+    accumulate,
+):
+    """As `multiply_tile` with the first `vectors` of the `of_vectors` vectors that B has for each k.
+
+        out[r * out_row_stride + j * lanes + lane] (+)=
+            sum over k of a[row_offsets[r] + tap_offsets[k]] * b[(k * of_vectors + j) * lanes + lane]
+
+    of_vectors: a literal integer; b: pointer to elements [taps, of_vectors, lanes].
+    """
+    integers = (taps, out_row_stride, accumulate)
+    if not (
+        all(isinstance(number, types.IntegerLiteral) for number in (rows, vectors, of_vectors))
+        and isinstance(a, types.CPointer)
+        and a.dtype in ELEMENTS
+        and a == b == out
+        and row_offsets == tap_offsets == _OFFSETS
+        and all(isinstance(number, types.Integer) for number in integers)
+    ):
+        return None
+    row_count, vector_count, stride = rows.literal_value, vectors.literal_value, of_vectors.literal_value
+
+    def code(context, builder, signature, arguments):
+        a_value, row_table, tap_table, taps_value, b_value, out_value, out_stride, add = arguments[3:]
+        vector_stride = ir.Constant(emit.int64, vector_of(a.dtype).lanes)
+        tile = (a_value, row_table, tap_table, taps_value, b_value, out_value, out_stride, vector_stride, add)
+        _emit_tile(builder, a.dtype, row_count, vector_count, *tile, b_vectors=stride)
+        return context.get_dummy_value()
+
+    int64 = types.int64
+    return types.void(rows, vectors, of_vectors, a, _OFFSETS, _OFFSETS, int64, a, a, int64, int64), code
 
 
 @intrinsic(prefer_literal=True)
@@ -131,6 +176,8 @@ def multiply_tile_onto(
     tap_offsets,
     taps,
     b,
+    ahead,
+    ahead_step,
     old,
     old_row_stride,
     out,
@@ -144,17 +191,19 @@ def multiply_tile_onto(
         out[r * out_row_stride + n] = (old[r * old_row_stride + n] +) sum over k of
             a[row_offsets[r] + tap_offsets[k]] * b[k * vectors * lanes + n]        for r < count, n < vectors * lanes
 
+    ahead: pointer to elements that are read soon: at tap k as many vectors as are multiplied are asked for from
+    ahead[k * ahead_step] on. The processor finds out by itself that a panel is read in order, but too late.
     old, out: pointers to elements, the same place or ones that do not overlap. count: at least 1; the offsets of the
     rows from there on have to be those of row count - 1. accumulate: not 0 to add `old`, 0 to leave it unread. rectify:
     not 0 to write 0 in place of what is below.
     """
-    integers = (taps, old_row_stride, out_row_stride, count, accumulate, rectify)
+    integers = (taps, ahead_step, old_row_stride, out_row_stride, count, accumulate, rectify)
     if not (
         isinstance(rows, types.IntegerLiteral)
         and isinstance(vectors, types.IntegerLiteral)
         and isinstance(a, types.CPointer)
         and a.dtype in ELEMENTS
-        and a == b == old == out
+        and a == b == ahead == old == out
         and row_offsets == tap_offsets == _OFFSETS
         and all(isinstance(number, types.Integer) for number in integers)
     ):
@@ -162,14 +211,15 @@ def multiply_tile_onto(
     row_count, vector_count = rows.literal_value, vectors.literal_value
 
     def code(context, builder, signature, arguments):
-        a_value, row_table, tap_table, taps_value, b_value, old_value, old_stride, *rest = arguments[2:]
-        out_value, out_stride, count_value, add, rectifies = rest
+        a_value, row_table, tap_table, taps_value, b_value, ahead_value, step, *rest = arguments[2:]
+        old_value, old_stride, out_value, out_stride, count_value, add, rectifies = rest
         none = ir.Constant(emit.int64, 0)
         vector = vector_of(a.dtype)
         sums = _emit_products(
-            builder, vector, row_count, vector_count, a_value, row_table, tap_table, taps_value, b_value, None
-        )
-        old_rows = _rows_within(builder, old_value, old_stride, row_count, count_value)
+            builder, vector, row_count, vector_count, a_value, row_table, tap_table, taps_value, b_value, None,
+            ahead=(ahead_value, step),
+        )  # fmt: skip
+        old_rows = rows_within(builder, old_value, old_stride, row_count, count_value)
         with builder.if_then(builder.icmp_signed("!=", add, none)):
             # All of it is read before any is written, as rows may be the same one.
             for row, place in zip(sums, old_rows, strict=True):
@@ -182,7 +232,7 @@ def multiply_tile_onto(
                     total = Lanes(builder, vector, builder.load(slot))
                     # As kernels.activation.vectors: NaN and -0.0 pass.
                     builder.store(total.compare("<", 0.0).select(total.constant(0.0), total).value, slot)
-        out_rows = _rows_within(builder, out_value, out_stride, row_count, count_value)
+        out_rows = rows_within(builder, out_value, out_stride, row_count, count_value)
         for row, place in zip(sums, out_rows, strict=True):
             for j, slot in enumerate(row):
                 total = Lanes(builder, vector, builder.load(slot))
@@ -190,10 +240,11 @@ def multiply_tile_onto(
         return context.get_dummy_value()
 
     int64 = types.int64
-    return types.void(rows, vectors, a, _OFFSETS, _OFFSETS, int64, a, a, int64, a, int64, int64, int64, int64), code
+    tables, old_and_out = (_OFFSETS, _OFFSETS, int64), (a, int64, a, int64)
+    return types.void(rows, vectors, a, *tables, a, a, int64, *old_and_out, int64, int64, int64), code
 
 
-def _rows_within(builder: ir.IRBuilder, base: ir.Value, stride: ir.Value, rows: int, count: ir.Value) -> list[ir.Value]:
+def rows_within(builder: ir.IRBuilder, base: ir.Value, stride: ir.Value, rows: int, count: ir.Value) -> list[ir.Value]:
     """Where `rows` rows begin, `stride` elements apart; from row `count` on, where the one before it does.
 
     Worked out in registers: from a table that has just been written they would have to wait for memory.
@@ -256,7 +307,7 @@ def _emit_dots(
     lanes = ir.Constant(emit.int64, vector.lanes)
     zero = Lanes(builder, vector, ir.Constant(vector.llvm_type(), None))
 
-    b_columns = _rows_within(builder, b, b_stride, columns, b_count)
+    b_columns = rows_within(builder, b, b_stride, columns, b_count)
     sums = [[cgutils.alloca_once(builder, vector.llvm_type()) for _ in range(columns)] for _ in range(rows)]
     for row in sums:
         for slot in row:
@@ -303,8 +354,14 @@ def _emit_products(
     taps: ir.Value,
     b: ir.Value,
     b_offsets: ir.Value | None,
+    b_vectors: int | None = None,
+    ahead: tuple[ir.Value, ir.Value] | None = None,
 ) -> list[list[ir.Value]]:
-    """The sums of a tile, by row and vector."""
+    """The sums of a tile, by row and vector.
+
+    b_vectors: from one row of B to the next, by default `vectors`. ahead: what is asked for, and elements from tap to
+    tap.
+    """
     llvm_vector, lanes = vector.llvm_type(), vector.lanes
     row_starts = [emit.element(builder, a, builder.load(emit.element(builder, row_offsets, r))) for r in range(rows)]
     # Stack slots that LLVM turns into registers (mem2reg).
@@ -316,16 +373,22 @@ def _emit_products(
     with cgutils.for_range(builder, taps, intp=emit.int64) as loop:
         tap_offset = builder.load(emit.element(builder, tap_offsets, loop.index))
         if b_offsets is None:
-            b_row = emit.element(builder, b, builder.mul(loop.index, ir.Constant(emit.int64, vectors * lanes)))
+            b_row = emit.element(
+                builder, b, builder.mul(loop.index, ir.Constant(emit.int64, (b_vectors or vectors) * lanes))
+            )
         else:
             b_row = emit.element(builder, b, builder.load(emit.element(builder, b_offsets, loop.index)))
-        b_vectors = [emit.load_lanes(builder, vector, emit.element(builder, b_row, j * lanes)) for j in range(vectors)]
+        values = [emit.load_lanes(builder, vector, emit.element(builder, b_row, j * lanes)) for j in range(vectors)]
+        if ahead is not None:
+            soon = emit.element(builder, ahead[0], builder.mul(loop.index, ahead[1]))
+            for j in range(vectors):
+                emit.prefetch(builder, emit.element(builder, soon, j * lanes))
         for r in range(rows):
-            if r >= _ROWS_AHEAD:
-                tap_offset = _after(builder, tap_offset, sums[r - _ROWS_AHEAD])
+            if r >= ROWS_AHEAD:
+                tap_offset = after(builder, tap_offset, sums[r - ROWS_AHEAD])
             factor = emit.splat(builder, vector, builder.load(emit.element(builder, row_starts[r], tap_offset)))
-            for slot, b_vector in zip(sums[r], b_vectors, strict=True):
-                builder.store(factor.fma(b_vector, Lanes(builder, vector, builder.load(slot))).value, slot)
+            for slot, value in zip(sums[r], values, strict=True):
+                builder.store(factor.fma(value, Lanes(builder, vector, builder.load(slot))).value, slot)
     return sums
 
 
@@ -345,9 +408,10 @@ def _emit_tile(
     accumulate: ir.Value,
     b_offsets: ir.Value | None = None,
     out_offsets: ir.Value | None = None,
+    b_vectors: int | None = None,
 ) -> None:
     vector = vector_of(dtype)
-    sums = _emit_products(builder, vector, rows, vectors, a, row_offsets, tap_offsets, taps, b, b_offsets)
+    sums = _emit_products(builder, vector, rows, vectors, a, row_offsets, tap_offsets, taps, b, b_offsets, b_vectors)
 
     def store_all(add_old: bool) -> None:
         for r, row in enumerate(sums):
@@ -372,7 +436,7 @@ def _emit_tile(
             store_all(add_old=False)
 
 
-def _after(builder: ir.IRBuilder, offset: ir.Value, slots: list[ir.Value]) -> ir.Value:
+def after(builder: ir.IRBuilder, offset: ir.Value, slots: list[ir.Value]) -> ir.Value:
     """The same offset, but known only once the sums in `slots` are: an empty piece of assembly takes in all of them.
 
     Left alone, LLVM moves the broadcasts of all rows to the top of the loop body, runs out of registers and spills:

@@ -20,6 +20,8 @@ BACKENDS = ("numba", "torch", "reference")
 #: The package is hidden behind the public function of its name.
 layout = importlib.import_module("kernels.attention.layout")
 numba_cpu = importlib.import_module("kernels.attention.numba_cpu")
+terms_cpu = importlib.import_module("kernels.attention.terms_cpu")
+_modules = (numba_cpu, importlib.import_module("kernels.attention.by_address"))
 
 
 def inputs(
@@ -115,12 +117,14 @@ def tiles(block: int, backward_block: int) -> Iterator[None]:
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Every kernel of the family works in `count` parts, however small its work is."""
-    before = numba_cpu.threads_for
-    numba_cpu.threads_for = lambda work, grain: count
+    before = [module.threads_for for module in _modules]
+    for module in _modules:
+        module.threads_for = lambda work, grain: count
     try:
         yield
     finally:
-        numba_cpu.threads_for = before
+        for module, function in zip(_modules, before):
+            module.threads_for = function
 
 
 def relative_term(kind: str, heads: int, width: int, dtype: str = "float32", clip: int = 3) -> Any:

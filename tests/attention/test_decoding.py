@@ -11,7 +11,7 @@ import pytest
 import kernels
 from kernels.attention.tiles import BACKWARD_BLOCK, DECODE_QUERIES, SEGMENT_KEYS, decode_block
 from kernels.op import OPS
-from tests.attention.helpers import gradients, inputs, numba_cpu, relative_term, threads
+from tests.attention.helpers import gradients, inputs, relative_term, terms_cpu, threads
 
 backward_cpu = importlib.import_module("kernels.attention.backward_cpu")
 decode_backward_cpu = importlib.import_module("kernels.attention.decode_backward_cpu")
@@ -125,7 +125,7 @@ def test_it_gives_what_the_kernel_for_panels_gives(monkeypatch: pytest.MonkeyPat
     q, k, v = inputs(2, 4, 3, 700, 24, kv_heads=2)
     given = {"query": q, "key": k, "value": v, **options_of("bias", 2, 4, 3, 700, 24)}
     few = gradients("numba", given)
-    monkeypatch.setattr(numba_cpu, "DECODE_QUERIES", 0)
+    monkeypatch.setattr(terms_cpu, "DECODE_QUERIES", 0)
     OPS["attention"].plans.clear()
     panels = gradients("numba", given)
     OPS["attention"].plans.clear()

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from bench import gate, providers, selection
+from bench import gate, providers, run, selection
 from bench.providers import eager, graphs
-from bench.providers.provider import Unsupported, missing_package
+from bench.providers.provider import NothingOfItsOwn, Unsupported, missing_package
 from bench.workload import Workload
 
 CASES, _ = selection.choose_cases(tags=["ci"])
@@ -41,6 +41,21 @@ def test_torch_is_called_with_our_meaning(op: str, training: bool):
 @pytest.mark.parametrize("op", ["softmax", "relu"])
 def test_ours(op: str):
     assert complaint("ours", Workload(FIRST[op], training=True)) is None
+
+
+def test_ours_packed():
+    """Where there is a weight to pack it is the op with its activation; elsewhere it leaves no row."""
+    found = [case for case in CASES if case.op == "linear" and len(case.shapes["weight"]) == 2]
+    assert len(found) > 5
+    for case in found:
+        assert complaint("ours-packed", Workload(case)) is None
+    packed = providers.provider("ours-packed")
+    for workload in (Workload(FIRST["conv2d"]), Workload(found[0], training=True)):
+        with pytest.raises(NothingOfItsOwn):
+            packed.prepare(workload, 1)
+    settings = run.Settings(seconds=1e-3, memory=False)
+    rows = run.run_task(run.Task(FIRST["relu"], "float32", "forward"), [packed], settings, {}, lambda _: None)
+    assert list(rows) == []
 
 
 #: Cases that torch's own function and ours both have; the others fall back to the library's torch backend.

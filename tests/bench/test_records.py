@@ -66,4 +66,8 @@ def test_family_means():
     (found,) = summary.family_means([two, eight, measurement("x", "torch")])
     assert found.cases == 2 and found.to_eager == pytest.approx(4.0)
     assert found.worst == 2.0 and found.worst_case == "conv2d: 2.0"
+    packed = measurement("y", "ours-packed", eager_ratio=Quartiles(4.0, 4.0, 4.0))
+    both = summary.family_means([two, packed, measurement("x", "torch")])
+    assert [(f.provider, f.cases) for f in both] == [("ours", 1), ("ours-packed", 1)]
+    assert [f.to_eager for f in both] == pytest.approx([2.0, 4.0])
     assert summary.geometric_mean([]) is None

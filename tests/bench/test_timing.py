@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 
 import numpy as np
 import pytest
@@ -28,6 +29,24 @@ def test_turns(monkeypatch):
     turns = [name for name, before in zip(log, [""] + log) if name != before]
     assert "".join(turns).startswith("abc")
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize(("spinning", "sleeps"), [(0, 1), (3, 4), (10**6, timing.PARK_WATCHES)])
+def test_others_are_at_rest_before_a_turn(monkeypatch, spinning: int, sleeps: int):
+    """An idle thread that spins for so many watches is waited for, and one that always computes is not."""
+    slept: list[float] = []
+    # What was used by each look at the clock: within a watch, and not from one watch to the next.
+    used = itertools.chain([0.0, 0.5 * timing.PARK_SECONDS] * spinning, itertools.repeat(0.0))
+    clock = [0.0]
+
+    def process_time() -> float:
+        clock[0] += next(used)
+        return clock[0]
+
+    monkeypatch.setattr(timing.time, "process_time", process_time)
+    monkeypatch.setattr(timing.time, "sleep", slept.append)
+    timing._park()
+    assert slept == [timing.PARK_SECONDS] * sleeps
 
 
 def test_nothing_is_parked_with_one_thread(monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels.conv2d import gather, numba_cpu, winograd
+from kernels.conv2d import gather, launch, numba_cpu, winograd
 from kernels.conv2d.op import Conv2dProblem
 from kernels.simd import TILE_ROWS
 
@@ -173,14 +173,11 @@ def test_any_split_gives_the_same_bits(monkeypatch, parts):
     def run(count):
         found = []
         for module in (
+            "launch",
             "image_pass",
-            "few_channels",
-            "winograd",
             "weight_gradient",
             "depthwise_planes",
             "depthwise_pixels",
-            "one_plane",
-            "pointwise",
         ):
             target = f"kernels.conv2d.{module}.threads_for"
             monkeypatch.setattr(__import__("sys").modules[target.rpartition(".")[0]], "threads_for", lambda *_: count)
@@ -207,10 +204,9 @@ def test_winograd_blocks_of_any_size_give_the_same_bits(monkeypatch, parts, most
     )
 
     def run(parts, most):
-        monkeypatch.setattr(winograd, "threads_for", lambda *_: parts)
+        monkeypatch.setattr(launch, "threads_for", lambda *_: parts)
         monkeypatch.setattr(winograd, "MOST_TILES", most)
         winograd._plan.cache_clear()
-        winograd._prepare.cache_clear()
         found = []
         for x, weight, arguments in cases:
             inputs = [rng(i).standard_normal(s).astype(np.float32) for i, s in enumerate((x, weight))]
@@ -224,4 +220,3 @@ def test_winograd_blocks_of_any_size_give_the_same_bits(monkeypatch, parts, most
             assert one.tobytes() == another.tobytes()
     finally:
         winograd._plan.cache_clear()
-        winograd._prepare.cache_clear()

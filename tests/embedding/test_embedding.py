@@ -156,25 +156,30 @@ def test_a_gradient_is_summed_in_the_order_of_the_indices(dtype):
 
 
 @pytest.mark.parametrize("n", [5, 16, 40, 64])
-def test_the_same_bits_in_any_parts(n):
+@pytest.mark.parametrize(("rows", "shift"), [(6, 0), (150, 0), (150, 1), (6, 3)])
+def test_the_same_bits_in_any_parts(n, rows, shift):
     rng = np.random.default_rng(0)
-    rows, places = 6, 50
+    places, runs = 50, numba_cpu.RUNS
     input = rng.integers(0, rows, places)
     weight, grad = (rng.standard_normal(s * n).astype(np.float32) for s in (rows, places))
 
-    def run(row_step, column_step, is_far):
-        out, back = np.full(places * n, nan, np.float32), np.zeros(rows * n, np.float32)
+    def run(row_step, run_step, is_far):
+        out, back = np.full(places * n, nan, np.float32), np.full(rows * n, nan, np.float32)
         for first in range(0, places, row_step):
             last = min(first + row_step, places)
             numba_cpu.gather_rows(first, last, input, weight, out, n, is_far)
             numba_cpu.shorten_rows(first, last, out, n, 1.0, 2.0)
-        for first in range(0, n, column_step):
-            numba_cpu.add_rows(first, min(first + column_step, n), input, grad, back, n, 2)
+        for first in range(0, runs, run_step):
+            numba_cpu.add_rows(first, min(first + run_step, runs), input, grad, back, n, shift, 2)
         return out, back
 
-    whole = run(places, n, False)
-    assert not np.isnan(whole[0]).any() and not whole[1].reshape(rows, n)[2].any()
-    for steps in ((1, 16, False), (7, 32, False), (9, 16, True)):
+    whole = run(places, runs, False)
+    expected = np.zeros((rows, n), np.float32)
+    for row, values in zip(input, grad.reshape(places, n)):
+        expected[row] += values * (row != 2)
+    assert not np.isnan(whole[0]).any()
+    np.testing.assert_array_equal(whole[1].reshape(rows, n), expected)
+    for steps in ((1, 1, False), (7, 32, False), (9, 5, True)):
         for a, b in zip(whole, run(*steps), strict=True):
             np.testing.assert_array_equal(a, b)
 

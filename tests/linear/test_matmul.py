@@ -5,18 +5,22 @@ import itertools
 import numpy as np
 import pytest
 
+from kernels.linear.numba_cpu import pack
 from kernels.runtime.numba_cpu import zeros
 from kernels.simd import matmul_plan
 from kernels.simd.matmul import plan, run_product
 
 
-def multiply(a, b, out=None, threads=1, **settings):
-    """C and its plan for matrices of any strides; C is filled with NaN unless it is given."""
+def multiply(a, b, out=None, threads=1, is_packed=False, **settings):
+    """C and its plan for matrices of any strides; C is filled with NaN unless it is given. is_packed: B in panels."""
     strides = [tuple(step // m.itemsize for step in m.strides) for m in (a, b)]
+    if is_packed:
+        strides[1] = None
     bias = settings.pop("bias", None)
     p = plan((*a.shape, b.shape[1]), *strides, b.shape[1], a.itemsize, threads, **settings)
     c = zeros((a.shape[0], b.shape[1]), a.dtype) + np.nan if out is None else out
-    run_product(p, threads, a[0, :1], b[0, :1], c.reshape(-1), bias=bias)
+    begin = pack(b.T)[0] if is_packed else b[0, :1]
+    run_product(p, threads, a[0, :1], begin, c.reshape(-1), bias=bias)
     return c, p
 
 
@@ -37,6 +41,41 @@ def test_exact(dtype, turned):
         for threads in (1, 3):
             found, p = multiply(a, b, threads=threads)
             np.testing.assert_array_equal(found, a @ b, err_msg=str(p))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_exact_when_packed(dtype, turned):
+    """As above, and rows for which several panels go together; the last panel a tile or a vector wide, or half full."""
+    for rows, taps, columns in itertools.product((*SIZES[0][:4], 3, 4, 5, 64, 250), SIZES[1], (*SIZES[2], 72, 100)):
+        a, b = matrix((rows, taps), dtype, turned, 0), matrix((taps, columns), dtype, rows % 2 == 0, 1)
+        bias = matrix((columns,), dtype, False, 2)
+        for threads in (1, 3):
+            found, p = multiply(a, b, threads=threads, is_packed=True, bias=bias, bias_stride=1)
+            np.testing.assert_array_equal(found, a @ b + bias, err_msg=str(p))
+            assert p.is_packed and not p.is_dot and not p.is_streamed and not p.is_transposed
+
+
+def test_every_packed_plan_is_taken():
+    def kind(rows, taps, columns, a_strides):
+        p = plan((rows, taps, columns), a_strides, None, columns, 4)
+        return bool(p.is_few), bool(p.packs_a), p.segments > 1
+
+    assert kind(1, 512, 400, (512, 1)) == (True, False, False)
+    assert kind(matmul_plan.PANEL_ROWS, 512, 400, (512, 1)) == (True, False, False)
+    assert kind(20, 512, 300, (512, 1)) == (False, False, False)
+    assert kind(20, 512, 400, (512, 1)) == (False, True, False)
+    assert kind(20, 9000, 15, (9000, 1)) == (False, False, True)
+    found, p = multiply(np.ones((20, 9000), "f"), np.ones((9000, 15), "f"), is_packed=True)
+    assert p.segments > 1 and (found == 9000).all()
+
+
+def test_packed_and_plain_have_the_same_bits():
+    """Where the same tiles run; a few rows, and many columns beside few rows, go other ways unless they are packed."""
+    rng = np.random.default_rng(4)
+    for rows, taps, columns in ((64, 576, 64), (100, 1100, 90), (300, 70, 10), (70, 300, 1000)):
+        a, b = rng.standard_normal((rows, taps)).astype("f"), rng.standard_normal((columns, taps)).astype("f").T
+        np.testing.assert_array_equal(multiply(a, b)[0], multiply(a, b, is_packed=True)[0])
 
 
 def test_every_plan_is_taken():

@@ -14,9 +14,11 @@ from kernels.simd import (
     multiply_gathered,
     multiply_tile,
     multiply_tile_onto,
+    multiply_tile_part,
     pointer,
 )
 from kernels.simd.target import describe
+from kernels.simd.tile_panels import multiply_panels
 
 
 @njit(nogil=True, error_model="numpy")
@@ -44,6 +46,14 @@ def run_3x4(a, start, rows, taps, count, b, out, row_stride, vector_stride, accu
 
 
 @njit(nogil=True, error_model="numpy")
+def run_part_5x2(a, start, rows, taps, count, b, out, row_stride, accumulate):
+    multiply_tile_part(
+        5, 2, 3, pointer(a, start), pointer(rows), pointer(taps), count, pointer(b), pointer(out), row_stride,
+        accumulate,
+    )  # fmt: skip
+
+
+@njit(nogil=True, error_model="numpy")
 def run_gathered_2x3(a, start, rows, taps, b, b_places, count, out, out_places, vector_stride, accumulate):
     multiply_gathered(
         2, 3, pointer(a, start), pointer(rows), pointer(taps), pointer(b, start), pointer(b_places), count,
@@ -54,14 +64,19 @@ def run_gathered_2x3(a, start, rows, taps, b, b_places, count, out, out_places, 
 @njit(nogil=True, error_model="numpy")
 def run_onto_4x2(a, rows, taps, count, b, old, old_start, old_stride, out, out_start, out_stride, left, adds, rectify):
     multiply_tile_onto(
-        4, 2, pointer(a, 500), pointer(rows), pointer(taps), count, pointer(b), pointer(old, old_start), old_stride,
-        pointer(out, out_start), out_stride, left, adds, rectify,
+        4, 2, pointer(a, 500), pointer(rows), pointer(taps), count, pointer(b), pointer(b), 8, pointer(old, old_start),
+        old_stride, pointer(out, out_start), out_stride, left, adds, rectify,
     )  # fmt: skip
 
 
 @njit(nogil=True, error_model="numpy")
 def run_dots_2x3(a, b, b_start, b_stride, b_count, taps, out, stride, accumulate):
     dot_tile(2, 3, pointer(a), pointer(b, b_start), b_stride, b_count, taps, pointer(out), stride, accumulate, 0)
+
+
+@njit(nogil=True, error_model="numpy")
+def run_panels_3x2(a, taps, b, stride, count, out, out_stride, accumulate):
+    multiply_panels(3, 2, pointer(a), taps, pointer(b), stride, count, 64, pointer(out), out_stride, accumulate)
 
 
 SIZES = {(TILE_ROWS, TILE_VECTORS): run_largest, (1, 1): run_1x1, (3, 4): run_3x4}
@@ -102,6 +117,26 @@ def test_tile(size, dtype):
                     SIZES[size](values, 500, *arguments)
                     tolerance = 0 if is_exact else 20 * np.finfo(dtype).eps * max(taps, 1)
                     np.testing.assert_allclose(out, expected.astype(dtype), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("accumulate", [0, 1])
+def test_part_of_a_tile(dtype, accumulate):
+    """Two of B's three vectors; integers, so that results have to agree to the bit. Nothing else is read or written."""
+    lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
+    rng = np.random.default_rng(0)
+    a = rng.integers(-9, 9, 1000).astype(dtype)
+    for taps in (0, 1, 7, 64):
+        b = rng.integers(-9, 9, (taps, 3 * lanes)).astype(dtype)
+        b[:, 2 * lanes :] = np.nan
+        row_offsets, tap_offsets = rng.integers(-200, 200, 5), rng.integers(-200, 200, taps)
+        out = rng.integers(-9, 9, (5, 2 * lanes + 3)).astype(dtype)
+        expected = out.copy()
+        product = a[500 + row_offsets[:, None] + tap_offsets] @ b[:, : 2 * lanes]
+        expected[:, : 2 * lanes] = product + (out[:, : 2 * lanes] if accumulate else 0)
+        flat = out.reshape(-1)
+        run_part_5x2(a, 500, row_offsets, tap_offsets, taps, b, flat, 2 * lanes + 3, accumulate)
+        np.testing.assert_array_equal(out, expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -178,6 +213,22 @@ def test_dot_tile(dtype):
             expected[r * 11 + c] = a[r, :taps] @ b[start + min(c, count - 1) * stride :][:taps]
         for times in (1, 2, 3):
             run_dots_2x3(packed, b, start, stride, count, taps, out, 11, times - 1)
+            np.testing.assert_array_equal(out, times * expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_several_panels(dtype):
+    """Integers, so that results have to agree to the bit; the second panel may be the first again."""
+    width = TILE_VECTORS * VECTOR_BYTES // np.dtype(dtype).itemsize
+    rng = np.random.default_rng(5)
+    for taps, count in itertools.product((0, 1, 6), (1, 2)):
+        a, b = rng.integers(-9, 9, (taps, 3)).astype(dtype), rng.integers(-9, 9, (2, 6, width)).astype(dtype)
+        out = np.full(3 * (2 * width + 5), np.nan, dtype)
+        expected = out.copy()
+        for r, n in np.ndindex(3, 2):
+            expected[r * (2 * width + 5) + n * width :][:width] = a[:, r] @ b[min(n, count - 1), :taps]
+        for times in (1, 2):
+            run_panels_3x2(a.reshape(-1), taps, b.reshape(-1), 6 * width, count, out, 2 * width + 5, times - 1)
             np.testing.assert_array_equal(out, times * expected)
 
 

@@ -54,6 +54,7 @@ struct Thread {
   unsigned mask;
   int source;              // the lane that a shuffle reads, else BALLOT or SYNC
   unsigned exchanges;      // PTX's warp instructions so far, see mma.h
+  unsigned steps;          // see in_step
 };
 
 constexpr int BALLOT = -1, SYNC = -2;
@@ -77,6 +78,9 @@ unsigned sync(int line, unsigned predicate = 0);
 // A warp collective of the lanes in `mask`: every lane brings a value, and takes that of lane `source`, or all lanes'
 // ballot of non-zero values.
 uint64_t collective(unsigned mask, uint64_t value, int source, int line);
+// A place that all threads of a warp pass, and some of them alone go on from to an access: what they ask for between two
+// such places is asked for together, whatever the others did before. Without it, accesses are counted from a barrier on.
+CUDA_CPU_RAW inline void in_step() { ++state.current->steps; }
 // An access of a kernel to memory, noted and checked where memory is watched. code: the address of the instruction.
 void touch(uintptr_t address, unsigned bytes, bool write, bool atomic, uintptr_t code);
 

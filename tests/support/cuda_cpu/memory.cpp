@@ -1,4 +1,5 @@
 // Every access of a kernel to memory: whether it stays inside, who else touched the same, and what it costs a warp.
+#include <array>
 #include <cstdio>
 #include <unordered_map>
 #include <sys/mman.h>
@@ -32,8 +33,21 @@ struct Request {
   uint32_t lanes;
   uint8_t size, shared, write;
 };
-static std::unordered_map<uintptr_t, std::vector<uint32_t>> times;  // by instruction and thread: how often it ran
-static std::unordered_map<uint64_t, Request> requests;
+// By instruction and thread: how often it ran since a barrier or a step.
+struct Times {
+  uint32_t epoch, steps, count;
+};
+static std::unordered_map<uintptr_t, std::vector<Times>> times;
+// Instruction, warp, barriers, steps, and how often it ran since.
+typedef std::array<uint64_t, 5> Asked;
+struct Hash {
+  size_t operator()(const Asked& asked) const {
+    uint64_t found = 0;
+    for (uint64_t part : asked) found = (found ^ part) * 0x9E3779B97F4A7C15ull, found ^= found >> 29;
+    return found;
+  }
+};
+static std::unordered_map<Asked, Request, Hash> requests;
 
 static void add_region(uintptr_t low, uintptr_t bytes, unsigned granule, int64_t argument, const uint8_t* valid) {
   size_t cells = bytes / granule + 1, size = cells * sizeof(Cell);
@@ -131,9 +145,11 @@ static void note(Watched& r, uintptr_t address, unsigned bytes, bool write, bool
 
 static void note_request(const Watched& r, uintptr_t address, unsigned bytes, bool write, uintptr_t code) {
   const Thread& me = *state.current;
-  auto& count = times[code];
-  if (count.empty()) count.resize(running.threads);
-  Request& q = requests[(uint64_t)code << 24 ^ (uint64_t)me.warp << 40 ^ count[me.number]++];
+  auto& of_code = times[code];
+  if (of_code.empty()) of_code.resize(running.threads);
+  Times& mine = of_code[me.number];
+  if (mine.epoch != running.epoch || mine.steps != me.steps) mine = {running.epoch, me.steps, 0};
+  Request& q = requests[{code, me.warp, mine.epoch, mine.steps, mine.count++}];
   bool shared = r.argument < 0;
   // Arrays begin at whole sectors on a GPU.
   q.address[me.lane] = shared ? address : address - r.low + ((uintptr_t)(r.argument + 1) << 40);

@@ -241,12 +241,14 @@ class Launched:
         sources: the sources that they were in.
         counts: what was counted of each launch.
         touched: see `launch`.
+        fresh: where requests are counted, every array that was made: none gets the memory of an earlier one.
     """
 
     kernels: list[str] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
     counts: list[dict[str, int]] = field(default_factory=list)
     touched: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    fresh: list[Array] = field(default_factory=list)
 
     def total(self, name: str) -> int:
         """A count of all launches together."""
@@ -289,6 +291,12 @@ def on_cpu(check: str = "full", order: str = "forward", seed: int = 0, target: T
         )
         launched.counts.append(counts)
 
+    def allocate(shape: tuple[int, ...], dtype: str) -> Array:
+        made = _poisoned(shape, dtype)
+        if check == "prof":
+            launched.fresh.append(made)
+        return made
+
     real = backends.BACKENDS["cupy"]
     others = {n: b for n, b in backends.BACKENDS.items() if n != "cupy"}
     here = replace(real, devices=("cpu", "cuda"), missing=lambda: None, arrays="numpy")
@@ -297,7 +305,7 @@ def on_cpu(check: str = "full", order: str = "forward", seed: int = 0, target: T
         op.plans.clear()
     _set_backends({"cupy": here, **others})
     try:
-        with cupy_gpu.elsewhere(run, target, _poisoned):
+        with cupy_gpu.elsewhere(run, target, allocate):
             yield launched
     finally:
         _set_backends({n: real if n == "cupy" else others[n] for n in ORDER})
