@@ -25,11 +25,23 @@ _OPS: dict[str, str | None] = {
     "softmax": "softmax",
     "log_softmax": "log_softmax",
 }
+
+
+def _squareplus(x: torch.Tensor) -> torch.Tensor:
+    return (x + (x.square() + 4).sqrt()) / 2
+
+
+def _sparse_plus(x: torch.Tensor) -> torch.Tensor:
+    return torch.where(x < 1, (x.clamp(-1, 1) + 1).square() / 4, x)
+
+
 # Keras' name -> torch's function, of those that have no kernel.
 _FUNCTIONS: dict[str, ActivationFunction] = {
+    "celu": F.celu,
     "elu": F.elu,
     "exponential": torch.exp,
     "hard_sigmoid": F.hardsigmoid,
+    "hard_shrink": F.hardshrink,
     "hard_silu": F.hardswish,
     "hard_swish": F.hardswish,
     "hard_tanh": F.hardtanh,
@@ -38,9 +50,16 @@ _FUNCTIONS: dict[str, ActivationFunction] = {
     "mish": F.mish,
     "relu6": F.relu6,
     "selu": F.selu,
+    "soft_shrink": F.softshrink,
     "softplus": F.softplus,
     "softsign": F.softsign,
+    "sparse_plus": _sparse_plus,
+    "sparse_sigmoid": lambda x: (x.clamp(-1, 1) + 1) / 2,
+    "squareplus": _squareplus,
+    "tanh_shrink": F.tanhshrink,
 }
+#: All names.
+ACTIVATIONS: dict[str, str | ActivationFunction | None] = {**_OPS, **_FUNCTIONS}
 # Those that conv2d and linear apply in their epilogue.
 FUSED = frozenset({"relu", "gelu", "silu", "tanh", "sigmoid"})
 
@@ -62,7 +81,7 @@ class ActivationChoice:
         self._function: ActivationFunction | None = None
         self.of_torch: ActivationFunction | None = None
         if isinstance(choice, str):
-            found = look_up("activation", choice, {**_OPS, **_FUNCTIONS})
+            found = look_up("activation", choice, ACTIVATIONS)
             self.name = choice.lower()
             if callable(found):
                 self.of_torch = found

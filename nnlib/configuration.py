@@ -25,6 +25,8 @@ class Recorded:
 
     #: Arguments that are left out: where an object computes is no part of what it is.
     not_kept: ClassVar[tuple[str, ...]] = ("device", "backend")
+    #: The class' name in files, where another class has its own (default None).
+    kept_as: ClassVar[str | None] = None
     constructor_arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls: type[Self], *arguments: Any, **options: Any) -> Self:
@@ -85,10 +87,16 @@ def describe(made: Recorded, classes: Mapping[str, type] | None = None) -> dict[
     Raises ValueError if its class is not in the table `classes` (default None: any is taken).
     """
     kind = type(made)
-    if classes is not None and classes.get(kind.__name__) is not kind:
+    key = class_key(kind)
+    if classes is not None and classes.get(key) is not kind:
         name = getattr(made, "name", kind.__name__)
         raise ValueError(f"{name}: {kind.__name__} is no class of nnlib's own, so that nnlib.load could not make it")
-    return {_CLASS: kind.__name__, _CONFIG: made.get_config(classes)}
+    return {_CLASS: key, _CONFIG: made.get_config(classes)}
+
+
+def class_key(kind: type) -> str:
+    """Under which name a table of classes has this one."""
+    return getattr(kind, "kept_as", None) or kind.__name__
 
 
 def make(description: Any, classes: Mapping[str, type], **more: Any) -> Any:

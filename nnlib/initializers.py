@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
 
 from nnlib.configuration import Recorded
-from nnlib.names import look_up
+from nnlib.names import attribute_error, look_up
 
 #: Standard deviation of a unit normal distribution that is cut at two.
 _CUT_DEVIATION = 0.87962566103423978
@@ -343,3 +343,9 @@ def _at_least_0(argument: str, value: float) -> float:
     if not value >= 0:
         raise ValueError(f"{argument}: a number of at least 0 is expected, got {value}")
     return value
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> NoReturn:
+        raise attribute_error(__name__, name, [kind.__name__ for kind in INITIALIZERS.values()])

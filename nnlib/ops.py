@@ -43,17 +43,23 @@ _watch: _Watch | None = None
 def call(caller: str, op: str, *arguments: Any, backend: str | None, **options: Any) -> Any:
     """Calls kernels.<op>(*arguments, backend=backend, **options) and returns its result.
 
-    caller: the name that a `recording` notes for this call. Raises what the kernel raises.
+    caller: the name that a `recording` notes for this call. Raises what the kernel raises; the caller's name begins the
+    message of an argument that does not fit.
     """
     dtype = autocast_dtype(op, arguments)
     if dtype is not None:
         arguments = convert(arguments, dtype)
         options = {name: convert(value, dtype) for name, value in options.items()}
     function = getattr(kernels, op)
-    if _watch is None:
-        return function(*arguments, backend=backend, **options)
-    with inspecting(partial(_look, _watch, caller)):
-        return function(*arguments, backend=backend, **options)
+    try:
+        if _watch is None:
+            return function(*arguments, backend=backend, **options)
+        with inspecting(partial(_look, _watch, caller)):
+            return function(*arguments, backend=backend, **options)
+    except (IndexError, TypeError, ValueError) as error:
+        if type(error) not in (IndexError, TypeError, ValueError) or str(error).startswith(f"{caller}: "):
+            raise
+        raise type(error)(f"{caller}: {error}") from error  # kernels name their op, which many layers share
 
 
 def _look(

@@ -19,6 +19,7 @@ from torch.nn.modules.module import (
 )
 
 from nnlib import constraints, initializers, layers, models, regularizers
+from nnlib.checks import usable_device
 from nnlib.configuration import Recorded, count, describe, encode, make
 from nnlib.tensor_file import read_file, write_file
 from nnlib.training.kept import describe_setup, restore_setup, take_tensors
@@ -74,6 +75,7 @@ def load_model(
     Raises FileNotFoundError if there is no such file; ValueError naming the file if it is cut off, altered or
     another's, names a class that nnlib does not have, or its weights do not fit its layers. Nothing in a file is run.
     """
+    usable_device("device", device)
     tensors, document = read_file(path)
     try:
         if not isinstance(document, dict) or document.get("format") != _FORMAT:

@@ -27,6 +27,8 @@ def write_file(path: Path_, tensors: Mapping[str, torch.Tensor], document: Any) 
     """Writes tensors and a JSON document as one safetensors file; a file that is there is replaced only when the new
     one is whole. Raises OSError if it cannot be written."""
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: its folder must be there, got {str(path.parent)!r}, which is not")
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     seen: set[int] = set()
     for name, tensor in ready.items():  # the format has no tensors that share memory

@@ -22,15 +22,23 @@ def get_rate(model: Model) -> float:
 
 
 def set_rate(model: Model, rate: float) -> None:
-    """Sets the learning rate of all groups."""
-    for group in _groups(model):
+    """Sets the learning rate of all groups. Raises TypeError where a schedule does."""
+    for group in _settable_groups(model):
         _set(group, rate)
 
 
 def scale_rate(model: Model, factor: float, least: float) -> None:
-    """Multiplies each group's learning rate, down to `least`."""
-    for group in _groups(model):
+    """Multiplies each group's learning rate, down to `least`. Raises TypeError where a schedule sets it."""
+    for group in _settable_groups(model):
         _set(group, max(float(group["lr"]) * factor, least))
+
+
+def _settable_groups(model: Model) -> list[dict[str, Any]]:
+    groups = _groups(model)
+    schedule = getattr(model.optimizer, "schedule", None)
+    if schedule is not None:
+        raise TypeError(f"learning rate: a callback cannot set it, the optimizer has the schedule {schedule.name}")
+    return groups
 
 
 def _set(group: dict[str, Any], rate: float) -> None:

@@ -22,7 +22,8 @@ def from_torch(module: nn.Module) -> Any:
     Layers on images are channels_first, so that they take what the module takes. A nn.LSTM, nn.GRU or nn.RNN must be
     batch_first; it becomes a layer that returns the output of every step (a Sequential of several for num_layers above
     1, with Dropout between), and LSTM's and RNN's two biases become their sum. A nn.MultiheadAttention becomes
-    MultiHeadAttention, a nn.TransformerEncoderLayer a TransformerBlock. Training mode is kept.
+    MultiHeadAttention, a nn.TransformerEncoderLayer a TransformerBlock, a nn.TransformerEncoder a Sequential of them.
+    Training mode is kept.
 
     Raises TypeError for a module that has no counterpart; ValueError naming the module for an option that has none.
     """
@@ -32,7 +33,7 @@ def from_torch(module: nn.Module) -> Any:
             for layer in _convert(child, f"module[{number}]"):
                 made.add(layer)
         return made.train(module.training)
-    found = _convert(module, "module")
+    found = _convert(module, "module") or [layers.Activation("linear")]
     if len(found) == 1:
         return found[0].train(module.training)
     return Sequential(found).train(module.training)
@@ -98,6 +99,21 @@ def _conv2d(module: nn.Conv2d, where: str) -> list[Layer]:
     return [*before, _filled(layer, shape, dict(module.named_parameters()))]
 
 
+def _conv1d(module: nn.Conv1d, where: str) -> list[Layer]:
+    _require(where, module, padding_mode="zeros")
+    ((size,), (stride,), (dilation,)) = module.kernel_size, module.stride, module.dilation
+    padding: Any = module.padding
+    if not isinstance(padding, str):
+        (width,) = padding
+        if width and (stride != 1 or 2 * width != dilation * (size - 1)):
+            raise ValueError(f"{where}: padding must be 0, or keep the steps' number, to convert, got {width}")
+        padding = "same" if width else "valid"
+    layer = layers.Conv1D(
+        module.out_channels, size, stride, padding, FIRST, dilation, module.groups, use_bias=module.bias is not None
+    )
+    return [_filled(layer, (None, module.in_channels, None), dict(module.named_parameters()))]
+
+
 def _conv_transpose2d(module: nn.ConvTranspose2d, where: str) -> list[Layer]:
     _require(where, module, padding_mode="zeros", groups=1, padding=(0, 0))
     layer = layers.Conv2DTranspose(
@@ -107,14 +123,44 @@ def _conv_transpose2d(module: nn.ConvTranspose2d, where: str) -> list[Layer]:
     return [_filled(layer, (None, module.in_channels, None, None), dict(module.named_parameters()))]
 
 
-def _pooling(kind: Callable[..., Layer], **wanted: Any) -> Callable[[Any, str], list[Layer]]:
+def _max_pool2d(module: nn.MaxPool2d, where: str) -> list[Layer]:
+    _require(where, module, ceil_mode=False, dilation=1, return_indices=False)
+    if any(_pair(module.padding)):
+        raise ValueError(f"{where}: padding must be 0 to convert, got {module.padding}")
+    return [layers.MaxPooling2D(_pair(module.kernel_size), _pair(module.stride), "valid", FIRST)]
+
+
+def _avg_pool2d(module: nn.AvgPool2d, where: str) -> list[Layer]:
+    _require(where, module, ceil_mode=False, divisor_override=None)
+    before: list[Layer] = []
+    if any(_pair(module.padding)):
+        _require(where, module, count_include_pad=True)
+        before = [layers.ZeroPadding2D(_pair(module.padding), FIRST)]
+    return [*before, layers.AveragePooling2D(_pair(module.kernel_size), _pair(module.stride), "valid", FIRST)]
+
+
+def _pooling_1d(kind: Callable[..., Layer], **wanted: Any) -> Callable[[Any, str], list[Layer]]:
     def convert(module: Any, where: str) -> list[Layer]:
-        _require(where, module, **wanted)
-        if any(_pair(module.padding)):
+        _require(where, module, ceil_mode=False, **wanted)
+        size, stride, padding = (
+            one[0] if isinstance(one, tuple) else one for one in (module.kernel_size, module.stride, module.padding)
+        )
+        if padding:
             raise ValueError(f"{where}: padding must be 0 to convert, got {module.padding}")
-        return [kind(_pair(module.kernel_size), _pair(module.stride), "valid", FIRST)]
+        return [kind(size, stride, "valid", FIRST)]
 
     return convert
+
+
+def _local_response(module: nn.LocalResponseNorm, where: str) -> list[Layer]:
+    # torch divides alpha by the number of channels.
+    alpha = module.alpha / module.size
+    return [layers.LocalResponseNormalization(module.size, alpha, module.beta, module.k, data_format=FIRST)]
+
+
+def _zero_pad2d(module: nn.ZeroPad2d, where: str) -> list[Layer]:
+    left, right, top, bottom = module.padding
+    return [layers.ZeroPadding2D(((top, bottom), (left, right)), FIRST)]
 
 
 def _global_pooling(kind: Callable[..., Layer]) -> Callable[[Any, str], list[Layer]]:
@@ -234,12 +280,30 @@ def _encoder_layer(module: nn.TransformerEncoderLayer, where: str) -> list[Layer
     return [_filled(layer, (None, None, module.linear1.in_features), dict(state))]
 
 
+def _encoder(module: nn.TransformerEncoder, where: str) -> list[Layer]:
+    parts = [*module.layers, *([] if module.norm is None else [module.norm])]
+    return [layer for number, part in enumerate(parts) for layer in _convert(part, f"{where}[{number}]")]
+
+
 def _activation(name: str, **wanted: Any) -> Callable[[Any, str], list[Layer]]:
     def convert(module: nn.Module, where: str) -> list[Layer]:
         _require(where, module, **wanted)
         return [layers.Activation(name)]
 
     return convert
+
+
+def _softmax(module: nn.Softmax, where: str) -> list[Layer]:
+    if module.dim is None:
+        raise ValueError(f"{where}: dim must be an integer to convert, got None")
+    return [layers.Activation("softmax") if module.dim == -1 else layers.Softmax(axis=module.dim)]
+
+
+def _unflatten(module: nn.Unflatten, where: str) -> list[Layer]:
+    _require(where, module, dim=1)
+    if -1 in module.unflattened_size:  # of more axes behind, a Reshape would take those too
+        raise ValueError(f"{where}: unflattened_size must have no -1 to convert, got {module.unflattened_size}")
+    return [layers.Reshape(tuple(module.unflattened_size))]
 
 
 def _flatten(module: nn.Flatten, where: str) -> list[Layer]:
@@ -254,28 +318,53 @@ def _dropout(module: Any, where: str) -> list[Layer]:
 _CONVERTERS: dict[type[nn.Module], Callable[[Any, str], list[Layer]]] = {
     nn.AdaptiveAvgPool2d: _global_pooling(layers.GlobalAveragePooling2D),
     nn.AdaptiveMaxPool2d: _global_pooling(layers.GlobalMaxPooling2D),
-    nn.AvgPool2d: _pooling(layers.AveragePooling2D, ceil_mode=False, divisor_override=None),
+    nn.AvgPool1d: _pooling_1d(layers.AveragePooling1D),
+    nn.AvgPool2d: _avg_pool2d,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
+    nn.CELU: _activation("celu", alpha=1.0),
+    nn.Conv1d: _conv1d,
     nn.Conv2d: _conv2d,
     nn.ConvTranspose2d: _conv_transpose2d,
     nn.Dropout: _dropout,
+    # Whole channels of an image (N, C, H, W).
+    nn.Dropout2d: lambda module, where: [layers.Dropout(module.p, noise_shape=(None, None, 1, 1))],
+    nn.ELU: _activation("elu", alpha=1.0),
     nn.Embedding: _embedding,
     nn.Flatten: _flatten,
     nn.GELU: _activation("gelu", approximate="none"),
     nn.GRU: _recurrent,
+    nn.Hardshrink: _activation("hard_shrink", lambd=0.5),
+    nn.Hardsigmoid: _activation("hard_sigmoid"),
+    nn.Hardswish: _activation("hard_silu"),
+    nn.Hardtanh: _activation("hard_tanh", min_val=-1.0, max_val=1.0),
     nn.Identity: lambda module, where: [],
     nn.LSTM: _recurrent,
     nn.LayerNorm: _layer_norm,
+    nn.LeakyReLU: lambda module, where: [layers.ReLU(negative_slope=module.negative_slope)],
     nn.Linear: _linear,
-    nn.MaxPool2d: _pooling(layers.MaxPooling2D, ceil_mode=False, dilation=1, return_indices=False),
+    nn.LocalResponseNorm: _local_response,
+    nn.LogSigmoid: _activation("log_sigmoid"),
+    nn.LogSoftmax: _activation("log_softmax", dim=-1),
+    nn.MaxPool1d: _pooling_1d(layers.MaxPooling1D, dilation=1, return_indices=False),
+    nn.MaxPool2d: _max_pool2d,
+    nn.Mish: _activation("mish"),
     nn.MultiheadAttention: _attention,
     nn.RMSNorm: _rms_norm,
     nn.RNN: _recurrent,
     nn.ReLU: _activation("relu"),
+    nn.ReLU6: lambda module, where: [layers.ReLU(max_value=6.0)],
+    nn.SELU: _activation("selu"),
     nn.SiLU: _activation("silu"),
     nn.Sigmoid: _activation("sigmoid"),
-    nn.Softmax: _activation("softmax", dim=-1),
+    nn.Softmax: _softmax,
+    nn.Softplus: _activation("softplus", beta=1.0, threshold=20.0),
+    nn.Softshrink: _activation("soft_shrink", lambd=0.5),
+    nn.Softsign: _activation("softsign"),
     nn.Tanh: _activation("tanh"),
+    nn.Tanhshrink: _activation("tanh_shrink"),
+    nn.TransformerEncoder: _encoder,
     nn.TransformerEncoderLayer: _encoder_layer,
+    nn.Unflatten: _unflatten,
+    nn.ZeroPad2d: _zero_pad2d,
 }

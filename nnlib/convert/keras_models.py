@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from nnlib import constraints, layers, regularizers
+from nnlib.activations import ACTIVATIONS
 from nnlib.convert.keras_weights import keras_weights, set_keras_weights
 from nnlib.layers.base import Layer
 from nnlib.layers.rules import rule_names
 from nnlib.models.sequential import Sequential
+from nnlib.names import look_up
 
 _IMAGE = ("kernel_size", "strides", "padding", "data_format")
 _RECURRENT = (
@@ -27,6 +29,7 @@ _ARGUMENTS: dict[type[Layer], tuple[str, ...]] = {
     layers.AveragePooling1D: _POOLING,
     layers.AveragePooling2D: _POOLING,
     layers.BatchNormalization: ("axis", "momentum", "epsilon", "center", "scale"),
+    layers.Conv1D: ("filters", *_IMAGE, "dilation_rate", "groups", "activation", "use_bias"),
     layers.Conv2D: ("filters", *_IMAGE, "dilation_rate", "groups", "activation", "use_bias"),
     layers.Conv2DTranspose: ("filters", *_IMAGE, "output_padding", "dilation_rate", "activation", "use_bias"),
     layers.Dense: ("units", "activation", "use_bias"),
@@ -160,6 +163,9 @@ def _empty_from_keras(keras_layer: Any) -> Layer:
     if ours is None:
         known = ", ".join([*_BY_NAME, *_SPECIAL])
         raise TypeError(f"{keras_layer.name}: layers that convert are {known}; got a {kind}")
+    for key in ("activation", "recurrent_activation"):
+        if isinstance(config.get(key), str):
+            look_up(f"{keras_layer.name}: {key}", config[key], ACTIVATIONS)
     rules = [name for name in rule_names(ours) if config.get(name) is not None]
     _check_the_rest(keras_layer, config, (*_ARGUMENTS[ours], *rules))
     arguments = {key: _plain(keras_layer, key, config[key]) for key in _ARGUMENTS[ours] if key in config}
@@ -227,13 +233,16 @@ def _build_like(layer: Layer, keras_layer: Any) -> None:
         layer.built, layer.built_input_shape = True, (None, *query[1:])
         return
     shape = shapes.get("input_shape")
+    if shape is None and not keras_layer.weights:
+        return  # Keras does not note the shape of some layers without weights: the first call builds them
     if shape is None:
         raise ValueError(f"{keras_layer.name}: Keras does not tell what input the layer was built for")
     layer.build_once(tuple(shape))
 
 
 def _copy_weights(layer: Layer, keras_layer: Any) -> None:
-    set_keras_weights(layer, [np.asarray(array) for array in keras_layer.get_weights()])
+    if keras_layer.weights:
+        set_keras_weights(layer, [np.asarray(array) for array in keras_layer.get_weights()])
 
 
 # ----- to Keras ----------------------------------------------------------------------------------------------------

@@ -203,6 +203,7 @@ def _attention_from(layer: Any, arrays: list[Array]) -> dict[str, Array]:
 _RECURRENT: tuple[_To, _From] = (_recurrent_to, _recurrent_from)
 _LAYOUTS: dict[type[Layer], tuple[_To, _From]] = {
     layers.Dense: _with_bias(lambda w: w.T, lambda w: w.T),
+    layers.Conv1D: _with_bias(lambda w: w.transpose(2, 1, 0), lambda w: w.transpose(2, 1, 0)),
     layers.Conv2D: _with_bias(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)),
     layers.Conv2DTranspose: _with_bias(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1)),
     layers.DepthwiseConv2D: (_depthwise_to, _depthwise_from),

@@ -97,8 +97,10 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "softmax": lambda: nn.Softmax(-1),
     "log_softmax": lambda: nn.LogSoftmax(-1),
+    "celu": nn.CELU,
     "elu": nn.ELU,
     "hard_sigmoid": nn.Hardsigmoid,
+    "hard_shrink": nn.Hardshrink,
     "hard_silu": nn.Hardswish,
     "hard_swish": nn.Hardswish,
     "hard_tanh": nn.Hardtanh,
@@ -107,8 +109,10 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "mish": nn.Mish,
     "relu6": nn.ReLU6,
     "selu": nn.SELU,
+    "soft_shrink": nn.Softshrink,
     "softplus": nn.Softplus,
     "softsign": nn.Softsign,
+    "tanh_shrink": nn.Tanhshrink,
 }
 
 
@@ -171,6 +175,21 @@ def _conv2d(layer: Any) -> list[nn.Module]:
     return [*before, filled, *_activation(layer, layer.activation, last)]
 
 
+def _conv1d(layer: Any) -> list[nn.Module]:
+    if layer.padding == "same" and layer.strides != 1:
+        raise _refuse(layer, "padding", "same", "with strides it depends on the number of steps")
+    causal = layer.padding == "causal" and layer.reach > 0
+    before: list[nn.Module] = [nn.ConstantPad1d((layer.reach, 0), 0.0)] if causal else []
+    conv = nn.Conv1d(
+        layer.input_channels, layer.filters, layer.kernel_size, layer.strides,
+        "same" if layer.padding == "same" else 0, layer.dilation_rate, layer.groups, layer.use_bias,
+    )  # fmt: skip
+    filled = _filled(conv, {"weight": layer.weight, "bias": layer.bias})
+    last = 1 if layer.channels_last else 2
+    found = [*before, filled, *_activation(layer, layer.activation, last)]
+    return [Permute(0, 2, 1), *found, Permute(0, 2, 1)] if layer.channels_last else found
+
+
 def _padding(layer: Any, window: Any, dilation: Any, value: float) -> tuple[list[nn.Module], Any]:
     """Modules that pad before, and the `padding` of torch's module."""
     if layer.padding == "valid":
@@ -214,6 +233,13 @@ def _average_pooling(layer: Any) -> list[nn.Module]:
     if layer.padding == "same" and _padding(layer, layer.pool_size, (1, 1), -torch.inf)[0]:
         raise _refuse(layer, "padding", "same", "torch counts what it pads unevenly")
     return [nn.AvgPool2d(layer.pool_size, layer.strides)]
+
+
+def _pooling_1d(layer: Any, kind: Callable[..., nn.Module]) -> list[nn.Module]:
+    if layer.padding != "valid":
+        raise _refuse(layer, "padding", layer.padding, "it depends on the number of steps")
+    module = kind(layer.pool_size, layer.strides)
+    return [Permute(0, 2, 1), module, Permute(0, 2, 1)] if layer.channels_last else [module]
 
 
 def _global_pooling(module: Callable[[int], nn.Module]) -> Callable[[Any], list[nn.Module]]:
@@ -353,9 +379,11 @@ def _transformer_block(layer: Any) -> list[nn.Module]:
 
 _CONVERTERS: dict[type, Callable[[Any], list[nn.Module]]] = {
     layers.Activation: lambda layer: _activation(layer, layer.activation),
+    layers.AveragePooling1D: lambda layer: _pooling_1d(layer, nn.AvgPool1d),
     layers.AveragePooling2D: _average_pooling,
     layers.BatchNormalization: _batch_normalization,
     layers.Bidirectional: _bidirectional,
+    layers.Conv1D: _conv1d,
     layers.Conv2D: _conv2d,
     layers.Conv2DTranspose: _conv_transpose2d,
     layers.Dense: _dense,
@@ -369,6 +397,10 @@ _CONVERTERS: dict[type, Callable[[Any], list[nn.Module]]] = {
     layers.GlobalMaxPooling2D: _global_pooling(nn.AdaptiveMaxPool2d),
     layers.LSTM: _recurrent,
     layers.LayerNormalization: _layer_normalization,
+    layers.LocalResponseNormalization: lambda layer: [
+        nn.LocalResponseNorm(layer.size, layer.alpha * layer.size, layer.beta, layer.k)
+    ],
+    layers.MaxPooling1D: lambda layer: _pooling_1d(layer, nn.MaxPool1d),
     layers.MaxPooling2D: _max_pooling,
     layers.MultiHeadAttention: _attention,
     layers.RMSNormalization: _rms_normalization,
@@ -382,6 +414,6 @@ _CONVERTERS: dict[type, Callable[[Any], list[nn.Module]]] = {
 }
 #: Layers whose shape does not matter, so that they need no input to convert.
 _NEVER_BUILT = (
-    layers.Activation, layers.Dropout, layers.ReLU, layers.Softmax, layers.ZeroPadding2D,
-    layers.GlobalAveragePooling1D, *_GLOBAL,
+    layers.Activation, layers.AveragePooling1D, layers.Dropout, layers.LocalResponseNormalization, layers.MaxPooling1D,
+    layers.ReLU, layers.Softmax, layers.ZeroPadding2D, layers.GlobalAveragePooling1D, *_GLOBAL,
 )  # fmt: skip

@@ -1,5 +1,7 @@
 """Layers by Keras' names, each a torch.nn.Module on our kernels."""
 
+from typing import TYPE_CHECKING, NoReturn
+
 from nnlib.layers.activation_layers import ReLU, Softmax
 from nnlib.layers.attention import MultiHeadAttention
 from nnlib.layers.base import Layer
@@ -7,6 +9,7 @@ from nnlib.layers.batch_normalization import BatchNormalization
 from nnlib.layers.bidirectional import Bidirectional
 from nnlib.layers.conv_transpose import Conv2DTranspose
 from nnlib.layers.convolution import Conv2D, DepthwiseConv2D, SeparableConv2D
+from nnlib.layers.convolution_1d import Conv1D
 from nnlib.layers.core import Activation, Dense, Dropout, Flatten, Reshape
 from nnlib.layers.embedding import Embedding, PositionalEncoding
 from nnlib.layers.input_layer import Input, InputLayer
@@ -23,13 +26,15 @@ from nnlib.layers.pooling_1d import AveragePooling1D, GlobalAveragePooling1D, Gl
 from nnlib.layers.recurrent import GRU, LSTM, SimpleRNN
 from nnlib.layers.transformer import KeyValueCache, TransformerBlock
 from nnlib.layers.zero_padding import ZeroPadding2D
+from nnlib.names import attribute_error
 
 # Keras' other names for some of them.
 AvgPool1D, AvgPool2D = AveragePooling1D, AveragePooling2D
-Convolution2D, Convolution2DTranspose, SeparableConvolution2D = Conv2D, Conv2DTranspose, SeparableConv2D
+Convolution1D, Convolution2D, Convolution2DTranspose = Conv1D, Conv2D, Conv2DTranspose
 GlobalAvgPool1D, GlobalAvgPool2D = GlobalAveragePooling1D, GlobalAveragePooling2D
 GlobalMaxPool1D, GlobalMaxPool2D = GlobalMaxPooling1D, GlobalMaxPooling2D
 MaxPool1D, MaxPool2D = MaxPooling1D, MaxPooling2D
+SeparableConvolution2D = SeparableConv2D
 
 __all__ = [
     "Activation",
@@ -39,8 +44,10 @@ __all__ = [
     "AvgPool2D",
     "BatchNormalization",
     "Bidirectional",
+    "Conv1D",
     "Conv2D",
     "Conv2DTranspose",
+    "Convolution1D",
     "Convolution2D",
     "Convolution2DTranspose",
     "Dense",
@@ -81,3 +88,9 @@ __all__ = [
     "TransformerBlock",
     "ZeroPadding2D",
 ]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> NoReturn:
+        raise attribute_error(__name__, name, __all__)

@@ -10,7 +10,7 @@ import torch
 from typing_extensions import Unpack
 
 import kernels
-from nnlib.checks import positive_integer
+from nnlib.checks import positive_integer, share
 from nnlib.initializers import InitializerChoice, fill
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.core import Dense
@@ -124,8 +124,6 @@ class MultiHeadAttention(Layer):
         value_dim = key_dim if value_dim is None else positive_integer("value_dim", value_dim)
         if self.activity_regularizer is not None:
             raise ValueError("activity_regularizer: None is expected, since Keras' is one of each projection inside")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout: a number in [0, 1) is expected, got {dropout}")
         if isinstance(output_shape, (list, tuple)) and len(output_shape) == 1:
             (output_shape,) = output_shape
         distance = 0 if relative is None else look_up("relative", relative, RELATIVE)
@@ -134,7 +132,7 @@ class MultiHeadAttention(Layer):
         self.num_heads = num_heads
         self.key_dim = key_dim
         self.value_dim = value_dim
-        self.dropout = dropout
+        self.dropout = share("dropout", dropout, below_1=True)
         self.use_bias = use_bias
         self.output_features = None if output_shape is None else positive_integer("output_shape", output_shape)
         self.kernel_initializer = kernel_initializer

@@ -7,13 +7,14 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
 
 from nnlib import activity, constraints, ops, regularizers
 from nnlib.calling import Called, in_mode
-from nnlib.checks import default_dtype, positive_integer
+from nnlib.checks import default_dtype, positive_integer, usable_device
 from nnlib.configuration import Recorded
 from nnlib.constraints import ConstraintChoice
 from nnlib.initializers import InitializerChoice, fill
@@ -79,11 +80,17 @@ class Layer(Recorded, Called):
     ) -> None:
         super().__init__()
         default_dtype(dtype)
+        usable_device("device", device)
         if input_dim is not None:
             if input_shape is not None:
                 raise ValueError(f"input_dim: input_shape or input_dim is expected, got both, {input_dim!r}")
             input_shape = (positive_integer("input_dim", input_dim),)
-        if name is not None and not re.fullmatch(r"\w+", name):
+        if input_shape is not None and not (
+            isinstance(input_shape, (list, tuple))
+            and all(size is None or (isinstance(size, Integral) and int(size) > 0) for size in input_shape)
+        ):
+            raise ValueError(f"input_shape: a tuple of positive integers or None is expected, got {input_shape!r}")
+        if name is not None and not (isinstance(name, str) and re.fullmatch(r"\w+", name)):
             raise ValueError(f"name: letters, digits and underscores are expected, got {name!r}")
         self.name = name or self.default_name()
         self.has_own_name = name is not None

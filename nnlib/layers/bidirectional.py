@@ -149,7 +149,8 @@ class Bidirectional(Layer):
         where they lie so already."""
         one, other = self.forward_layer, self.backward_layer
         drops = self.training and any((one.dropout, one.recurrent_dropout, other.dropout, other.recurrent_dropout))
-        if drops or not one.in_kernel or type(one) is not type(other) or one.op_options() != other.op_options():
+        in_kernel = one.in_kernel and other.in_kernel
+        if drops or not in_kernel or type(one) is not type(other) or one.op_options() != other.op_options():
             y, end = one.run_sequence(x, states[0], lengths)
             reverse, first = other.run_sequence(x, states[1], lengths)
             if self.return_sequences:

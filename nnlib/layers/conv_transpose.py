@@ -8,6 +8,7 @@ import torch
 from typing_extensions import Unpack
 
 from nnlib.activations import ActivationChoice, ActivationFunction
+from nnlib.checks import positive_integer
 from nnlib.initializers import InitializerChoice
 from nnlib.layers.base import Shape
 from nnlib.layers.images import PADDINGS, ImageLayer, pair
@@ -50,9 +51,7 @@ class Conv2DTranspose(ImageLayer):
         **options: Unpack[KernelOptions],
     ) -> None:
         super().__init__(data_format=data_format, **options)
-        if filters < 1:
-            raise ValueError(f"filters: a positive integer is expected, got {filters}")
-        self.filters = filters
+        self.filters = positive_integer("filters", filters)
         self.kernel_size = pair("kernel_size", kernel_size)
         self.strides = pair("strides", strides)
         look_up("padding", padding, PADDINGS)

@@ -9,6 +9,7 @@ import torch
 from typing_extensions import Unpack
 
 from nnlib.activations import ActivationChoice, ActivationFunction
+from nnlib.checks import positive_integer
 from nnlib.initializers import InitializerChoice
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.core import absorb_activation
@@ -56,11 +57,10 @@ class Conv2D(ImageLayer):
         **options: Unpack[KernelOptions],
     ) -> None:
         super().__init__(data_format=data_format, **options)
-        if groups < 1:
-            raise ValueError(f"groups: a positive integer is expected, got {groups}")
-        if not isinstance(filters, int) or filters < 1 or filters % groups:
+        groups = positive_integer("groups", groups)
+        self.filters = positive_integer("filters", filters)
+        if self.filters % groups:
             raise ValueError(f"filters: a positive multiple of groups ({groups}) is expected, got {filters}")
-        self.filters = filters
         self.kernel_size = pair("kernel_size", kernel_size)
         self.strides = pair("strides", strides)
         self.kernel_padding = look_up("padding", padding, PADDINGS)
@@ -174,9 +174,7 @@ class DepthwiseConv2D(Conv2D):
             1, kernel_size, strides, padding, data_format, dilation_rate, 1, activation, use_bias,
             depthwise_initializer, bias_initializer, **options,
         )  # fmt: skip
-        if depth_multiplier < 1:
-            raise ValueError(f"depth_multiplier: a positive integer is expected, got {depth_multiplier}")
-        self.depth_multiplier = depth_multiplier
+        self.depth_multiplier = positive_integer("depth_multiplier", depth_multiplier)
         self.depthwise_initializer = depthwise_initializer
 
     def output_channels(self, channels: int | None) -> int | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from typing_extensions import Unpack
 
 from nnlib.activations import ActivationChoice, ActivationFunction
-from nnlib.checks import positive_integer
+from nnlib.checks import positive_integer, share
 from nnlib.initializers import InitializerChoice
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.images import DATA_FORMATS
@@ -122,9 +123,11 @@ class Reshape(Layer):
 
     def __init__(self, target_shape: Sequence[int], **options: Any) -> None:
         super().__init__(**options)
-        sizes = tuple(target_shape)
-        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-            raise ValueError(f"target_shape: positive sizes, at most one of them -1, are expected, got {sizes}")
+        given = isinstance(target_shape, (list, tuple))
+        sizes = tuple(target_shape) if given else ()
+        fit = all(isinstance(size, Integral) and (size > 0 or size == -1) for size in sizes)
+        if not given or not fit or sizes.count(-1) > 1:
+            raise ValueError(f"target_shape: positive sizes, at most one of them -1, are expected, got {target_shape}")
         self.target_shape = sizes
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -166,11 +169,9 @@ class Dropout(Layer):
         **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__(**options)
-        if not 0 <= rate <= 1:
-            raise ValueError(f"rate: a number in [0, 1] is expected, got {rate}")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or abs(seed) >= 2**62):
             raise ValueError(f"seed: an integer of less than 63 bits is expected, got {seed!r}")
-        self.rate = float(rate)
+        self.rate = share("rate", rate)
         self.noise_shape = None if noise_shape is None else _noise_shape(noise_shape)
         self.seed = seed
         if seed is not None:

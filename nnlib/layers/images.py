@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from nnlib.checks import positive_integer
 from nnlib.layers.base import Layer, Shape
 from nnlib.names import look_up
 
@@ -16,10 +17,12 @@ PADDINGS = {"valid": "valid", "same": "same_upper"}
 
 def pair(argument: str, value: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) from one positive integer or two. Raises ValueError naming the argument otherwise."""
-    sizes = (value, value) if isinstance(value, int) else tuple(value)
-    if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ValueError(f"{argument}: a positive integer or a pair of them is expected, got {value!r}")
-    return sizes[0], sizes[1]
+    given = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+    try:
+        height, width = (positive_integer(argument, size) for size in given)
+    except ValueError as error:
+        raise ValueError(f"{argument}: a positive integer or a pair of them is expected, got {value!r}") from error
+    return height, width
 
 
 class ImageLayer(Layer):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from typing_extensions import Unpack
 
@@ -21,7 +23,9 @@ class Masking(Layer):
 
     def __init__(self, mask_value: float = 0.0, **options: Unpack[LayerOptions]) -> None:
         super().__init__(**options)
-        self.mask_value = mask_value
+        if isinstance(mask_value, bool) or not isinstance(mask_value, Real):
+            raise TypeError(f"mask_value: a number is expected, got {mask_value!r}")
+        self.mask_value: float = mask_value
 
     def expected_input(self) -> tuple[int | str, ...]:
         return ("...", "T", "features")

@@ -8,27 +8,14 @@ from typing import ClassVar
 import torch
 from typing_extensions import Unpack
 
-from nnlib.layers.base import Layer, Shape
-from nnlib.layers.images import DATA_FORMATS
+from nnlib.layers.base import Shape
 from nnlib.layers.options import LayerOptions
 from nnlib.layers.padding import checked_mask, real_steps
 from nnlib.layers.pooling import AveragePooling2D, MaxPooling2D
-from nnlib.names import look_up
+from nnlib.layers.steps import StepLayer, one
 
 
-class _Pooling1D(Layer):
-    """A layer on sequences. data_format: "channels_last" (default, x is (N, T, C)) or "channels_first" ((N, C, T))."""
-
-    def __init__(self, data_format: str | None, **options: Unpack[LayerOptions]) -> None:
-        super().__init__(**options)
-        self.data_format = look_up("data_format", data_format or "channels_last", DATA_FORMATS)
-        self.channels_last = self.data_format == "channels_last"
-
-    def expected_input(self) -> tuple[int | str, ...]:
-        return ("N", "T", "C") if self.channels_last else ("N", "C", "T")
-
-
-class _WindowPooling1D(_Pooling1D):
+class _WindowPooling1D(StepLayer):
     """A window that slides over the steps.
 
     Input (N, T, C), or (N, C, T) with data_format "channels_first", floating point; output (N, T', C) or (N, C, T').
@@ -47,8 +34,8 @@ class _WindowPooling1D(_Pooling1D):
         **options: Unpack[LayerOptions],
     ) -> None:
         super().__init__(data_format, **options)
-        self.pool_size = _one("pool_size", pool_size)
-        self.strides = self.pool_size if strides is None else _one("strides", strides)
+        self.pool_size = one("pool_size", pool_size)
+        self.strides = self.pool_size if strides is None else one("strides", strides)
         self.window = self.on_images((self.pool_size, 1), (self.strides, 1), padding, data_format, name=self.name)
         self.padding = self.window.padding
         self.adopt(self.backend, self.device)
@@ -78,7 +65,7 @@ class AveragePooling1D(_WindowPooling1D):
     on_images = AveragePooling2D
 
 
-class _GlobalPooling1D(_Pooling1D):
+class _GlobalPooling1D(StepLayer):
     """One number for each channel of a whole row.
 
     Input (N, T, C), or (N, C, T) with data_format "channels_first", floating point; output (N, C), or with
@@ -88,9 +75,7 @@ class _GlobalPooling1D(_Pooling1D):
     #: The op in kernels.
     op: ClassVar[str]
 
-    def __init__(
-        self, data_format: str | None = None, keepdims: bool = False, **options: Unpack[LayerOptions]
-    ) -> None:
+    def __init__(self, data_format: str | None = None, keepdims: bool = False, **options: Unpack[LayerOptions]) -> None:
         super().__init__(data_format, **options)
         self.keepdims = keepdims
 
@@ -143,11 +128,3 @@ class GlobalAveragePooling1D(_GlobalPooling1D):
         mask = checked_mask(self.name, mask, (rows.shape[0], rows.shape[2]))
         sums = rows.masked_fill(~mask[:, None], 0).sum(2)
         return self._laid_out(sums / mask.sum(1).clamp(min=1)[:, None])
-
-
-def _one(argument: str, value: int | Sequence[int]) -> int:
-    """A positive integer, given as such or as a tuple of it alone, as Keras takes it."""
-    sizes = (value,) if isinstance(value, int) else tuple(value)
-    if len(sizes) != 1 or not isinstance(sizes[0], int) or sizes[0] < 1:
-        raise ValueError(f"{argument}: a positive integer is expected, got {value!r}")
-    return sizes[0]

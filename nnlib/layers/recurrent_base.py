@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from nnlib.activations import ActivationChoice
-from nnlib.checks import positive_integer
+from nnlib.checks import positive_integer, share
 from nnlib.initializers import InitializerChoice, fill
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.padding import gaps_closed, laid_along, real_steps, resolve_lengths, reversed_rows
@@ -66,8 +66,7 @@ class Recurrent(Layer):
         #: Whether the kernel of a whole sequence has these activations; others are computed step by step.
         self.in_kernel = self.act.name in self.activations and (self.gates == 1 or self.gate_act.name == "sigmoid")
         for argument, rate in (("dropout", dropout), ("recurrent_dropout", recurrent_dropout)):
-            if not 0 <= rate < 1:
-                raise ValueError(f"{argument}: a number in [0, 1) is expected, got {rate}")
+            share(argument, rate, below_1=True)
         self.units = positive_integer("units", units)
         self.activation = activation
         self.recurrent_activation = recurrent_activation
@@ -84,7 +83,8 @@ class Recurrent(Layer):
         self.unroll = unroll
         self.zero_output_for_mask = zero_output_for_mask
         self.input_features: int | None = None
-        self._states: States | None = None
+        #: What a stateful layer starts its next batch from; None for zeros.
+        self.kept_states: States | None = None
 
     # What the three differ in.
 
@@ -167,7 +167,7 @@ class Recurrent(Layer):
 
     def states_before(self, x: torch.Tensor, given: torch.Tensor | Sequence[torch.Tensor] | None) -> States | None:
         """The states that the rows of x start from: those given, or those kept, or None for zeros."""
-        kept = self._states if self.stateful else None
+        kept = self.kept_states if self.stateful else None
         rows = x.shape[0]
         if given is None:
             if kept is not None and kept[0].shape[0] != rows:
@@ -188,11 +188,11 @@ class Recurrent(Layer):
     def keep_states(self, states: States) -> None:
         """Keeps the states for the next batch where the layer is stateful; gradients end here."""
         if self.stateful:
-            self._states = tuple(state.detach() for state in states)
+            self.kept_states = tuple(state.detach() for state in states)
 
     def reset_state(self) -> None:
         """Forgets the states that a stateful layer keeps: the next batch starts from zeros."""
-        self._states = None
+        self.kept_states = None
 
     def reset_states(self) -> None:
         """reset_state, by its name in Keras 2."""

@@ -7,25 +7,38 @@ a softmax: log(softmax(x)) in one kernel neither overflows nor loses the small p
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from nnlib.losses.base import FunctionLoss, Loss, LossFunction
-from nnlib.losses.classification import BinaryCrossentropy, CategoricalCrossentropy, SparseCategoricalCrossentropy
+from nnlib.losses.classification import (
+    BinaryCrossentropy,
+    BinaryFocalCrossentropy,
+    CategoricalCrossentropy,
+    CategoricalFocalCrossentropy,
+    CategoricalHinge,
+    Hinge,
+    SparseCategoricalCrossentropy,
+    SquaredHinge,
+)
 from nnlib.losses.regression import (
+    CosineSimilarity,
     Huber,
     KLDivergence,
     LogCosh,
     MeanAbsoluteError,
     MeanAbsolutePercentageError,
     MeanSquaredError,
+    MeanSquaredLogarithmicError,
     Poisson,
 )
-from nnlib.names import look_up
+from nnlib.names import attribute_error, look_up
 
 __all__ = [
-    "LOSSES", "BinaryCrossentropy", "CategoricalCrossentropy", "FunctionLoss", "Huber", "KLDivergence", "LogCosh",
-    "Loss", "LossFunction", "MeanAbsoluteError", "MeanAbsolutePercentageError", "MeanSquaredError", "Poisson",
-    "SparseCategoricalCrossentropy", "get_loss",
+    "LOSSES", "BinaryCrossentropy", "BinaryFocalCrossentropy", "CategoricalCrossentropy",
+    "CategoricalFocalCrossentropy", "CategoricalHinge", "CosineSimilarity", "FunctionLoss", "Hinge", "Huber",
+    "KLDivergence", "LogCosh", "Loss", "LossFunction", "MeanAbsoluteError", "MeanAbsolutePercentageError",
+    "MeanSquaredError", "MeanSquaredLogarithmicError", "Poisson", "SparseCategoricalCrossentropy", "SquaredHinge",
+    "get_loss",
 ]  # fmt: skip
 
 LOSSES: dict[str, type[Loss]] = {
@@ -33,17 +46,25 @@ LOSSES: dict[str, type[Loss]] = {
     "categorical_crossentropy": CategoricalCrossentropy,
     "binary_crossentropy": BinaryCrossentropy,
     "bce": BinaryCrossentropy,
+    "categorical_focal_crossentropy": CategoricalFocalCrossentropy,
+    "binary_focal_crossentropy": BinaryFocalCrossentropy,
     "mean_squared_error": MeanSquaredError,
     "mse": MeanSquaredError,
     "mean_absolute_error": MeanAbsoluteError,
     "mae": MeanAbsoluteError,
     "mean_absolute_percentage_error": MeanAbsolutePercentageError,
     "mape": MeanAbsolutePercentageError,
+    "mean_squared_logarithmic_error": MeanSquaredLogarithmicError,
+    "msle": MeanSquaredLogarithmicError,
+    "cosine_similarity": CosineSimilarity,
     "huber": Huber,
     "log_cosh": LogCosh,
     "poisson": Poisson,
     "kl_divergence": KLDivergence,
     "kld": KLDivergence,
+    "hinge": Hinge,
+    "squared_hinge": SquaredHinge,
+    "categorical_hinge": CategoricalHinge,
 }
 
 
@@ -62,3 +83,9 @@ def get_loss(choice: str | Loss | LossFunction) -> Loss:
     raise TypeError(
         f"loss: a name, an object of nnlib.losses or a function of (y_true, y_pred) is expected, got {choice!r}"
     )
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> NoReturn:
+        raise attribute_error(__name__, name, __all__)

@@ -1,13 +1,15 @@
-"""Losses on class probabilities: the cross-entropies."""
+"""Losses on classes: the cross-entropies, and the hinges."""
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from nnlib import ops
+from nnlib.checks import share
 from nnlib.losses.base import EPSILON, Loss, OnSameShape, OutputShape, fits
 
 
@@ -142,6 +144,120 @@ class BinaryCrossentropy(OnSameShape):
             return F.binary_cross_entropy_with_logits(output, targets, reduction="none")
         output = output.clamp(EPSILON, 1 - EPSILON)
         return -(targets * output.log() + (1 - targets) * (1 - output).log())
+
+
+class BinaryFocalCrossentropy(BinaryCrossentropy):
+    """Binary cross-entropy times (1 - p)^gamma, with p the probability of what is so: easy numbers weigh less (Lin et
+    al., 2017). Output and targets (N, ..., n).
+
+    apply_class_balancing: yes also weighs alpha and no 1 - alpha. from_logits, label_smoothing: see BinaryCrossentropy.
+    """
+
+    name = "binary_focal_crossentropy"
+
+    def __init__(
+        self,
+        apply_class_balancing: bool = False,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(from_logits, label_smoothing, **options)
+        self.apply_class_balancing = apply_class_balancing
+        self.alpha = share("alpha", alpha)
+        self.gamma = _at_least_0("gamma", gamma)
+
+    def elements(self, targets: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        values = super().elements(targets, output)
+        if self.label_smoothing:
+            targets = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
+        output = torch.sigmoid(output) if self.from_logits else output
+        right = targets * output + (1 - targets) * (1 - output)
+        values = (1 - right) ** self.gamma * values
+        if self.apply_class_balancing:
+            values = values * (targets * self.alpha + (1 - targets) * (1 - self.alpha))
+        return values
+
+
+class CategoricalFocalCrossentropy(CategoricalCrossentropy):
+    """The cross-entropy to target probabilities, each class' term times alpha * (1 - p)^gamma with p its probability
+    (Lin et al., 2017). Output and targets (N, ..., classes).
+
+    from_logits, label_smoothing: see CategoricalCrossentropy.
+    """
+
+    name = "categorical_focal_crossentropy"
+
+    def __init__(
+        self,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(from_logits, label_smoothing, **options)
+        self.alpha = _at_least_0("alpha", alpha)
+        self.gamma = _at_least_0("gamma", gamma)
+
+    def values(
+        self, targets: torch.Tensor, output: torch.Tensor, *, from_logits: bool, backend: str | None
+    ) -> torch.Tensor:
+        targets = targets.to(output.dtype)
+        if self.label_smoothing:
+            targets = targets * (1 - self.label_smoothing) + self.label_smoothing / targets.shape[-1]
+        if from_logits:
+            logarithms = ops.call(self.name, "log_softmax", output, -1, backend=backend)
+        else:
+            logarithms = _log_probabilities(output)
+        factors = self.alpha * (1 - logarithms.exp()) ** self.gamma
+        return -(factors * targets * logarithms).sum(-1)
+
+
+class Hinge(OnSameShape):
+    """max(1 - target * output, 0), targets -1 and 1; where all are 0 and 1, 0 is taken for -1."""
+
+    name = "hinge"
+
+    def prepare(self, targets: torch.Tensor, output_shape: OutputShape) -> torch.Tensor:
+        targets = super().prepare(targets, output_shape)
+        if ((targets == 0) | (targets == 1)).all():
+            return 2 * targets.to(torch.get_default_dtype()) - 1
+        return targets
+
+    def elements(self, targets: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        return (1 - targets * output).clamp_min(0)
+
+
+class SquaredHinge(Hinge):
+    """max(1 - target * output, 0)^2, targets as for Hinge."""
+
+    name = "squared_hinge"
+
+    def elements(self, targets: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        return super().elements(targets, output).square()
+
+
+class CategoricalHinge(OnSameShape):
+    """max(wrong - right + 1, 0), with `right` the output of the true class and `wrong` the largest of the others', or
+    0. Output and targets (N, ..., classes), targets 0 and 1."""
+
+    name = "categorical_hinge"
+
+    def values(
+        self, targets: torch.Tensor, output: torch.Tensor, *, from_logits: bool, backend: str | None
+    ) -> torch.Tensor:
+        targets = targets.to(output.dtype)
+        right, wrong = (targets * output).sum(-1), ((1 - targets) * output).amax(-1)
+        return (wrong - right + 1).clamp_min(0)
+
+
+def _at_least_0(argument: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not value >= 0:
+        raise ValueError(f"{argument}: a number of at least 0 is expected, got {value!r}")
+    return float(value)
 
 
 def _log_probabilities(output: torch.Tensor) -> torch.Tensor:

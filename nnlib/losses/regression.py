@@ -37,6 +37,33 @@ class MeanAbsolutePercentageError(OnSameShape):
         return 100 * ((output - targets) / targets.abs().clamp_min(EPSILON)).abs()
 
 
+class MeanSquaredLogarithmicError(OnSameShape):
+    """(log(output + 1) - log(target + 1))^2, both taken as at least 1e-7."""
+
+    name = "mean_squared_logarithmic_error"
+
+    def elements(self, targets: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        return (output.clamp_min(EPSILON).log1p() - targets.clamp_min(EPSILON).log1p()).square()
+
+
+class CosineSimilarity(OnSameShape):
+    """Minus the cosine of the angle between output and target, as vectors along `axis` (default the last)."""
+
+    name = "cosine_similarity"
+
+    def __init__(self, axis: int = -1, **options: Any) -> None:
+        super().__init__(**options)
+        if isinstance(axis, bool) or not isinstance(axis, int):
+            raise TypeError(f"axis: an integer is expected, got {axis!r}")
+        self.axis = axis
+
+    def values(
+        self, targets: torch.Tensor, output: torch.Tensor, *, from_logits: bool, backend: str | None
+    ) -> torch.Tensor:
+        first, second = (F.normalize(one, dim=self.axis, eps=EPSILON) for one in (output, targets.to(output.dtype)))
+        return -(first * second).sum(self.axis)
+
+
 class Huber(OnSameShape):
     """Half the square of errors up to `delta` (default 1), and linear beyond."""
 

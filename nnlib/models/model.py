@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
 
 import torch
 
 from nnlib.calling import Called
+from nnlib.checks import usable_device
 from nnlib.configuration import Recorded
 from nnlib.layers.base import Layer, Shape
 from nnlib.layers.rules import losses_of
@@ -36,6 +38,7 @@ class Model(Recorded, Called, Trainable):
         name: str | None = None,
     ) -> None:
         super().__init__()
+        usable_device("device", device)
         self.made_on = device
         self.backend = backend
         self.name = name or type(self).__name__.lower()
@@ -50,6 +53,17 @@ class Model(Recorded, Called, Trainable):
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """The model's output: that of `call`."""
         return self.call(*inputs, **options)
+
+    def check_inputs(self, inputs: Sequence[torch.Tensor]) -> None:
+        """Raises ValueError if a call takes another number of inputs than these, batch first."""
+        call = self.call if type(self).forward is Model.forward else self.forward
+        named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = inspect.signature(call).parameters.values()
+        taken = [one for one in parameters if one.kind in named]
+        least = sum(one.default is one.empty for one in taken)
+        any_number = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters)
+        if len(inputs) < least or (len(inputs) > len(taken) and not any_number):
+            raise ValueError(f"x: {self.name} takes {least} inputs (arrays in a list), got {len(inputs)}")
 
     def build(self, input_shape: Shape) -> None:
         """Makes all parameters for inputs of this shape, batch first. By default they exist from the start."""

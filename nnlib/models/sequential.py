@@ -128,6 +128,17 @@ class Sequential(Model):
         assert isinstance(layer, Layer)
         return layer
 
+    def check_inputs(self, inputs: Sequence[torch.Tensor]) -> None:
+        """As Model.check_inputs; and ValueError if input_shape was given and the input has another number of axes."""
+        super().check_inputs(inputs)
+        given = self.layers[0].given_input_shape if self._names else None
+        if given is not None and inputs[0].dim() != len(given):
+            self.layers[0].check_input_shape((None, *inputs[0].shape[1:]))
+            shape = ", ".join(("N", *(str(size or "any") for size in given[1:])))
+            raise ValueError(
+                f"x: {self.layers[0].name} must have samples in shape ({shape}), got {tuple(inputs[0].shape)}"
+            )
+
     def build(self, input_shape: Shape) -> None:
         """Builds all layers for inputs of this shape, batch first, such as (None, 28, 28, 1).
 

@@ -10,6 +10,7 @@ import torch
 from nnlib import ops
 from nnlib.calling import in_mode
 from nnlib.layers.base import Layer, Shape
+from nnlib.layers.recurrent_base import Recurrent
 
 HEADER = ("Layer (type)", "Output shape", "Parameters", "FLOPs", "Kernels")
 
@@ -22,8 +23,9 @@ def summary_text(model: torch.nn.Module, name: str, shapes: dict[str, Shape], in
     ops.rehearsing), so that nothing is computed, or compiled.
     """
     layers = dict(outermost_layers(model))
-    with in_mode(model, training=False), _named_by_path(model) as paths, ops.rehearsing() as uses, torch.enable_grad():
-        model(*inputs)
+    with in_mode(model, training=False), _named_by_path(model) as paths, _states_set_aside(model):
+        with ops.rehearsing() as uses, torch.enable_grad():
+            model(*inputs)
     rows, total = [], 0
     for path, layer in layers.items():
         own = [use for use in uses if use.caller in paths[path]]
@@ -69,6 +71,20 @@ def _named_by_path(model: torch.nn.Module) -> Iterator[dict[str, set[str]]]:
     finally:
         for path, layer in layers.items():
             layer.name = before[path]
+
+
+@contextmanager
+def _states_set_aside(model: torch.nn.Module) -> Iterator[None]:
+    """Within the block stateful layers start anew; afterwards they have the states that they had."""
+    layers = [layer for layer in model.modules() if isinstance(layer, Recurrent)]
+    before = [layer.kept_states for layer in layers]
+    for layer in layers:
+        layer.reset_state()
+    try:
+        yield
+    finally:
+        for layer, states in zip(layers, before, strict=True):
+            layer.kept_states = states
 
 
 def _kernels(uses: Sequence[ops.KernelUse]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -303,11 +304,15 @@ class EncoderDecoder(_Transformer):
         tokens: torch.Tensor = self._with_tensors(source)
         self._check_tokens("source", tokens)
         _check_sizes(max_length=max_length)
+        longest = self.maximum_position_encoding
+        if longest is not None and max_length > longest:
+            raise ValueError(f"max_length: at most maximum_position_encoding={longest} is expected, got {max_length}")
         for argument, token in (("start_token", start_token), ("end_token", end_token)):
-            if token is not None and not 0 <= token < self.target_vocab_size:
-                raise ValueError(f"{argument}: a token below {self.target_vocab_size} is expected, got {token}")
-        if not temperature >= 0:
-            raise ValueError(f"temperature: a number of at least 0 is expected, got {temperature}")
+            known = isinstance(token, Integral) and 0 <= token < self.target_vocab_size
+            if not known and (token is not None or argument == "start_token"):
+                raise ValueError(f"{argument}: a token below {self.target_vocab_size} is expected, got {token!r}")
+        if not isinstance(temperature, Real) or not temperature >= 0:
+            raise ValueError(f"temperature: a number of at least 0 is expected, got {temperature!r}")
         with in_mode(self, training=False):
             return self._write(tokens, start_token, max_length, end_token, temperature, use_cache)
 

@@ -10,11 +10,12 @@ momentum does not hold the learning rate, so the same name would train to other 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from nnlib.names import look_up
+from nnlib.names import attribute_error, look_up
+from nnlib.optimizers import schedules
 from nnlib.optimizers.base import Optimizer, RuleOptimizer
 from nnlib.optimizers.rules import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, Nadam, RMSprop
 
@@ -35,6 +36,7 @@ __all__ = [
     "RuleOptimizer",
     "get_optimizer",
     "make_optimizer",
+    "schedules",
 ]
 
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -90,3 +92,9 @@ def make_optimizer(choice: Any, parameters: list[torch.nn.Parameter]) -> torch.o
             "make it from model.parameters() once the model is built"
         )
     return made
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> NoReturn:
+        raise attribute_error(__name__, name, __all__)

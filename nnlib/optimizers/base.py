@@ -10,9 +10,11 @@ from typing import Any, ClassVar, overload
 import torch
 
 from nnlib.configuration import Recorded
+from nnlib.optimizers.schedules import LearningRateSchedule
 from nnlib.training.gradients import GradientRules
 
 Group = dict[str, Any]
+Rate = float | LearningRateSchedule
 Tensors = list[torch.Tensor]
 
 
@@ -20,7 +22,8 @@ Tensors = list[torch.Tensor]
 class Optimizer(Recorded):
     """What all recipes take.
 
-    learning_rate: a number of at least 0 (the default is each rule's own); callbacks change it while training.
+    learning_rate: a number of at least 0 (the default is each rule's own), which callbacks can change while training;
+    or a schedule of nnlib.optimizers.schedules, which they cannot.
     weight_decay: each step first takes this share, times the learning rate, off the weights (default None).
     clipnorm, clipvalue, global_clipnorm, gradient_accumulation_steps: see nnlib.training.gradients.GradientRules.
     name: for messages (default: the class' name in lower case).
@@ -43,11 +46,11 @@ class Optimizer(Recorded):
     def __post_init__(self) -> None:
         for name in ("learning_rate", "epsilon", "weight_decay", "initial_accumulator_value"):
             value = getattr(self, name, None)
-            if value is None:
+            if value is None or (name == "learning_rate" and isinstance(value, LearningRateSchedule)):
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                hint = "; a schedule is a callback: callbacks.LearningRateScheduler" if name == "learning_rate" else ""
-                raise TypeError(f"{name}: a number is expected, got {value!r}{hint}")
+                wanted = "a number or a schedule" if name == "learning_rate" else "a number"
+                raise TypeError(f"{name}: {wanted} is expected, got {value!r}")
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name}: a number of at least 0 is expected, got {value}")
         for name in self.shares:
@@ -80,22 +83,36 @@ class RuleOptimizer(torch.optim.Optimizer):
     """A recipe at work. It updates lists of parameters at once: torch's foreach functions loop in C++, not in Python.
 
     params: as in torch.optim; the options of a group are the recipe's arguments, with the learning rate under torch's
-    name `lr`. rule: the recipe.
+    name `lr`; with a schedule it is that of the last step, and `iterations` counts the steps. rule: the recipe.
     """
 
     def __init__(self, params: Iterable[torch.Tensor], rule: Optimizer) -> None:
         self.rule = rule
         gradient_options = {entry.name for entry in fields(GradientRules)} | {"name"}
         options = {name: value for name, value in rule.options().items() if name not in gradient_options}
-        super().__init__(params, {"lr": options.pop("learning_rate"), **options})
+        rate = options.pop("learning_rate")
+        #: The rate of each step, None where it stays as it is.
+        self.schedule: LearningRateSchedule | None = rate if isinstance(rate, LearningRateSchedule) else None
+        if self.schedule is not None:
+            rate, options["iterations"] = self._scheduled(0), 0
+        super().__init__(params, {"lr": rate, **options})
+
+    def _scheduled(self, step: int) -> float:
+        assert self.schedule is not None
+        rate = float(self.schedule(step))
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"learning_rate: a number of at least 0 is expected of {self.schedule.name}, got {rate}")
+        return rate
 
     @property
     def learning_rate(self) -> float:
-        """The first group's rate; setting it sets all groups'."""
+        """The first group's rate; setting it sets all groups', and is a TypeError where a schedule does."""
         return self.param_groups[0]["lr"]
 
     @learning_rate.setter
     def learning_rate(self, rate: float) -> None:
+        if self.schedule is not None:
+            raise TypeError(f"learning_rate: it is that of {self.schedule.name}, and cannot be set, got {rate}")
         for group in self.param_groups:
             group["lr"] = rate
 
@@ -112,6 +129,9 @@ class RuleOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            if self.schedule is not None:
+                group["lr"] = self._scheduled(group["iterations"])
+                group["iterations"] += 1
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not parameters:
                 continue

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nnlib.optimizers.base import Group, Optimizer, Tensors
+from nnlib.optimizers.base import Group, Optimizer, Rate, Tensors
 
 
 def _slot(states: list[dict[str, Any]], name: str) -> Tensors:
@@ -31,7 +31,7 @@ class SGD(Optimizer):
     """Stochastic gradient descent, keras.optimizers.SGD: m = momentum * m - lr * g; p += m, or with nesterov
     p += momentum * m - lr * g."""
 
-    learning_rate: float = 0.01
+    learning_rate: Rate = 0.01
     momentum: float = 0.0
     nesterov: bool = False
 
@@ -58,7 +58,7 @@ class RMSprop(Optimizer):
     """keras.optimizers.RMSprop: with v the running mean of g^2 (less the square of the running mean of g if centered),
     the step is lr * g / sqrt(v + epsilon), gathered by momentum where there is one."""
 
-    learning_rate: float = 0.001
+    learning_rate: Rate = 0.001
     rho: float = 0.9
     momentum: float = 0.0
     epsilon: float = 1e-7
@@ -93,7 +93,7 @@ class Adam(Optimizer):
     p -= lr * sqrt(1 - beta_2^t) / (1 - beta_1^t) * m / (sqrt(v) + epsilon).
     """
 
-    learning_rate: float = 0.001
+    learning_rate: Rate = 0.001
     beta_1: float = 0.9
     beta_2: float = 0.999
     epsilon: float = 1e-7
@@ -143,7 +143,7 @@ class Adamax(Optimizer):
     """keras.optimizers.Adamax: with m the running mean of g and u = max(beta_2 * u, |g|),
     p -= lr / (1 - beta_1^t) * m / (u + epsilon)."""
 
-    learning_rate: float = 0.001
+    learning_rate: Rate = 0.001
     beta_1: float = 0.9
     beta_2: float = 0.999
     epsilon: float = 1e-7
@@ -166,7 +166,7 @@ class Nadam(Optimizer):
     """keras.optimizers.Nadam (Dozat 2016): Adam with Nesterov's momentum, whose weight at step t is
     u_t = beta_1 * (1 - 0.96^t / 2); epsilon stands beside the corrected root."""
 
-    learning_rate: float = 0.001
+    learning_rate: Rate = 0.001
     beta_1: float = 0.9
     beta_2: float = 0.999
     epsilon: float = 1e-7
@@ -198,7 +198,7 @@ class Adagrad(Optimizer):
     """keras.optimizers.Adagrad: with a the sum of g^2, which starts at initial_accumulator_value,
     p -= lr * g / sqrt(a + epsilon)."""
 
-    learning_rate: float = 0.001
+    learning_rate: Rate = 0.001
     initial_accumulator_value: float = 0.1
     epsilon: float = 1e-7
 
@@ -220,7 +220,7 @@ class Adadelta(Optimizer):
     """keras.optimizers.Adadelta (Zeiler 2012): with a and d the running means of g^2 and of the squared steps,
     the step is sqrt(d + epsilon) / sqrt(a + epsilon) * g, and p -= lr * step."""
 
-    learning_rate: float = 0.001
+    learning_rate: Rate = 0.001
     rho: float = 0.95
     epsilon: float = 1e-7
 
@@ -243,7 +243,7 @@ class Lion(Optimizer):
     """keras.optimizers.Lion (Chen et al. 2023): p -= lr * sign(beta_1 * m + (1 - beta_1) * g), and then m is moved
     towards g by beta_2."""
 
-    learning_rate: float = 0.001
+    learning_rate: Rate = 0.001
     beta_1: float = 0.9
     beta_2: float = 0.99
 

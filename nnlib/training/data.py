@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 
 from nnlib import random
 from nnlib.calling import tensor_of
+from nnlib.checks import positive_integer
 
 Array = np.ndarray | torch.Tensor
 # One array, or several for a model with several inputs.
@@ -46,6 +49,19 @@ def is_arrays(x: Any) -> bool:
     return isinstance(x, (np.ndarray, torch.Tensor))
 
 
+def is_loader(x: Any) -> bool:
+    """Whether x is something to iterate over that gives batches: no array, and no list of numbers."""
+    if is_arrays(x) or not isinstance(x, Iterable):
+        return False
+    return not isinstance(x, (list, tuple)) or _holds_arrays(x)
+
+
+def _holds_arrays(x: Any) -> bool:
+    if isinstance(x, (list, tuple)):
+        return any(_holds_arrays(one) for one in x)
+    return isinstance(x, (np.ndarray, torch.Tensor))
+
+
 def to_tensor(argument: str, values: Any, *, dtype: torch.dtype | None = None) -> torch.Tensor:
     """A tensor of `values`, without a copy where it can be.
 
@@ -57,7 +73,13 @@ def to_tensor(argument: str, values: Any, *, dtype: torch.dtype | None = None) -
     elif isinstance(values, torch.Tensor):
         tensor = values
     else:
-        raise TypeError(f"{argument}: a NumPy array or a torch tensor is expected, got {type(values).__name__}")
+        given = type(values).__name__
+        hint = {"list": "; np.array(...) makes one of lists", "tuple": "; np.array(...) makes one of tuples"}.get(
+            given, ""
+        )
+        if isinstance(values, torch.utils.data.Dataset):
+            hint = "; torch.utils.data.DataLoader reads a Dataset"
+        raise TypeError(f"{argument}: a NumPy array or a torch tensor is expected, got {given}{hint}")
     if tensor.dim() == 0 or len(tensor) == 0:
         raise ValueError(f"{argument}: at least one sample is expected, got shape {tuple(tensor.shape)}")
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
@@ -86,8 +108,8 @@ def split_tail(parts: Sequence[Any], share: float) -> tuple[list[Any], list[Any]
     parts: [x, y, weights or None], where x may be several arrays. share: in (0, 1). Returns the parts for training
     and for validation. Raises ValueError if either is empty.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"validation_split: a number between 0 and 1 is expected, got {share}")
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share < 1:
+        raise ValueError(f"validation_split: a number between 0 and 1 is expected, got {share!r}")
     count = len(parts[1])
     cut = int(count * (1 - share))
     if cut in (0, count):
@@ -101,19 +123,37 @@ def split_tail(parts: Sequence[Any], share: float) -> tuple[list[Any], list[Any]
     return [rows(part, slice(cut)) for part in parts], [rows(part, slice(cut, None)) for part in parts]
 
 
-def class_weights(weights: Mapping[int, float], targets: torch.Tensor) -> torch.Tensor:
-    """One weight a sample from its class; classes that are not named weigh 1.
+def class_weights(
+    weights: Mapping[int, float], targets: torch.Tensor, output_shape: Sequence[int | None]
+) -> torch.Tensor:
+    """One weight a sample, or a step, from its class; classes that are not named weigh 1.
 
-    targets: class numbers (N,), or one row of probabilities a sample. Raises ValueError for keys that are no classes.
+    weights: class number -> weight, of Python's or NumPy's numbers. targets: class numbers in the shape of the output
+    without its last axis, or of the output, (N, 1) or one row of probabilities a sample. output_shape: batch first.
+
+    Raises ValueError for keys that are no classes, for weights that are no finite numbers, and for rows of
+    probabilities of several steps.
     """
-    if not isinstance(weights, Mapping) or any(isinstance(key, bool) or not isinstance(key, int) for key in weights):
+    kinds = (Integral, Real)
+    if not isinstance(weights, Mapping) or any(
+        isinstance(one, bool) or not isinstance(one, kind) for pair in weights.items() for one, kind in zip(pair, kinds)
+    ):
         raise ValueError(f"class_weight: a dictionary from class numbers to weights is expected, got {weights!r}")
-    if targets.dim() > 2:
-        raise ValueError(f"class_weight: one class a sample is expected, got targets of shape {tuple(targets.shape)}")
-    labels = targets.argmax(-1) if targets.dim() == 2 and targets.shape[-1] > 1 else targets.reshape(-1).long()
-    result = torch.ones(len(labels), device=labels.device)
+    classes = None if output_shape[-1] == 1 else output_shape[-1]
     for label, weight in weights.items():
-        result[labels == label] = weight
+        if classes is not None and not 0 <= label < classes:
+            raise ValueError(f"class_weight: classes from 0 to {classes - 1} are expected, got {label}")
+        if not math.isfinite(weight):
+            raise ValueError(f"class_weight: finite weights are expected, got {weight} for class {label}")
+    labels = targets
+    if targets.dim() == len(output_shape) > 1:
+        if targets.dim() > 2:
+            raise ValueError(f"class_weight: one class a sample is expected, got targets of shape {tuple(targets.shape)}")
+        labels = targets.argmax(-1) if targets.shape[-1] > 1 else targets.squeeze(-1)
+    labels = labels.long()
+    result = torch.ones(labels.shape, device=labels.device)
+    for label, weight in weights.items():
+        result[labels == label] = float(weight)
     return result
 
 
@@ -132,8 +172,7 @@ class ArrayBatches:
         batch_size: int,
         shuffle: bool = False,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size: a positive integer is expected, got {batch_size!r}")
+        batch_size = positive_integer("batch_size", batch_size)
         self.samples: int | None = len(first_of(x))
         self.batch_size: int | None = batch_size
         self.steps: int | None = -(-len(first_of(x)) // batch_size)
@@ -199,13 +238,12 @@ class Stream:
     the next epoch goes on where it ended, as in Keras.
 
     Its state says where it is: the state of the generators when the pass was opened, and how many batches ago.
+    argument: what the caller calls `steps`, for messages.
     """
 
-    def __init__(self, source: Source, steps: int | None, device: torch.device) -> None:
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-            raise ValueError(f"steps: a positive integer or None is expected, got {steps!r}")
+    def __init__(self, source: Source, steps: int | None, device: torch.device, *, argument: str = "steps") -> None:
         self.source = source
-        self.steps = steps
+        self.steps = None if steps is None else positive_integer(argument, steps)
         self._device = device
         self._pass: Iterator[Batch] | None = None
         self._opened_at: dict[str, Any] | None = None

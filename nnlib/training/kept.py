@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nnlib.configuration import describe, make
+from nnlib.configuration import class_key, describe, make
 from nnlib.losses import LOSSES, FunctionLoss
 from nnlib.metrics import METRICS, FunctionMetric, LossMetric
 from nnlib.optimizers import OPTIMIZERS, Optimizer, make_optimizer
+from nnlib.optimizers.schedules import SCHEDULES
 from nnlib.precision import get_precision
 from nnlib.tensor_file import pack, unpack
 from nnlib.training.gradients import GradientRules
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 # All that a description may name.
 _CLASSES: dict[str, type] = {
-    kind.__name__: kind for kind in (*LOSSES.values(), *METRICS.values(), *OPTIMIZERS.values(), LossMetric)
+    class_key(kind): kind
+    for kind in (*LOSSES.values(), *METRICS.values(), *OPTIMIZERS.values(), *SCHEDULES, LossMetric)
 }
 _TORCH_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     name: kind

@@ -45,7 +45,11 @@ class Steps:
             raise ValueError(f"{prefix}y: targets are expected beside {prefix}x, got None")
         targets = to_tensor(f"{prefix}y", y)
         check_lengths(inputs, targets, f"{prefix}x and {prefix}y")
-        targets = self.setup.loss.prepare(targets, self._output_shape(inputs))
+        shape = self._output_shape(inputs)
+        try:
+            targets = self.setup.loss.prepare(targets, shape)
+        except ValueError as error:
+            raise ValueError(f"{prefix}{error}") from error  # it begins with "y: "
         weights = None
         if weight is not None:
             if class_weight is not None:
@@ -58,7 +62,7 @@ class Steps:
                     f"for targets of {tuple(targets.shape)}"
                 )
         elif class_weight is not None:
-            weights = class_weights(class_weight, targets)
+            weights = class_weights(class_weight, targets, shape)
         return Batch(inputs, targets, weights)
 
     def _output_shape(self, x: InputTensors) -> tuple[int | None, ...]:
@@ -67,6 +71,7 @@ class Steps:
         key = tuple((part.shape[1:], part.dtype) for part in parts)
         if key not in self._output_shapes:
             model = self.model
+            model.check_inputs(parts)
             if len(parts) == 1 and model.tells_output_shape:
                 shape = (None, *parts[0].shape[1:])
                 model.build(shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -18,10 +19,12 @@ from nnlib.training.data import (
     ArrayBatches,
     Batch,
     Inputs,
+    InputTensors,
     LoaderBatches,
     Source,
     Stream,
     is_arrays,
+    is_loader,
     split_tail,
     to_inputs,
 )
@@ -147,10 +150,11 @@ class Trainable(torch.nn.Module):
         """
         steps = self._steps("fit")
         check_verbose(verbose)
-        for name, value in (("epochs", epochs), ("initial_epoch", initial_epoch), ("validation_freq", validation_freq)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < (name == "validation_freq"):
-                raise ValueError(f"{name}: a number of epochs is expected, got {value!r}")
-        if validation_data is None and validation_split:
+        epochs, initial_epoch = _epochs("epochs", epochs, 0), _epochs("initial_epoch", initial_epoch, 0)
+        validation_freq = _epochs("validation_freq", validation_freq, 1)
+        if not isinstance(shuffle, (bool, np.bool_)):
+            raise TypeError(f"shuffle: True or False is expected, got {shuffle!r}")
+        if validation_data is None and validation_split != 0:
             if not is_arrays(x) or y is None:
                 raise ValueError("validation_split: arrays x and y are expected; of a DataLoader give validation_data")
             (x, y, sample_weight), validation_data = split_tail([x, y, sample_weight], validation_split)
@@ -160,12 +164,14 @@ class Trainable(torch.nn.Module):
         validation = None
         if validation_data is not None:
             x_val, y_val, weight_val = _unpack(validation_data)
-            size = validation_batch_size or (batch_size if is_arrays(x_val) else None)
+            size = validation_batch_size
+            if size is None and is_arrays(x_val):
+                size = batch_size
             held = _source(steps, x_val, y_val, weight_val, size, prefix="validation ")
-            validation = Stream(held, validation_steps, device)
+            validation = Stream(held, validation_steps, device, argument="validation_steps")
         self.history = FitLoop(
             steps,
-            Stream(source, steps_per_epoch, device),
+            Stream(source, steps_per_epoch, device, argument="steps_per_epoch"),
             epochs=epochs,
             initial_epoch=initial_epoch,
             validation=validation,
@@ -246,12 +252,12 @@ class Trainable(torch.nn.Module):
         check_verbose(verbose)
         model = self._model
         source: Source
-        if is_arrays(x) or not isinstance(x, Iterable):
+        if not is_loader(x):
             size = 32 if batch_size is None else batch_size
-            source = ArrayBatches(to_inputs("x", x, dtype=model.dtype), batch_size=size)
+            source = ArrayBatches(self._asked(x), batch_size=size)
         else:
             _refuse_for_loader(batch_size=batch_size)
-            source = LoaderBatches(x, lambda item: Batch(to_inputs("x", _first(item), dtype=model.dtype), None, None))
+            source = LoaderBatches(cast("Loader", x), lambda item: Batch(self._asked(_first(item)), None, None))
         stream = Stream(source, steps, model.device)
         listeners = CallbackList(callbacks, model, {"steps": stream.steps_expected, "verbose": verbose, "metrics": []})
         outputs = []
@@ -268,7 +274,7 @@ class Trainable(torch.nn.Module):
 
     def predict_on_batch(self, x: Inputs) -> np.ndarray:
         """The outputs for one batch as a NumPy array."""
-        batch = Batch(to_inputs("x", x, dtype=self._model.dtype), None, None).to(self._model.device)
+        batch = Batch(self._asked(x), None, None).to(self._model.device)
         with in_mode(self, training=False), torch.no_grad():
             return _to_numpy(self._output(batch))
 
@@ -285,6 +291,12 @@ class Trainable(torch.nn.Module):
 
     def _steps(self, caller: str) -> Steps:
         return Steps(self._model, self._compiled(caller))
+
+    def _asked(self, x: Any) -> InputTensors:
+        """What predict is given, as tensors that the model takes."""
+        inputs = to_inputs("x", x, dtype=self._model.dtype)
+        self._model.check_inputs(inputs if isinstance(inputs, tuple) else (inputs,))
+        return inputs
 
     def _output(self, batch: Batch) -> torch.Tensor:
         parts = batch.x if isinstance(batch.x, tuple) else (batch.x,)
@@ -304,7 +316,7 @@ def _source(
     prefix: str = "",
 ) -> Source:
     """What gives the batches of these arguments of fit or evaluate."""
-    if y is None and isinstance(x, Iterable) and not is_arrays(x):
+    if y is None and is_loader(x):
         _refuse_for_loader(batch_size=batch_size, sample_weight=weight)
 
         def convert(item: Any) -> Batch:
@@ -317,6 +329,13 @@ def _source(
     return ArrayBatches(
         batch.x, batch.y, batch.weight, batch_size=32 if batch_size is None else batch_size, shuffle=shuffle
     )
+
+
+def _epochs(argument: str, value: Any, least: int) -> int:
+    """A number of epochs, of Python's or NumPy's integers."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{argument}: a number of epochs is expected, got {value!r}")
+    return int(value)
 
 
 def _refuse_for_loader(**arguments: Any) -> None:

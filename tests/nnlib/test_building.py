@@ -115,7 +115,7 @@ def test_numpys_integers_are_sizes(argument, make):
 
 def test_sizes_of_convolutions_and_axes():
     for filters in (2.0, None, "2", 0):
-        with message(ValueError, r"filters: a positive multiple of groups \(1\) is expected, got"):
+        with message(ValueError, r"filters: a positive integer is expected, got"):
             layers.Conv2D(filters, 3)
     with message(TypeError, "axis: an integer or several are expected, got {'axis': -1}"):
         layers.LayerNormalization(axis={"axis": -1})

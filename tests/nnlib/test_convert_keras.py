@@ -109,13 +109,20 @@ def test_one_training_step_is_keras():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
 
 
+def test_a_layer_without_weights_converts_alone():
+    x = noise((2, 6, 5, 4))
+    for theirs in (keras.layers.MaxPooling2D(2, 1, "same"), keras.layers.ReLU(6.0), keras.layers.Reshape((4, -1))):
+        expected = theirs(x)
+        assert_close(nnlib.from_keras(theirs)(x).numpy(), expected.numpy())
+
+
 @pytest.mark.parametrize(
     ("convert", "kind", "message"),
     [
         (
-            lambda: nnlib.from_keras(keras.layers.Conv1D(2, 3)),
+            lambda: nnlib.from_keras(keras.layers.Conv3D(2, 3)),
             TypeError,
-            r"conv1d\w*: layers that convert are Activation, .*; got a Conv1D",
+            r"conv3d\w*: layers that convert are Activation, .*; got a Conv3D",
         ),
         (
             lambda: nnlib.from_keras(keras.layers.Dense(2, kernel_regularizer=torch.sum)),
@@ -128,9 +135,14 @@ def test_one_training_step_is_keras():
             r"dense\w*: the layer must be built to have weights, got one that is not",
         ),
         (
-            lambda: nnlib.from_keras(keras.layers.LSTM(2, activation="celu")),
+            lambda: nnlib.from_keras(keras.layers.LSTM(2, activation="glu")),
             ValueError,
-            r"activation: known names are linear, .*; got 'celu' \(did you mean 'elu'\?\)",
+            r"lstm\w*: activation: known names are linear, .*; got 'glu' \(did you mean 'gelu'\?\)",
+        ),
+        (
+            lambda: nnlib.from_keras(keras.layers.GRU(2, recurrent_activation="sparsemax")),
+            ValueError,
+            r"gru\w*: recurrent_activation: known names are linear, .*; got 'sparsemax' \(did you mean .*\)",
         ),
         (
             lambda: nnlib.from_keras("model"),

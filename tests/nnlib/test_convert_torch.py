@@ -38,7 +38,24 @@ TORCH_MODULES = [
     (nn.Flatten(), IMAGE),
     (nn.Dropout(0.3), ROWS),
     *((kind(), ROWS) for kind in (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid)),
+    *(
+        (kind(), ROWS)
+        for kind in (
+            nn.CELU, nn.ELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid,
+            nn.Mish, nn.ReLU6, nn.SELU, nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanhshrink, nn.Identity,
+        )
+    ),
+    (nn.LeakyReLU(0.3), ROWS),
     (nn.Softmax(-1), ROWS),
+    (nn.Softmax(1), IMAGE),
+    (nn.LogSoftmax(-1), ROWS),
+    (nn.LocalResponseNorm(3, 0.3, 0.6, 1.5), IMAGE),
+    (nn.ZeroPad2d((1, 2, 0, 3)), IMAGE),
+    (nn.AvgPool2d(3, 2, 1), IMAGE),
+    (nn.MaxPool1d(2), ROWS),
+    (nn.AvgPool1d(3, 2), ROWS),
+    (nn.Sequential(nn.Flatten(), nn.Unflatten(1, (3, 10))), ROWS),
+    (nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 7, batch_first=True), 2, nn.LayerNorm(6)), ROWS),
     *((kind(6, 3, batch_first=True, bias=bias), ROWS) for kind in (nn.LSTM, nn.GRU, nn.RNN) for bias in (True, False)),
     (nn.RNN(6, 3, batch_first=True, nonlinearity="relu"), ROWS),
     *(
@@ -58,7 +75,10 @@ TORCH_MODULES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("module", "shape"), TORCH_MODULES, ids=lambda value: type(value).__name__)
+MODULES = [*TORCH_MODULES, (nn.Dropout2d(0.3), IMAGE)]
+
+
+@pytest.mark.parametrize(("module", "shape"), MODULES, ids=lambda value: type(value).__name__)
 def test_from_torch(module, shape):
     randomized(module)
     made = nnlib.from_torch(module)
@@ -82,6 +102,26 @@ def test_attention_from_torch_and_back():
         back = nnlib.to_torch(layer)
         assert type(back) is nn.MultiheadAttention and back.dropout == 0.1
         assert torch.equal(back(query, key, value)[0], expected)
+
+
+def test_dropout_of_channels():
+    torch.manual_seed(0)
+    y = nnlib.from_torch(nn.Dropout2d(0.5))(torch.ones(8, 6, 3, 2))
+    assert torch.equal(y, y[:, :, :1, :1].expand_as(y)) and set(y.unique().tolist()) == {0.0, 2.0}
+
+
+def test_pooling_of_steps_goes_both_ways():
+    x = noise(ROWS)
+    for layer in (layers.MaxPooling1D(2), layers.AveragePooling1D(3, 2, data_format="channels_first")):
+        torch.testing.assert_close(nnlib.to_torch(layer)(x), layer(x))
+    with pytest.raises(ValueError, match="^max_pooling1d: padding='same' does not convert: it depends on the number"):
+        nnlib.to_torch(layers.MaxPooling1D(2, padding="same"))
+
+
+def test_local_response_goes_both_ways():
+    layer = layers.LocalResponseNormalization(3, 0.1, 0.6, 1.5, data_format="channels_first")
+    x = noise(IMAGE)
+    torch.testing.assert_close(nnlib.to_torch(layer)(x), layer(x))
 
 
 def test_a_converted_model_trains_like_the_torch_one():
@@ -213,6 +253,21 @@ def test_from_torch_and_back(module, shape):
             r"module \(MaxPool2d\): padding must be 0 to convert, got 1",
         ),
         (
+            lambda: nnlib.from_torch(nn.ELU(0.5)),
+            ValueError,
+            r"module \(ELU\): alpha must be 1.0 to convert, got 0.5",
+        ),
+        (
+            lambda: nnlib.from_torch(nn.Unflatten(1, (2, -1))),
+            ValueError,
+            r"module \(Unflatten\): unflattened_size must have no -1 to convert, got \(2, -1\)",
+        ),
+        (
+            lambda: nnlib.from_torch(nn.AvgPool2d(3, 2, 1, count_include_pad=False)),
+            ValueError,
+            r"module \(AvgPool2d\): count_include_pad must be True to convert, got False",
+        ),
+        (
             lambda: nnlib.from_torch(nn.Embedding(3, 2, padding_idx=0)),
             ValueError,
             r"module \(Embedding\): padding_idx must be None to convert, got 0",
@@ -228,9 +283,9 @@ def test_from_torch_and_back(module, shape):
             "gru: reset_after=False does not convert: torch resets after the product",
         ),
         (
-            lambda: nnlib.to_torch(models.Sequential([layers.LocalResponseNormalization(input_shape=(3, 3, 2))])),
+            lambda: nnlib.to_torch(models.Sequential([layers.Masking(input_shape=(3, 2))])),
             TypeError,
-            "local_response_normalization: layers that convert are .*; got a LocalResponseNormalization",
+            "masking: layers that convert are .*; got a Masking",
         ),
         (
             lambda: nnlib.to_torch(models.Sequential([layers.Dense(2, activation=torch.square, input_shape=(3,))])),

@@ -94,17 +94,22 @@ def test_before_compile(call, images):
         (
             {"loss": "sparse_categorical_cross_entropy"},
             "loss: known names are sparse_categorical_crossentropy, categorical_crossentropy, binary_crossentropy, "
-            "bce, mean_squared_error, mse, mean_absolute_error, mae, mean_absolute_percentage_error, mape, huber, "
-            "log_cosh, poisson, kl_divergence, kld; got 'sparse_categorical_cross_entropy' "
+            "bce, categorical_focal_crossentropy, binary_focal_crossentropy, mean_squared_error, mse, "
+            "mean_absolute_error, mae, mean_absolute_percentage_error, mape, mean_squared_logarithmic_error, msle, "
+            "cosine_similarity, huber, log_cosh, poisson, kl_divergence, kld, hinge, squared_hinge, categorical_hinge; "
+            "got 'sparse_categorical_cross_entropy' "
             "(did you mean 'sparse_categorical_crossentropy'?)",
         ),
         (
             {"metrics": ["acuracy"]},
             "metrics: known names are accuracy, acc, binary_accuracy, categorical_accuracy, "
             "sparse_categorical_accuracy, top_k_categorical_accuracy, sparse_top_k_categorical_accuracy, precision, "
-            "recall, root_mean_squared_error, sparse_categorical_crossentropy, categorical_crossentropy, "
-            "binary_crossentropy, bce, mean_squared_error, mse, mean_absolute_error, mae, "
-            "mean_absolute_percentage_error, mape, huber, log_cosh, poisson, kl_divergence, kld; got 'acuracy' "
+            "recall, auc, true_positives, true_negatives, false_positives, false_negatives, f1_score, fbeta_score, "
+            "root_mean_squared_error, cosine_similarity, mean_squared_error, mean_absolute_error, "
+            "mean_absolute_percentage_error, mean_squared_logarithmic_error, logcosh, poisson, kl_divergence, hinge, "
+            "squared_hinge, categorical_hinge, binary_crossentropy, categorical_crossentropy, "
+            "sparse_categorical_crossentropy, bce, categorical_focal_crossentropy, binary_focal_crossentropy, mse, "
+            "mae, mape, msle, huber, log_cosh, kld; got 'acuracy' "
             "(did you mean 'accuracy'?)",
         ),
     ],
@@ -117,9 +122,9 @@ def test_unknown_names_in_compile(options, message):
 def test_unknown_activation():
     with raises(
         ValueError,
-        "activation: known names are linear, relu, gelu, silu, swish, tanh, sigmoid, softmax, log_softmax, elu, "
-        "exponential, hard_sigmoid, hard_silu, hard_swish, hard_tanh, leaky_relu, log_sigmoid, mish, relu6, selu, "
-        "softplus, softsign; "
+        "activation: known names are linear, relu, gelu, silu, swish, tanh, sigmoid, softmax, log_softmax, celu, "
+        "elu, exponential, hard_sigmoid, hard_shrink, hard_silu, hard_swish, hard_tanh, leaky_relu, log_sigmoid, mish, "
+        "relu6, selu, soft_shrink, softplus, softsign, sparse_plus, sparse_sigmoid, squareplus, tanh_shrink; "
         "got 'rellu' (did you mean 'relu'?)",
     ):
         layers.Dense(3, activation="rellu")
@@ -128,7 +133,7 @@ def test_unknown_activation():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: layers.Conv2D(0, 3), "filters: a positive multiple of groups (1) is expected, got 0"),
+        (lambda: layers.Conv2D(0, 3), "filters: a positive integer is expected, got 0"),
         (lambda: layers.Conv2D(5, 3, groups=2), "filters: a positive multiple of groups (2) is expected, got 5"),
         (lambda: layers.Conv2D(4, 3, groups=0), "groups: a positive integer is expected, got 0"),
         (lambda: layers.Conv2D(4, (3, 0)), "kernel_size: a positive integer or a pair of them is expected, got (3, 0)"),
@@ -148,11 +153,97 @@ def test_unknown_activation():
             "normal, truncated_normal, zeros, ones, constant, identity; got 'glorot' (did you mean 'glorot_normal'?)",
         ),
         (lambda: layers.Dense(2, name="a.b"), "name: letters, digits and underscores are expected, got 'a.b'"),
+        (lambda: layers.Dense(2, name=3), "name: letters, digits and underscores are expected, got 3"),
+        (
+            lambda: layers.Dense(2, input_shape=5),
+            "input_shape: a tuple of positive integers or None is expected, got 5",
+        ),
+        (
+            lambda: layers.Dense(2, input_shape=(-1,)),
+            "input_shape: a tuple of positive integers or None is expected, got (-1,)",
+        ),
+        (lambda: layers.Conv2D(4, 3, groups="2"), "groups: a positive integer is expected, got '2'"),
+        (lambda: layers.Dropout("a"), "rate: a number in [0, 1] is expected, got 'a'"),
+        (lambda: layers.LSTM(2, dropout=1.0), "dropout: a number in [0, 1) is expected, got 1.0"),
+        (lambda: layers.Reshape(3), "target_shape: positive sizes, at most one of them -1, are expected, got 3"),
     ],
 )
 def test_layer_arguments(make, message):
     with raises(ValueError, message):
         make()
+
+
+def test_arguments_of_another_kind():
+    with raises(TypeError, "padding: one of the names valid, same is expected, got 1"):
+        layers.Conv2D(4, 3, padding=1)
+    with raises(TypeError, "mask_value: a number is expected, got 'a'"):
+        layers.Masking("a")
+    layer = layers.Conv2D(np.int64(4), np.int32(3), strides=(np.int64(2), 1))
+    assert layer(torch.zeros(1, 9, 9, 1)).shape == (1, 4, 7, 4)
+
+
+@pytest.mark.parametrize(
+    ("room", "name", "nearest"),
+    [
+        (layers, "Conv2d", "Conv2D"),
+        (nnlib.optimizers, "Adm", "Adam"),
+        (nnlib.losses, "MeanSquareError", "MeanSquaredError"),
+        (nnlib.callbacks, "EarlyStoping", "EarlyStopping"),
+        (nnlib.initializers, "HeNorm", "HeNormal"),
+        (models, "sequential_", "Sequential"),
+    ],
+)
+def test_a_class_that_is_not_there(room, name, nearest):
+    message = f"module {room.__name__!r} has no {name!r} (did you mean {nearest!r}?); it has "
+    with starts(AttributeError, message) as got:
+        getattr(room, name)
+    assert f"{nearest}" in str(got.value).partition("it has")[2]
+
+
+def test_what_a_kernel_refuses_names_the_layer():
+    model = models.TransformerModel(1, 8, 2, 8, 11, 3)
+    message = "embedding: input must lie in [0, 10] (the rows of weight), got 50 at (0, 0)"
+    with raises(IndexError, message):
+        model.predict(np.full((2, 5), 50))
+    layer = layers.Dense(3, name="head")
+    with raises(TypeError, "head: linear: weight must have the dtype of x (float64), got float32"):
+        layer(torch.zeros(2, 4, dtype=torch.float64))
+
+
+def test_devices_that_are_not_there(tmp_path):
+    for make in (layers.Dense, lambda units, device: models.Sequential(device=device)):
+        with raises(ValueError, "device: a device is expected, such as 'cpu' or 'cuda:0', got 'gpu'"):
+            make(2, device="gpu")
+    path = tmp_path / "model.safetensors"
+    models.Sequential([layers.Dense(2, input_shape=(3,))]).save(path)
+    if not torch.cuda.is_available():
+        with raises(ValueError, "device: torch finds no CUDA device or driver, got 'cuda:1'"):
+            nnlib.load(path, device="cuda:1")
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    path = tmp_path / "no" / "model.safetensors"
+    with raises(FileNotFoundError, f"{path}: its folder must be there, got {str(path.parent)!r}, which is not"):
+        models.Sequential([layers.Dense(2, input_shape=(3,))]).save(path)
+
+
+def test_another_number_of_inputs():
+    model = models.Sequential([layers.Dense(3, activation="softmax", input_shape=(4,))], name="one")
+    model.compile()
+    x, y = np.zeros((5, 4), np.float32), np.zeros(5, int)
+    for call in (lambda: model.fit([x, x], y), lambda: model.predict([x, x]), lambda: model.train_on_batch([x, x], y)):
+        with raises(ValueError, "x: one takes 1 inputs (arrays in a list), got 2"):
+            call()
+    pair = models.EncoderDecoder(1, 8, 2, 8, 11, 11, name="pair")
+    with raises(ValueError, "x: pair takes 2 inputs (arrays in a list), got 1"):
+        pair.predict(np.ones((2, 5), int))
+
+
+def test_one_sample_without_its_batch():
+    model = models.Sequential([layers.Dense(3, input_shape=(4,), name="first")])
+    with raises(ValueError, "x: first must have samples in shape (N, 4), got (4,)"):
+        model.predict(np.zeros(4, np.float32))
+    assert models.Sequential([layers.Dense(3)]).predict(np.zeros((2, 5, 4), np.float32)).shape == (2, 5, 3)
 
 
 def test_channels_that_groups_do_not_divide():
@@ -181,14 +272,57 @@ def test_data_that_does_not_fit(small_model, images):
         model.fit(x, y, validation_data=(x, y[:10]))
     with raises(ValueError, "x: at least one sample is expected, got shape (0, 28, 28, 1)"):
         model.fit(x[:0], y[:0])
-    with raises(TypeError, "x: a NumPy array or a torch tensor is expected, got list"):
+    hint = "; np.array(...) makes one of lists"
+    with raises(TypeError, f"x: a NumPy array or a torch tensor is expected, got list{hint}"):
         model.fit(x.tolist(), y)
+    with raises(TypeError, f"x: a NumPy array or a torch tensor is expected, got list{hint}"):
+        model.predict(x.tolist())
+    with raises(
+        TypeError,
+        "x: a NumPy array or a torch tensor is expected, got TensorDataset; "
+        "torch.utils.data.DataLoader reads a Dataset",
+    ):
+        model.fit(torch.utils.data.TensorDataset(torch.zeros(3, 28, 28, 1), torch.zeros(3)))
     with raises(ValueError, "batch_size: a positive integer is expected, got 0"):
         model.fit(x, y, batch_size=0)
     with raises(ValueError, "validation_split: a number between 0 and 1 is expected, got 2"):
         model.fit(x, y, validation_split=2)
+    with raises(ValueError, "validation_split: a number between 0 and 1 is expected, got 'a'"):
+        model.fit(x, y, validation_split="a")
+    with raises(ValueError, "validation y: labels must be from 0 to 9 for an output of 10 classes, got 11 in row 0"):
+        model.fit(x, y, validation_data=(x[:1], np.array([11])))
+    for name in ("steps_per_epoch", "validation_steps", "validation_batch_size"):
+        rule = "batch_size" if name == "validation_batch_size" else name
+        with raises(ValueError, f"{rule}: a positive integer is expected, got 0"):
+            model.fit(x, y, validation_data=(x, y), **{name: 0})
+    with raises(TypeError, "shuffle: True or False is expected, got 'batch'"):
+        model.fit(x, y, shuffle="batch")
     with raises(ValueError, "verbose: one of ('auto', 0, 1, 2) is expected, got 3"):
         model.fit(x, y, verbose=3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "rule"),
+    [
+        ({10: 1.0}, "classes from 0 to 9 are expected, got 10"),
+        ({1: float("nan")}, "finite weights are expected, got nan for class 1"),
+        ({1: "a"}, "a dictionary from class numbers to weights is expected, got {1: 'a'}"),
+        ([1.0, 2.0], "a dictionary from class numbers to weights is expected, got [1.0, 2.0]"),
+    ],
+)
+def test_class_weights_that_are_none(weights, rule, small_model, images):
+    with raises(ValueError, f"class_weight: {rule}"):
+        small_model().fit(*images, class_weight=weights)
+
+
+def test_numpy_integers_are_integers(small_model, images):
+    x, y = images
+    plain = small_model()
+    plain.fit(x, y, batch_size=50, epochs=2, class_weight={1: 2.0, 4: 0.5}, verbose=0)
+    weights = dict(zip(np.array([1, 4]), np.array([2.0, 0.5], np.float32)))  # as sklearn's helpers give them
+    numpys = small_model()
+    numpys.fit(x, y, batch_size=np.int64(50), epochs=np.int32(2), class_weight=weights, verbose=0)
+    assert all(torch.equal(one, other) for one, other in zip(plain.parameters(), numpys.parameters(), strict=True))
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_spoilt(small_model, images):

@@ -88,7 +88,7 @@ def test_what_does_not_go_with_a_loader(arguments, message):
         ({"epochs": -1}, ValueError, "epochs: a number of epochs is expected, got -1"),
         ({"epochs": 1.5}, ValueError, "epochs: a number of epochs is expected, got 1.5"),
         ({"validation_freq": 0}, ValueError, "validation_freq: a number of epochs is expected, got 0"),
-        ({"steps_per_epoch": 0}, ValueError, "steps: a positive integer or None is expected, got 0"),
+        ({"steps_per_epoch": 0}, ValueError, "steps_per_epoch: a positive integer is expected, got 0"),
         ({"validation_data": 3}, ValueError, "validation_data: (x, y), (x, y, weight) or a DataLoader is expected, go"),
         ({"callbacks": [3]}, TypeError, "callbacks: objects of nnlib.callbacks.Callback are expected, got 3"),
         ({"class_weight": {"a": 1.0}}, ValueError, "class_weight: a dictionary from class numbers to weights is expe"),
@@ -133,6 +133,26 @@ def test_class_weights_are_sample_weights():
     assert rows["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     loaders = classifier().fit([(x, y)], class_weight=table, verbose=0).history
     assert loaders == classifier().fit([(x, y, weights.astype(np.float32))], verbose=0).history
+
+
+def test_class_weights_of_steps_are_weights_of_steps():
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((6, 5, 4)).astype(np.float32), generator.integers(0, 3, (6, 5))
+    table = {0: 3.0, 2: 0.5}
+    weights = np.vectorize(lambda label: table.get(label, 1.0))(y)
+
+    def losses(**options):
+        nnlib.set_seed(0)
+        model = models.Sequential([layers.GRU(3, return_sequences=True, input_shape=(5, 4)), layers.Dense(3, "softmax")])
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        return model.fit(x, y, epochs=2, shuffle=False, verbose=0, **options).history["loss"]
+
+    assert losses(class_weight=table) == losses(sample_weight=weights) != losses()
+    nnlib.set_seed(0)
+    model = models.Sequential([layers.Dense(3, "softmax", input_shape=(5, 4))])
+    model.compile("sgd", "categorical_crossentropy")
+    with raises(ValueError, "class_weight: one class a sample is expected, got targets of shape (6, 5, 3)"):
+        model.fit(x, np.eye(3)[y], class_weight=table, verbose=0)
 
 
 def test_weights_count_in_weighted_metrics_alone():

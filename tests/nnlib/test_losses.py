@@ -54,6 +54,25 @@ LOSSES = [
     ("LogCosh", {}, 30 * YES, LOGITS),
     ("Poisson", {}, YES, PROBABILITIES),
     ("KLDivergence", {}, ROWS, PROBABILITIES),
+    ("MeanSquaredLogarithmicError", {}, 3 * ROWS, 1 + 9 * PROBABILITIES),
+    ("CosineSimilarity", {}, ROWS, LOGITS),
+    ("Hinge", {}, 2 * YES - 1, LOGITS),
+    ("SquaredHinge", {}, YES, LOGITS),
+    ("CategoricalHinge", {}, np.eye(5)[LABELS], LOGITS),
+    ("BinaryFocalCrossentropy", {}, YES, PROBABILITIES),
+    (
+        "BinaryFocalCrossentropy",
+        {"apply_class_balancing": True, "alpha": 0.4, "gamma": 1.5, "from_logits": True, "label_smoothing": 0.1},
+        YES,
+        LOGITS,
+    ),
+    ("CategoricalFocalCrossentropy", {}, ROWS, PROBABILITIES),
+    (
+        "CategoricalFocalCrossentropy",
+        {"alpha": 0.4, "gamma": 1.5, "from_logits": True, "label_smoothing": 0.1},
+        ROWS,
+        LOGITS,
+    ),
 ]
 IDS = [f"{name}{'-'.join(('', *options))}-{np.ndim(targets)}d" for name, options, targets, _ in LOSSES]
 
@@ -85,6 +104,13 @@ def test_targets_without_their_last_axis():
     assert losses.BinaryCrossentropy()(torch.tensor([0, 1]), output).item() == pytest.approx(
         -(np.log(0.75) + np.log(0.5)) / 2
     )
+
+
+def test_cosine_similarity_along_an_axis(keras):
+    ours, theirs = (room.CosineSimilarity(axis=1, reduction=None) for room in (losses, keras.losses))
+    found, expected = ours(ROWS[None], LOGITS[None]), theirs(ROWS[None], LOGITS[None])
+    assert found.shape == (1, 5)
+    torch.testing.assert_close(found.float(), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_log_cosh_of_large_errors_is_finite():
@@ -151,6 +177,26 @@ def test_targets_that_do_not_fit(loss, targets, shape, message):
         ),
         (lambda: metrics.Precision(thresholds=[0.1]), TypeError, "thresholds: one number is expected, got [0.1]"),
         (lambda: metrics.TopKCategoricalAccuracy(k=0), ValueError, "k: a positive integer is expected, got 0"),
+        (lambda: metrics.Precision(top_k=0), ValueError, "top_k: a positive integer is expected, got 0"),
+        (lambda: metrics.F1Score(), ValueError, "average: one of micro, macro, weighted is expected, a metric is one"),
+        (lambda: metrics.FBetaScore("macro", beta=0), ValueError, "beta: a number above 0 is expected, got 0"),
+        (lambda: metrics.AUC(1), ValueError, "num_thresholds: an integer of at least 2 is expected, got 1"),
+        (lambda: metrics.AUC(curve="PRGAIN"), ValueError, "curve: known names are roc, pr; got 'PRGAIN'"),
+        (lambda: metrics.AUC(thresholds=[2.0]), ValueError, "thresholds: numbers from 0 to 1 are expected, got [2.0]"),
+        (lambda: metrics.AUC(num_labels=3), ValueError, "num_labels: it goes with multi_label=True, got 3"),
+        (
+            lambda: metrics.AUC(label_weights=[1.0, 2.0])(YES, PROBABILITIES),
+            ValueError,
+            "auc: label_weights must be of the output's last axis, 5, got 2",
+        ),
+        (
+            lambda: metrics.Recall(top_k=6)(YES, PROBABILITIES),
+            ValueError,
+            "recall: top_k must be at most the outputs, 5, got 6",
+        ),
+        (lambda: losses.CosineSimilarity(axis=None), TypeError, "axis: an integer is expected, got None"),
+        (lambda: losses.BinaryFocalCrossentropy(alpha=2), ValueError, "alpha: a number in [0, 1] is expected, got 2"),
+        (lambda: losses.CategoricalFocalCrossentropy(gamma=-1), ValueError, "gamma: a number of at least 0 is expect"),
     ],
 )
 def test_arguments(make, kind, message):
@@ -200,7 +246,36 @@ METRICS = [
     ("Recall", {"thresholds": 0.2}, YES, PROBABILITIES),
     ("Precision", {"class_id": 1, "thresholds": 0.2}, np.eye(5)[LABELS], PROBABILITIES),
     ("Recall", {"class_id": 2, "thresholds": 0.1}, np.eye(5)[LABELS], PROBABILITIES),
+    ("Precision", {"top_k": 2}, np.eye(5)[LABELS], PROBABILITIES),
+    ("Recall", {"top_k": 3, "thresholds": 0.2}, np.eye(5)[LABELS], PROBABILITIES),
+    ("TruePositives", {"thresholds": 0.2}, YES, PROBABILITIES),
+    ("TrueNegatives", {}, YES, PROBABILITIES),
+    ("FalsePositives", {"thresholds": 0.1}, YES, PROBABILITIES),
+    ("FalseNegatives", {}, YES, PROBABILITIES),
+    *(
+        ("F1Score", {"average": average}, np.eye(5)[LABELS], PROBABILITIES)
+        for average in ("micro", "macro", "weighted")
+    ),
+    ("FBetaScore", {"average": "macro", "beta": 2.0, "threshold": 0.2}, YES, PROBABILITIES),
+    ("AUC", {}, YES, PROBABILITIES),
+    ("AUC", {"curve": "PR"}, YES, PROBABILITIES),
+    ("AUC", {"curve": "PR", "summation_method": "majoring", "num_thresholds": 11}, YES, PROBABILITIES),
+    ("AUC", {"summation_method": "minoring", "thresholds": [0.1, 0.25, 0.7]}, YES, PROBABILITIES),
+    ("AUC", {"from_logits": True}, YES, LOGITS),
+    ("AUC", {"multi_label": True, "label_weights": [1.0, 2.0, 3.0, 4.0, 5.0]}, YES, PROBABILITIES),
+    ("AUC", {"multi_label": True, "num_labels": 5, "curve": "PR"}, YES, PROBABILITIES),
+    *((name, {}, 3 * YES, LOGITS) for name in ("MeanSquaredError", "MeanAbsoluteError", "LogCoshError")),
+    ("MeanAbsolutePercentageError", {}, ROWS, LOGITS),
+    ("MeanSquaredLogarithmicError", {}, ROWS, LOGITS),
+    ("CosineSimilarity", {}, ROWS, PROBABILITIES),
+    ("Poisson", {}, ROWS, PROBABILITIES),
+    ("KLDivergence", {}, ROWS, PROBABILITIES),
+    *((name, {}, np.eye(5)[LABELS], LOGITS) for name in ("Hinge", "SquaredHinge", "CategoricalHinge")),
+    ("BinaryCrossentropy", {"from_logits": True}, YES, LOGITS),
+    ("CategoricalCrossentropy", {"label_smoothing": 0.1}, ROWS, PROBABILITIES),
+    ("SparseCategoricalCrossentropy", {}, LABELS, PROBABILITIES),
 ]
+SHARES = ("Accuracy", "Precision", "Recall", "AUC", "Score")
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -219,7 +294,7 @@ def test_metrics_are_keras_own(name, options, targets, outputs, weighted, keras)
             None if weight is None else torch.tensor(weight),
         )
     assert ours.result() == pytest.approx(float(theirs.result()), rel=1e-6)
-    assert 0 < ours.result() and (name.startswith("Root") or ours.result() < 1)
+    assert 0 < ours.result() and (not name.endswith(SHARES) or ours.result() < 1)
     assert theirs.name.startswith(ours.name)  # Keras counts its objects: precision_1
     ours.reset_state()
     assert np.isnan(ours.result())
@@ -241,6 +316,30 @@ def test_precision_of_class_numbers():
     metric = metrics.Precision(class_id=1)
     metric.update_state(torch.tensor([1, 0, 2]), torch.tensor([[0.1, 0.8, 0.1], [0.3, 0.6, 0.1], [0.1, 0.1, 0.8]]))
     assert metric.result() == 0.5
+
+
+def test_metrics_are_kept_in_a_file(tmp_path):
+    chosen = [metrics.AUC(curve="PR", name="pr"), metrics.F1Score("macro"), "cosine_similarity", "mse", "msle", "hinge"]
+    model = models.Sequential([layers.Dense(5, "sigmoid", input_shape=(3,))])
+    model.compile(
+        "sgd", losses.BinaryFocalCrossentropy(gamma=3.0), chosen, weighted_metrics=[metrics.MeanSquaredError()]
+    )
+    values = model.fit(draw(7, 3), YES, verbose=0).history
+    assert list(values)[1:] == ["pr", "f1_score", "cosine_similarity", "mse", "msle", "hinge", "mean_squared_error"]
+    model.save(tmp_path / "model.safetensors")
+    kept = models.load_model(tmp_path / "model.safetensors")
+    assert kept.evaluate(draw(7, 3), YES, verbose=0) == model.evaluate(draw(7, 3), YES, verbose=0)
+    assert [type(metric) for metric in kept.setup.metrics] == [type(metric) for metric in model.setup.metrics]
+
+
+def test_an_auc_of_batches_is_that_of_all():
+    one, several = metrics.AUC(), metrics.AUC()
+    one.update_state(YES, PROBABILITIES)
+    for row in range(7):
+        several.update_state(YES[row : row + 1], PROBABILITIES[row : row + 1])
+    assert several.result() == one.result()
+    right = metrics.AUC()
+    assert right([0, 0, 1, 1], [0.1, 0.4, 0.6, 0.9]) == 1.0
 
 
 def test_losses_are_metrics_too():

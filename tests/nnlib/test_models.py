@@ -56,6 +56,17 @@ def test_summary_runs_no_kernel_and_changes_nothing(monkeypatch):
     assert model.training
 
 
+def test_summary_leaves_states_as_they_are():
+    model = models.Sequential([layers.LSTM(3, stateful=True, input_shape=(4, 2)), layers.Dense(1)])
+    x = torch.ones(5, 4, 2)
+    first = model(x)
+    states = model.layers[0].kept_states
+    assert "lstm (LSTM)" in summary_of(model)
+    assert model.layers[0].kept_states is states
+    after = model(x)
+    assert not torch.equal(first, after)  # a state of zeros would give the first again
+
+
 def test_summary_of_a_subclassed_model():
     class Two(models.Model):
         def __init__(self):

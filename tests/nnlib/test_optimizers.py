@@ -134,7 +134,7 @@ def test_learning_rate_is_read_and_set():
         (
             lambda: optimizers.SGD(lambda step: 0.1),
             TypeError,
-            "learning_rate: a number is expected, got <function",
+            "learning_rate: a number or a schedule is expected, got <function",
         ),
         (lambda: optimizers.Adam(beta_1=1.0), ValueError, "beta_1: a number in [0, 1) is expected, got 1.0"),
         (lambda: optimizers.SGD(momentum=-0.1), ValueError, "momentum: a number in [0, 1) is expected, got -0.1"),

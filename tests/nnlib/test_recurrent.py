@@ -258,6 +258,18 @@ def test_other_activations_are_keras(name, activation, recurrent_activation, bot
             nnlib.to_torch(ours)
 
 
+@pytest.mark.parametrize("one, other", [("tanh", "relu"), ("softsign", "tanh")])
+@pytest.mark.parametrize("name", LAYERS)
+def test_each_way_has_its_own_activation(name, one, other):
+    def pair(room):
+        kind = getattr(room, name)
+        back = kind(3, activation=other, return_sequences=True, go_backwards=True)
+        return room.Bidirectional(kind(3, activation=one, return_sequences=True), backward_layer=back)
+
+    x = torch.randn(4, 5, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert_like_keras(pair(layers), pair(keras.layers), [x], {"mask": mask()}, {"mask": mask()})
+
+
 def test_errors():
     with message(ValueError, "activation: known names are linear, relu, .*; got 'rellu' .did you mean 'relu'"):
         layers.LSTM(3, activation="rellu")

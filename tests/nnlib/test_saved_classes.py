@@ -21,6 +21,7 @@ LAYERS = {
     "Bidirectional": lambda: layers.Bidirectional(
         layers.LSTM(3, return_sequences=True, unit_forget_bias=False), merge_mode="sum", input_shape=SEQUENCE
     ),
+    "Conv1D": lambda: layers.Conv1D(4, 2, padding="causal", groups=2, dilation_rate=2, input_shape=SEQUENCE),
     "Conv2D": lambda: layers.Conv2D(4, (2, 3), groups=2, dilation_rate=2, activation="silu", input_shape=IMAGE),
     "Conv2DTranspose": lambda: layers.Conv2DTranspose(3, 3, strides=2, padding="same", input_shape=IMAGE),
     "Dense": lambda: layers.Dense(3, "tanh", use_bias=False, input_shape=SEQUENCE),

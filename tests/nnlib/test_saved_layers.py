@@ -41,6 +41,7 @@ def sequence_layers():
             layers.Embedding(20, 6, mask_zero=True, input_length=5),
             layers.PositionalEncoding(),
             layers.SimpleRNN(6, return_sequences=True),
+            layers.Conv1D(6, 2, padding="causal", activation="relu"),
             layers.Masking(),
             layers.MaxPooling1D(2, 1, "same"),
             layers.AveragePooling1D(2, 1, "same"),
