@@ -23,8 +23,6 @@ MISSING = cuda_cpu.missing()
 needs_harness = pytest.mark.skipif(MISSING is not None, reason=f"CUDA C++ on the CPU: {MISSING}")
 
 HALVES = ("float16", "bfloat16")
-#: (order, seed) of the threads and blocks; the first is what the others are compared with.
-ORDERS = (("forward", 0), ("reverse", 0), ("random", 1))
 
 
 def small_cases(*ops: str) -> list[Any]:
@@ -134,7 +132,7 @@ def _half_complaint(found: Array, exact: Array, theirs: Array, dtype: str) -> st
     return f"error {error:.3g} exceeds {allowed:.3g}" if error > allowed else None
 
 
-# ----- layouts and orders ------------------------------------------------------------------------------------------
+# ----- layouts -----------------------------------------------------------------------------------------------------
 
 
 def check_layout(case: Case, layout: str, dtype: str = "float32") -> None:
@@ -149,17 +147,3 @@ def check_layout(case: Case, layout: str, dtype: str = "float32") -> None:
     wanted = matrix.differentiable_names(case.op, expected.arguments)
     gradients = {n: found[n].reshape(expected.arguments[n].shape) for n in wanted}
     report(expected.complaints(oracle.Answer(matrix.results_of(value), gradients)))
-
-
-def check_orders(case: Case, dtype: str = "float32", check: str = "full") -> None:
-    """Results and gradients have the same bits in whatever order threads and blocks run."""
-    expected = oracle.expect_case(case, dtype)
-    answers = []
-    for order, seed in ORDERS:
-        with on_cpu(check, order, seed):
-            found = oracle.with_vjp(case.op, expected.arguments, expected.incoming, "cupy")
-        answers.append((*found.results, *found.gradients.values()))
-    for (order, seed), other in zip(ORDERS[1:], answers[1:]):
-        for i, (a, b) in enumerate(zip(answers[0], other, strict=True)):
-            if a.tobytes() != b.tobytes():
-                pytest.fail(f"{case.id}: array {i} differs in {order} order (seed {seed})", pytrace=False)

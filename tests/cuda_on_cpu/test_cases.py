@@ -1,5 +1,7 @@
-"""Every case of every op in CUDA C++, executed on the CPU: memory watched, in every type, order of threads and layout.
+"""Every case of every op in CUDA C++, executed on the CPU: memory watched, in every type and layout.
 
+Each kernel with each set of constants, here and wherever memory is watched, runs in several orders of threads and
+blocks the first times, and leaves the same bits (tests/support/cuda_cpu/run.py).
 Ops and cases are found by themselves. What an op has besides (paths, tiles, edge cases) is in the file of its name.
 """
 
@@ -71,15 +73,6 @@ def in_two_steps(case: Case, dtype: str) -> list[str]:
     return lines
 
 
-ORDERED = tuple(c for n in NAMES if n not in RECURRENT for c in matrix.cases_of(n, "ci"))
-
-
-@pytest.mark.parametrize("case", matrix.case_parameters(ORDERED))
-def test_any_order_of_threads_gives_the_same_bits(case: Case):
-    """Recurrences by every path in their own tests."""
-    helpers.check_orders(case)
-
-
 #: Which ordinary cases come in every layout: the first two, or these.
 IN_LAYOUTS = {"softmax": slice(4), "log_softmax": slice(4), "cross_entropy": slice(3, 12, 2), "max_pool2d": slice(1, 2)}
 IN_LAYOUTS |= {"layer_norm": slice(3), "rms_norm": slice(3), "conv2d_max_pool2d": slice(1, 2)}
@@ -105,7 +98,6 @@ def test_ops_are_these():
     """Those that lose the backend are noticed, and every op has cases of each kind here."""
     assert set(NAMES) == set(OPS)
     assert {p.values[0].op for p in cases_in("float16")} == set(OPS)
-    assert {c.op for c in ORDERED} | set(RECURRENT) == set(OPS)
 
 
 def test_a_case_that_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch):

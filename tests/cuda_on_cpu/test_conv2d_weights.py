@@ -18,13 +18,13 @@ from tests.cuda_on_cpu import helpers
 from tests.cuda_on_cpu.helpers import on_cpu
 from tests.cuda_on_cpu.test_measured import wasteful
 from tests.support import oracle
+from tests.support.cuda_cpu.run import ORDERS
 
 Array = np.ndarray[Any, Any]
 
 pytestmark = helpers.needs_harness
 #: Orders of a weight's dimensions in memory, the fastest last.
 LAYOUTS = {"first": (0, 1, 2, 3), "last": (0, 2, 3, 1), "outputs": (2, 3, 1, 0), "turned": (3, 1, 0, 2)}
-ORDERS = helpers.ORDERS
 
 
 def laid_out(a: Array, order: tuple[int, ...]) -> Array:

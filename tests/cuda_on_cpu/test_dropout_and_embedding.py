@@ -10,6 +10,7 @@ from kernels.random import keep_mask
 from tests.cuda_on_cpu import helpers
 from tests.cuda_on_cpu.helpers import on_cpu
 from tests.support import matrix, oracle
+from tests.support.cuda_cpu.run import ORDERS
 
 pytestmark = helpers.needs_harness
 
@@ -75,7 +76,7 @@ def test_a_frequent_row_is_added_up_in_order():
     arguments = {"input": index, "weight": helpers.numbers(7, 40), "padding_idx": 4}
     expected = oracle.expect("embedding", arguments)
     answers = []
-    for order, seed in helpers.ORDERS:
+    for order, seed in ORDERS:
         with on_cpu("full", order, seed):
             found = oracle.with_vjp("embedding", arguments, expected.incoming, "cupy")
         helpers.report(expected.complaints(found))

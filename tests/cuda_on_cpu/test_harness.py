@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import kernels
 from tests.cuda_on_cpu import helpers
 from tests.cuda_on_cpu.kernels_with_faults import FAULTS, SOUND
 from tests.support.cuda_cpu import KernelFault, module
-from tests.support.cuda_cpu.run import launch, order_number
+from tests.support.cuda_cpu.run import ORDERS, SHOWN, _shown, in_every_order, launch, on_cpu, order_number
 
 pytestmark = helpers.needs_harness
 
@@ -68,6 +69,35 @@ def test_a_missing_barrier_shows_in_another_order(check: str):
     if check == "fast":
         assert np.isnan(answers[0]).sum() == 32 and np.isnan(answers[1]).sum() == 32
         assert not np.array_equal(answers[0], answers[1], equal_nan=True)
+
+
+def test_sums_in_the_order_of_threads_are_caught():
+    """Atomics are no race, but what they add up has the bits of an order."""
+    text = BEGIN + "k(const float* x, float* y) { atomicAdd(&y[0], x[threadIdx.x]); }"
+    compiled = module.compiled_text(text)
+    orders = [order_number(*o) for o in ORDERS]
+
+    def done(x: Array) -> Array:
+        y = np.ones(1, np.float32)
+        given = (x, y)
+        in_every_order("k", given, lambda number: launch(compiled, "k", (1,), (64,), given, order=number), orders)
+        return y
+
+    assert done(np.ones(64, np.float32)) == 65  # once, though it ran three times
+    with pytest.raises(KernelFault, match="^k: writeable array 1 has other bits in order 1 than in 0$"):
+        done(np.float32(10.0) ** np.linspace(-3, 8, 64, dtype=np.float32))
+
+
+def test_what_runs_in_every_order():
+    """Every kernel with every set of constants, until it was seen so a few times with several blocks and warps."""
+    x = helpers.numbers(3, 200)
+    with on_cpu() as launched:
+        kernels.relu(x, backend="cupy")
+    ((kernel,), (source,)) = launched.kernels, launched.sources
+    with on_cpu():
+        for _ in range(SHOWN + 1):
+            kernels.relu(helpers.numbers(40, 200), backend="cupy")
+    assert _shown[source, kernel] == SHOWN
 
 
 @pytest.mark.parametrize("check", module.CHECKS)

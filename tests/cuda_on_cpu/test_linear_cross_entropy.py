@@ -36,11 +36,6 @@ def test_cases_in_several_chunks(case: Case, dtype: str, size_of_chunks: int):
         helpers.report(complaints(case, dtype))
 
 
-def test_any_order_of_threads_gives_the_same_bits(size_of_chunks: int):
-    for case in matrix.cases_of(OP, "ci"):
-        helpers.check_orders(case)
-
-
 def arguments_of(rows: int, features: int, classes: int) -> dict[str, Any]:
     """With a bias, one row ignored."""
     weight, bias = helpers.numbers(classes, features, seed=1), helpers.numbers(classes, seed=2)

@@ -75,13 +75,6 @@ def test_half_precision_without_tensor_cores(case: Case, path: str):
         report(helpers.half_complaints(case, "bfloat16"))
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("case", kinds())
-def test_any_order_of_threads_gives_the_same_bits(case: Case, path: str):
-    with use_step_tile(path, 2, 8 if path == "stepwise" else None):
-        helpers.check_orders(case)
-
-
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
 @pytest.mark.parametrize("case", kinds())
 def test_any_layout(case: Case, layout: str):

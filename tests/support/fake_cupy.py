@@ -7,6 +7,7 @@ asked for. So the host code of the backend "cupy", its launches included, runs a
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import types
 from collections.abc import Iterator
@@ -74,6 +75,7 @@ class ndarray:  # CuPy's name
     nbytes = property(lambda self: self._host.nbytes)
     flags = property(lambda self: self._host.flags)
     data = property(lambda self: types.SimpleNamespace(ptr=self._host.ctypes.data))
+    T = property(lambda self: self.transpose())
 
     def _like(self, host: Any) -> ndarray:
         return ndarray(np.asarray(host), self.device.id, self)
@@ -270,8 +272,46 @@ class RawKernel:
         launch(self._compiled, self._name, grid, block, tuple(given), shared_mem)
 
 
+class Cublas:
+    """Products column after column, of what lies at addresses; nothing else is known of the arrays."""
+
+    CUBLAS_OP_N, CUBLAS_OP_T = 0, 1
+    CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_64F, CUBLAS_GEMM_DEFAULT = 68, 70, -1
+    #: cudaDataType: its number and what it is.
+    TYPES = {"CUDA_R_32F": (0, "float32"), "CUDA_R_64F": (1, "float64"), "CUDA_R_16F": (2, "float16")}
+    TYPES |= {"CUDA_R_16BF": (14, "bfloat16")}
+
+    @staticmethod
+    def _matrix(at: int, kind: int, down: int, across: int, distance: int) -> Any:
+        """What lies there, columns `distance` elements apart."""
+        assert distance >= down
+        dtype = cupy_gpu.numpy_dtype(next(name for number, name in Cublas.TYPES.values() if number == kind))
+        size = (distance * (across - 1) + down) * dtype.itemsize
+        flat = np.frombuffer((ctypes.c_char * size).from_address(at), dtype)
+        return np.lib.stride_tricks.as_strided(flat, (down, across), (dtype.itemsize, dtype.itemsize * distance))
+
+    def gemmEx(
+        self, handle: int, op_a: int, op_b: int, m: int, n: int, k: int, alpha: int, a: int, type_a: int, lda: int,
+        b: int, type_b: int, ldb: int, beta: int, c: int, type_c: int, ldc: int, compute: int, algorithm: int,
+    ) -> None:  # fmt: skip
+        """C = alpha op(A) op(B) + beta C."""
+        assert (handle, algorithm) == (_gpu.device, -1), "another device's handle"
+        wide = np.dtype("float64" if compute == self.CUBLAS_COMPUTE_64F else "float32")
+        left = self._matrix(a, type_a, k, m, lda).T if op_a else self._matrix(a, type_a, m, k, lda)
+        right = self._matrix(b, type_b, n, k, ldb).T if op_b else self._matrix(b, type_b, k, n, ldb)
+        to = self._matrix(c, type_c, m, n, ldc)
+        factor, kept = ((ctypes.c_char * wide.itemsize).from_address(at) for at in (alpha, beta))
+        factor, kept = np.frombuffer(factor, wide)[0], np.frombuffer(kept, wide)[0]
+        product = factor * (left.astype(wide) @ right.astype(wide))
+        to[...] = product + kept * to.astype(wide) if kept else product
+        _gpu.launches.append(Launch("gemmEx", _gpu.device, _gpu.stream))
+
+
 class CUDARuntimeError(RuntimeError):
     """As CuPy has it."""
+
+
+MODULES = ("cupy", "cupy.cuda", "cupy.cuda.nvrtc", "cupy_backends.cuda.libs")
 
 
 def _modules(devices: int) -> dict[str, types.ModuleType]:
@@ -282,14 +322,18 @@ def _modules(devices: int) -> dict[str, types.ModuleType]:
         getDeviceCount=lambda: devices,
         getDevice=lambda: _gpu.device,
         CUDARuntimeError=CUDARuntimeError,
+        **{name: number for name, (number, _) in Cublas.TYPES.items()},
     )
+    handles = types.SimpleNamespace(get_cublas_handle=lambda: _gpu.device)
+    libraries = types.ModuleType("cupy_backends.cuda.libs")
+    libraries.cublas = Cublas()  # type: ignore[attr-defined]
     headers = harness._headers()[0]
-    facts = {"Device": Device, "ExternalStream": ExternalStream, "runtime": runtime, "nvrtc": nvrtc}
+    facts = {"Device": Device, "ExternalStream": ExternalStream, "runtime": runtime, "nvrtc": nvrtc, "device": handles}
     facts |= {"get_cuda_path": lambda: headers.removesuffix("/include"), "is_available": lambda: devices > 0}
     vars(cuda).update(facts)
     names = (ndarray, asarray, asnumpy, empty, from_dlpack, RawModule)
     vars(cupy).update({f.__name__: f for f in names} | {"cuda": cuda, "array": asarray})
-    return {"cupy": cupy, "cupy.cuda": cuda, "cupy.cuda.nvrtc": nvrtc}
+    return dict(zip(MODULES, (cupy, cuda, nvrtc, libraries), strict=True))
 
 
 def _forget() -> None:
@@ -307,7 +351,7 @@ def installed(devices: int = 2) -> Iterator[Gpu]:
         what it has seen.
     """
     global _gpu
-    before = {name: sys.modules.get(name) for name in ("cupy", "cupy.cuda", "cupy.cuda.nvrtc")}
+    before = {name: sys.modules.get(name) for name in MODULES}
     _gpu = Gpu()
     _forget()
     sys.modules.update(_modules(devices))
