@@ -37,7 +37,8 @@ def _tile(
     """(grid, the constants of a kernel that say its tile)."""
     outer, n, inner = p.extents
     target = target_of(tensor)
-    tile = choose(kernel, p, target, row_tile(outer * inner, n, inner, target))
+    wide = tensor.dtype == torch.float64
+    tile = choose(kernel, p, target, row_tile(outer * inner, n, inner, target, float64=wide))
     grid = (outer * triton.cdiv(inner, tile.rows) if inner > 1 else triton.cdiv(outer, tile.rows),)
     constants = {
         "SIDE": inner > 1,
