@@ -175,7 +175,8 @@ def _recurrences() -> Iterator[Call]:
             projection = units // share if share > 1 else 0
             for batch in (64,) if units < 512 else (16, 32, 64):
                 sizes = (64 if units < 512 else 1, batch, units)  # a step of many is like the others
-                yield Call(_recurrent(cell, sizes, dtype, "", *attributes, lengths=True, projection=projection), tf32)
+                workload = _recurrent(cell, sizes, dtype, "", *attributes, lengths=True, projection=projection)
+                yield Call(workload, tf32, aligned=projection % 16 == 0)
             if units in (64, 256):
                 yield Call(_recurrent(cell, (64, 64, units), dtype, "", *attributes, projection=projection), tf32)
 

@@ -54,8 +54,9 @@ OF_ROWS: dict[str, dict[str, int]] = {
         **{"gather_rows": 2, "factors_of_rows": 2, "add_rows": 3, "drop_elements": 1},
         # A channel's bias, to where tensor cores leave sums; images of three channels, of which no pixel is a vector.
         "convolve": 16,
-        # Places and lengths of rows, and of the GRU a bias.
-        **{"held_forward": 4, "held_backward": 4, "forward_sequence": 3, "backward_sequence": 2},
+        # Places and lengths of rows, to wherever tensor cores take rows from or leave them; of the GRU a bias.
+        **{"held_forward": 5, "held_backward": 4, "forward_sequence": 3, "backward_sequence": 2},
+        **{"forward_step": 4, "backward_step": 4},
     },
     "cupy": {
         **{"attention_forward": 6, "query_gradient": 10, "key_gradients": 11, "row_products": 2, "join_splits": 20},
