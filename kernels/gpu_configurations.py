@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from kernels import gpu_gates
 from kernels.gpu_report import capture
 from kernels.gpu_workloads import REPORTED_TARGETS, Workload, _attention, _conv, _entropy, _norm, _recurrent
 from kernels.runtime.machine_code import Compiled
-from kernels.runtime.triton_compile import Launch, compile_launch, digest, recording, version
+from kernels.runtime.triton_compile import Launch, compile_launches, digest, recording, version
 
 TARGETS = REPORTED_TARGETS["triton"]
 
@@ -69,10 +71,9 @@ def _rows() -> Iterator[Call]:
     """softmax, cross-entropy and normalization: rows of all lengths, few of them and many."""
     for dtype in DTYPES:
         for n, rows in itertools.product((8, 32, 64, 128, 256, 512, 1024, 4096, 8192, 16384, 65536), (128, 1 << 17)):
-            yield Call(Workload("softmax", dtype, {"x": (rows, n)}, (1,)))
-            yield Call(_entropy((rows, n), dtype, 0.1))
-            yield Call(_norm("layer_norm", (rows, n), dtype))
-            yield Call(_norm("rms_norm", (rows, n), dtype))
+            workloads = Workload("softmax", dtype, {"x": (rows, n)}, (1,)), _entropy((rows, n), dtype, 0.1)
+            for workload in (*workloads, _norm("layer_norm", (rows, n), dtype), _norm("rms_norm", (rows, n), dtype)):
+                yield Call(workload, aligned=n >= 16)
         for n, inner in itertools.product((4, 8, 16, 32, 64, 128, 32768), (16, 32, 4096)):
             yield Call(Workload("softmax", dtype, {"x": (64, n, inner)}, (1,)))
             yield Call(_entropy((64, n, inner), dtype, 0.1))
@@ -174,7 +175,8 @@ def _recurrences() -> Iterator[Call]:
             projection = units // share if share > 1 else 0
             for batch in (64,) if units < 512 else (16, 32, 64):
                 sizes = (64 if units < 512 else 1, batch, units)  # a step of many is like the others
-                yield Call(_recurrent(cell, sizes, dtype, "", *attributes, lengths=True, projection=projection), tf32)
+                workload = _recurrent(cell, sizes, dtype, "", *attributes, lengths=True, projection=projection)
+                yield Call(workload, tf32, aligned=projection % 16 == 0)
             if units in (64, 256):
                 yield Call(_recurrent(cell, (64, 64, units), dtype, "", *attributes, projection=projection), tf32)
 
@@ -258,9 +260,21 @@ def _is_usual(call: Call, launch: Launch) -> bool:
     return call.aligned and call.workload.shapes["query"][2] > 64 and not launch.options.get("SELECTS")
 
 
-def broken(call: Call, launch: Launch, target: str) -> list[str]:
-    """The rules that a launch's kernel breaks."""
-    kernel = compile_launch(launch, target)
+def broken(known: Sequence[tuple[Call, Launch]], target: str) -> list[str]:
+    """The rules that kernels break, each with the kernel, its call and its tile."""
+    complaints = []
+    compiled = compile_launches([launch for _, launch in known], target)
+    for (call, launch), kernel in zip(known, compiled, strict=True):
+        tile = {n: v for n, v in launch.options.items() if isinstance(v, int) and not isinstance(v, bool)}
+        where = f"{launch.name}, {call.workload.id}, {tile}"
+        complaints += [f"{where}: {rule}" for rule in _rules(call, kernel)]
+    return complaints
+
+
+def _rules(call: Call, kernel: Compiled | str) -> list[str]:
+    """What a call's kernel breaks; where it did not compile, that."""
+    if isinstance(kernel, str):
+        return [kernel]
     if not call.aligned:
         return gpu_gates.soundness(kernel)
     return gpu_gates.gates(kernel, call.workload.dtype, vectors=_has_vectors(call, kernel))
@@ -273,15 +287,24 @@ _SIDES = (
 )
 
 
+#: Kernels that leave the sum of a tile's rows.
+_SUMS_OF_ROWS = {"gradients_of_parts", "add_rows"}
+
+
 def _has_vectors(call: Call, kernel: Compiled) -> bool:
     """Whether a program's smallest tile has 128 bits for each thread; small sizes have less."""
     o = {"ROWS": 1} | kernel.options
     elements = min((o[a] * o[b] for a, b in _SIDES if a in o and b in o), default=o.get("BLOCK", 0))
-    itemsize = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}[call.workload.dtype]
+    elements = o["BLOCK"] if kernel.name in _SUMS_OF_ROWS else elements
+    itemsize = gpu_gates.ITEMSIZES[call.workload.dtype]
     return bool(elements * itemsize >= 16 * kernel.warps * kernel.target.warp)
 
 
-def make(families: tuple[str, ...] = (), targets: tuple[str, ...] = ()) -> dict[str, Any]:
+#: Kernels that a process compiles at a time.
+AT_A_TIME = 16
+
+
+def make(families: tuple[str, ...] = (), targets: tuple[str, ...] = (), processes: int = 1) -> dict[str, Any]:
     """Compile all: {"compiler": version, "families": {family: {target: what was found}}}.
 
     What was found: "digest" of what was compiled, how many kernels were "compiled", and what is "broken", in words.
@@ -289,21 +312,40 @@ def make(families: tuple[str, ...] = (), targets: tuple[str, ...] = ()) -> dict[
     Args:
         families: names in `FAMILIES`; none: all.
         targets: names of GPUs; none: all.
+        processes: how many compile at a time.
     """
     made: dict[str, dict[str, Any]] = {}
     for family, target in itertools.product(families or FAMILIES, targets or TARGETS):
         begun = time.monotonic()
         known = launches(family, target)
-        complaints = []
-        for call, launch in known:
-            tile = {n: v for n, v in launch.options.items() if isinstance(v, int) and not isinstance(v, bool)}
-            where = f"{launch.name}, {call.workload.id}, {tile}"
-            complaints += [f"{where}: {rule}" for rule in broken(call, launch, target)]
-        found = {"digest": digest(launch for _, launch in known), "compiled": len(known)}
-        made.setdefault(family, {})[target] = found | {"broken": complaints}
+        now = digest(launch for _, launch in known)
+        complaints = _compile(known, target, processes)
+        made.setdefault(family, {})[target] = {"digest": now, "compiled": len(known), "broken": complaints}
         seconds = time.monotonic() - begun
         print(f"{family}, {target}: {len(known)} kernels, {seconds:.0f} s, {len(complaints)} broken", file=sys.stderr)
     return {"compiler": version(), "families": made}
+
+
+def _compile(known: list[tuple[Call, Launch]], target: str, processes: int) -> list[str]:
+    """What is `broken`, compiled by so many processes. They are forked: launches hold what cannot be sent to others."""
+    parts = [known[at : at + AT_A_TIME] for at in range(0, len(known), AT_A_TIME)]
+    if processes == 1:
+        return [c for part in parts for c in broken(part, target)]
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _keep, (parts, target)) as pool:
+        return [c for found in pool.map(_broken_part, range(len(parts))) for c in found]
+
+
+_kept: tuple[list[list[tuple[Call, Launch]]], str] = [], ""
+
+
+def _keep(parts: list[list[tuple[Call, Launch]]], target: str) -> None:
+    global _kept
+    _kept = parts, target
+
+
+def _broken_part(number: int) -> list[str]:
+    parts, target = _kept
+    return broken(parts[number], target)
 
 
 def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -313,8 +355,11 @@ def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return {"compiler": new["compiler"], "families": {f: found for f, found in families.items() if found}}
 
 
-def run(families: tuple[str, ...], targets: tuple[str, ...], file: Path | None) -> int:
+def run(families: tuple[str, ...], targets: tuple[str, ...], file: Path | None, processes: int = 1) -> int:
     """``python -m kernels report --all``: compile, say what is broken, and keep what was found in a file.
+
+    Whole families are kept. A run that was interrupted goes on where it was all the same: Triton finds in its cache
+    what was compiled before.
 
     Returns:
         the exit status: 1 where a kernel breaks a rule, 2 where there is no such family.
@@ -325,7 +370,7 @@ def run(families: tuple[str, ...], targets: tuple[str, ...], file: Path | None) 
         return 2
     worst = 0
     for family, target in itertools.product(families or FAMILIES, targets or TARGETS):
-        found = make((family,), (target,))
+        found = make((family,), (target,), processes)
         complaints = found["families"][family][target]["broken"]
         print("\n".join(complaints), end="\n" if complaints else "")
         worst |= int(bool(complaints))

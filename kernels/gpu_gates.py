@@ -20,6 +20,8 @@ MATRIX_KERNELS: dict[str, set[str]] = {
     },
 }
 
+ITEMSIZES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+
 #: Triton's kernels that load what other threads of the same program have stored.
 HANDING_ON = {"forward_sequence", "backward_sequence"}
 
@@ -36,7 +38,7 @@ OF_TURNED = {"pack_weight", "add_turned_parts"}
 
 #: By backend and kernel, where need be of one family ("family/kernel"): accesses of a number a row beside its tiles,
 #: which no vector can hold; of CUDA C++ also those of what lies behind the last whole vector. Triton's are counted
-#: twice where a program has several rows.
+#: for each row that a thread has a part of, twice where a program has several rows.
 OF_ROWS: dict[str, dict[str, int]] = {
     "triton": {
         # A row's class with its weight and logit; its loss, maximum and log-sum.
@@ -53,11 +55,12 @@ OF_ROWS: dict[str, dict[str, int]] = {
         **{"attention_forward": 5, "query_gradient": 13, "key_gradients": 6, "bias_gradient": 2},
         **{"join_splits": 3, "row_products": 2},
         # Which row of the table a place names, its factor, where a row's places begin and end; the seed.
-        **{"gather_rows": 1, "factors_of_rows": 1, "add_rows": 3, "drop_elements": 1},
+        **{"gather_rows": 2, "factors_of_rows": 2, "add_rows": 3, "drop_elements": 1},
         # A channel's bias, to where tensor cores leave sums; images of three channels, of which no pixel is a vector.
         "convolve": 16,
-        # Places and lengths of rows, and of the GRU a bias.
-        **{"held_forward": 4, "held_backward": 4, "forward_sequence": 3, "backward_sequence": 2},
+        # Places and lengths of rows, to wherever tensor cores take rows from or leave them; of the GRU a bias.
+        **{"held_forward": 5, "held_backward": 4, "forward_sequence": 3, "backward_sequence": 2},
+        **{"forward_step": 4, "backward_step": 4},
     },
     "cupy": {
         **{"attention_forward": 6, "query_gradient": 10, "key_gradients": 11, "row_products": 2, "join_splits": 20},
@@ -124,7 +127,7 @@ def gates(kernel: Compiled, dtype: str = "float32", vectors: bool = True) -> lis
     broken = soundness(kernel)
     known = OF_ROWS[kernel.backend]
     of_rows = known.get(f"{kernel.family}/{kernel.name}", known.get(kernel.name, 0))
-    of_rows *= min(int(kernel.options.get("ROWS", 1)), 2)
+    of_rows *= _rows_of_thread(kernel, dtype)
     narrow = max(kernel.narrow - of_rows, 0)
     # A bool mask is read where tensor cores leave the scores, two neighbours a thread; terms by distance are gathered.
     # In CUDA C++ they are read in vectors of four scores, which are less than 128 bits but of a bias in float32.
@@ -146,6 +149,17 @@ def gates(kernel: Compiled, dtype: str = "float32", vectors: bool = True) -> lis
         if stages and not kernel.target.amd and not kernel.asynchronous:
             broken.append("no asynchronous copies, though there are stages")
     return broken
+
+
+def _rows_of_thread(kernel: Compiled, dtype: str) -> int:
+    """How many rows of its tile a thread has numbers of; where there are several, at least those of two layouts."""
+    rows, block = int(kernel.options.get("ROWS", 1)), int(kernel.options.get("BLOCK", 0))
+    several = min(rows, 2)
+    if kernel.backend != "triton" or not block:
+        return several
+    threads = kernel.warps * kernel.target.warp
+    along = max(min(block // (16 // ITEMSIZES[dtype]), threads), 1)
+    return max(-(-rows // (threads // along)), several)
 
 
 def _multiplies(kernel: Compiled) -> bool:

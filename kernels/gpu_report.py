@@ -377,6 +377,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", type=Path, help="also write the report here; lines that were not made anew are kept")
     parser.add_argument("--markdown", type=Path, help="write the tables here in place of printing them")
     parser.add_argument("--all", action="store_true", help="every tile that Triton's kernels can take: takes hours")
+    parser.add_argument("--processes", type=int, default=1, help="how many compile at a time with --all; 1")
     asked = parser.parse_args(arguments)
     backends = ("triton",) if asked.all else tuple(asked.backend or REPORTED_TARGETS)
     for backend in backends:
@@ -386,7 +387,7 @@ def main(arguments: list[str]) -> int:
     if asked.all:
         from kernels import gpu_configurations
 
-        return gpu_configurations.run(tuple(asked.op or ()), tuple(asked.target or ()), asked.json)
+        return gpu_configurations.run(tuple(asked.op or ()), tuple(asked.target or ()), asked.json, asked.processes)
     chosen = tuple(w for w in WORKLOADS if not asked.op or w.op in asked.op)
     report = make(tuple(asked.target or ()), chosen, backends)
     if asked.json:

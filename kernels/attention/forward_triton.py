@@ -65,11 +65,15 @@ def add_product(left, right, sums, seen, SELECTS: tl.constexpr, PRECISION: tl.co
         clean = tl.where(finite, wide, 0.0).to(right.dtype)
         sums = tl.dot(left.to(right.dtype), clean, sums, input_precision=PRECISION, out_dtype=COMPUTED)
         sign = tl.where(left > 0, 1.0, tl.where(left < 0, -1.0, 0.0)).to(tl.float16)
-        zero = tl.where(seen & (left == 0), 1.0, 0.0).to(tl.float16)
+        visible = tl.where(seen, 1.0, 0.0)
+        # The same again, behind a maximum, which the compiler moves nothing across. Else it would bring `seen`, as
+        # bits, to where tensor cores read, for which it has no way and fails (Triton 3.9, a mask, float32 as tf32).
+        visible = tl.max(tl.join(visible, visible), 2).to(tl.float16)
+        zero = tl.where(left == 0, visible, 0.0).to(tl.float16)
         size = tl.abs(infinite)
         difference = tl.dot(sign, infinite)
         count = tl.dot(tl.abs(sign), size)
-        nothing = tl.dot(tl.where(seen, 1.0, 0.0).to(tl.float16), unknown) + tl.dot(zero, size)
+        nothing = tl.dot(visible, unknown) + tl.dot(zero, size)
         sums += tl.where(nothing > 0, float("nan"), 0.0).to(COMPUTED)
         sums += tl.where(count + difference > 0, float("inf"), 0.0).to(COMPUTED)
         return sums - tl.where(count - difference > 0, float("inf"), 0.0).to(COMPUTED)

@@ -143,11 +143,13 @@ def _hides(p: AttentionProblem) -> bool:
     return p.mask is not None or p.bias is not None or (left, right) != (-1, -1)
 
 
-def _launches(p: AttentionProblem, tile: AttentionTile) -> tuple[tuple[AttentionTile, bool], ...]:
-    """(tile, SELECTS) of each launch of a kernel."""
+def _launches(
+    p: AttentionProblem, tile: AttentionTile, target: Target, *, told: bool = True
+) -> tuple[tuple[AttentionTile, bool], ...]:
+    """(tile, SELECTS) of each launch of a kernel. told: see `selecting_tile`."""
     if not _hides(p):
         return ((tile, False),)
-    return (tile, False), (selecting_tile(tile), True)
+    return (tile, False), (selecting_tile(tile, target, told=told), True)
 
 
 def _describable(p: AttentionProblem, target: Target, key: Tensor, value: Tensor) -> bool:
@@ -235,7 +237,7 @@ def attention(
     steps = [s for a in (query, key, value, mask, bias, term) for s in _strides(a)]
     odd = _flags(p, programs * splits, device)
     described = _describable(p, target, key, value)
-    for cut, selects in _launches(p, tile):
+    for cut, selects in _launches(p, tile, target):
         constants = _constants(p, query, cut)
         given = arrays
         if described and not selects:
@@ -303,7 +305,7 @@ def attention_backward(
         elif shaw:
             grad_term = torch.zeros((batch, heads, queries, 2 * p.relative_limit + 1), dtype=wide, device=device)
         odd = _flags(p, triton.cdiv(queries, tile.queries) * batch * heads * parts, device)
-        for cut, selects in _launches(p, tile):
+        for cut, selects in _launches(p, tile, target):
             launch(
                 backward_triton.query_gradient, (triton.cdiv(queries, cut.queries) * batch * heads * parts,), *arrays,
                 grad_query, grad_term, odd, *_sizes(p), *steps, **_constants(p, query, cut),
@@ -321,7 +323,7 @@ def attention_backward(
         parts = _parts(p, _width(p))
         grad_key, grad_value = empty(p.key.shape, dtype, device), empty(p.value.shape, dtype, device)
         odd = _flags(p, triton.cdiv(keys, key_tile.keys) * batch * p.key.shape[1] * parts, device)
-        for cut, selects in _launches(p, key_tile):
+        for cut, selects in _launches(p, key_tile, target, told=False):
             launch(
                 backward_triton.key_gradients, (triton.cdiv(keys, cut.keys) * batch * p.key.shape[1] * parts,),
                 *stand_in, grad_key, grad_value, odd, *_sizes(p), *steps, **_constants(p, query, cut),

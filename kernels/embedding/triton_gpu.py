@@ -14,16 +14,16 @@ from kernels.runtime.triton_gpu import DTYPES, as_rows, computed, computed_dtype
 
 Tensor = torch.Tensor
 
-#: Elements of a tile, and the most of them that are columns.
+#: Elements of a tile, half as many of float64, and the most of them that are columns.
 TILE, MOST_COLUMNS = 2048, 1024
 #: Places whose gradients are read at a time, so that a frequent row does not wait for each one alone.
 PLACES_AT_ONCE = 4
 
 
-def _tile(n: int) -> tuple[int, int]:
+def _tile(n: int, itemsize: int) -> tuple[int, int]:
     """(rows, columns) of a tile."""
     block = min(power_of_two(n), MOST_COLUMNS)
-    return max(min(TILE // block, 32), 1), block
+    return max(min(TILE // max(itemsize // 4, 1) // block, 32), 1), block
 
 
 def forward(p: EmbeddingProblem, weight: Tensor, input: Tensor) -> tuple[Tensor]:
@@ -32,7 +32,7 @@ def forward(p: EmbeddingProblem, weight: Tensor, input: Tensor) -> tuple[Tensor]
     out = empty((*p.input.shape, n), weight.dtype, weight.device)
     if out.numel() == 0:
         return (out,)
-    at_once, block = _tile(n)
+    at_once, block = _tile(n, weight.element_size())
     indices = input.reshape(-1).contiguous()
     options = {"ROWS": at_once, "BLOCK": block, "COMPUTED": computed(weight.dtype), "num_warps": 4}
     factors = None

@@ -28,6 +28,9 @@ Tensor = torch.Tensor
 
 #: The longest row of which backward keeps gradient, row and both sums: 16 elements of each of 512 threads.
 LONGEST_BACKWARD = 8192
+#: Registers of a thread, told to NVIDIA's assembler for programs of so many warps: left to itself it spills one number
+#: of bfloat16's kernel to stay at 64.
+REGISTERS, MOST_WARPS = 255, 4
 #: Columns and rows of the tiles that add up what longer rows give to weight and bias: a vector of 128 bits a thread.
 LONG_COLUMNS, LONG_ROWS = 1024, 2
 
@@ -43,7 +46,7 @@ def _normalise(
     mean = empty(p.rows_shape, wide, device) if p.trains and centred else None
     rstd = empty(p.rows_shape, wide, device) if p.trains else None
     target = target_of(x)
-    tile = choose("normalise_rows", p, target, row_tile(rows, n, 1, target))
+    tile = choose("normalise_rows", p, target, row_tile(rows, n, 1, target, float64=wide == torch.float64))
     seen, strides = as_rows(x, (rows, n))
     (weights, weight_n), (biases, bias_n) = _flat(weight), _flat(bias)
     launch(
@@ -80,7 +83,8 @@ def _gradients(
     rows, n = p.extents
     wants_x, wants_weight, wants_bias = (*p.needs_grad, False)[:3]
     device, wide, target = x.device, computed_dtype(x.dtype), target_of(x)
-    tile = choose("gradients_of_parts", p, target, row_tile(rows, n, 1, target, LONGEST_BACKWARD))
+    tile = row_tile(rows, n, 1, target, LONGEST_BACKWARD, float64=wide == torch.float64)
+    tile = choose("gradients_of_parts", p, target, tile)
     columns = min(LONG_COLUMNS, tile.block)
     parts, part = parts_of(rows, tile if tile.whole else RowTile(LONG_ROWS, columns, False, 8), target)
     grad_x = empty(p.x.shape, x.dtype, device) if wants_x else None
@@ -90,6 +94,8 @@ def _gradients(
     weights, weight_n = _flat(weight)
     kept = (None if mean is None else mean.contiguous(), rstd.contiguous())
     options = {"CENTRED": mean is not None, "COMPUTED": computed(x.dtype), "num_warps": tile.warps}
+    if tile.whole and tile.warps <= MOST_WARPS and not target.amd:
+        options["maxnreg"] = REGISTERS
     wants = {"WANTS_WEIGHT": wants_weight, "WANTS_BIAS": wants_bias}
     strides = (*g_strides, *x_strides)
     if tile.whole:

@@ -59,7 +59,10 @@ def covers(p: Pooling) -> tuple[int, int]:
 def _launch(kernel: Any, p: Pooling, form: ArraySpec, arrays: tuple[Any, ...], *numbers: Any, **constants: Any) -> None:
     """Run a kernel whose result is of `form`; `arrays` are its arguments, `numbers` what follows the sizes."""
     tensor = next(a for a in arrays if a is not None)
-    tile = flat_tile(form.size, target_of(tensor), 4 if tensor.element_size() >= 4 else 8)
+    of_thread = 4 if tensor.element_size() >= 4 else 8
+    if tensor.element_size() == 8 and constants.get("POWER") is not None:
+        of_thread = 2  # with more, sm_90's registers spill
+    tile = flat_tile(form.size, target_of(tensor), of_thread)
     sizes = (form.size, p.x.shape[1], *p.x.shape[2:], *p.output_plane)
     last = p.x.channels_last
     wide = computed(getattr(torch, p.x.dtype))

@@ -109,12 +109,14 @@ def recurrence_tile(p: Layer, target: Target, *, tensor_cores: bool, backward: b
     if not tensor_cores:
         units = min(32 if item == 4 else LEAST, most)
         hopper = target.name == "sm_90" and item == 4
-        registers = _registers(4, target, spills="sm_90" if hopper else "sm_8")
+        registers = _registers(4, target, spills="sm" if item == 8 else "sm_90" if hopper else "sm_8")
         return RecurrenceTile(path, LEAST, units, LEAST, 4, 1 if hopper else 2, registers)
     line = 128 // item
     stages = 2 if target.amd else 3
     if path == "stepwise":
         rows = min(_width(p.batch), 64)
+        if backward and item == 4:
+            stages = 1  # its weights lie across the sums: asynchronous copies that turn float32 would be of 32 bits
         return RecurrenceTile(path, rows, 32, line, min(_warps(rows * 32, item, target), 8), stages)
     units = inner = line
     if (backward or p.gates == 1) and not p.projects:
@@ -124,6 +126,8 @@ def recurrence_tile(p: Layer, target: Target, *, tensor_cores: bool, backward: b
         units, inner = most, line
     warps = max(_warps(LEAST * units, item, target), 4)
     registers = _registers(warps, target, spills="sm") if item == 4 else None
+    if item == 4 and p.projects:
+        stages = 2  # with three, 16 units spill all the same
     return RecurrenceTile(path, LEAST, units, inner, warps, stages, registers)
 
 

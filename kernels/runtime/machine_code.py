@@ -5,11 +5,15 @@ NVIDIA's cuobjdump and nvdisasm read machine code; Triton brings both, else they
 
 from __future__ import annotations
 
+import bisect
 import importlib.util
+import itertools
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +103,9 @@ Facts = dict[str, Any]
 _LABEL = re.compile(r"\s*(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)")
 _USAGE = re.compile(r"Function (\S+):\s*\n\s*(.*)")
+#: A line of the listing of bare code, and the place that a branch of it goes to.
+_PLACE = re.compile(r"\s*/\*([0-9a-f]{4,})\*/")
+_ADDRESS = re.compile(r"(?<=\s)0x([0-9a-f]+)(?= ?;)")
 _TEXT = re.compile(r"\.text\.(\S+):\n(.*?)(?=\n\s*\.section|\Z)", re.S)
 
 
@@ -145,14 +152,57 @@ def resources(cubin: bytes, reserved: int) -> dict[str, Facts]:
 def read_nvidia(cubin: bytes, reserved: int) -> dict[str, Facts]:
     """All facts of every kernel in a cubin, by name; arguments as of `resources`."""
     usage = resources(cubin, reserved)
-    found: dict[str, Facts] = {}
-    for name, body in _TEXT.findall(_tool("nvdisasm", "-c", data=cubin)):
-        if name not in usage:
-            continue
-        instructions, loop = read_assembly(body, _LABEL, _INSTRUCTION, r"BRA")
-        spills = sum(n for o, n in instructions.items() if re.match(r"(LDL|STL)\b", o))
-        found[name] = usage[name] | {"spills": spills, "instructions": instructions, "loop": loop}
+    listings = _TEXT.findall(_tool("nvdisasm", "-c", data=cubin))
+    return {name: usage[name] | _facts(body) for name, body in listings if name in usage}
+
+
+def read_many_nvidia(cubins: Sequence[bytes], target: Target) -> list[Facts]:
+    """The facts of many cubins of one kernel each, all for one target, as `read_nvidia` has them.
+
+    nvdisasm takes longer to begin than to read a kernel, so it is given the code of all of them at once.
+    """
+    if not cubins:
+        return []
+    codes = [_code(cubin) for cubin in cubins]
+    listing = _tool("nvdisasm", "-b", target.architecture.replace("sm_", "SM"), data=b"".join(codes))
+    parts: list[list[str]] = [[] for _ in codes]
+    begins = list(itertools.accumulate((len(code) for code in codes), initial=0))
+    for line in listing.splitlines():
+        if place := _PLACE.match(line):
+            at = int(place[1], 16)
+            # Without labels every instruction is one, by its place.
+            parts[bisect.bisect_right(begins, at) - 1] += [f".L_x_{at}:", _ADDRESS.sub(_label_of, line)]
+    found = []
+    for cubin, part in zip(cubins, parts, strict=True):
+        (usage,) = resources(cubin, target.reserved).values()
+        found.append(usage | _facts("\n".join(part)))
     return found
+
+
+def _label_of(address: re.Match[str]) -> str:
+    return f"`(.L_x_{int(address[1], 16)})"
+
+
+def _facts(body: str) -> Facts:
+    """What the disassembler's lines of a kernel tell."""
+    instructions, loop = read_assembly(body, _LABEL, _INSTRUCTION, r"BRA")
+    spills = sum(n for o, n in instructions.items() if re.match(r"(LDL|STL)\b", o))
+    return {"spills": spills, "instructions": instructions, "loop": loop}
+
+
+def _code(cubin: bytes) -> bytes:
+    """The machine code of the one kernel in a cubin: the contents of its section of instructions (ELF, 64 bits).
+
+    Raises:
+        ValueError: there is not one such section.
+    """
+    (table,), (size, count) = struct.unpack_from("<Q", cubin, 40), struct.unpack_from("<HH", cubin, 58)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + n * size) for n in range(count)]
+    # Type 1 (contents) with flag 4 (instructions).
+    found = [cubin[start : start + length] for _, kind, flags, _, start, length in sections if kind == 1 and flags & 4]
+    if len(found) != 1:
+        raise ValueError(f"cubin must have one section of instructions, got {len(found)}")
+    return found[0]
 
 
 #: What an instruction of a loop counts when the one with the most work is looked for.

@@ -37,6 +37,11 @@ class Target:
         return self.name.startswith("gfx")
 
     @property
+    def architecture(self) -> str:
+        """What Triton compiles for: from sm_90 on with what this kind alone has (wgmma, tcgen05)."""
+        return self.name + ("a" if self.name.startswith("sm_") and int(self.name[3:]) >= 90 else "")
+
+    @property
     def products_in_registers(self) -> bool:
         """Whether tensor cores take their factors from registers (mma), not from shared memory (wgmma, tcgen05)."""
         return self.name not in ("sm_90", "sm_100")

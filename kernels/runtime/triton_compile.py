@@ -14,7 +14,7 @@ import io
 import re
 import sys
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.errors import TritonError
 from triton.runtime import driver
 
 from kernels.runtime import machine_code, triton_gpu
@@ -149,11 +150,25 @@ def _driver_of(target: Target) -> Iterator[None]:
         driver._active = before
 
 
-def compile_launch(launch: Launch, target: str) -> Compiled:
-    """The kernel that a launch would run on a target, compiled."""
-    with _driver_of(TARGETS[target]):
-        made = launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.options)
-        return _read(launch, TARGETS[target], made)
+def compile_launches(launches: Sequence[Launch], target: str) -> list[Compiled | str]:
+    """The kernels that launches would run on a target, compiled; of one that the compiler refuses, why it does.
+
+    Triton keeps what it compiled in its cache, so that what an interrupted run has done is not done again.
+    """
+    gpu, made = TARGETS[target], []
+    with _driver_of(gpu):
+        for launch in launches:
+            try:
+                made.append(launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.options))
+            except (RuntimeError, TritonError) as error:
+                made.append(f"does not compile: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    whole = [one for one in made if not isinstance(one, str)]
+    if gpu.amd:
+        known = iter([machine_code.read_amd(one.asm["amdgcn"]) for one in whole])
+    else:
+        known = iter(machine_code.read_many_nvidia([one.asm["cubin"] for one in whole], gpu))
+    pairs = zip(launches, made, strict=True)
+    return [one if isinstance(one, str) else _described(launch, gpu, one, next(known)) for launch, one in pairs]
 
 
 @contextmanager
@@ -164,21 +179,24 @@ def compiling(target: str) -> Iterator[list[Compiled]]:
         target: name in `kernels.runtime.targets.TARGETS`.
 
     Yields:
-        what was compiled, in order.
+        a list, which holds what was compiled, in order, once the block has ended.
+
+    Raises:
+        RuntimeError: the compiler refuses a kernel; at the end of the block.
     """
     found: list[Compiled] = []
-    with triton_gpu.elsewhere(lambda *given: found.append(compile_launch(Launch(*given), target)), TARGETS[target]):
+    with recording(target) as launches:
         yield found
+    for launch, kernel in zip(launches, compile_launches(launches, target), strict=True):
+        if isinstance(kernel, str):
+            raise RuntimeError(f"{launch.name} {kernel}")
+        found.append(kernel)
 
 
-def _read(launch: Launch, target: Target, made: Any) -> Compiled:
+def _described(launch: Launch, target: Target, made: Any, facts: machine_code.Facts) -> Compiled:
     shown = {n: v for n, v in launch.options.items() if isinstance(v, (bool, int, float, str))}
-    if target.amd:
-        facts = machine_code.read_amd(made.asm["amdgcn"])
-    else:
-        # All of Triton's shared memory is dynamic; the system's own share (1 KiB) is in Target.reserved.
-        (facts,) = machine_code.read_nvidia(made.asm["cubin"], target.reserved).values()
-        facts = {n: v for n, v in facts.items() if n != "shared"}
+    # All of Triton's shared memory is dynamic.
+    facts = {n: v for n, v in facts.items() if n != "shared"}
     family = str(launch.kernel.fn.__module__).split(".")[1]
     return Compiled(
         launch.name, target, launch.grid, shown, made.metadata.shared, made.metadata.num_warps, **facts, family=family

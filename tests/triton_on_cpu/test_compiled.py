@@ -17,8 +17,9 @@ import torch
 
 from kernels import gpu_gates, gpu_report
 from kernels.gpu_workloads import REPORTED_TARGETS, WORKLOADS, Workload
-from kernels.runtime import triton_gpu
+from kernels.runtime import machine_code, triton_compile, triton_gpu
 from kernels.runtime.machine_code import Compiled
+from kernels.runtime.targets import TARGETS
 from kernels.runtime.triton_compile import compiling
 from tests.triton_on_cpu import helpers
 from tests.triton_on_cpu import kernels_with_faults as faults
@@ -108,6 +109,30 @@ def test_too_much_shared_memory_and_registers_are_caught():
         "300000 bytes of shared memory, there are 232448",
         "no block fits on a multiprocessor: does not launch",
     ]
+
+
+@pytest.mark.parametrize("target", NVIDIA)
+def test_many_kernels_are_read_as_each_is_alone(target: str):
+    """Loops too, which are found by the labels of the one listing, by the places of the other."""
+    half = torch.float16
+    matrices = (meta(64, 64, dtype=half), meta(64, 64, dtype=half), meta(64, 64))
+    launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
+        (faults.copy, (meta(4096), meta(4096), 4096), {"BLOCK": 1024}),
+        (faults.too_much_at_once, (meta(256, 256), meta(256, 256), meta(256, 256), 256), {"M": 256, "N": 256}),
+        (faults.product, matrices, {"M": 64, "N": 64, "K": 64, "PRECISION": "ieee"}),
+    ]
+    gpu = TARGETS[target]
+    with triton_compile._driver_of(gpu):
+        cubins = [k.warmup(*given, grid=(8,), num_warps=4, **o).asm["cubin"] for k, given, o in launches]
+    many = machine_code.read_many_nvidia(cubins, gpu)
+    assert many == [fact for cubin in cubins for fact in machine_code.read_nvidia(cubin, gpu.reserved).values()]
+    assert [bool(facts["loop"]) for facts in many] == [False, True, False]
+    assert machine_code.read_many_nvidia([], gpu) == []
+
+
+def test_code_must_be_of_one_kernel():
+    with pytest.raises(ValueError, match="^cubin must have one section of instructions, got 0$"):
+        machine_code._code(bytes(64))
 
 
 # ----- the report --------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import torch
 from kernels import gpu_configurations, gpu_report
 from kernels.attention.gpu_tiles import backward_tiles, forward_tile
 from kernels.conv2d.gpu_tiles import conv_tile
-from kernels.gpu_configurations import FAMILIES, TARGETS, launches
+from kernels.gpu_configurations import FAMILIES, TARGETS, Call, launches
+from kernels.gpu_workloads import Workload
 from kernels.runtime import targets, triton_compile, triton_gpu
 from kernels.runtime.triton_compile import Launch, recording
 from tests.triton_on_cpu import kernels_with_faults as faults
@@ -41,6 +43,46 @@ def test_what_was_compiled_is_what_there_is(family: str, target: str, found: dic
     now = launches(family, target)
     assert found["compiler"] == triton_compile.version()
     assert known == {"digest": triton_compile.digest(launch for _, launch in now), "compiled": len(now), "broken": []}
+
+
+# ----- what is compiled --------------------------------------------------------------------------------------------
+
+
+def known_of(call: Call, target: str) -> list[tuple[Call, Launch]]:
+    with gpu_configurations._precision(call.tf32):
+        captured = gpu_report.capture(call.workload, "triton", lambda: recording(target))
+    return [(call, launch) for launch in (*captured.forward, *captured.backward)]
+
+
+def test_attention_with_a_mask_in_float32_as_tf32_compiles():
+    """Its second launches brought bits to where tensor cores read, which Triton's compiler fails at."""
+    call = gpu_configurations._attention_call("float32", 16, frozenset({"hidden", "mask"}), tf32=True)
+    known = known_of(call, "sm_90")
+    again = [(call, launch) for call, launch in known if launch.options.get("SELECTS")]
+    assert [launch.name for _, launch in again] == ["attention_forward", "query_gradient", "key_gradients"]
+    assert gpu_configurations.broken(again, "sm_90") == []
+
+
+SOFTMAX = Call(Workload("softmax", "bfloat16", {"x": (64, 4096)}, (1,)))
+
+
+def test_what_does_not_compile_is_broken():
+    known = known_of(SOFTMAX, "sm_90")
+    call, launch = known[0]
+    known[0] = call, replace(launch, options=launch.options | {"BLOCK": 4095})
+    (complaint,) = gpu_configurations.broken(known, "sm_90")
+    assert complaint.startswith("softmax_rows, softmax 64x4096 bfloat16, {")
+    assert "does not compile: CompilationError" in complaint
+
+
+def test_processes_find_what_one_finds(monkeypatch: pytest.MonkeyPatch):
+    """Of two kernels, compiled by one process each, the one for rows that are no vectors is broken."""
+    odd = Call(Workload("softmax", "bfloat16", {"x": (64, 4097)}, (1,)))
+    known = [known_of(SOFTMAX, "sm_90")[0], known_of(odd, "sm_90")[0]]
+    monkeypatch.setattr(gpu_configurations, "AT_A_TIME", 1)
+    found = gpu_configurations._compile(known, "sm_90", 2)
+    assert found == gpu_configurations._compile(known, "sm_90", 1) == gpu_configurations.broken(known[1:], "sm_90")
+    assert len(found) == 1 and "global accesses are narrower than 128 bits" in found[0]
 
 
 # ----- which they are ----------------------------------------------------------------------------------------------
