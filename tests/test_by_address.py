@@ -130,7 +130,8 @@ def test_what_is_not_plain_memory_goes_the_careful_way(monkeypatch):
     unaligned[...] = array
     np.testing.assert_array_equal(kernels.silu(unaligned), kernels.silu(array))
     assert type(kernels.silu(array.copy().view(np.matrix))) is np.ndarray
-    with pytest.raises(NotImplementedError, match="^silu: torch.func.vmap is not supported; the op takes a whole batch$"):
+    refusal = "^silu: torch.func.vmap is not supported; the op takes a whole batch$"
+    with pytest.raises(NotImplementedError, match=refusal):
         torch.func.vmap(lambda row: kernels.silu(row, backend="numba"))(x)
     with pytest.raises(NotImplementedError, match="silu: forward-mode derivatives"):
         torch.func.jvp(lambda t: kernels.silu(t, backend="numba"), (x,), (x,))
