@@ -105,7 +105,9 @@ class MeanMetric(Metric):
     ) -> None:
         values = self.values(y_true, y_pred)
         if values.dtype is torch.bool and values.dim() and sample_weight is None:
-            self.add(values.sum(), values.numel())  # counted: exact in any order
+            # Counted: exact in any order. A number where reading it waits for nothing.
+            hits = values.count_nonzero()
+            self.add(int(hits) if hits.device.type == "cpu" else hits, values.numel())
             return
         values = values.double()
         if values.dim() == 0:

@@ -132,11 +132,12 @@ class RuleOptimizer(torch.optim.Optimizer):
             if self.schedule is not None:
                 group["lr"] = self._scheduled(group["iterations"])
                 group["iterations"] += 1
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            pairs = [(parameter, parameter.grad) for parameter in group["params"]]
+            parameters = [parameter for parameter, gradient in pairs if gradient is not None]
             if not parameters:
                 continue
-            for parameter in parameters:
-                state = self.state[parameter]
+            states = [self.state[parameter] for parameter in parameters]
+            for parameter, state in zip(parameters, states):
                 if not state:
                     state["step"] = 0
                     for slot in self.rule.slots:
@@ -144,6 +145,6 @@ class RuleOptimizer(torch.optim.Optimizer):
                 state["step"] += 1
             if group["weight_decay"]:
                 torch._foreach_mul_(parameters, 1 - group["weight_decay"] * group["lr"])
-            gradients = [parameter.grad for parameter in parameters]
-            self.rule.update(group, parameters, gradients, [self.state[parameter] for parameter in parameters])
+            gradients = [gradient for _, gradient in pairs if gradient is not None]
+            self.rule.update(group, parameters, gradients, states)
         return loss

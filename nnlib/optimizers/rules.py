@@ -107,11 +107,12 @@ class Adam(Optimizer):
         if amsgrad:
             for state in states:
                 state.setdefault("largest", torch.zeros_like(state["square"]))
-        devices = {parameter.device for parameter in parameters}
+        devices = [parameter.device for parameter in parameters]
+        steps = [state["step"] for state in states]
         # Parameters may have had gradients a different number of times.
-        for step in sorted({state["step"] for state in states}):
-            step_tensors = {device: torch.tensor(float(step), device=device) for device in devices}
-            members = [i for i, state in enumerate(states) if state["step"] == step]
+        for step in sorted(set(steps)):
+            step_tensors = {device: torch.tensor(float(step), device=device) for device in set(devices)}
+            members = [i for i, of_parameter in enumerate(steps) if of_parameter == step]
             kept = [states[i] for i in members]
             # torch's kernel, one pass over memory, puts epsilon beside sqrt(v) / sqrt(1 - beta_2^t).
             torch._fused_adam_(
@@ -120,7 +121,7 @@ class Adam(Optimizer):
                 _slot(kept, "mean"),
                 _slot(kept, "square"),
                 _slot(kept, "largest") if amsgrad else [],
-                [step_tensors[parameters[i].device] for i in members],
+                [step_tensors[devices[i]] for i in members],
                 lr=group["lr"],
                 beta1=beta_1,
                 beta2=beta_2,

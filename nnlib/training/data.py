@@ -193,10 +193,17 @@ class ArrayBatches:
         for start in range(first, samples, size):
             rows = slice(start, start + size) if order is None else order[start : start + size]
             yield Batch(
-                tuple(part[rows] for part in x) if isinstance(x, tuple) else x[rows],
-                None if y is None else y[rows],
-                None if weight is None else weight[rows],
+                tuple(_take(part, rows) for part in x) if isinstance(x, tuple) else _take(x, rows),
+                None if y is None else _take(y, rows),
+                None if weight is None else _take(weight, rows),
             )
+
+
+def _take(part: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
+    """Some rows; index_select, which wants one device, copies them whole, where indexing goes element by element."""
+    if isinstance(rows, slice) or rows.device != part.device:
+        return part[rows]
+    return part.index_select(0, rows)
 
 
 class LoaderBatches:

@@ -50,6 +50,11 @@ class GradientRules:
         """After how many batches the optimizer steps."""
         return self.gradient_accumulation_steps or 1
 
+    @property
+    def clips(self) -> bool:
+        """Whether `clip` does anything."""
+        return any(limit is not None for limit in (self.clipnorm, self.clipvalue, self.global_clipnorm))
+
     @torch.no_grad()
     def clip(self, gradients: list[torch.Tensor]) -> None:
         """Clips in place."""

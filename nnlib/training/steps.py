@@ -152,15 +152,16 @@ class Steps:
         setup = self.setup
         if setup.scaler is not None:
             setup.scaler.unscale_(optimizer)
-        gradients = [
-            parameter.grad
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        if setup.batches_held > 1:
-            torch._foreach_div_(gradients, setup.batches_held)
-        setup.rules.clip(gradients)
+        if setup.batches_held > 1 or setup.rules.clips:
+            gradients = [
+                parameter.grad
+                for group in optimizer.param_groups
+                for parameter in group["params"]
+                if parameter.grad is not None
+            ]
+            if setup.batches_held > 1:
+                torch._foreach_div_(gradients, setup.batches_held)
+            setup.rules.clip(gradients)
         if setup.scaler is None:
             optimizer.step()
         else:

@@ -12,7 +12,7 @@ import kernels
 from kernels.arrays import ArraySpec
 from kernels.op import OPS
 from kernels.recurrence import gradients_cpu, numba_cpu, sequence
-from kernels.recurrence.panels import LARGE_ROWS, MEDIUM_ROWS, RUN_TAPS
+from kernels.recurrence.panels import DOUBLE_ROWS, LARGE_ROWS, MEDIUM_ROWS, RUN_TAPS
 from tests.recurrence.modules import CELLS, OURS, flat, random_params
 
 LENGTHS = np.array([3, 0, 6, 1, 4, 6], np.int64)
@@ -97,11 +97,12 @@ def test_each_row_is_a_sequence_of_its_own(cell: str):
 
 
 @pytest.mark.parametrize("with_lengths", [False, True])
+@pytest.mark.parametrize("units", [5, 37])
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_permuted_batch_gives_permuted_results(cell: str, with_lengths: bool):
-    """Bit for bit, whichever tile a row falls into."""
-    batch = 2 * LARGE_ROWS + MEDIUM_ROWS + 1
-    x, params = inputs(5, batch, 5), random_params(cell, 5, 37)
+def test_a_permuted_batch_gives_permuted_results(cell: str, units: int, with_lengths: bool):
+    """Bit for bit, whichever tile a row falls into: of whole panels, or of a part of one."""
+    batch = DOUBLE_ROWS + MEDIUM_ROWS + 1
+    x, params = inputs(5, batch, 5), random_params(cell, 5, units)
     lengths = np.random.default_rng(0).integers(0, 6, batch) if with_lengths else None
     expected = flat(OURS[cell](x, params, lengths=lengths))
     order = np.random.default_rng(3).permutation(batch)
