@@ -67,14 +67,15 @@ OF_ROWS: dict[str, dict[str, int]] = {
         **{"shaw_products": 5, "shaw_gradient": 39, "take_rows": 3, "attention/sum_parts": 30},
         # A number of a trained table for each thread.
         **{"sum_queries": 16, "sum_rows": 33},
-        **{"losses_of_rows": 7, "losses_of_columns": 17, "loss_gradient_rows": 6, "loss_gradient_columns": 13},
+        **{"losses_of_rows": 7, "losses_of_columns": 18, "loss_gradient_rows": 6, "loss_gradient_columns": 13},
         **{"sum_losses": 8, "finish_loss": 4},
         **{"normalise_rows": 2, "gradients_of_parts": 2, "gradient_of_rows": 2, "sums_of_columns": 6},
         **{"drop_elements": 17, "factors_of_rows": 2, "gather_rows": 2, "bounds_of_rows": 3, "add_rows": 7},
         **{"mask_padding": 1},
-        # Elements beside their indices, which are the wide ones; a weight's gradient of which no vector is whole; the
-        # result of a product with few channels.
+        # Elements beside their indices, which are the wide ones; a weight's gradient of which no vector is whole; a
+        # channel's bias; the result of a product with few channels.
         **{"max_of_windows": 16, "gradient_of_maxima": 16, "add_parts": 5, "convolve": 8},
+        **{"finish_parts": 1},
     },
 }
 

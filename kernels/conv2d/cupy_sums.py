@@ -138,7 +138,8 @@ def finish_parts(
     """
     channels, plane = form.shape[1], 1 if form.channels_last else form.shape[2] * form.shape[3]
     vector = vector_elements(form.itemsize)
-    if plane > 1 or channels % vector or (bias is not None and not has_vectors(bias, 0, vector)):
+    by_channels = channels % vector == 0 and (bias is None or has_vectors(bias, 0, vector))
+    if not (plane % vector == 0 if plane > 1 else by_channels):
         vector = 1
     items = form.size // vector
     block = flat_block(items, target_of(of_parts))

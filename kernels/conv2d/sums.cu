@@ -210,8 +210,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) add_turned_parts(
 
 // out = act(bias + the sum over the parts, in their order), and what is before the activation where sums is not null.
 // parts: (count, elements of out), in the order in which they lie in out and sums. bias: (channels,) or null. plane:
-// elements from a channel to the next one. A thread has VECTOR elements: more than 1 only where plane is 1, VECTOR
-// divides channels, and the bias is aligned. items: elements / VECTOR.
+// elements from a channel to the next one. A thread has VECTOR elements: more than 1 only where VECTOR divides plane, or
+// plane is 1, VECTOR divides channels, and the bias is aligned. items: elements / VECTOR.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) finish_parts(
     const COMPUTED* __restrict__ parts, const STORAGE* __restrict__ bias, STORAGE* __restrict__ out,
     STORAGE* __restrict__ sums, INDEX items, int count, int channels, INDEX plane, int activation) {
@@ -223,7 +223,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) finish_parts(
   if (item >= items) return;
   if (bias) {
     COMPUTED added[VECTOR];
-    load_vector(bias + item * VECTOR / plane % channels, added);
+    const STORAGE* from = bias + item * VECTOR / plane % channels;
+    if (plane > 1) {
+#pragma unroll
+      for (int lane = 0; lane < VECTOR; ++lane) added[lane] = widen(*from);
+    } else {
+      load_vector(from, added);
+    }
 #pragma unroll
     for (int lane = 0; lane < VECTOR; ++lane) total[lane] += added[lane];
   }

@@ -8,8 +8,10 @@ architecture and the cache on disk are replaced, inside of CuPy 14. Needs NVRTC 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -102,44 +104,78 @@ def _unwritten(shape: tuple[int, ...], dtype: str) -> Any:
     return np.empty(shape, cupy_gpu.numpy_dtype(dtype))
 
 
+@dataclass(frozen=True)
+class Launch:
+    """A launch: its source and kernel, blocks and threads, bytes of dynamic shared memory."""
+
+    source: Source
+    kernel: str
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    shared: int
+
+
+@contextmanager
+def _launching(target: str, each: Callable[[Launch], None]) -> Iterator[None]:
+    def take(
+        source: Source, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], _: tuple[Any, ...], shared: int
+    ) -> None:
+        each(Launch(source, kernel, grid, block, shared))
+
+    with cupy_gpu.elsewhere(take, TARGETS[target], _unwritten):
+        yield
+
+
+@contextmanager
+def recording(target: str) -> Iterator[list[Launch]]:
+    """Every launch inside the block is noted in place of being run; arrays are NumPy's.
+
+    Args:
+        target: name in `kernels.runtime.targets.TARGETS`, one of NVIDIA's.
+
+    Yields:
+        the launches, in order.
+    """
+    found: list[Launch] = []
+    with _launching(target, found.append):
+        yield found
+
+
 @contextmanager
 def compiling(
     target: str, read: Callable[[Source, str], dict[str, machine_code.Facts]] = facts
 ) -> Iterator[list[Compiled]]:
-    """Every launch inside the block is compiled for a target in place of being run; arrays are NumPy's.
+    """The same, and compiled for the target at once, so that an error shows the call.
 
     Args:
-        target: name in `kernels.runtime.targets.TARGETS`, one of NVIDIA's.
+        target: as of `recording`.
         read: what is looked for in the machine code: `facts`, or `resources` alone.
 
     Yields:
         what was compiled, in order.
     """
     found: list[Compiled] = []
-    chosen = TARGETS[target]
-
-    def compile_launch(
-        source: Source, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], _: tuple[Any, ...], shared: int
-    ) -> None:
-        known = dict(read(source, target)[kernel])
-        threads = int(np.prod(block))
-        options = {n: v for n, v in source.constants if n not in _TYPES}
-        found.append(
-            Compiled(
-                kernel,
-                chosen,
-                grid,
-                options,
-                known.pop("shared") + shared,
-                -(-threads // chosen.warp),
-                **known,
-                backend="cupy",
-                family=source.file.partition("/")[0],
-            )  # fmt: skip
-        )
-
-    with cupy_gpu.elsewhere(compile_launch, chosen, _unwritten):
+    with _launching(target, lambda launch: found.append(compiled(launch, target, read))):
         yield found
+
+
+def compiled(
+    launch: Launch, target: str, read: Callable[[Source, str], dict[str, machine_code.Facts]] = facts
+) -> Compiled:
+    """A launch's kernel compiled for a target; `read` as of `compiling`."""
+    known = dict(read(launch.source, target)[launch.kernel])
+    chosen = TARGETS[target]
+    return Compiled(
+        launch.kernel,
+        chosen,
+        launch.grid,
+        {n: v for n, v in launch.source.constants if n not in _TYPES},
+        known.pop("shared") + launch.shared,
+        -(-math.prod(launch.block) // chosen.warp),
+        **known,
+        backend="cupy",
+        family=launch.source.file.partition("/")[0],
+    )
 
 
 #: Constants that name types.

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels import gpu_gates, gpu_report
+from kernels import cupy_configurations, gpu_gates, gpu_report
 from kernels.backends import BACKENDS, load
 from kernels.case import Case, all_cases
+from kernels.conv2d.cuda_tiles import product_tiles
 from kernels.gpu_workloads import REPORTED_TARGETS, WORKLOADS, Workload
 from kernels.op import OPS
 from kernels.runtime import cuda_source, cupy_compile, cupy_gpu
@@ -167,6 +168,32 @@ def test_every_launch_of_every_case_is_sound(case: Case):
         for kernel in compile_case(case, dtype, "sm_90"):
             complaints += [f"{kernel.name} {kernel.options} {dtype}: {c}" for c in gpu_gates.soundness(kernel)]
     helpers.report(complaints)
+
+
+# ----- every configuration -----------------------------------------------------------------------------------------
+
+
+# They are compiled by ``python -m kernels.cupy_configurations``, which takes minutes; here is what they are.
+
+
+def test_configurations_are_compiled_and_held_to_the_gates(monkeypatch: pytest.MonkeyPatch):
+    calls = [c for c in cupy_configurations.FAMILIES["elements"]() if c.workload.op in ("relu", "embedding")][:2]
+    monkeypatch.setitem(cupy_configurations.FAMILIES, "few", lambda: iter(calls))
+    assert cupy_configurations.broken("few", "sm_90") == (2, [])
+    monkeypatch.setattr(gpu_gates, "gates", lambda *_: ["a rule"])
+    count, complaints = cupy_configurations.broken("few", "sm_90")
+    assert count == len(complaints) == 2 and all(c.endswith(": a rule") for c in complaints)
+    assert cupy_configurations.main(["few", "--target", "sm_90"]) == 1
+
+
+def test_every_tile_of_products_is_among_the_configurations():
+    found: dict[Any, set[Any]] = {name: set() for name in ("__half", "__nv_bfloat16", "float", "double")}
+    for _, launch in cupy_configurations.launches("convolutions", "sm_90"):
+        if launch.kernel == "convolve":
+            known = dict(launch.source.constants)
+            found[known["STORAGE"]].add((known["TILE_ROWS"], known["TILE_COLUMNS"]))
+    for storage, itemsize in (("__nv_bfloat16", 2), ("float", 4), ("double", 8)):
+        assert found[storage] == {(t.rows, t.columns) for t in product_tiles(itemsize)}
 
 
 # ----- the report --------------------------------------------------------------------------------------------------

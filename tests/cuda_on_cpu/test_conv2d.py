@@ -156,10 +156,10 @@ def test_a_weights_gradient_is_summed_over_several_parts():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("outputs, last", [(16, False), (16, True), (13, True)])
-def test_few_tiles_are_cut_along_their_sums(outputs: int, last: bool, dtype: str):
+@pytest.mark.parametrize("outputs, last, height", [(16, False, 4), (16, False, 3), (16, True, 4), (13, True, 4)])
+def test_few_tiles_are_cut_along_their_sums(outputs: int, last: bool, height: int, dtype: str):
     """On a large GPU, a small image of many channels: shares of the sums, then their sum, bias and activation."""
-    x = helpers.numbers(1, 88, 4, 5)
+    x = helpers.numbers(1, 88, height, 6)
     arguments = {
         "x": channels_last(x) if last else x,
         "weight": helpers.numbers(outputs, 88, 3, 3, seed=1) / np.float32(28),
@@ -176,6 +176,9 @@ def test_few_tiles_are_cut_along_their_sums(outputs: int, last: bool, dtype: str
             expected = oracle.expect("conv2d", given)
             report(expected.complaints(oracle.with_vjp("conv2d", given, expected.incoming, "cupy")))
     assert launched.kernels[:3] == ["pack_weight", "convolve", "finish_parts"]
+    vector = 16 // numpy_dtype(dtype).itemsize
+    whole = outputs % vector == 0 if last else height * 6 % vector == 0
+    assert constants(launched, "finish_parts", "VECTOR")[0] == (vector if whole else 1)
 
 
 @pytest.mark.parametrize(
