@@ -124,6 +124,7 @@ def pack_linear(weight: Any) -> PackedLinear:
 
     Raises:
         TypeError, ValueError: an argument breaks one of the rules above.
+        NotImplementedError: inside a transform of torch.func (grad, vmap, jvp).
         BackendError: the CPU kernels cannot run here (`info` says why).
 
     Example:
@@ -151,4 +152,8 @@ def pack_linear(weight: Any) -> PackedLinear:
         raise BackendError(f"pack_linear: the CPU kernels cannot run here: {missing}")
     from kernels.linear.numba_cpu import pack
 
-    return PackedLinear(*pack(arrays.numpy_view(weight)))
+    if kind == "numpy":
+        return PackedLinear(*pack(weight))
+    from kernels.linear.packed_tensors import values_of
+
+    return PackedLinear(*pack(values_of(weight)))

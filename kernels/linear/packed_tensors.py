@@ -76,6 +76,17 @@ def quick_call(op: Op, packed: PackedLinear, x: Any, bias: Any, activation: Any)
     return None if found is None else _from_numpy(found)
 
 
+def values_of(weight: torch.Tensor) -> Any:
+    """A weight on the CPU as a NumPy array, of the same memory where it can be."""
+    rule = "must be packed outside of torch.func's transforms (grad, vmap, jvp)"
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(weight).tangent is not None:
+        raise NotImplementedError(f"pack_linear: weight {rule}, got one with a tangent")
+    try:
+        return weight.numpy(force=True)
+    except RuntimeError:
+        raise NotImplementedError(f"pack_linear: weight {rule}, got one inside of one") from None
+
+
 def _plan(op: Op, packed: PackedLinear, x: Any, bias: Any, activation: Any) -> Callable[..., Any]:
     """What runs calls of this form; one that is wrong or of another backend is left to `call`."""
     try:

@@ -225,7 +225,7 @@ def test_others_go_the_long_way(monkeypatch):
     zeros = torch._efficientzerotensor((4, 20))
     torch.testing.assert_close(kernels.linear(zeros, packed, bias), bias.expand(4, 30))
     assert len(calls) == 2
-    with pytest.raises(NotImplementedError, match="linear: torch.func transforms"):
+    with pytest.raises(NotImplementedError, match="linear: torch.func.vmap is not supported"):
         torch.vmap(lambda row: kernels.linear(row, packed))(x)
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="linear: forward-mode derivatives"):
         kernels.linear(forward_ad.make_dual(x, x), packed)
@@ -233,6 +233,25 @@ def test_others_go_the_long_way(monkeypatch):
         kernels.linear(x, packed, activation="selu")
     with pytest.raises(ValueError, match=r"linear: activation must be one of .*, got \['relu'\]"):
         kernels.linear(x, packed, activation=["relu"])
+
+
+def test_nothing_is_packed_inside_a_transform():
+    weight, x = torch.randn(5, 4), torch.randn(2, 4)
+
+    def run(weight):
+        return kernels.linear(x, kernels.pack_linear(weight))
+
+    for transformed in (lambda: torch.vmap(run)(weight[None]), lambda: torch.func.grad(lambda _: run(weight).sum())(x)):
+        with pytest.raises(NotImplementedError, match="pack_linear: weight must be packed outside of .* inside of one"):
+            transformed()
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="pack_linear: weight must be .* a tangent"):
+        run(forward_ad.make_dual(weight, weight))
+    with pytest.raises(ValueError, match="pack_linear: weight must not require a gradient"):
+        torch.func.grad(lambda w: run(w).sum())(weight)
+    packed = kernels.pack_linear(weight)
+    with pytest.raises(ValueError, match="linear: weight must be a plain one where .* .here that of x"):
+        torch.func.grad(lambda a: kernels.linear(a, packed).sum())(x)
+    assert torch.func.grad(lambda a: (a * kernels.linear(x, packed).sum()).sum())(x).shape == (2, 4)
 
 
 def test_forms_of_calls_are_not_kept_without_end(monkeypatch):
