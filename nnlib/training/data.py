@@ -148,7 +148,8 @@ def class_weights(
     labels = targets
     if targets.dim() == len(output_shape) > 1:
         if targets.dim() > 2:
-            raise ValueError(f"class_weight: one class a sample is expected, got targets of shape {tuple(targets.shape)}")
+            shape = tuple(targets.shape)
+            raise ValueError(f"class_weight: one class a sample is expected, got targets of shape {shape}")
         labels = targets.argmax(-1) if targets.shape[-1] > 1 else targets.squeeze(-1)
     labels = labels.long()
     result = torch.ones(labels.shape, device=labels.device)
