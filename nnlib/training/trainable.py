@@ -67,6 +67,9 @@ class Trainable(torch.nn.Module):
         global_clipnorm: float | None = None,
         gradient_accumulation_steps: int | None = None,
         mixed_precision: str | None = None,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: str | bool = "auto",
     ) -> None:
         """Chooses how to train. (The compiler that torch.nn.Module has under this name is torch.compile(model).)
 
@@ -78,7 +81,8 @@ class Trainable(torch.nn.Module):
         (y_true, y_pred). Weights of samples and classes count for weighted_metrics and for the loss alone. clipnorm,
         clipvalue, global_clipnorm, gradient_accumulation_steps: see GradientRules; for any optimizer (those of
         nnlib.optimizers also take them themselves, as in Keras). mixed_precision: "float16" or "bfloat16": products are
-        computed in it, weights stay float32.
+        computed in it, weights stay float32. run_eagerly, steps_per_execution, jit_compile: accepted and without
+        effect: they choose between Keras' ways to run the same.
 
         Raises ValueError for an unknown name, with the known ones, and for values out of range; TypeError for another
         kind. That the device has no such precision is a ValueError of fit.

@@ -143,8 +143,8 @@ def test_class_weights_of_steps_are_weights_of_steps():
 
     def losses(**options):
         nnlib.set_seed(0)
-        recurrent = layers.GRU(3, return_sequences=True, input_shape=(5, 4))
-        model = models.Sequential([recurrent, layers.Dense(3, "softmax")])
+        first = layers.GRU(3, return_sequences=True, input_shape=(5, 4))
+        model = models.Sequential([first, layers.Dense(3, "softmax")])
         model.compile("sgd", "sparse_categorical_crossentropy")
         return model.fit(x, y, epochs=2, shuffle=False, verbose=0, **options).history["loss"]
 

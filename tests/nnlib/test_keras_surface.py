@@ -113,6 +113,16 @@ def test_options_of_keras_2_and_dtype():
         layers.Dense(4, input_dim=8, input_shape=(8,))
 
 
+def test_keras_ways_to_run_change_nothing():
+    losses_of = []
+    for options in ({}, {"run_eagerly": True, "steps_per_execution": 4, "jit_compile": True}):
+        nnlib.set_seed(0)
+        model = classifier()
+        model.compile("sgd", "sparse_categorical_crossentropy", **options)
+        losses_of.append(model.fit(X, Y, batch_size=4, verbose=0).history["loss"])
+    assert losses_of[0] == losses_of[1]
+
+
 def test_class_names_as_strings():
     model = classifier()
     model.compile("RMSprop", "SparseCategoricalCrossentropy", metrics=["SparseCategoricalAccuracy", "acc"])
