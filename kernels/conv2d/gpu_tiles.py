@@ -27,7 +27,7 @@ def conv_tile(
 ) -> ConvTile:
     """The tile of a product of (rows, inner) and (inner, columns).
 
-    All of them are read by pointers, none by tensor descriptors: these copy boxes, and a tile's pixels follow each other
+    All is read by pointers, nothing by tensor descriptors: these copy boxes, and a tile's pixels follow each other
     through rows of an image and images, with steps and padding between, so that no box holds them. Weights would be
     boxes, but are the smaller part, which the L2 cache has.
 
