@@ -157,6 +157,11 @@ def _describable(p: AttentionProblem, target: Target, key: Tensor, value: Tensor
 
     By the report its loop is then 6 to 13 % shorter. Not with lengths: the copies would bring what lies behind them.
     Nor with more in a score than a product: there the compiler spilled registers.
+
+    Backward takes pointers. Compiled for sm_90 in bfloat16 with descriptors, its loops became 1 to 8 % shorter without
+    anything hidden (query_gradient 523 to 479 instructions at 64 columns, 679 to 639 at 128; key_gradients 775 to 717,
+    899 to 886), at 128 columns with 2 to 20 registers more; but query_gradient's by a third longer (680 to 907, 830 to
+    1072) with causality, a window and lengths, which training has. As many programs fit with them as without.
     """
     known = target.name in DESCRIBED_TARGETS and key.element_size() == 2 and not _extras(p)
     return known and p.lengths is None and not _wide(p) and all(map(describable_rows, (key, value)))

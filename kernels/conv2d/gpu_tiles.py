@@ -20,11 +20,16 @@ LEAST_PART = 512
 #: Most parts of a weight's gradient.
 MOST_PARTS = 256
 
+
 def conv_tile(
     rows: int, columns: int, inner: int, itemsize: int, target: Target, *, tensor_cores: bool, vectors: bool,
     across: bool = False,
 ) -> ConvTile:
     """The tile of a product of (rows, inner) and (inner, columns).
+
+    All is read by pointers, nothing by tensor descriptors: these copy boxes, and a tile's pixels follow each other
+    through rows of an image and images, with steps and padding between, so that no box holds them. Weights would be
+    boxes, but are the smaller part, which the L2 cache has.
 
     Args:
         rows, columns: of the result.

@@ -104,7 +104,7 @@ def row_tiles() -> list[RowTile]:
     sizes = sorted({n for power in range(17) for n in (2**power, 2**power + 1)})
     asked = ((rows, n, inner, t) for rows in (8, 500, 10**6) for n in sizes for inner in (1, 2, 7, 64, 900)
              for t in TARGETS.values())  # fmt: skip
-    found = {row_tile(*each) for each in asked}
+    found = {row_tile(*each, float64=wide) for each in asked for wide in (False, True)}
     return sorted(found, key=lambda t: (t.whole, t.rows, t.block, t.warps))
 
 

@@ -142,6 +142,22 @@ def test_an_index_that_is_none_is_never_read():
     assert gradient.sum(1).tolist() == [6, 0, 0, 6]
 
 
+def test_a_tables_rows_beyond_32_bits():
+    """Rows 2**30 elements apart; the memory between them is never touched."""
+    stride = 2**30 + 64
+    apart = torch.empty(2 * stride + 6, dtype=torch.float16).as_strided((3, 6), (stride, 1))
+    apart.copy_(torch.from_numpy(helpers.numbers(3, 6)))
+    indices = torch.tensor([2, 0, 2, 1])
+    answers = []
+    with on_cpu():
+        for weight in (apart.contiguous(), apart):
+            given = weight.detach().requires_grad_()
+            y = kernels.embedding(indices, given, backend="triton")
+            answers.append((y, *torch.autograd.grad(y.float().square().sum(), given)))
+    for a, b in zip(*answers, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_frequent_rows_gradient_has_the_same_bits_whatever_the_order_of_the_programs():
     indices = torch.from_numpy(np.random.default_rng(0).integers(0, 3, 200))
     gradients = []

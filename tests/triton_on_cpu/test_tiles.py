@@ -61,6 +61,20 @@ def test_row_tiles(rows: int, n: int, inner: int, expected: RowTile):
     assert row_tile(rows, n, inner, H100) == expected
 
 
+@pytest.mark.parametrize(
+    "rows, n, inner, expected",
+    [
+        (8192, 8192, 1, RowTile(1, 8192, True, 16)),
+        (8192, 16384, 1, RowTile(1, 4096, False, 16)),
+        (100_000, 10, 1, RowTile(32, 16, True, 2)),
+        (100_000, 21, 4096, RowTile(64, 32, True, 8)),
+        (100_000, 100, 4096, RowTile(64, 32, False, 8)),
+    ],
+)
+def test_row_tiles_of_float64_are_half_as_large(rows: int, n: int, inner: int, expected: RowTile):
+    assert row_tile(rows, n, inner, H100, float64=True) == expected
+
+
 def test_every_row_tile_is_sound():
     tiles = row_tiles()
     assert len(tiles) > 30
