@@ -204,7 +204,8 @@ def test_the_kernels_that_run_are_these():
         "pack_weight", "convolve", "activation_gradient_elements", "pack_weight", "convolve",
         "weight_gradient_of_parts", "add_parts", *sums,
     ]  # fmt: skip
-    assert names[6] == ["convolve_depthwise", "activation_gradient_elements", "spread_depthwise", *sums, *sums]
+    turned = ["sums_of_pixels", "add_turned_parts"]
+    assert names[6] == ["convolve_depthwise", "activation_gradient_elements", "spread_depthwise", *turned, *sums]
 
 
 @pytest.mark.parametrize("groups", [1, 3])
