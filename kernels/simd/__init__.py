@@ -67,7 +67,8 @@ from kernels.simd.memory import (
 )
 from kernels.simd.places import array_at
 from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
-from kernels.simd.tile import dot_tile, multiply_gathered, multiply_tile, multiply_tile_onto, multiply_tile_part
+from kernels.simd.tile import multiply_gathered, multiply_tile, multiply_tile_onto, multiply_tile_part
+from kernels.simd.tile_dots import dot_tile
 from kernels.simd.transpose import transpose, transpose_block, transpose_tile_rows, transpose_vectors
 from kernels.simd.types import IntVector, Mask, Vector
 

@@ -44,7 +44,7 @@ from kernels.simd.memory import (
     zeros_like,
 )
 from kernels.simd.target import TILE_ROWS, TILE_VECTORS
-from kernels.simd.tile import dot_tile
+from kernels.simd.tile_dots import dot_tile
 from kernels.simd.tile_panels import multiply_panels
 from kernels.simd.transpose import transpose
 
