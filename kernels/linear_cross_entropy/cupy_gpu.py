@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kernels.arrays import ArraySpec
-from kernels.conv2d.cupy_sums import sum_of_parts
+from kernels.conv2d.cupy_sums import Order, sum_of_parts
 from kernels.linear.cupy_gpu import finish_sums
 from kernels.linear_cross_entropy.chunks import chunk_rows, describe
 from kernels.linear_cross_entropy.op import LINEAR_CROSS_ENTROPY, LinearCrossEntropyProblem
@@ -134,7 +134,7 @@ def _rounded(sums: Array | None, form: ArraySpec | None) -> Array | None:
     if sums is None or form is None:
         return None
     if sums.dtype.name != form.dtype and sums.size:
-        sums = sum_of_parts(sums.reshape(1, -1), form.like((sums.size,)), outputs_fastest=True)
+        sums = sum_of_parts(sums.reshape(1, -1), form.like((sums.size,)), Order.OUTPUTS)
     return sums.reshape(form.shape)
 
 
