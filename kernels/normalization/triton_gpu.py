@@ -83,7 +83,10 @@ def _gradients(
     rows, n = p.extents
     wants_x, wants_weight, wants_bias = (*p.needs_grad, False)[:3]
     device, wide, target = x.device, computed_dtype(x.dtype), target_of(x)
-    tile = row_tile(rows, n, 1, target, LONGEST_BACKWARD, float64=wide == torch.float64)
+    float64 = wide == torch.float64
+    # Of float64 4096 elements are too many for sm_100's registers.
+    longest = LONGEST_BACKWARD // 2 if float64 and target.name == "sm_100" else LONGEST_BACKWARD
+    tile = row_tile(rows, n, 1, target, longest, float64=float64)
     tile = choose("gradients_of_parts", p, target, tile)
     columns = min(LONG_COLUMNS, tile.block)
     parts, part = parts_of(rows, tile if tile.whole else RowTile(LONG_ROWS, columns, False, 8), target)
