@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +69,7 @@ def fresh_seed(beside: Any) -> Any:
     """A 0-d int64 array of the kind of `beside`: a random number of torch's or NumPy's (for CuPy too) generator."""
     high = 2**63 - 1
     if arrays.kind(beside) == "torch":
-        torch = sys.modules["torch"]
+        torch = arrays.loaded_torch()
         return torch.randint(high, (), dtype=torch.int64, device=beside.device)
     return _number(np.random.randint(high, dtype=np.int64), beside)
 
@@ -95,7 +94,7 @@ def as_seed(op: str, seed: Any, beside: Any) -> Any:
     if not -(2**63) <= number < 2**63:
         checks.fail(op, "seed", "must fit into 64 bits", seed)
     if arrays.kind(beside) == "torch":
-        torch = sys.modules["torch"]
+        torch = arrays.loaded_torch()
         return torch.full((), number, dtype=torch.int64, device=beside.device)
     return _number(number, beside)
 

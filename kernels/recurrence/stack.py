@@ -40,7 +40,7 @@ def _joined(parts: list[Any]) -> Any:
         return parts[0]
     kind = arrays.kind(parts[0])
     if kind == "torch":
-        return sys.modules["torch"].cat(parts)
+        return arrays.loaded_torch().cat(parts)
     return np.concatenate(parts) if kind == "numpy" else sys.modules["cupy"].concatenate(parts)
 
 
@@ -53,7 +53,7 @@ def _as_lengths(op: str, lengths: Any, x: Any) -> Any:
     numbers = [checks.integer(op, "lengths", n) for n in lengths]
     kind = arrays.kind(x)
     if kind == "torch":
-        torch = sys.modules["torch"]
+        torch = arrays.loaded_torch()
         return torch.tensor(numbers, dtype=torch.int64, device=x.device)
     return np.array(numbers, np.int64) if kind == "numpy" else sys.modules["cupy"].array(numbers, "int64")
 
