@@ -176,14 +176,15 @@ def backward_tiles(
     return _fitted(of_queries, queries, width, target), _fitted(of_keys, queries, width, target)
 
 
-def selecting_tile(tile: AttentionTile, target: Target, *, told: bool = True) -> AttentionTile:
+def selecting_tile(tile: AttentionTile, target: Target, *, told: bool = False) -> AttentionTile:
     """The tile of the second launch, on blocks whose sums are no numbers: a part of `tile`, with five products.
 
     Args:
         tile: that of the first launch.
         target: the GPU.
-        told: the assembler is told its registers. Without it forward and query_gradient spill (13 and 21 instructions
-            with tf32 and a mask on sm_90), with it key_gradients (18 in bfloat16 at 128 columns).
+        told: the assembler is told its registers. Without it forward and query_gradient spill where float32 is
+            multiplied as tf32 (13 and 21 instructions with a mask on sm_90); with it others do (8 of query_gradient in
+            float32 on sm_100, 18 of key_gradients in bfloat16 at 128 columns).
     """
     if asked(AttentionTile) is not None:
         return tile

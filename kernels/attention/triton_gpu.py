@@ -144,7 +144,7 @@ def _hides(p: AttentionProblem) -> bool:
 
 
 def _launches(
-    p: AttentionProblem, tile: AttentionTile, target: Target, *, told: bool = True
+    p: AttentionProblem, tile: AttentionTile, target: Target, *, told: bool
 ) -> tuple[tuple[AttentionTile, bool], ...]:
     """(tile, SELECTS) of each launch of a kernel. told: see `selecting_tile`."""
     if not _hides(p):
@@ -242,7 +242,7 @@ def attention(
     steps = [s for a in (query, key, value, mask, bias, term) for s in _strides(a)]
     odd = _flags(p, programs * splits, device)
     described = _describable(p, target, key, value)
-    for cut, selects in _launches(p, tile, target):
+    for cut, selects in _launches(p, tile, target, told=_precision(query.dtype) == "tf32"):
         constants = _constants(p, query, cut)
         given = arrays
         if described and not selects:
@@ -310,7 +310,7 @@ def attention_backward(
         elif shaw:
             grad_term = torch.zeros((batch, heads, queries, 2 * p.relative_limit + 1), dtype=wide, device=device)
         odd = _flags(p, triton.cdiv(queries, tile.queries) * batch * heads * parts, device)
-        for cut, selects in _launches(p, tile, target):
+        for cut, selects in _launches(p, tile, target, told=_precision(query.dtype) == "tf32"):
             launch(
                 backward_triton.query_gradient, (triton.cdiv(queries, cut.queries) * batch * heads * parts,), *arrays,
                 grad_query, grad_term, odd, *_sizes(p), *steps, **_constants(p, query, cut),

@@ -120,8 +120,8 @@ def test_what_is_seen_is_as_in_the_reference(odd: float, queries: int, monkeypat
 def test_blocks_that_are_no_numbers_are_done_again_in_parts():
     """The second launch's tile is smaller than the first one's."""
     first = AttentionTile(64, 64, 4, 3)
-    assert gpu_tiles.selecting_tile(first, H100) == AttentionTile(16, 16, 8, 1, 255)
-    assert gpu_tiles.selecting_tile(first, H100, told=False) == AttentionTile(16, 16, 8, 1)
+    assert gpu_tiles.selecting_tile(first, H100) == AttentionTile(16, 16, 8, 1)
+    assert gpu_tiles.selecting_tile(first, H100, told=True) == AttentionTile(16, 16, 8, 1, 255)
     assert gpu_tiles.selecting_tile(first, TARGETS["gfx942"]) == AttentionTile(16, 16, 4, 1)
     with on_cpu():
         semantics.test_nan_of_a_future_key_stays_in_the_future("triton", 70)
