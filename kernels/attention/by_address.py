@@ -19,37 +19,9 @@ from kernels.attention.layout import NOTHING, in_rows, layout_of, panel_width
 from kernels.attention.problem import AttentionProblem
 from kernels.attention.terms_cpu import DECODE_GRAIN, GRAIN, decodes, given_of
 from kernels.attention.tiles import SEGMENT_KEYS
-from kernels.runtime.numba_cpu import empty, jit, scratch, threaded, threads_for
-from kernels.simd.places import array_at
+from kernels.runtime.numba_cpu import empty, scratch, threads_for
 
 Array = np.ndarray[Any, Any]
-
-
-@jit
-def _forward_at(
-    first, last, parts, numbers, factors, mask, bias, counts, distances, table, seed, query, key, value, out, lse, work,
-    offsets,
-):  # fmt: skip
-    """`forward_parts` of queries, keys and values at places."""
-    _forward(
-        first, last, parts, numbers, factors, mask, bias, counts, distances, table, seed, array_at(work, query, 1),
-        array_at(work, key, 1), array_at(work, value, 1), out, lse, work, offsets,
-    )  # fmt: skip
-
-
-@jit
-def _decode_at(
-    first, last, segments, numbers, factors, mask, bias, counts, distances, table, seed, query, key, value, work
-):  # fmt: skip
-    """`decode_segments` of queries, keys and values at places."""
-    _decode(
-        first, last, segments, numbers, factors, mask, bias, counts, distances, table, seed, array_at(work, query, 1),
-        array_at(work, key, 1), array_at(work, value, 1), work,
-    )  # fmt: skip
-
-
-_forward, _decode = forward_parts.serial, decode_segments.serial
-_forward_parts, _decode_segments = threaded(_forward_at), threaded(_decode_at)
 
 
 def _stand_in(spec: ArraySpec) -> Array:
@@ -81,7 +53,7 @@ def by_address(p: AttentionProblem) -> Callable[..., Array] | None:
         def decode(query: Array | int, key: Array | int, value: Array | int, *_: None) -> Array:
             out = empty(shape, dtype)
             room = scratch(items * layout.work, dtype)
-            _decode_segments(items, threads_for(work, DECODE_GRAIN), segments, *fixed, query, key, value, room)
+            decode_segments(items, threads_for(work, DECODE_GRAIN), segments, *fixed, query, key, value, room)
             join_segments(units, 1, segments, layout.numbers, room, out.reshape(-1), no_lse)
             return out
 
@@ -91,7 +63,7 @@ def by_address(p: AttentionProblem) -> Callable[..., Array] | None:
     def run(query: Array | int, key: Array | int, value: Array | int, *_: None) -> Array:
         out = empty(shape, dtype)
         parts = min(threads_for(work, GRAIN), panels)
-        _forward_parts(
+        forward_parts(
             parts, parts, parts, *fixed, query, key, value, out.reshape(-1), no_lse,
             scratch(parts * layout.work, dtype), scratch(parts * layout.offsets, np.int64),
         )  # fmt: skip

@@ -20,6 +20,7 @@ from kernels.attention.vectors import weight_of
 from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     advance,
+    array_at,
     fma,
     full,
     lanes_of,
@@ -78,7 +79,9 @@ def _decode_segments(
     """
     s, t = read_sizes(numbers), read_terms(numbers, factors)
     given = Given(mask, bias, counts, distances, table, seed)
-    lanes = lanes_of(query)
+    all_queries, all_keys = array_at(work, query, 1), array_at(work, key, 1)
+    all_values = array_at(work, value, 1)
+    lanes = lanes_of(all_queries)
     rows = s.group * s.queries
     kv_heads = s.heads // s.group
     has_extra = t.has_mask or t.has_bias
@@ -90,7 +93,7 @@ def _decode_segments(
         extra = advance(scores, s.padded_block)
         for row in range(rows):
             head = kv_head * s.group + row // s.queries
-            source = pointer(query, batch * s.query_batch + head * s.query_head + row % s.queries * s.query_row)
+            source = pointer(all_queries, batch * s.query_batch + head * s.query_head + row % s.queries * s.query_row)
             copy_row(source, s.width, s.padded_width, advance(copied, row * s.padded_width))
             record = _record(s, copied, row)
             poke(record, 0, -math.inf)
@@ -111,7 +114,7 @@ def _decode_segments(
                 if has_extra and not fill_rows(t, given, batch, head, at, np.int64(1), k, keys, extra, s.padded_block):
                     continue
                 mine = advance(copied, row * s.padded_width)
-                key_rows = pointer(key, batch * s.key_batch + kv_head * s.key_head + k * s.key_row)
+                key_rows = pointer(all_keys, batch * s.key_batch + kv_head * s.key_head + k * s.key_row)
                 # Not taken from `given` here: that would count references for every block.
                 by_distance = pointer(distances, head * t.span + t.zero + position - k if t.relative == DISTANCE else 0)
                 row_scores(s, t, mine, key_rows, keys, has_extra, by_distance, extra, scores)
@@ -125,7 +128,7 @@ def _decode_segments(
                     before = before * fade
                 poke(record, 0, top)
                 poke(record, 1, before + total)
-                value_rows = pointer(value, batch * s.value_batch + kv_head * s.value_head + k * s.value_row)
+                value_rows = pointer(all_values, batch * s.value_batch + kv_head * s.value_head + k * s.value_row)
                 add_rows(scores, scores, value_rows, s.value_row, keys, s.value_width, t.hides, into)
 
 

@@ -20,6 +20,7 @@ from kernels.simd import (
     TILE_VECTORS,
     advance,
     any_lane,
+    array_at,
     fma,
     full,
     is_nan,
@@ -158,13 +159,15 @@ def _forward_parts(
 ):  # fmt: skip
     """Parts [first, last) of all panels of queries.
 
-    numbers, factors: see layout.py. mask .. seed: Given. query, key, value: arrays that begin at the first element;
-    memory is reached by the distances in the sizes. out: elements [batch, heads, queries, value_width]. lse: elements
+    numbers, factors: see layout.py. mask .. seed: Given. query, key, value: places of the first elements; memory is
+    reached by the distances in the sizes. out: elements [batch, heads, queries, value_width]. lse: elements
     [batch, heads, queries], or one. work: scratch elements [parts, s.work]. tables: int64 [parts, s.offsets].
     """
     s, t = read_sizes(numbers), read_terms(numbers, factors)
     given = Given(mask, bias, counts, distances, table, seed)
-    lanes = lanes_of(query)
+    all_queries, all_keys = array_at(work, query, 1), array_at(work, key, 1)
+    all_values = array_at(work, value, 1)
+    lanes = lanes_of(all_queries)
     width = TILE_VECTORS * lanes
     panels = (s.queries + width - 1) // width
     total = s.batch * s.heads * panels
@@ -204,7 +207,7 @@ def _forward_parts(
             start = balanced(item - head_of_all * panels, panels) * width
             count = min(width, s.queries - start)
             kv_head = head // s.group
-            here = pointer(query, batch * s.query_batch + head * s.query_head + start * s.query_row)
+            here = pointer(all_queries, batch * s.query_batch + head * s.query_head + start * s.query_row)
             kv_heads = s.heads // s.group
             asks = batch * kv_heads + kv_head != head_before
             head_before = batch * kv_heads + kv_head
@@ -232,8 +235,8 @@ def _forward_parts(
                 if keys < s.block:
                     places = last_rows
                     row_table(last_rows, keys, s.key_row)
-                keys_here = pointer(key, batch * s.key_batch + kv_head * s.key_head + k * s.key_row)
-                values_here = pointer(value, batch * s.value_batch + kv_head * s.value_head + k * s.value_row)
+                keys_here = pointer(all_keys, batch * s.key_batch + kv_head * s.key_head + k * s.key_row)
+                values_here = pointer(all_values, batch * s.value_batch + kv_head * s.value_head + k * s.value_row)
                 bias_rows = count if t.bias_key == 1 and t.bias_query else 0
                 place = batch * t.bias_batch + head * t.bias_head + start * t.bias_query + (k + keys) * t.bias_key
                 next_bias = pointer(bias, place if bias_rows else 0)
