@@ -104,7 +104,7 @@ class Bound:
                 try:
                     address = tensor.data_ptr()
                 except RuntimeError:
-                    return None  # It has no memory of its own: `_views` says what is wrong.
+                    return None  # It has no memory of its own: the careful way sees to it.
                 if not address:
                     return None  # A zero tensor of forward-mode differentiation: zeros that lie nowhere.
                 places.append(address)

@@ -12,7 +12,7 @@ from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.conv2d import geometry
 from kernels.conv2d.gather import BLOCK, CHUNK, FEW_PIXELS, LINE, PLAIN_BLOCK, gather_parts, pack_parts
 from kernels.conv2d.geometry import Gather
-from kernels.conv2d.launch import Job, Launch, Run
+from kernels.conv2d.launch import Job, Launch, Run, in_lines
 from kernels.conv2d.moves import Source
 from kernels.conv2d.pixels import FEW_ROWS, Meetings, Pass
 from kernels.runtime.numba_cpu import address, scratch, threads_for
@@ -162,9 +162,7 @@ def launch(job: Job) -> Launch:
         room = -(-slots * padded.image // LINE) * LINE
         panels = threads * panel_inputs if panel_inputs else blocks * job.group_inputs
         sizes = (threads * room, panels * kernel_taps * width, threads * (block + 1) * width, threads * lists)
-        starts = [0]
-        for size in sizes:
-            starts.append(starts[-1] + -(-size // LINE) * LINE)
+        starts = in_lines(sizes)
         p = Pass(
             images,
             len(t.meetings.row_class),

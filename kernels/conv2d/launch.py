@@ -7,12 +7,14 @@ which makes of a `Job` what a problem keeps and calls again and again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from kernels.conv2d.gather import LINE
 from kernels.conv2d.geometry import Gather
 from kernels.runtime.numba_cpu import threads_for
 
@@ -20,6 +22,11 @@ from kernels.runtime.numba_cpu import threads_for
 #: the job; `before`: for the sums before the activation, the address of `y` where they are not kept. False where the
 #: kernel could not do it: then `y` and `before` are not what they should be.
 Run = Callable[[int, int, int, int, int], bool]
+
+
+def in_lines(sizes: Iterable[int]) -> list[int]:
+    """Where pieces of scratch of these sizes begin, each at a cache line of float32, and where the last one ends."""
+    return list(itertools.accumulate((-(-size // LINE) * LINE for size in sizes), initial=0))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.conv2d.gather import CHUNK, LINE
 from kernels.conv2d.geometry import Gather, filter_order
 from kernels.conv2d.image_pass import GRAIN, direct_products
-from kernels.conv2d.launch import Job, Launch, Run
+from kernels.conv2d.launch import Job, Launch, Run, in_lines
 from kernels.conv2d.moves import apply_activation, write_sums
 from kernels.conv2d.winograd_transforms import GROUP, output_row, transform_filters, transform_rows
 from kernels.runtime.numba_cpu import empty, jit, scratch, threaded
@@ -308,9 +308,7 @@ def launch(job: Job) -> Launch:
         room = tiles + TILE_ROWS | 1
         tables = (pitch + inputs) * 8 // job.dtype.itemsize
         sizes = (16 * filter_step, 16 * step, 16 * room * width, 4 * room * width, GROUP * 9 * width, tables)
-        starts = [0]
-        for size in sizes:
-            starts.append(starts[-1] + -(-size // LINE) * LINE)
+        starts = in_lines(sizes)
         p = Tiles(
             job.images,
             inputs,

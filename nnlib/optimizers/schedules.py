@@ -30,53 +30,46 @@ class LearningRateSchedule(Recorded):
         raise NotImplementedError(f"{type(self).__name__} must define __call__(step)")
 
 
-class ExponentialDecay(LearningRateSchedule):
+class _Decay(LearningRateSchedule):
+    """What follows decay_rate, once in decay_steps."""
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        decay_steps: int,
+        decay_rate: float,
+        staircase: bool = False,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name)
+        self.initial_learning_rate = _at_least_0("initial_learning_rate", initial_learning_rate)
+        self.decay_steps = positive_integer("decay_steps", decay_steps)
+        self.decay_rate = _at_least_0("decay_rate", decay_rate)
+        self.staircase = staircase
+
+    def passed(self, step: int) -> float:
+        """How many times decay_steps have passed."""
+        return step // self.decay_steps if self.staircase else step / self.decay_steps
+
+
+class ExponentialDecay(_Decay):
     """initial_learning_rate * decay_rate^(step / decay_steps), keras.optimizers.schedules.ExponentialDecay.
 
     staircase: the exponent is rounded down. Raises ValueError for a rate below 0, or decay_steps below 1.
     """
 
-    def __init__(
-        self,
-        initial_learning_rate: float,
-        decay_steps: int,
-        decay_rate: float,
-        staircase: bool = False,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(name)
-        self.initial_learning_rate = _at_least_0("initial_learning_rate", initial_learning_rate)
-        self.decay_steps = positive_integer("decay_steps", decay_steps)
-        self.decay_rate = _at_least_0("decay_rate", decay_rate)
-        self.staircase = staircase
-
     def __call__(self, step: int) -> float:
-        return self.initial_learning_rate * self.decay_rate ** _passed(step, self.decay_steps, self.staircase)
+        return self.initial_learning_rate * self.decay_rate ** self.passed(step)
 
 
-class InverseTimeDecay(LearningRateSchedule):
+class InverseTimeDecay(_Decay):
     """initial_learning_rate / (1 + decay_rate * step / decay_steps), keras.optimizers.schedules.InverseTimeDecay.
 
     staircase: step / decay_steps is rounded down. Raises ValueError for a rate below 0, or decay_steps below 1.
     """
 
-    def __init__(
-        self,
-        initial_learning_rate: float,
-        decay_steps: int,
-        decay_rate: float,
-        staircase: bool = False,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(name)
-        self.initial_learning_rate = _at_least_0("initial_learning_rate", initial_learning_rate)
-        self.decay_steps = positive_integer("decay_steps", decay_steps)
-        self.decay_rate = _at_least_0("decay_rate", decay_rate)
-        self.staircase = staircase
-
     def __call__(self, step: int) -> float:
-        passed = _passed(step, self.decay_steps, self.staircase)
-        return self.initial_learning_rate / (1 + self.decay_rate * passed)
+        return self.initial_learning_rate / (1 + self.decay_rate * self.passed(step))
 
 
 class PiecewiseConstantDecay(LearningRateSchedule):
@@ -220,10 +213,6 @@ SCHEDULES: tuple[type[LearningRateSchedule], ...] = (
     PiecewiseConstantDecay,
     PolynomialDecay,
 )
-
-
-def _passed(step: int, steps: int, staircase: bool) -> float:
-    return step // steps if staircase else step / steps
 
 
 def _half_cosine(share: float) -> float:
