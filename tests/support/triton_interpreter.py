@@ -83,7 +83,17 @@ def _interpret(function: JITFunction[Any]) -> Any:
     return _interpreted[id(function)][1]
 
 
+_patch_tensor = interpreter._patch_lang_tensor
+
+
+def _patch_tensor_and_index(tensor: Any, *scope: Any) -> None:
+    """Triton 3.6's own index of a tensor takes no array of one number with NumPy 2.5."""
+    _patch_tensor(tensor, *scope)
+    tensor.__index__ = lambda self: int(self.handle.data.squeeze())
+
+
 _REPLACEMENTS: dict[tuple[Any, str], Any] = {
+    (interpreter, "_patch_lang_tensor"): _patch_tensor_and_index,
     **triton_numbers.REPLACEMENTS,
     (_Builder, "create_masked_load"): _watched_load,
     (_Builder, "create_masked_store"): _watched_store,
