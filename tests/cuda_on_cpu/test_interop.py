@@ -90,17 +90,6 @@ def test_seeds_go_to_the_device_of_the_array():
     assert 0.4 < (drawn.get() != 0).mean() < 0.6
 
 
-def test_wrong_values_are_found_on_the_device():
-    with fake_cupy.installed() as gpu:
-        x, target = fake_cupy.on_device(helpers.numbers(2, 5, 3)), np.zeros((2, 3), np.int64)
-        target[1, 2] = 9
-        with pytest.raises(IndexError, match=r"^cross_entropy: target must lie in \[0, 4\].*, got 9 at \(1, 2\)$"):
-            kernels.cross_entropy(x, fake_cupy.on_device(target))
-        with pytest.raises(IndexError, match=r"^embedding: input must lie in \[0, 1\].*, got -1 at 1$"):
-            kernels.embedding(fake_cupy.on_device(np.array([0, -1])), x[:, :, 0])
-        assert gpu.launches == []
-
-
 def test_mixtures_are_refused():
     with fake_cupy.installed():
         x = fake_cupy.on_device(helpers.numbers(3, 4))

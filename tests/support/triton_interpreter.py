@@ -27,7 +27,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import backends
 from kernels.op import OPS
-from kernels.runtime import triton_gpu
+from kernels.runtime import triton_gpu, values_triton
 from kernels.runtime.targets import TARGETS, Target
 from tests.support import triton_numbers
 from tests.support.triton_memory import KernelFault, Shadow, Watch
@@ -225,6 +225,7 @@ def on_cpu(target: Target = SMALL, seed: int | None = 0) -> Iterator[list[str]]:
         with triton_gpu.elsewhere(run, target, _poisoned):
             yield launched
     finally:
+        values_triton._report.cache_clear()  # What a test leaves there is no other one's.
         backends.BACKENDS["triton"] = real
         for op, kept in plans.items():
             op.plans.clear()
