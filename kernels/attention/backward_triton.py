@@ -330,7 +330,8 @@ def key_gradients(
                 begin, end, key_sums, value_sums, k, v, key, value, query, grad, mask, bias, term, seed, level, delta,
                 b, kv, first, j, e, w, H, GROUP, L, S, E, EV, count, shift, g_b, g_h, g_i, g_e, q_b, q_h, q_i, q_e,
                 k_j, k_e, v_j, v_e, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
-                term_i, term_row, SCALE, CAP, LEFT, RIGHT, zone != 1, HAS_MASK, HAS_BIAS, TERM, LIMIT, DROPOUT, THRESHOLD,
+                term_i, term_row, SCALE, CAP, LEFT, RIGHT, zone != 1, HAS_MASK, HAS_BIAS, TERM, LIMIT, DROPOUT,
+                THRESHOLD,
                 KEPT, FOURS, SELECTS, BLOCK_M, BLOCK_N, BLOCK_E, BLOCK_V, WIDE, WHOLE_E, WHOLE_V, PRECISION, COMPUTED,
             )  # fmt: skip
         begin = end

@@ -380,7 +380,8 @@ def _row_products(
     launch(
         backward_triton.row_products, (triton.cdiv(delta.numel(), block["BLOCK_M"]),), grad, output, lse, grad_lse,
         delta, level, queries, heads, p.value.shape[3], delta.numel(), *_strides(grad), *_strides(output),
-        *(steps or (0, 0, 0)), HAS_GRAD=True, HAS_LSE=grad_lse is not None, **block, COMPUTED=computed(output.dtype), num_warps=4,
+        *(steps or (0, 0, 0)), HAS_GRAD=True, HAS_LSE=grad_lse is not None, **block, COMPUTED=computed(output.dtype),
+        num_warps=4,
     )  # fmt: skip
     return delta, level
 
