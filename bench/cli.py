@@ -12,6 +12,7 @@ from pathlib import Path
 from bench import compare, machine, options, records, selection
 from bench.providers import OURS
 from bench.providers.provider import Provider
+from kernels.case import Case
 
 OK, FOUND, BAD_INPUT = 0, 1, 2
 
@@ -328,13 +329,16 @@ def train_networks(given: argparse.Namespace) -> int:
 
 def time_on_gpu(given: argparse.Namespace) -> int:
     """The GPU backends beside torch's own functions."""
-    from bench import gpu
+    from bench import gpu, gpu_sizes
 
     missing = gpu.missing()
     if missing is not None:
         _complain([f"gpu: {missing}"])
         return BAD_INPUT
+    cases: Sequence[Case]
     cases, complaints = selection.choose_cases(given.ops, given.case, given.tag)
+    if given.large:
+        cases, complaints = gpu_sizes.choose(given.ops, given.case)
     _complain(complaints)
     rows = gpu.run(
         cases, given.dtype, given.passes, given.backend or gpu.backends(), given.seconds, gpu.EventClock()

@@ -2,23 +2,26 @@
 
 Gate, then time: what is farther from torch's own float64 answer on the same numbers than twice torch's error in the
 same dtype, plus a few units in the last place, gets no time. The contestants run in turn, each call with a cold L2
-cache between two events on one stream, so that the time is the GPU's alone; ratios are taken within a round.
+cache between two events on one stream. The GPU is kept busy until the call has been queued, so that the time is the
+GPU's alone; what the call takes of the host is told beside it. Ratios are taken within a round.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 import kernels
-from bench.providers.eager import torch_function
-from bench.providers.tensors import tensors_of
+from bench.gpu_sizes import Sized
+from bench.providers.eager import is_random, torch_function
+from bench.providers.tensors import as_tensor
 from bench.timing import MAX_ROUNDS, MIN_ROUNDS, Quartiles, ratios
 from bench.workload import Workload, results_of
 from kernels.backends import BACKENDS
@@ -29,14 +32,16 @@ Tensors = Sequence[torch.Tensor]
 BAND, FACTOR = 4, 2
 #: Bytes that are overwritten between two calls: more than any GPU's second-level cache.
 FLUSHED = 256 << 20
+#: The GPU is kept busy for so many times what the host took for the call before.
+HOST_MARGIN = 2.0
 TIMED, WRONG, FAILED = "timed", "wrong", "failed"
 
 
 class Clock(Protocol):
     """How a call is timed."""
 
-    def seconds(self, run: Callable[[], Any]) -> float:
-        """Of one call."""
+    def seconds(self, run: Callable[[], Any]) -> tuple[float, float]:
+        """Of one call: on the GPU, and until it returned on the host."""
         ...
 
 
@@ -45,16 +50,32 @@ class EventClock:
 
     def __init__(self) -> None:
         self._cache = torch.empty(FLUSHED, dtype=torch.int8, device="cuda")
+        self._host: dict[Callable[[], Any], float] = {}
+        self._fill = min(self._between(self._cache.zero_) for _ in range(10))
 
-    def seconds(self, run: Callable[[], Any]) -> float:
-        """Of one call, with nothing of its arrays in the cache."""
+    def _between(self, run: Callable[[], Any]) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self._cache.zero_()
         start.record()
         run()
         end.record()
         end.synchronize()
         return float(start.elapsed_time(end)) / 1e3
+
+    def seconds(self, run: Callable[[], Any]) -> tuple[float, float]:
+        """Of one call, with nothing of its arrays in the cache, and the GPU busy until the host is done."""
+        for _ in range(2 + int(HOST_MARGIN * self._host.get(run, 0.0) / self._fill)):
+            self._cache.zero_()
+        host = 0.0
+
+        def timed() -> None:
+            nonlocal host
+            began = time.perf_counter()
+            run()
+            host = time.perf_counter() - began
+
+        device = self._between(timed)
+        self._host[run] = host
+        return device, host
 
 
 @dataclass(frozen=True)
@@ -66,8 +87,9 @@ class Row:
         provider: "triton", "cupy" or "torch" (its own function).
         status: "timed", "wrong" or "failed".
         note: why not.
-        seconds: of a call.
-        ratio: torch's time divided by this one's, round by round; None where torch has no time.
+        seconds: of a call on the GPU.
+        host: seconds until a call returned on the host, with nothing to wait for.
+        ratio: torch's time on the GPU divided by this one's, round by round; None where torch has no time.
     """
 
     case: str
@@ -77,6 +99,7 @@ class Row:
     status: str
     note: str = ""
     seconds: Quartiles | None = None
+    host: Quartiles | None = None
     ratio: Quartiles | None = None
 
 
@@ -85,14 +108,36 @@ def missing() -> str | None:
     return None if torch.cuda.is_available() else "torch finds no CUDA device or driver"
 
 
-def _arguments(case: Case, dtype: torch.dtype, training: bool, device: str) -> dict[str, Any]:
-    made = tensors_of(Workload(case, "float32", training))
-    found = {}
-    for name, value in made.items():
-        if isinstance(value, torch.Tensor):
-            wants = value.requires_grad
-            value = value.detach().to(device, dtype if value.is_floating_point() else None).requires_grad_(wants)
-        found[name] = value
+def _each(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A tensor changed, inside a dataclass too (a relative position term); anything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _each(getattr(value, f.name), change) for f in fields(value)})
+    return value
+
+
+def _numbers(workload: Workload, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """The arguments with tensors on a device, floating ones in a dtype."""
+    made = {name: as_tensor(value) for name, value in workload.arguments.items()}
+    if isinstance(workload.case, Sized):
+        made |= workload.case.tensors(workload.arguments, device)
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+    return {name: _each(value, change) for name, value in made.items()}
+
+
+def _copies(numbers: Mapping[str, Any], dtype: torch.dtype, wanted: Sequence[str]) -> dict[str, Any]:
+    """Own copies of the arguments, floating ones in a dtype; `wanted` ones want gradients."""
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+    found = {name: _each(value, change) for name, value in numbers.items()}
+    for name in wanted:
+        found[name].requires_grad_()
     return found
 
 
@@ -145,50 +190,51 @@ def measure(
     """
     workload = Workload(case, "float32", training)
     public = getattr(kernels, case.op)
-    stock = torch_function(workload) or functools.partial(public, backend="torch")
+    own = functools.partial(public, backend="torch")
+    stock = torch_function(workload) or own
     functions = {n: stock if n == "torch" else functools.partial(public, backend=n) for n in names}
+    judge = own if is_random(workload) else stock
     wanted = workload.wanted if training else ()
     incoming: list[torch.Tensor] = []
     row = functools.partial(Row, case.id, str(dtype).removeprefix("torch."), workload.passes)
-    double = {name: _as_double(value) for name, value in _arguments(case, dtype, training, device).items()}
+    numbers = _numbers(workload, dtype, device)
     try:
-        exact = _run(stock, double, wanted, incoming)
-        theirs = _run(stock, _arguments(case, dtype, training, device), wanted, incoming)
+        exact = [e.detach() for e in _run(judge, _copies(numbers, torch.float64, wanted), wanted, incoming)]
+        theirs = [t.detach() for t in _run(judge, _copies(numbers, dtype, wanted), wanted, incoming)]
     except (RuntimeError, TypeError, ValueError) as error:
         return [row("torch", FAILED, _first_line(error))]
     rows, ready = [], {}
     for name, function in functions.items():
-        arguments = _arguments(case, dtype, training, device)
+        arguments = _copies(numbers, dtype, wanted)
         try:
-            found = _run(function, arguments, wanted, incoming)
+            found = [f.detach() for f in _run(function, arguments, wanted, incoming)]
         except (RuntimeError, NotImplementedError) as error:  # BackendError too: it says why it cannot run this
             rows.append(row(name, FAILED, _first_line(error)))
             continue
-        wrong = complaint([f.detach() for f in found], [t.detach() for t in theirs], [e.detach() for e in exact])
+        wrong = None if name == "torch" and is_random(workload) else complaint(found, theirs, exact)
         if wrong is not None:
             rows.append(row(name, WRONG, wrong))
             continue
         ready[name] = functools.partial(_run, function, arguments, wanted, incoming)
+    del exact, theirs
     times = in_turn(ready, seconds, clock)
+    torchs = [device for device, _ in times.get("torch", ())]
     for name, sample in times.items():
-        beside = ratios(times["torch"], sample) if "torch" in times else None
-        rows.append(row(name, TIMED, seconds=Quartiles.of(sample), ratio=beside))
+        on_gpu, on_host = zip(*sample)
+        beside = ratios(torchs, on_gpu) if torchs else None
+        rows.append(row(name, TIMED, seconds=Quartiles.of(on_gpu), host=Quartiles.of(on_host), ratio=beside))
     return rows
-
-
-def _as_double(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-        return value
-    return value.detach().double().requires_grad_(value.requires_grad)
 
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
 
 
-def in_turn(ready: Mapping[str, Callable[[], Any]], seconds: float, clock: Clock) -> dict[str, list[float]]:
-    """Seconds of each round, by contestant; every second round the other way round."""
-    samples: dict[str, list[float]] = {name: [] for name in ready}
+def in_turn(
+    ready: Mapping[str, Callable[[], Any]], seconds: float, clock: Clock
+) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of each round on the GPU and the host, by contestant; every second round the other way round."""
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in ready}
     order, spent = list(ready), 0.0
     for run in ready.values():
         clock.seconds(run)  # the first calls set up workspaces
@@ -198,7 +244,7 @@ def in_turn(ready: Mapping[str, Callable[[], Any]], seconds: float, clock: Clock
         for name in order:
             took = clock.seconds(ready[name])
             samples[name].append(took)
-            spent += took
+            spent += sum(took)
         order.reverse()
     return samples
 
@@ -210,7 +256,7 @@ def run(
     """All rows, printed as they come."""
     rows: list[Row] = []
     for case in cases:
-        for dtype in dtypes:
+        for dtype in (case.dtype,) if isinstance(case, Sized) else dtypes:
             for each in passes:
                 found = measure(case, getattr(torch, dtype), each == "training", names, seconds, clock, device)
                 for made in found:
@@ -225,7 +271,8 @@ def line(row: Row) -> str:
     if row.seconds is None:
         return f"{head}{row.status}, {row.note}"
     beside = "" if row.ratio is None or row.provider == "torch" else f", {row.ratio.median:.2f} x torch"
-    return f"{head}{row.seconds.median * 1e6:.1f} us{beside}"
+    host = "" if row.host is None else f", host {row.host.median * 1e6:.0f} us"
+    return f"{head}{row.seconds.median * 1e6:.1f} us{beside}{host}"
 
 
 def save(rows: Sequence[Row], path: Path) -> None:

@@ -81,6 +81,9 @@ def _add_gpu(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_ops(parser)
     parser.add_argument("--case", nargs="+", default=[], metavar="TEXT", help="cases whose name contains one of these")
     parser.add_argument("--tag", nargs="+", default=["bench"], metavar="TAG", help=f"tags: {', '.join(TAGS)}")
+    parser.add_argument(
+        "--large", action="store_true", help="the calls of the kernel report, in sizes and dtypes for GPUs, and no tags"
+    )
     kinds = ("float16", "bfloat16", "float32", "float64")
     parser.add_argument("--dtype", nargs="+", default=["float16", "float32"], choices=kinds)
     parser.add_argument("--pass", dest="passes", nargs="+", default=list(selection.PASSES), choices=selection.PASSES)

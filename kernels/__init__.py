@@ -45,6 +45,7 @@ from kernels.pool2d.op import avg_pool2d, lp_pool2d, max_pool2d  # noqa: E402
 from kernels.recurrence.op import gru_layer, lstm_layer, rnn_layer  # noqa: E402
 from kernels.recurrence.stack import gru, lstm, rnn  # noqa: E402
 from kernels.recurrence.steps import gru_cell, lstm_cell, rnn_cell  # noqa: E402
+from kernels.runtime.value_reports import check_device_errors  # noqa: E402
 from kernels.softmax.op import cross_entropy, log_softmax, softmax  # noqa: E402
 from kernels.tuning import Tuned, tune  # noqa: E402
 
@@ -67,6 +68,7 @@ __all__ = [
     "alibi_slopes",
     "attention",
     "avg_pool2d",
+    "check_device_errors",
     "conv2d",
     "conv2d_max_pool2d",
     "conv_transpose2d",

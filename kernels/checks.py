@@ -30,6 +30,11 @@ def fail_type(op: str, argument: str, rule: str, got: object) -> NoReturn:
     raise TypeError(f"{op}: {argument} {rule}, got {got!r} ({type(got).__name__})")
 
 
+def place(position: tuple[int, ...]) -> str:
+    """Where an element of an array is, at the end of a message: " at 3", " at (1, 2)"; "" in an array of one number."""
+    return f" at {position if len(position) != 1 else position[0]}" if position else ""
+
+
 def integer(op: str, argument: str, value: Any, minimum: int | None = None) -> int:
     """`value` as an int of at least `minimum`. Accepts NumPy integers; refuses bools and floats."""
     if isinstance(value, bool):

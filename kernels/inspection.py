@@ -13,6 +13,7 @@ import numpy as np
 from kernels import arrays, dispatch
 from kernels.backends import BACKENDS, BackendError
 from kernels.op import OPS, Op, Problem
+from kernels.runtime import value_reports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -213,8 +214,13 @@ def _run_and_keep(
     if empty:
         results = problem.empty_results()
     else:
-        problem.check_values(*inputs)
-        results = forward(chosen.implementation.forward, problem, inputs, {})
+        check = value_reports.checker(problem, chosen.backend.name, kind)
+        function = chosen.implementation.forward
+        if check is not None and kind == "numpy":
+            check(inputs)
+        elif check is not None:
+            function = value_reports.behind(check, function)
+        results = forward(function, problem, inputs, {})
     known = dict(zip((*op.inputs, *op.results), (*inputs, *results), strict=True))
     saved = {name: known[name] for name in problem.saved()}
     names = op.results[: min(op.differentiable_results, problem.returned)]

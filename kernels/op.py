@@ -13,11 +13,34 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kernels import arrays
+import numpy as np
+
+from kernels import arrays, checks
 from kernels.arrays import ArraySpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class ValueRange:
+    """Which values the elements of an input may have, as its dtype does not say.
+
+    Attributes:
+        input: name of an input of integers.
+        least, greatest: the first and the last value that is permitted.
+        ignored: one more value that is, or None.
+    """
+
+    input: str
+    least: int
+    greatest: int
+    ignored: int | None = None
+
+    def wrong(self, values: Any) -> Any:
+        """Where an array of any kind has other values, as an array of bool."""
+        outside = (values < self.least) | (values > self.greatest)
+        return outside if self.ignored is None else outside & (values != self.ignored)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +77,34 @@ class Problem:
         specs = (getattr(self, name) for name in input_names(type(self)))
         return tuple(None if s is None else s.like(s.shape, channels_last=s.channels_last) for s in specs)
 
+    @cached_property
+    def value_range(self) -> ValueRange | None:
+        """The rule for values, not shapes (indices, lengths); None where there is none for this problem."""
+        return None
+
+    def value_error(self, value: int, where: str) -> Exception:
+        """What to raise of a value against `value_range`; `where` is "" for the only one, else " at " its place."""
+        raise NotImplementedError
+
     def check_values(self, *inputs: Any) -> None:
-        """Raise where values, not shapes, are wrong (an index out of range). Called before any kernel runs."""
+        """Raise what `value_error` says where a value is wrong, of arrays of any kind. On a GPU this waits for it."""
+        rule = self.value_range
+        if rule is None:
+            return
+        values = inputs[input_names(type(self)).index(rule.input)]
+        if isinstance(values, np.ndarray) and rule.least == 0:
+            # In one reduction: as unsigned numbers, negative ones are large.
+            if values.size == 0 or values.view(f"u{values.itemsize}").max() <= rule.greatest:
+                return
+        wrong = rule.wrong(values)
+        if wrong.any():
+            position = arrays.first_true(wrong)
+            raise self.value_error(int(values[position]), checks.place(position))
 
     @property
     def checks_values(self) -> bool:
         """Whether this problem's values can be wrong at all, so that `check_values` must be asked."""
-        return type(self).check_values is not Problem.check_values
+        return self.value_range is not None
 
     def flops(self) -> int:
         """Floating-point operations of the forward pass, a multiply-add counted as two."""

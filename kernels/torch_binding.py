@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 from kernels import arrays
 from kernels.backends import BACKENDS, Backend, BackendError, load
 from kernels.op import Implementation, Op, Problem
+from kernels.runtime import dlpack, value_reports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,7 +64,8 @@ class Bound:
         self.takes_cupy = backend.arrays == "cupy"
         self.forward_implementation = forward
         self.backward_implementation = backward
-        self.checks_values = problem.checks_values and not forward.checks_values
+        self.check = None if forward.checks_values else value_reports.checker(problem, backend.name, "torch")
+        self.checks_values = self.check is not None
         takes_numpy = not self.takes_tensors and not self.takes_cupy
         # Where backward needs more than the first result, `by_address` does not do.
         alone = self.returned == 1 and (not problem.trains or len(op.results) == 1)
@@ -81,8 +83,8 @@ class Bound:
             inputs = _views(self.op.name, inputs)
             if self.empty:
                 return self.problem.empty_results()
-        if self.checks_values and not (self.takes_tensors and _captured(inputs)):
-            self.problem.check_values(*inputs)
+        if self.check is not None and not (self.takes_tensors and dlpack.captured(inputs)):
+            self.check(inputs)
         return self.forward_implementation.forward(self.problem, *inputs)
 
     def _run_by_address(self, tensors: Sequence[torch.Tensor | None]) -> Any:
@@ -117,8 +119,8 @@ class Bound:
         from kernels.runtime import cupy_arrays
 
         _refuse_tangents(self.op.name, (*inputs, *keywords.values()))
-        if function is self.forward_implementation.forward and self.checks_values and not _captured(inputs):
-            self.problem.check_values(*inputs)
+        if function is self.forward_implementation.forward and self.check is not None and not dlpack.captured(inputs):
+            function = value_reports.behind(self.check, function)
         return cupy_arrays.on_torch(function, self.problem, inputs, keywords)
 
     def forward(self, inputs: Sequence[torch.Tensor | None]) -> Tensors:
@@ -170,11 +172,6 @@ class Bound:
         if stock is None or stock.backward is None:
             raise NotImplementedError(f"{self.op.name}: second derivatives (create_graph=True) are not supported")
         return stock.backward(self.problem, *gradients, **dict(zip(self.saved_names, saved)))
-
-
-def _captured(tensors: Sequence[torch.Tensor | None]) -> bool:
-    """Whether the call becomes part of a CUDA graph, when no value can be looked at."""
-    return any(t is not None and t.is_cuda for t in tensors) and torch.cuda.is_current_stream_capturing()
 
 
 class _Apply(torch.autograd.Function):
@@ -263,9 +260,7 @@ def runner(
 
         return run_on_numpy
     if kind == "cupy":
-        from kernels.runtime import dlpack
-
-        check = problem.checks_values and not forward.checks_values
+        check = None if forward.checks_values else value_reports.checker(problem, backend.name, kind)
         return lambda inputs: problem.public(dlpack.on_cupy(forward.forward, problem, inputs, check))
     direct = forward.direct(problem) if problem.returned == 1 and not problem.empty else None
     if direct is not None and not problem.checks_values:

@@ -15,14 +15,26 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention.scores_triton import kept_factors, key_range, keys_of_row, scores
+from kernels.attention.scores_triton import (
+    kept_factors,
+    key_range,
+    keys_of_row,
+    power,
+    scores,
+    whole_tiles,
+)
 
 
 @triton.jit
-def load_rows(pointer, i, step, e, step_e, places, width, WHOLE: tl.constexpr):
-    """Rows i (ROWS,) of `width` columns, 0 where there are none: (ROWS, e's size). WHOLE: e is just as wide."""
+def load_rows(pointer, i, step, e, step_e, places, width, WHOLE: tl.constexpr, INSIDE: tl.constexpr = False):
+    """Rows i (ROWS,) of `width` columns, 0 where there are none: (ROWS, e's size).
+
+    WHOLE: e is just as wide. INSIDE: none of the rows lies behind the last place.
+    """
     where = pointer + i[:, None].to(tl.int64) * step + e[None, :] * step_e
-    if WHOLE:
+    if WHOLE and INSIDE:
+        return tl.load(where)
+    elif WHOLE:
         return tl.load(where, mask=i[:, None] < places, other=0.0)
     else:
         return tl.load(where, mask=(i[:, None] < places) & (e[None, :] < width), other=0.0)
@@ -82,14 +94,61 @@ def add_product(left, right, sums, seen, SELECTS: tl.constexpr, PRECISION: tl.co
 
 
 @triton.jit
+def over_keys(
+    low, high, largest, total, sums, q, query, key, value, mask, bias, term, seed, number, i, e, w, H, GROUP, L, S,
+    E, EV, count, shift, q_i, q_e, k_j, k_e, v_j, v_e, mask_i, mask_j, bias_i, bias_j, term_i, term_row,
+    SCALE: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, EDGE: tl.constexpr,
+    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, TERM: tl.constexpr, LIMIT: tl.constexpr, DROPOUT: tl.constexpr,
+    THRESHOLD: tl.constexpr, KEPT: tl.constexpr, FOURS: tl.constexpr, SELECTS: tl.constexpr,
+    DESCRIBED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+    WIDE: tl.constexpr, WHOLE_E: tl.constexpr, WHOLE_V: tl.constexpr, PRECISION: tl.constexpr,
+    COMPUTED: tl.constexpr,
+):  # fmt: skip
+    """(largest score, sum of the weights, weighted sum of values) of each query, with the keys from low to high."""
+    lane = tl.arange(0, BLOCK_N)
+    for start in range(low, high, BLOCK_N):
+        j = start + lane
+        if WIDE:
+            product = wide_product(
+                query, i, q_i, q_e, L, key, j, k_j, k_e, count, E, BLOCK_E, PRECISION, COMPUTED
+            )  # fmt: skip
+        else:
+            if DESCRIBED:
+                k = key.load([number // H, number % H // GROUP, start, 0]).reshape(BLOCK_N, BLOCK_E)
+            else:
+                k = load_rows(key, j, k_j, e, k_e, count, E, WHOLE_E, not EDGE)
+            product = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=COMPUTED)
+        y, seen = scores(
+            product, i[:, None], j[None, :], L, S, count, shift, mask, mask_i, mask_j, bias, bias_i, bias_j, term,
+            term_i, term_row, SCALE, CAP, LEFT, RIGHT, EDGE, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
+        )  # fmt: skip
+        y = tl.where(seen, y, -float("inf"))
+        found = tl.maximum(largest, tl.max(y, 1))
+        # With nothing above -inf so far there is no difference to it.
+        level = tl.where(found == -float("inf"), 0.0, found)
+        p = power(y - level[:, None], COMPUTED)
+        rescale = power(largest - level, COMPUTED)
+        total = total * rescale + tl.sum(p, 1)
+        if DROPOUT:
+            p = p * kept_factors(seed, number, i, start, BLOCK_N, L, S, THRESHOLD, KEPT, FOURS, COMPUTED)
+        if DESCRIBED:
+            v = value.load([number // H, number % H // GROUP, start, 0]).reshape(BLOCK_N, BLOCK_V)
+        else:
+            v = load_rows(value, j, v_j, w, v_e, count, EV, WHOLE_V, not EDGE)
+        sums = add_product(p, v, sums * rescale[:, None], seen, SELECTS, PRECISION, COMPUTED)
+        largest = found
+    return largest, total, sums
+
+
+@triton.jit
 def attention_forward(
     query, key, value, mask, bias, lengths, term, seed, out, lse, odd, H, GROUP, L, S, E, EV, chunk,
     q_b, q_h, q_i, q_e, k_b, k_h, k_j, k_e, v_b, v_h, v_j, v_e, mask_b, mask_h, mask_i, mask_j,
     bias_b, bias_h, bias_i, bias_j, term_b, term_h, term_i, term_row, splits,
     SCALE: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, FROM_END: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr, TERM: tl.constexpr,
-    LIMIT: tl.constexpr, DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr, KEEPS: tl.constexpr,
-    FLAGGED: tl.constexpr, SELECTS: tl.constexpr, DESCRIBED: tl.constexpr,
+    LIMIT: tl.constexpr, DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr, FOURS: tl.constexpr,
+    APART: tl.constexpr, KEEPS: tl.constexpr, FLAGGED: tl.constexpr, SELECTS: tl.constexpr, DESCRIBED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     WIDE: tl.constexpr, PARTS: tl.constexpr, WHOLE_E: tl.constexpr, WHOLE_V: tl.constexpr,
     PRECISION: tl.constexpr, COMPUTED: tl.constexpr,
@@ -97,6 +156,7 @@ def attention_forward(
     """out (splits, B, H, L, EV), lse (splits, B, H, L): each split of the keys by itself, `chunk` keys of it.
 
     DESCRIBED: key and value are tensor descriptors, whose tiles the GPU's own unit copies to shared memory.
+    APART: tiles that every query sees whole have a loop of their own, whose scores need no comparisons.
 
     Programs: blocks of queries, the last ones first, of each split of each head.
     """
@@ -115,11 +175,11 @@ def attention_forward(
     b = (number // H).to(tl.int64)
     h = (number % H).to(tl.int64)
     i = first + tl.arange(0, BLOCK_M)
-    lane = tl.arange(0, BLOCK_N)
     e = tl.arange(0, BLOCK_E)
     w = part * BLOCK_V + tl.arange(0, BLOCK_V)
     count, shift = keys_of_row(lengths, b, L, S, HAS_LENGTHS, FROM_END)
     query += b * q_b + h * q_h
+    q = query
     if not WIDE:
         q = load_rows(query, i, q_i, e, q_e, L, E, WHOLE_E)
     if not DESCRIBED:
@@ -137,37 +197,24 @@ def attention_forward(
     largest = tl.full((BLOCK_M,), -float("inf"), COMPUTED)
     total = tl.zeros((BLOCK_M,), COMPUTED)
     sums = tl.zeros((BLOCK_M, BLOCK_V), COMPUTED)
-    for start in range(low, high, BLOCK_N):
-        j = start + lane
-        if WIDE:
-            product = wide_product(
-                query, i, q_i, q_e, L, key, j, k_j, k_e, count, E, BLOCK_E, PRECISION, COMPUTED
+    whole_low = high
+    whole_high = high
+    if APART:
+        whole_low, whole_high = whole_tiles(
+            low, high, first, tl.minimum(first + BLOCK_M, L), count, shift, LEFT, RIGHT, BLOCK_N
+        )
+    begin = low
+    for zone in tl.static_range(3):  # an edge, the tiles that are seen whole, an edge; one edge for all if not APART
+        end = whole_low if zone == 0 else whole_high if zone == 1 else high
+        if (APART and zone > 0) or (zone == 0 and (LEFT >= 0 or not APART)):
+            largest, total, sums = over_keys(
+                begin, end, largest, total, sums, q, query, key, value, mask, bias, term, seed, number, i, e, w,
+                H, GROUP, L, S, E, EV, count, shift, q_i, q_e, k_j, k_e, v_j, v_e, mask_i, mask_j, bias_i, bias_j,
+                term_i, term_row, SCALE, CAP, LEFT, RIGHT, zone != 1, HAS_MASK, HAS_BIAS, TERM, LIMIT, DROPOUT,
+                THRESHOLD, KEPT, FOURS, SELECTS, DESCRIBED, BLOCK_N, BLOCK_E, BLOCK_V, WIDE, WHOLE_E, WHOLE_V,
+                PRECISION, COMPUTED,
             )  # fmt: skip
-        else:
-            if DESCRIBED:
-                k = key.load([number // H, number % H // GROUP, start, 0]).reshape(BLOCK_N, BLOCK_E)
-            else:
-                k = load_rows(key, j, k_j, e, k_e, count, E, WHOLE_E)
-            product = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=COMPUTED)
-        y, seen = scores(
-            product, i[:, None], j[None, :], L, S, count, shift, mask, mask_i, mask_j, bias, bias_i, bias_j, term,
-            term_i, term_row, SCALE, CAP, LEFT, RIGHT, True, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
-        )  # fmt: skip
-        y = tl.where(seen, y, -float("inf"))
-        found = tl.maximum(largest, tl.max(y, 1))
-        # With nothing above -inf so far there is no difference to it.
-        level = tl.where(found == -float("inf"), 0.0, found)
-        p = tl.exp(y - level[:, None])
-        rescale = tl.exp(largest - level)
-        total = total * rescale + tl.sum(p, 1)
-        if DROPOUT:
-            p = p * kept_factors(seed, number, i[:, None], j[None, :], L, S, THRESHOLD, KEPT, COMPUTED)
-        if DESCRIBED:
-            v = value.load([number // H, number % H // GROUP, start, 0]).reshape(BLOCK_N, BLOCK_V)
-        else:
-            v = load_rows(value, j, v_j, w, v_e, count, EV, WHOLE_V)
-        sums = add_product(p, v, sums * rescale[:, None], seen, SELECTS, PRECISION, COMPUTED)
-        largest = found
+        begin = end
     if FLAGGED > 0 and not SELECTS:
         tl.store(odd, not_finite(sums))
     # A query that sees nothing: output 0, log-sum-exp -inf.
@@ -177,7 +224,9 @@ def attention_forward(
     places = row[:, None] * EV + w[None, :]
     tl.store(out + places, result.to(out.dtype.element_ty), mask=(i[:, None] < L) & (w[None, :] < EV))
     if KEEPS:
-        sum_log = tl.where(none, -float("inf"), largest) + tl.log(tl.where(none & (total == 0), 1.0, total))
+        UNIT: tl.constexpr = 1.0 if COMPUTED == tl.float64 else 1.4426950408889634
+        natural = tl.where(none, -float("inf"), largest / UNIT)
+        sum_log = natural + tl.log(tl.where(none & (total == 0), 1.0, total))
         tl.store(lse + row, sum_log.to(lse.dtype.element_ty), mask=i < tl.where(part == 0, L, 0))
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from kernels import arrays, checks
+from kernels import checks
 from kernels.arrays import ArraySpec
 from kernels.attention.relative import exact_buckets
-from kernels.op import Problem
+from kernels.op import Problem, ValueRange
 
 CAUSAL = (None, "top_left", "bottom_right")
 INDICES = ("int32", "int64")
@@ -199,23 +199,18 @@ class AttentionProblem(Problem):
             "query", "key", "value", "mask", "bias", "lengths", "relative", "seed", "output", "lse",
         )  # fmt: skip
 
-    @property
-    def checks_values(self) -> bool:
-        """Whether there are lengths."""
-        return self.lengths is not None
-
-    def check_values(self, *inputs: Any) -> None:
+    @cached_property
+    def value_range(self) -> ValueRange | None:
         """Every length must lie in [0, S]."""
-        lengths = inputs[5]
-        if lengths is None or self.lengths is None or self.lengths.size == 0:
-            return
-        keys = self.key.shape[2]
-        wrong = (lengths < 0) | (lengths > keys)
-        if wrong.any():
-            (row,) = arrays.first_true(wrong)
-            raise ValueError(
-                f"attention: lengths must lie in [0, {keys}] (the keys there are), got {int(lengths[row])} at {row}"
-            )
+        if self.lengths is None or self.lengths.size == 0:
+            return None
+        return ValueRange("lengths", 0, self.key.shape[2])
+
+    def value_error(self, value: int, where: str) -> Exception:
+        """A ValueError."""
+        return ValueError(
+            f"attention: lengths must lie in [0, {self.key.shape[2]}] (the keys there are), got {value}{where}"
+        )
 
     def flops(self) -> int:
         """Two for every multiply-add, of the pairs that causality and window leave."""

@@ -10,6 +10,8 @@ Places of a tile are two 2-d index arrays that broadcast to it, i of queries and
     TERM        relative term: 0 none, 1 Shaw's (`term` (B, H, L, rows) is scale * q . table), 2 ALiBi's slopes (H,),
                 3 T5's: `term` (H, distances) of the distances 1 - max(L, S) to max(L, S) - 1
     LIMIT       Shaw's clip
+    UNIT        what scores are multiplied by: log2(e) where exp2, the GPU's own function, takes the place of exp, which
+                costs a multiplication more; 1.0 in float64
 """
 
 from __future__ import annotations
@@ -56,26 +58,65 @@ def query_range(first, last, L, shift, LEFT: tl.constexpr, RIGHT: tl.constexpr):
 
 
 @triton.jit
+def whole_tiles(low, high, first, last, count, shift, LEFT: tl.constexpr, RIGHT: tl.constexpr, BLOCK: tl.constexpr):
+    """(from, to) of the tiles of keys between low and high that all queries from first to last - 1 see whole.
+
+    low is a multiple of BLOCK, as are both bounds; low where there is no such tile.
+    """
+    begin = low
+    end = tl.minimum(high, count)
+    if LEFT >= 0:
+        begin = tl.maximum(low, tl.cdiv(last - 1 + shift - LEFT, BLOCK) * BLOCK)
+    if RIGHT >= 0:
+        end = tl.minimum(end, first + shift + RIGHT + 1)
+    end = low + tl.maximum(end - low, 0) // BLOCK * BLOCK
+    return tl.minimum(begin, end), end
+
+
+@triton.jit
+def power(y, COMPUTED: tl.constexpr):
+    """exp of scores that were multiplied by UNIT."""
+    if COMPUTED == tl.float64:
+        return tl.exp(y)
+    else:
+        return tl.exp2(y)
+
+
+@triton.jit
 def scores(
     product, i, j, L, S, count, shift, mask, mask_i, mask_j, bias, bias_i, bias_j, term, term_i, term_row,
     SCALE: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, EDGE: tl.constexpr,
     HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, TERM: tl.constexpr, LIMIT: tl.constexpr,
     COMPUTED: tl.constexpr,
 ):  # fmt: skip
-    """(scores, what of the tile is seen) from products of queries and keys; mask, bias and term begin at (b, h, 0, 0).
+    """(scores times UNIT, what of the tile is seen) from products of queries and keys; mask, bias and term begin at
+    (b, h, 0, 0).
 
-    EDGE: some place of the tile may lie outside of the arrays or of what its query sees by position.
+    EDGE: some place of the tile may lie outside of the arrays or of what its query sees by position; queries behind the
+    last one do no harm.
     """
-    y = product * SCALE
-    inside = (i < L) & (j < count)
-    seen = inside
+    UNIT: tl.constexpr = 1.0 if COMPUTED == tl.float64 else 1.4426950408889634
+    PLAIN: tl.constexpr = CAP == 0 and TERM == 0 and not HAS_BIAS
+    y = product * (SCALE * UNIT if PLAIN else SCALE)
+    seen = tl.full(product.shape, 1, tl.int1)
+    if EDGE:
+        seen = (i < L) & (j < count)
+    elif HAS_MASK or HAS_BIAS or TERM == 1 or TERM == 3:
+        seen = (i < L) & seen
+    inside = seen
     if EDGE:
         if LEFT >= 0:
             seen = seen & (j >= i + (shift - LEFT))
         if RIGHT >= 0:
             seen = seen & (j <= i + (shift + RIGHT))
     if HAS_MASK:
-        seen = seen & (tl.load(mask + i.to(tl.int64) * mask_i + j.to(tl.int64) * mask_j, mask=seen, other=0) != 0)
+        given = tl.load(mask + i.to(tl.int64) * mask_i + j.to(tl.int64) * mask_j, mask=seen, other=0) != 0
+        if COMPUTED == tl.float64:
+            # The same, behind a maximum, which the compiler moves nothing across: else Triton 3.6 brings the mask's
+            # bytes to where tensor cores read, and fails.
+            bits = tl.where(given, 1.0, 0.0)
+            given = tl.max(tl.join(bits, bits), 2) > 0
+        seen = seen & given
     if HAS_BIAS:
         added = tl.load(bias + i.to(tl.int64) * bias_i + j.to(tl.int64) * bias_j, mask=seen, other=0.0).to(COMPUTED)
         seen = seen & (added != -float("inf"))
@@ -90,6 +131,8 @@ def scores(
         y = y + tl.load(term + place * term_row, mask=inside, other=0.0).to(COMPUTED)
     if CAP > 0:
         y = CAP * _tanh(y / CAP, COMPUTED)
+    if not PLAIN:
+        y = y * UNIT
     return y, seen
 
 
@@ -111,14 +154,38 @@ def _tanh(x, COMPUTED: tl.constexpr):
 
 
 @triton.jit
-def kept_factors(seed, number, i, j, L, S, THRESHOLD: tl.constexpr, KEPT: tl.constexpr, COMPUTED: tl.constexpr):
-    """Dropout's factor of each place of a tile, KEPT or 0: see kernels.random. number: of the head, b * H + h."""
-    element = (number.to(tl.int64) * L + i) * S + j
-    block = element >> 2
+def kept_factors(
+    seed, number, i, first, KEYS: tl.constexpr, L, S,
+    THRESHOLD: tl.constexpr, KEPT: tl.constexpr, FOURS: tl.constexpr, COMPUTED: tl.constexpr,
+):  # fmt: skip
+    """Dropout's factor of each place of a tile (queries i, KEYS keys from `first`), KEPT or 0: see kernels.random.
+
+    number: of the head, b * H + h. FOURS: S is a multiple of 4, as `first` is, so that the four words of a block belong
+    to four neighbours.
+    """
+    row = (number.to(tl.int64) * L + i.to(tl.int64))[:, None] * S
+    if FOURS:
+        block = ((row + first) >> 2) + tl.arange(0, KEYS // 4)[None, :]
+    else:
+        element = row + first + tl.arange(0, KEYS)[None, :]
+        block = element >> 2
     low = (block & 0xFFFFFFFF).to(tl.uint32)
     high = (block >> 32).to(tl.uint32)
     zero = low * 0
     a, b, c, d = tl.philox(tl.load(seed), low, high, zero, zero)
-    word = (element & 3).to(tl.int32)
-    drawn = tl.where(word < 2, tl.where(word == 0, a, b), tl.where(word == 2, c, d))
-    return tl.where(drawn.to(tl.int64) >= THRESHOLD, tl.full((1, 1), KEPT, COMPUTED), 0.0)
+    if FOURS:
+        a, b, c, d = _kept(a, THRESHOLD), _kept(b, THRESHOLD), _kept(c, THRESHOLD), _kept(d, THRESHOLD)
+        kept = tl.join(tl.join(a, c), tl.join(b, d)).reshape(i.shape[0], KEYS)
+    else:
+        word = (element & 3).to(tl.int32)
+        kept = _kept(tl.where(word < 2, tl.where(word == 0, a, b), tl.where(word == 2, c, d)), THRESHOLD)
+    return tl.where(kept != 0, tl.full((1, 1), KEPT, COMPUTED), 0.0)
+
+
+@triton.jit
+def _kept(word, THRESHOLD: tl.constexpr):
+    """1 where a word does not lie below the threshold, as small numbers: they change their places in a tile."""
+    if THRESHOLD > 0xFFFFFFFF:
+        return tl.zeros(word.shape, tl.int8)
+    else:
+        return (word >= tl.full((1, 1), THRESHOLD, tl.uint32)).to(tl.int8)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import triton
 
-from kernels.attention import backward_triton, forward_triton
+from kernels.attention import backward_triton, forward_triton, terms_backward_triton
 from kernels.attention.gpu_tiles import (
     AttentionTile,
     backward_tiles,
@@ -120,6 +120,7 @@ def _constants(p: AttentionProblem, query: Tensor, tile: AttentionTile) -> dict[
         "DROPOUT": p.dropout_p > 0,
         "THRESHOLD": drop_threshold(p.dropout_p),
         "KEPT": p.kept,
+        "FOURS": p.key.shape[2] % 4 == 0,
         "BLOCK_M": tile.queries,
         "BLOCK_N": tile.keys,
         "BLOCK_E": width_e,
@@ -141,6 +142,11 @@ def _hides(p: AttentionProblem) -> bool:
     if p.query.shape[2] == 1 and p.from_end and left < 0:
         right = -1  # the one query stands at the last key
     return p.mask is not None or p.bias is not None or (left, right) != (-1, -1)
+
+
+def _apart(p: AttentionProblem, selects: bool) -> bool:
+    """Whether tiles that are seen whole have a loop of their own: not where every score is looked at anyway."""
+    return not selects and p.mask is None and not _wide(p)
 
 
 def _launches(
@@ -253,7 +259,7 @@ def attention(
             forward_triton.attention_forward, (triton.cdiv(queries, cut.queries) * batch * heads * parts_v * splits,),
             *given, parts, part_lse, odd, *_sizes(p), chunk, *steps, splits, **constants,
             KEEPS=keeps or splits > 1, FLAGGED=0 if odd is None else tile.queries, SELECTS=selects, PARTS=parts_v,
-            DESCRIBED=described and not selects,
+            APART=_apart(p, selects), DESCRIBED=described and not selects,
         )  # fmt: skip
     if splits > 1:
         rows, block = batch * heads * queries, _rows_at_a_time(p)
@@ -291,10 +297,10 @@ def attention_backward(
     tile = choose("query_gradient", p, target, tile)
     key_tile = choose("key_gradients", p, target, key_tile)
     constants = _constants(p, query, tile)
-    delta = _row_products(p, grad_output, output, grad_lse)
+    delta, level = _row_products(p, grad_output, output, lse.contiguous(), grad_lse)
     term = _term(p, query, relative)
     lengths = None if lengths is None else lengths.contiguous()
-    arrays = (grad_output, query, key, value, mask, bias, lengths, term, seed, lse.contiguous(), delta)
+    arrays = (grad_output, query, key, value, mask, bias, lengths, term, seed, level, delta)
     steps = [s for a in (grad_output, query, key, value, mask, bias, term) for s in _strides(a)]
     # Where there is none, the kernels still add 0 to its address.
     stand_in = tuple(query if a is None and n in (4, 5, 7) else a for n, a in enumerate(arrays))
@@ -314,7 +320,7 @@ def attention_backward(
             launch(
                 backward_triton.query_gradient, (triton.cdiv(queries, cut.queries) * batch * heads * parts,), *arrays,
                 grad_query, grad_term, odd, *_sizes(p), *steps, **_constants(p, query, cut),
-                FLAGGED=0 if odd is None else tile.queries, SELECTS=selects, PARTS=parts,
+                FLAGGED=0 if odd is None else tile.queries, SELECTS=selects, APART=_apart(p, selects), PARTS=parts,
             )  # fmt: skip
         if shaw and grad_term is not None and relative is not None:
             grad_query = (grad_query + (grad_term @ relative.to(wide)) * p.score_scale).to(dtype)
@@ -332,7 +338,7 @@ def attention_backward(
             launch(
                 backward_triton.key_gradients, (triton.cdiv(keys, cut.keys) * batch * p.key.shape[1] * parts,),
                 *stand_in, grad_key, grad_value, odd, *_sizes(p), *steps, **_constants(p, query, cut),
-                FLAGGED=0 if odd is None else key_tile.keys, SELECTS=selects, PARTS=parts,
+                FLAGGED=0 if odd is None else key_tile.keys, SELECTS=selects, APART=_apart(p, selects), PARTS=parts,
             )  # fmt: skip
     if wants[4] and p.bias is not None:
         shape = p.bias.shape
@@ -340,7 +346,7 @@ def attention_backward(
         sums_over = {f"SUM_{n}": mine == 1 for n, mine in zip("BHIJ", shape)}
         tiles = shape[0] * shape[1] * triton.cdiv(shape[2], tile.queries) * triton.cdiv(shape[3], tile.keys)
         launch(
-            backward_triton.bias_gradient, (tiles,), *stand_in, grad_bias, *_sizes(p), batch, *shape, *steps,
+            terms_backward_triton.bias_gradient, (tiles,), *stand_in, grad_bias, *_sizes(p), batch, *shape, *steps,
             **constants, **sums_over,
         )  # fmt: skip
     found = (grad_query, grad_key, grad_value, None, grad_bias, None, grad_table, None)
@@ -356,24 +362,28 @@ def _table_gradient(
     sums = empty((batch, heads, blocks, buckets), computed_dtype(table.dtype), table.device)
     options = constants | {"num_stages": 1, "BUCKETS": buckets}
     launch(
-        backward_triton.bucket_gradient, (batch * heads * blocks,), *arrays, _buckets_of(p, table.device), sums,
+        terms_backward_triton.bucket_gradient, (batch * heads * blocks,), *arrays, _buckets_of(p, table.device), sums,
         *_sizes(p), *steps, **options,
     )  # fmt: skip
     return sums.sum((0, 2))[:, : table.shape[0]].t().to(table.dtype).contiguous()
 
 
-def _row_products(p: AttentionProblem, grad: Tensor, output: Tensor, grad_lse: Tensor | None) -> Tensor:
-    """delta (B, H, L) of the kernels."""
+def _row_products(
+    p: AttentionProblem, grad: Tensor, output: Tensor, lse: Tensor, grad_lse: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """delta and level (B, H, L) of the kernels."""
     batch, heads, queries, _ = p.score_shape
-    delta = empty((batch, heads, queries), computed_dtype(output.dtype), output.device)
+    shape, wide = (batch, heads, queries), computed_dtype(output.dtype)
+    delta, level = empty(shape, wide, output.device), empty(shape, wide, output.device)
     steps = () if grad_lse is None else tuple(grad_lse.stride())
     block = _rows_at_a_time(p)
     launch(
-        backward_triton.row_products, (triton.cdiv(delta.numel(), block["BLOCK_M"]),), grad, output, grad_lse, delta,
-        queries, heads, p.value.shape[3], delta.numel(), *_strides(grad), *_strides(output), *(steps or (0, 0, 0)),
-        HAS_GRAD=True, HAS_LSE=grad_lse is not None, **block, COMPUTED=computed(output.dtype), num_warps=4,
+        backward_triton.row_products, (triton.cdiv(delta.numel(), block["BLOCK_M"]),), grad, output, lse, grad_lse,
+        delta, level, queries, heads, p.value.shape[3], delta.numel(), *_strides(grad), *_strides(output),
+        *(steps or (0, 0, 0)), HAS_GRAD=True, HAS_LSE=grad_lse is not None, **block, COMPUTED=computed(output.dtype),
+        num_warps=4,
     )  # fmt: skip
-    return delta
+    return delta, level
 
 
 def _describe(p: AttentionProblem) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import numpy as np
-
-from kernels import arrays, checks
+from kernels import checks
 from kernels.arrays import ArraySpec
 from kernels.call import call
-from kernels.op import Op, Problem
+from kernels.op import Op, Problem, ValueRange
 
 #: Element types of the indices.
 INDICES = ("int64", "int32")
@@ -91,20 +90,16 @@ class EmbeddingProblem(Problem):
         assert rows is not None
         return self.input.nbytes + 2 * rows.nbytes
 
-    def check_values(self, weight: Any, input: Any) -> None:
+    @cached_property
+    def value_range(self) -> ValueRange | None:
         """Every index must be a row of weight."""
+        return ValueRange("input", 0, self.weight.shape[0] - 1)
+
+    def value_error(self, value: int, where: str) -> Exception:
+        """An IndexError."""
         rows = self.weight.shape[0]
-        if isinstance(input, np.ndarray):
-            # In one reduction: as unsigned numbers, negative indices are large.
-            if input.size == 0 or input.view(f"u{input.itemsize}").max() < rows:
-                return
-        wrong = (input < 0) | (input >= rows)
-        if not wrong.any():
-            return
-        position = arrays.first_true(wrong)
-        where = f" at {position if len(position) != 1 else position[0]}" if position else ""
         rule = f"lie in [0, {rows - 1}] (the rows of weight)" if rows else "be empty: weight has no rows"
-        raise IndexError(f"embedding: input must {rule}, got {int(input[position])}{where}")
+        return IndexError(f"embedding: input must {rule}, got {value}{where}")
 
 
 EMBEDDING = Op("embedding", EmbeddingProblem, family=__package__, differentiable=("weight",))

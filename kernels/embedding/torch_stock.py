@@ -17,7 +17,9 @@ def _padding(p: EmbeddingProblem) -> int:
 
 def forward(p: EmbeddingProblem, weight: Tensor, input: Tensor) -> tuple[Tensor]:
     """The rows. Where there is a largest norm, torch shortens a copy of weight, not weight itself."""
-    if not input.numel():  # The second derivative of torch's embedding does not take that.
+    # The second derivative of torch's embedding takes no empty indices; on a GPU its first one reads wrong addresses
+    # where there are no features (torch 2.11).
+    if not input.numel() or not p.features:
         return (weight.index_select(0, input.reshape(-1)).reshape(*input.shape, p.features),)
     if p.max_norm is not None:
         weight = weight.clone(memory_format=torch.contiguous_format)
@@ -29,7 +31,7 @@ def forward(p: EmbeddingProblem, weight: Tensor, input: Tensor) -> tuple[Tensor]
 def backward(p: EmbeddingProblem, grad_output: Tensor, input: Tensor) -> tuple[Tensor | None, None]:
     """The gradient of weight."""
     rows = p.weight.shape[0]
-    if not input.numel():
+    if not input.numel() or not p.features:
         return grad_output.sum() * grad_output.new_zeros(p.weight.shape), None
     found = torch.ops.aten.embedding_dense_backward(grad_output, input, rows, _padding(p), p.scale_grad_by_freq)
     return found, None

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 from kernels import arrays, checks
 from kernels.arrays import ArraySpec
 from kernels.call import call
 from kernels.op import Op, Problem
-from kernels.softmax.op import INDICES, CrossEntropyProblem, check_classes
+from kernels.softmax.op import INDICES, ClassIndices, CrossEntropyProblem
 
 OP = "linear_cross_entropy"
 
 
 @dataclass(frozen=True)
-class LinearCrossEntropyProblem(Problem):
+class LinearCrossEntropyProblem(ClassIndices, Problem):
     """linear_cross_entropy, checked. The logits are (N, C, d1, ...) or (C,), as in cross_entropy."""
 
     input: ArraySpec
@@ -28,6 +28,9 @@ class LinearCrossEntropyProblem(Problem):
     ignore_index: int
     reduction: str
     label_smoothing: float
+
+    #: Name of the op.
+    op: ClassVar[str] = OP
 
     @classmethod
     def check(
@@ -134,16 +137,6 @@ class LinearCrossEntropyProblem(Problem):
         target = self.target if self.target.floating else None
         given = (self.input, self.linear_weight, target, self.linear_bias, None)
         return tuple(None if s is None else s.like(s.shape) for s in given)
-
-    @property
-    def checks_values(self) -> bool:
-        """Whether there are class indices."""
-        return self.indexed
-
-    def check_values(self, *inputs: Any) -> None:
-        """Every class index must be one of the classes or `ignore_index`."""
-        if self.indexed:
-            check_classes(OP, inputs[2], self.classes, self.ignore_index)
 
     def flops(self) -> int:
         """Two for every multiply-add of the logits, and what cross_entropy does with them."""

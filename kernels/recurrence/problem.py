@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
-from kernels import arrays, checks
+from kernels import checks
 from kernels.arrays import ArraySpec
-from kernels.op import Problem, input_names
+from kernels.op import Problem, ValueRange, input_names
 from kernels.recurrence.gates import GATES
 
 NONLINEARITIES = ("tanh", "relu")
@@ -143,21 +144,15 @@ class Layer(Problem):
             found.append(None if form is None or name == "lengths" else form.like(form.shape))
         return tuple(found)
 
-    @property
-    def checks_values(self) -> bool:
-        """Whether there are lengths."""
-        return self.lengths is not None
-
-    def check_values(self, *inputs: Any) -> None:
+    @cached_property
+    def value_range(self) -> ValueRange | None:
         """Every length must lie in [0, T]."""
-        lengths = inputs[-1]
-        if lengths is None:
-            return
-        wrong = (lengths < 0) | (lengths > self.steps)
-        if wrong.any():
-            (position,) = arrays.first_true(wrong)
-            rule = f"must lie in [0, {self.steps}], the number of steps of x"
-            checks.fail(self.op, "lengths", rule, f"{int(lengths[position])} at {position}")
+        return None if self.lengths is None else ValueRange("lengths", 0, self.steps)
+
+    def value_error(self, value: int, where: str) -> Exception:
+        """A ValueError."""
+        rule = f"must lie in [0, {self.steps}], the number of steps of x"
+        return ValueError(f"{self.op}: lengths {rule}, got {value}{where}")
 
     def flops(self) -> int:
         """Two for every multiply-add of the products; the gates' functions are not counted."""

@@ -58,6 +58,18 @@ def to_torch(array: Any) -> Any:
     return torch.from_dlpack(array)
 
 
+def pinned(count: int, dtype: str, device: int) -> tuple[np.ndarray[Any, Any], Any]:
+    """(array, the same memory as an array of the device): of the host's memory, which the device reads and writes."""
+    import cupy
+
+    size = count * np.dtype(dtype).itemsize
+    memory = cupy.cuda.alloc_pinned_memory(size)
+    # Pinned memory has the same address on the host and on every device.
+    there = cupy.cuda.UnownedMemory(memory.ptr, size, memory, device)
+    host = np.frombuffer(memory, dtype, count)
+    return host, cupy.ndarray((count,), dtype, cupy.cuda.MemoryPointer(there, 0))
+
+
 @contextmanager
 def current_device(index: int) -> Iterator[None]:
     """CuPy's arrays are made, and its kernels launched, on this device inside the block."""

@@ -11,10 +11,12 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kernels.runtime import cupy_missing
 from kernels.runtime.cuda_source import Source, storage, typed_argument, typed_arguments
 from kernels.runtime.targets import Target, nearest
 
@@ -52,7 +54,16 @@ def _module(source: Source, device: int) -> Any:
     """The compiled module on a device. CuPy keeps the machine code on disk."""
     import cupy
 
-    return cupy.RawModule(code=source.text, options=source.options)
+    return cupy.RawModule(code=source.text, options=(*source.options, *_header_options()))
+
+
+@functools.cache
+def _header_options() -> tuple[str, ...]:
+    """Where headers are that CuPy does not find by itself."""
+    import cupy
+
+    folder, known = cupy_missing.header_folder(), cupy.cuda.get_cuda_path()
+    return () if folder is None or known is None or folder == Path(known) / "include" else (f"-I{folder}",)
 
 
 @functools.cache

@@ -6,8 +6,13 @@ Nothing here imports CuPy before it is asked.
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import sys
 from pathlib import Path
+
+#: Where CUDA's toolkit is as a rule.
+TOOLKIT = "/usr/local/cuda"
 
 #: The oldest compute capability that the kernels are compiled and inspected for.
 LEAST_CAPABILITY = (8, 0)
@@ -58,7 +63,6 @@ def driver_missing() -> str | None:
 
 def compiler_missing() -> str | None:
     """Why kernels cannot be compiled, or None: NVRTC, or the headers that they include."""
-    import cupy
     from cupy.cuda import nvrtc
 
     try:
@@ -66,10 +70,35 @@ def compiler_missing() -> str | None:
     except Exception as error:  # of several types, one for each way to look for a library
         name = type(error).__name__
         return f"NVRTC, which compiles its kernels, cannot be loaded ({name}): pip install nvidia-cuda-nvrtc==13.*"
-    root = cupy.cuda.get_cuda_path()
-    if root is None or not (Path(root) / "include" / "cuda_fp16.h").exists():
+    if header_folder() is None:
         return (
             "CUDA's headers, which its kernels include, are not installed: "
             "pip install nvidia-cuda-runtime==13.* nvidia-cuda-crt==13.* nvidia-cuda-cccl==13.*"
         )
     return None
+
+
+def header_folder() -> Path | None:
+    """The folder with all of CUDA's headers that the kernels include, or None.
+
+    CuPy looks in one folder of its choice; as a rule that is the one that torch's wheels bring, where the headers of
+    tensor cores (the package nvidia-cuda-crt) are missing. A toolkit of the same major version has them too.
+    """
+    import cupy
+
+    root = cupy.cuda.get_cuda_path()
+    if root is None or not (Path(root) / "include" / "cuda_fp16.h").exists():
+        return None
+    first = Path(root) / "include"
+    toolkits = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), TOOLKIT)
+    for folder in (first, *(Path(t) / "include" for t in toolkits if t)):
+        if (folder / "crt" / "mma.h").exists() and _major_version(folder) == _major_version(first):
+            return folder
+    return None
+
+
+def _major_version(folder: Path) -> int | None:
+    """CUDA's, as its headers say it."""
+    header = folder / "cuda.h"
+    found = re.search(r"#define CUDA_VERSION (\d+)", header.read_text(errors="replace")) if header.exists() else None
+    return int(found[1]) // 1000 if found else None

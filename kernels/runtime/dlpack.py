@@ -24,12 +24,20 @@ def as_cupy(tensor: torch.Tensor | None) -> Any:
     return None if tensor is None else sys.modules["cupy"].from_dlpack(tensor.detach())
 
 
+def captured(tensors: Sequence[torch.Tensor | None]) -> bool:
+    """Whether a call becomes part of a CUDA graph, when no value can be looked at."""
+    return any(t is not None and t.is_cuda for t in tensors) and torch.cuda.is_current_stream_capturing()
+
+
 def on_cupy(
-    function: Callable[..., Sequence[torch.Tensor | None]], problem: Any, inputs: Sequence[Any], check: bool
+    function: Callable[..., Sequence[torch.Tensor | None]],
+    problem: Any,
+    inputs: Sequence[Any],
+    check: Callable[[Sequence[Any]], None] | None,
 ) -> tuple[Any, ...]:
-    """``function(problem, *inputs)`` of tensors, called with CuPy's arrays; `check`: the problem's values first."""
+    """``function(problem, *inputs)`` of tensors, called with CuPy's arrays, behind `check`; not in a captured graph."""
     tensors = [as_tensor(array) for array in inputs]
-    if check:
-        problem.check_values(*tensors)
+    if check is not None and not captured(tensors):
+        check(tensors)
     with torch.no_grad():
         return tuple(map(as_cupy, function(problem, *tensors)))

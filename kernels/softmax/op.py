@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
-
 from kernels import arrays, checks
 from kernels.arrays import ArraySpec
 from kernels.call import call
-from kernels.op import Op, Problem
+from kernels.op import Op, Problem, ValueRange
 
 REDUCTIONS = ("none", "mean", "sum")
 #: Element types of class indices.
@@ -25,24 +23,18 @@ def _product(sizes: tuple[int, ...]) -> int:
     return total
 
 
-def check_classes(op: str, target: Any, classes: int, ignore_index: int) -> None:
-    """Raise an IndexError unless every class index lies in [0, classes) or is `ignore_index`."""
-    if 0 in target.shape:
-        return
-    if isinstance(target, np.ndarray):
-        unsigned = target.view(f"u{target.itemsize}")
-        # In one reduction: as unsigned numbers, negative indices are large.
-        if unsigned.max() < classes:
-            return
-    wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
-    if not wrong.any():
-        return
-    position = arrays.first_true(wrong)
-    where = f" at {position if len(position) != 1 else position[0]}" if position else ""
-    raise IndexError(
-        f"{op}: target must lie in [0, {classes - 1}] or be ignore_index ({ignore_index}), "
-        f"got {int(target[position])}{where}"
-    )
+class ClassIndices:
+    """The rule for class indices, of the declarations that have them: each in [0, classes) or `ignore_index`."""
+
+    @cached_property
+    def value_range(self: Any) -> ValueRange | None:
+        """Every class index must be one of the classes or `ignore_index`."""
+        return ValueRange("target", 0, self.classes - 1, self.ignore_index) if self.indexed else None
+
+    def value_error(self: Any, value: int, where: str) -> Exception:
+        """An IndexError."""
+        rule = f"must lie in [0, {self.classes - 1}] or be ignore_index ({self.ignore_index})"
+        return IndexError(f"{self.op}: target {rule}, got {value}{where}")
 
 
 @dataclass(frozen=True)
@@ -163,7 +155,7 @@ def log_softmax(x: Any, dim: int = -1, dtype: Any = None, *, device: Any = None,
 
 
 @dataclass(frozen=True)
-class CrossEntropyProblem(Problem):
+class CrossEntropyProblem(ClassIndices, Problem):
     """cross_entropy, checked."""
 
     input: ArraySpec
@@ -172,6 +164,9 @@ class CrossEntropyProblem(Problem):
     ignore_index: int
     reduction: str
     label_smoothing: float
+
+    #: Name of the op.
+    op: ClassVar[str] = "cross_entropy"
 
     @classmethod
     def check(
@@ -261,11 +256,6 @@ class CrossEntropyProblem(Problem):
             self.target.like(self.target.shape) if self.target.floating else None,
             None,
         )
-
-    def check_values(self, input: Any, target: Any, weight: Any = None) -> None:
-        """Every class index must be one of the classes or `ignore_index`."""
-        if self.indexed:
-            check_classes("cross_entropy", target, self.classes, self.ignore_index)
 
     def flops(self) -> int:
         """Maximum, difference, exponential and sum: four for every logit."""

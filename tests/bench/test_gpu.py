@@ -32,9 +32,10 @@ class Ticks:
     def __init__(self) -> None:
         self.calls = 0
 
-    def seconds(self, run: Callable[[], Any]) -> float:
+    def seconds(self, run: Callable[[], Any]) -> tuple[float, float]:
+        run()
         self.calls += 1
-        return 1e-6 * (1 + self.calls % 2)
+        return 1e-6 * (1 + self.calls % 2), 1e-5
 
 
 def rows(op: str, passes: str, dtype: str = "float32", names: tuple[str, ...] = ("triton", "torch")) -> list[gpu.Row]:
@@ -91,7 +92,7 @@ def test_rows_are_kept(tmp_path: Path):
     gpu.save(found, tmp_path / "new" / "gpu.json")
     kept = json.loads((tmp_path / "new" / "gpu.json").read_text())
     assert [r["provider"] for r in kept["rows"]] == ["triton", "torch"] and kept["machine"]["torch"]
-    assert gpu.line(found[0]).endswith("x torch")
+    assert gpu.line(found[0]).endswith(": 2.0 us, 0.50 x torch, host 10 us")
 
 
 @pytest.mark.gpu

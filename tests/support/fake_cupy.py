@@ -19,7 +19,7 @@ import numpy as np
 
 from kernels import backends
 from kernels.op import OPS
-from kernels.runtime import cupy_gpu
+from kernels.runtime import cupy_gpu, values_cupy
 from kernels.runtime.cuda_source import Signature, kernels_of, signature_of
 from tests.support.cuda_cpu import module as harness
 from tests.support.cuda_cpu.run import launch
@@ -43,6 +43,8 @@ class Gpu:
         launches: in order.
         copied: arrays that went to a device, and that came back.
         capability: of every device.
+        waits: how often the host waited for a device.
+        capturing: whether the current stream is being captured.
     """
 
     device: int = 0
@@ -50,6 +52,8 @@ class Gpu:
     launches: list[Launch] = field(default_factory=list)
     copied: dict[str, int] = field(default_factory=lambda: {"over": 0, "back": 0})
     capability: str = "90"
+    waits: int = 0
+    capturing: bool = False
 
 
 _gpu = Gpu()
@@ -58,7 +62,11 @@ _gpu = Gpu()
 class ndarray:  # CuPy's name
     """An array on a device."""
 
-    def __init__(self, host: Any, device: int | None = None, keeps: Any = None) -> None:
+    def __init__(self, host: Any, device: Any = None, keeps: Any = None) -> None:
+        if isinstance(keeps, MemoryPointer):  # CuPy's arguments: shape, dtype, memory
+            kind, memory = np.dtype(device), keeps.memory
+            host = np.frombuffer((ctypes.c_char * memory.size).from_address(memory.ptr), kind).reshape(host)
+            device = memory.device
         self._host = host
         self._keeps = keeps
         self.device = Device(_gpu.device if device is None else device)
@@ -231,6 +239,10 @@ class Device:
     def __init__(self, index: int | None = None) -> None:
         self.id = _gpu.device if index is None else index
 
+    def synchronize(self) -> None:
+        """Wait for all that was launched."""
+        _gpu.waits += 1
+
     @property
     def compute_capability(self) -> str:
         """As CuPy spells it: "90"."""
@@ -243,6 +255,49 @@ class Device:
 
     def __exit__(self, *_: Any) -> None:
         _gpu.device = self._before
+
+
+class PinnedMemory(np.ndarray):  # whose buffer NumPy takes
+    """Memory of the host, as its address and its bytes."""
+
+    @property
+    def ptr(self) -> int:
+        """Where it begins."""
+        return int(self.ctypes.data)
+
+
+def alloc_pinned_memory(size: int) -> PinnedMemory:
+    """Some, full of ones."""
+    return np.full(size, 255, np.uint8).view(PinnedMemory)
+
+
+@dataclass
+class UnownedMemory:
+    """Memory at an address, which `owner` has."""
+
+    ptr: int
+    size: int
+    owner: Any
+    device: int
+
+
+@dataclass
+class MemoryPointer:
+    """A place in a memory."""
+
+    memory: UnownedMemory
+    offset: int
+
+
+@dataclass
+class Stream:
+    """A stream of CuPy's."""
+
+    captured: bool = False
+
+    def is_capturing(self) -> bool:
+        """Whether what is launched becomes part of a graph."""
+        return self.captured
 
 
 class ExternalStream:
@@ -359,6 +414,8 @@ def _modules(devices: int) -> dict[str, types.ModuleType]:
     libraries.cublas = Cublas()  # type: ignore[attr-defined]
     headers = harness._headers()[0]
     facts = {"Device": Device, "ExternalStream": ExternalStream, "runtime": runtime, "nvrtc": nvrtc, "device": handles}
+    facts |= {f.__name__: f for f in (alloc_pinned_memory, UnownedMemory, MemoryPointer)}
+    facts |= {"get_current_stream": lambda: Stream(_gpu.capturing)}
     facts |= {"get_cuda_path": lambda: headers.removesuffix("/include"), "is_available": lambda: devices > 0}
     vars(cuda).update(facts)
     names = (ndarray, asarray, asnumpy, empty, from_dlpack, RawModule)
@@ -367,7 +424,7 @@ def _modules(devices: int) -> dict[str, types.ModuleType]:
 
 
 def _forget() -> None:
-    for cached in (cupy_gpu._module, cupy_gpu._function, cupy_gpu._target_of_device):
+    for cached in (cupy_gpu._module, cupy_gpu._function, cupy_gpu._target_of_device, values_cupy._report):
         cached.cache_clear()
     for op in OPS.values():
         op.plans.clear()

@@ -27,7 +27,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import backends
 from kernels.op import OPS
-from kernels.runtime import triton_gpu
+from kernels.runtime import triton_gpu, values_triton
 from kernels.runtime.targets import TARGETS, Target
 from tests.support import triton_numbers
 from tests.support.triton_memory import KernelFault, Shadow, Watch
@@ -83,7 +83,17 @@ def _interpret(function: JITFunction[Any]) -> Any:
     return _interpreted[id(function)][1]
 
 
+_patch_tensor = interpreter._patch_lang_tensor
+
+
+def _patch_tensor_and_index(tensor: Any, *scope: Any) -> None:
+    """Triton 3.6's own index of a tensor takes no array of one number with NumPy 2.5."""
+    _patch_tensor(tensor, *scope)
+    tensor.__index__ = lambda self: int(self.handle.data.squeeze())
+
+
 _REPLACEMENTS: dict[tuple[Any, str], Any] = {
+    (interpreter, "_patch_lang_tensor"): _patch_tensor_and_index,
     **triton_numbers.REPLACEMENTS,
     (_Builder, "create_masked_load"): _watched_load,
     (_Builder, "create_masked_store"): _watched_store,
@@ -215,6 +225,7 @@ def on_cpu(target: Target = SMALL, seed: int | None = 0) -> Iterator[list[str]]:
         with triton_gpu.elsewhere(run, target, _poisoned):
             yield launched
     finally:
+        values_triton._report.cache_clear()  # What a test leaves there is no other one's.
         backends.BACKENDS["triton"] = real
         for op, kept in plans.items():
             op.plans.clear()
