@@ -1,12 +1,15 @@
 """Arrays of any library in, the same kind out: what is known of an array without reading it, and zero-copy views.
 
-torch and CuPy are never imported here: an array of theirs can only arrive once its library is loaded.
+torch and CuPy are not imported here for arrays of theirs, which can only arrive once their library is loaded; but for
+other libraries' arrays on a GPU, which are seen as CuPy's or torch's.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -223,6 +226,25 @@ def _kind_of(array_type: type) -> str | None:
     if cupy is not None and issubclass(array_type, cupy.ndarray):
         return "cupy"
     return None
+
+
+def from_dlpack(array: Any) -> Any:
+    """An array of a library that is none of `KINDS`, seen without a copy by DLPack's protocol; all else as it is.
+
+    On a CUDA device it is seen as CuPy's, where CuPy is not installed as torch's; on the CPU as NumPy's. An array on
+    any other device is left, and so is one where its device has neither library.
+    """
+    if not hasattr(array, "__dlpack_device__") or kind(array) is not None:
+        return array
+    device = int(array.__dlpack_device__()[0])
+    for name in ("numpy",) if device in _DLPACK_CPU else ("cupy", "torch") if device in _DLPACK_CUDA else ():
+        if name in sys.modules or find_spec(name) is not None:
+            return import_module(name).from_dlpack(array)
+    return array
+
+
+#: DLPack's numbers of devices whose memory the CPU reads, and that a GPU of NVIDIA's does (managed memory with it).
+_DLPACK_CPU, _DLPACK_CUDA = (1, 3), (2, 13)
 
 
 def spec(array: Any) -> ArraySpec:

@@ -53,7 +53,8 @@ def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: A
     """Run `op` on its inputs (None for an absent optional one) and the user's attributes.
 
     Returns:
-        the first result, or a tuple when the declaration returns several; of the same kind as the inputs.
+        the first result, or a tuple when the declaration returns several; of the same kind as the inputs. (Arrays of
+        other libraries that have DLPack's methods are seen as CuPy's or NumPy's.)
 
     Raises:
         TypeError, ValueError, IndexError: an argument breaks a rule of the declaration.
@@ -67,7 +68,7 @@ def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: A
     if wanted is not None:
         backend = backend or wanted.backend
         if wanted.inspect is not None:
-            return wanted.inspect(op, inputs, attributes, device, backend)
+            return wanted.inspect(op, tuple(map(arrays.from_dlpack, inputs)), attributes, device, backend)
     try:
         # One input is the commonest number by far, and a comprehension is a call.
         forms = (
@@ -86,6 +87,7 @@ def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: A
             from kernels import torch_library
 
             return torch_library.call_registered(op, inputs, attributes, device, backend)
+        inputs = tuple(map(arrays.from_dlpack, inputs))
         plan = make_plan(op, inputs, attributes, device, backend)
         if len(op.plans) >= MAX_PLANS:
             op.plans.clear()

@@ -1,23 +1,32 @@
 """Every configuration of the CUDA C++ kernels that the calls of gpu_configurations.py reach, held to the gates.
 
 Those calls, and a few more, go through all sizes that tile functions tell apart. Each source with each set of constants
-is compiled once a target, as CuPy would: ``python -m kernels.cupy_configurations [FAMILY ...] [--target TARGET ...]``
-says what is broken. That takes minutes, so it is no test's work.
+is compiled once a target, as CuPy would: ``python -m kernels.cupy_configurations [FAMILY ...] [--target TARGET ...]
+[--json FILE]`` says what is broken. That takes long, so what was found is kept in docs/cuda_configurations.json, for
+each family and target with a digest of the code and the launches: a test says when these no longer are what was
+compiled. A run with the same file leaves out what it has of today's code, so one that was interrupted goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import itertools
+import json
 import math
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 from kernels import gpu_gates
-from kernels.gpu_configurations import FAMILIES, Call, _conv_call
+from kernels.gpu_configurations import FAMILIES, Call, _conv_call, updated
 from kernels.gpu_report import capture, why_not
 from kernels.gpu_workloads import REPORTED_TARGETS
-from kernels.runtime.cupy_compile import Launch, compiled, recording
+from kernels.runtime import cuda_source
+from kernels.runtime.cupy_compile import Launch, compiled, recording, version
 
 TARGETS = REPORTED_TARGETS["cupy"]
 #: Bytes of a call's largest input, at most: arrays are not touched, but reserved. Smaller calls have the same tiles.
@@ -51,15 +60,39 @@ def launches(family: str, target: str) -> list[tuple[Call, Launch]]:
     return list(found.values())
 
 
-def broken(family: str, target: str) -> tuple[int, list[str]]:
-    """(how many launches were compiled, the rules that they break, in words); arguments as of `launches`."""
-    known = launches(family, target)
+@functools.cache
+def _code(file: str) -> str:
+    """A source with its includes, without comments, numbers of lines and spaces, which change nothing."""
+    text = re.sub(r"^#line .*$", "", cuda_source.expanded(file), flags=re.M)
+    return " ".join(cuda_source._COMMENT.sub(" ", text).split())
+
+
+def digest(launches: Iterable[Launch]) -> str:
+    """A number of what is compiled for some launches: code and constants, kernels, threads, shared memory."""
+    facts = [(_code(x.source.file), x.source.options, x.kernel, math.prod(x.block), x.shared) for x in launches]
+    return hashlib.sha256(repr(sorted(facts)).encode()).hexdigest()[:16]
+
+
+def broken(known: list[tuple[Call, Launch]], target: str) -> list[str]:
+    """The rules that kernels break, in words; `known` as of `launches`."""
     complaints = []
     for call, launch in known:
         kernel = compiled(launch, target)
         rules = gpu_gates.gates(kernel, call.workload.dtype) if call.aligned else gpu_gates.soundness(kernel)
         complaints += [f"{kernel.name}, {call.workload.id}, {kernel.options}: {rule}" for rule in rules]
-    return len(known), complaints
+    return complaints
+
+
+def find(family: str, target: str, before: dict[str, Any]) -> dict[str, Any]:
+    """What compiling a family for a target finds: "digest", how many were "compiled", which rules are "broken".
+
+    What was found before is taken where its digest is today's. Other arguments as of `launches`.
+    """
+    known = launches(family, target)
+    now = digest(launch for _, launch in known)
+    if before.get("digest") == now:
+        return before
+    return {"digest": now, "compiled": len(known), "broken": broken(known, target)}
 
 
 def main(arguments: list[str]) -> int:
@@ -67,16 +100,24 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.cupy_configurations")
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"some of {', '.join(FAMILIES)}; none: all")
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=TARGETS)
+    parser.add_argument("--json", type=Path, help="keep what was found here, and compile only what it has not")
     asked = parser.parse_args(arguments)
     for family in asked.families:
         if family not in FAMILIES:
             parser.error(f"FAMILY must be one of {', '.join(FAMILIES)}, got {family!r}")
+    kept: dict[str, Any] = {"compiler": version(), "families": {}}
+    if asked.json and asked.json.exists():
+        kept = updated(json.loads(asked.json.read_text()), kept)
     worst = 0
     for family, target in itertools.product(asked.families or FAMILIES, asked.target):
-        count, complaints = broken(family, target)
-        print(f"{family}, {target}: {count} launches, {len(complaints)} broken rules", flush=True)
+        found = find(family, target, kept["families"].get(family, {}).get(target, {}))
+        complaints = found["broken"]
+        print(f"{family}, {target}: {found['compiled']} launches, {len(complaints)} broken rules", flush=True)
         print("\n".join(complaints), end="\n" if complaints else "")
         worst |= int(bool(complaints))
+        kept = updated(kept, {"compiler": kept["compiler"], "families": {family: {target: found}}})
+        if asked.json:  # at once: all of it takes long
+            asked.json.write_text(json.dumps(kept, indent=1) + "\n")
     return worst
 
 

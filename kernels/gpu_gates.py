@@ -72,7 +72,8 @@ OF_ROWS: dict[str, dict[str, int]] = {
         **{"sum_losses": 8, "finish_loss": 4},
         **{"normalise_rows": 2, "gradients_of_parts": 2, "gradient_of_rows": 2, "sums_of_columns": 6},
         **{"drop_elements": 17, "factors_of_rows": 2, "gather_rows": 2, "bounds_of_rows": 3, "add_rows": 7},
-        **{"mask_padding": 1},
+        # A bias that is one number.
+        **{"mask_padding": 1, "add_bias_and_activate": 1},
         # Elements beside their indices, which are the wide ones; a weight's gradient of which no vector is whole; a
         # channel's bias; the result of a product with few channels.
         **{"max_of_windows": 16, "gradient_of_maxima": 16, "add_parts": 5, "convolve": 8},

@@ -247,6 +247,7 @@ def _run_and_keep(
 
 
 def _in_shape_of(gradient: Any, array: Any) -> Any:
+    array = arrays.from_dlpack(array)
     same = gradient is not None and arrays.kind(array) is not None and array.size == gradient.size
     return gradient.reshape(array.shape) if same else gradient
 

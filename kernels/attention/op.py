@@ -49,7 +49,9 @@ def _four_scores(op: str, name: str, array: Any, query: Any) -> Any:
     """A mask or bias that broadcasts to the scores of a query of any rank, as 4-d; not expanded."""
     rank = getattr(query, "ndim", 4)
     if arrays.kind(array) is None:
-        return array
+        array = arrays.from_dlpack(array)
+    if arrays.kind(array) is None:
+        return array  # The call says what is wrong.
     if array.ndim > rank:
         checks.fail(op, name, f"must have at most query's {rank} dimensions", tuple(array.shape))
     # Leading dimensions of size 1; for (B, L, E) the heads come second.
@@ -82,11 +84,11 @@ def _back(result: Any, query: Any) -> Any:
     return result.reshape(*query.shape[:-2], *result.shape[2:])
 
 
-def _rank(op: str, query: Any, key: Any, value: Any) -> int:
-    """How many dimensions the three have; 4 when query is no array, of which the call says what is wrong."""
+def _rank(op: str, query: Any, key: Any, value: Any) -> int | None:
+    """How many dimensions the three have; None when query has none to tell."""
     rank: int | None = getattr(query, "ndim", None)
     if rank is None:
-        return 4
+        return None
     if rank < 2:
         checks.fail(op, "query", "must have shape (..., L, E)", f"{rank} dimensions {tuple(query.shape)}")
     for name, array in (("key", key), ("value", value)):
@@ -165,6 +167,9 @@ def attention(
     """
     op = "attention"
     rank = _rank(op, query, key, value)
+    if rank is None:
+        query, key, value = map(arrays.from_dlpack, (query, key, value))
+        rank = _rank(op, query, key, value) or 4  # Of what is no array, the call says so.
     kind, table, limit, bidirectional = _relative_parts(op, relative)
     if dropout_p == 0 and type(dropout_p) is float:
         seed = None
@@ -190,6 +195,7 @@ def attention(
 
 def _flat_lengths(op: str, lengths: Any, rank: int) -> Any:
     """Lengths in the batch dimensions of arrays of a rank, as (B,)."""
+    lengths = arrays.from_dlpack(lengths)
     if rank == 3 or arrays.kind(lengths) is None:
         return lengths
     if lengths.ndim != max(rank - 3, 0):
@@ -352,6 +358,7 @@ def _broadcast_leading(op: str, query: Any, key: Any, value: Any, enable_gqa: bo
         batch = query.shape[0], query.shape[1]
         if batch == (key.shape[0], key.shape[1]) == (value.shape[0], value.shape[1]):
             return query, key, value, False  # the usual case, and of a small call half the time
+    query, key, value = map(arrays.from_dlpack, (query, key, value))
     given = (("query", query), ("key", key), ("value", value))
     if any(arrays.kind(array) is None for _, array in given):
         return query, key, value, False  # The call says what is wrong.

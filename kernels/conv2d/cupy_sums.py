@@ -138,9 +138,11 @@ def finish_parts(
     """
     channels, plane = form.shape[1], 1 if form.channels_last else form.shape[2] * form.shape[3]
     vector = vector_elements(form.itemsize)
-    by_channels = channels % vector == 0 and (bias is None or has_vectors(bias, 0, vector))
-    if not (plane % vector == 0 if plane > 1 else by_channels):
-        vector = 1
+    if bias is None:
+        whole = form.size % vector == 0
+    else:
+        whole = plane % vector == 0 if plane > 1 else channels % vector == 0 and has_vectors(bias, 0, vector)
+    vector = vector if whole else 1
     items = form.size // vector
     block = flat_block(items, target_of(of_parts))
     launch(

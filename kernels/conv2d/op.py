@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from kernels import checks
+from kernels import arrays, checks
 from kernels.activation.functions import FROM_OUTPUT, FUSED
 from kernels.arrays import ArraySpec
 from kernels.call import call
@@ -239,7 +239,11 @@ def conv2d(
         TypeError, ValueError: an argument breaks one of the rules above.
         BackendError: the wanted backend cannot run this call.
     """
-    if getattr(x, "ndim", 4) == 3:
+    rank = getattr(x, "ndim", None)
+    if rank is None:
+        x = arrays.from_dlpack(x)
+        rank = getattr(x, "ndim", None)
+    if rank == 3:
         batch = (x[None], weight, bias)
         return call(CONV2D, batch, (stride, padding, dilation, groups, activation), device, backend)[0]
     return call(CONV2D, (x, weight, bias), (stride, padding, dilation, groups, activation), device, backend)
@@ -359,6 +363,10 @@ def conv_transpose2d(
         BackendError: the wanted backend cannot run this call.
     """
     attributes = (stride, padding, output_padding, groups, dilation)
-    if getattr(x, "ndim", 4) == 3:
+    rank = getattr(x, "ndim", None)
+    if rank is None:
+        x = arrays.from_dlpack(x)
+        rank = getattr(x, "ndim", None)
+    if rank == 3:
         return call(CONV_TRANSPOSE2D, (x[None], weight, bias), attributes, device, backend)[0]
     return call(CONV_TRANSPOSE2D, (x, weight, bias), attributes, device, backend)

@@ -210,8 +210,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) add_turned_parts(
 
 // out = act(bias + the sum over the parts, in their order), and what is before the activation where sums is not null.
 // parts: (count, elements of out), in the order in which they lie in out and sums. bias: (channels,) or null. plane:
-// elements from a channel to the next one. A thread has VECTOR elements: more than 1 only where VECTOR divides plane, or
-// plane is 1, VECTOR divides channels, and the bias is aligned. items: elements / VECTOR.
+// elements from a channel to the next one. A thread has VECTOR elements: more than 1 only where VECTOR divides their
+// number, and with a bias plane, or plane is 1, VECTOR divides channels, and the bias is aligned. items: elements / VECTOR.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) finish_parts(
     const COMPUTED* __restrict__ parts, const STORAGE* __restrict__ bias, STORAGE* __restrict__ out,
     STORAGE* __restrict__ sums, INDEX items, int count, int channels, INDEX plane, int activation) {

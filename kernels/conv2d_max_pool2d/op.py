@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from kernels import arrays
 from kernels.activation.functions import FROM_OUTPUT
 from kernels.arrays import ArraySpec
 from kernels.call import call
@@ -185,6 +186,10 @@ def conv2d_max_pool2d(
     """
     windows = (pool_kernel_size, pool_stride, pool_padding, pool_ceil_mode)
     attributes = (stride, padding, dilation, groups, activation, *windows)
-    if getattr(x, "ndim", 4) == 3:
+    rank = getattr(x, "ndim", None)
+    if rank is None:
+        x = arrays.from_dlpack(x)
+        rank = getattr(x, "ndim", None)
+    if rank == 3:
         return call(CONV2D_MAX_POOL2D, (x[None], weight, bias), attributes, device, backend)[0]
     return call(CONV2D_MAX_POOL2D, (x, weight, bias), attributes, device, backend)

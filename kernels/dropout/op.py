@@ -86,9 +86,11 @@ def _number(number: Any, beside: Any) -> Any:
 
 def as_seed(op: str, seed: Any, beside: Any) -> Any:
     """`seed` as a 0-d int64 array of the kind of `beside`; None draws one, an array is taken as it is."""
+    if arrays.kind(beside) is None:
+        beside = arrays.from_dlpack(beside)
     if seed is None:
         return fresh_seed(beside)
-    if arrays.kind(seed) is not None:
+    if arrays.kind(seed) is not None or hasattr(seed, "__dlpack_device__"):
         return seed
     number = checks.integer(op, "seed", seed)
     if not -(2**63) <= number < 2**63:

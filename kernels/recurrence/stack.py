@@ -48,6 +48,8 @@ def _as_lengths(op: str, lengths: Any, x: Any) -> Any:
     """`lengths` as an array of x's kind; lists and tuples of ints are taken too."""
     if lengths is None or arrays.kind(lengths) is not None:
         return lengths
+    if hasattr(lengths, "__dlpack_device__"):
+        return arrays.from_dlpack(lengths)
     if not isinstance(lengths, (list, tuple)):
         checks.fail_type(op, "lengths", "must be an array or a list of ints", lengths)
     numbers = [checks.integer(op, "lengths", n) for n in lengths]
@@ -120,6 +122,8 @@ def _run(
     """output and the final states (num_layers * D, B, size), one for each of `states`."""
     layers, p = _settings_of(op, s)
     directions = 2 if s.bidirectional else 1
+    if arrays.kind(x) is None:
+        x, states = arrays.from_dlpack(x), {n: arrays.from_dlpack(a) for n, a in states.items()}
     if arrays.kind(x) is None:
         checks.fail_type_name(op, "x", "must be a NumPy, torch or CuPy array", type(x).__name__)
     batched = x.ndim != 2

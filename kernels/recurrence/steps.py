@@ -11,6 +11,8 @@ from kernels.recurrence.op import gru_layer, lstm_layer, rnn_layer
 def _batched(op: str, x: Any, states: dict[str, Any]) -> tuple[Any, dict[str, Any], bool]:
     """x as (1, B, I), states as (1, B, size), and whether they had a batch."""
     if arrays.kind(x) is None:
+        x, states = arrays.from_dlpack(x), {n: arrays.from_dlpack(a) for n, a in states.items()}
+    if arrays.kind(x) is None:
         checks.fail_type_name(op, "x", "must be a NumPy, torch or CuPy array", type(x).__name__)
     if x.ndim not in (1, 2):
         checks.fail(op, "x", "must have shape (B, I) or (I,)", f"{x.ndim} dimensions {tuple(x.shape)}")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.runtime import cupy_gpu, cupy_missing, machine_code
+from kernels.runtime import cupy_gpu, cupy_missing, cupy_products, machine_code
 from kernels.runtime.cuda_source import Source
 from kernels.runtime.machine_code import Compiled
 from kernels.runtime.targets import TARGETS
@@ -99,9 +99,15 @@ def _system_shared(target: str) -> int:
     return TARGETS[target].reserved if int(target.removeprefix("sm_")) >= 90 else 0
 
 
-def _unwritten(shape: tuple[int, ...], dtype: str) -> Any:
+class _Unwritten(np.ndarray):
     """An array whose memory is never touched, and so costs nothing."""
-    return np.empty(shape, cupy_gpu.numpy_dtype(dtype))
+
+    def fill(self, *_: Any) -> None:
+        """Nothing: nobody reads it."""
+
+
+def _unwritten(shape: tuple[int, ...], dtype: str) -> Any:
+    return np.empty(shape, cupy_gpu.numpy_dtype(dtype)).view(_Unwritten)
 
 
 @dataclass(frozen=True)
@@ -122,8 +128,13 @@ def _launching(target: str, each: Callable[[Launch], None]) -> Iterator[None]:
     ) -> None:
         each(Launch(source, kernel, grid, block, shared))
 
-    with cupy_gpu.elsewhere(take, TARGETS[target], _unwritten):
-        yield
+    multiplied = cupy_products._by_numpy
+    cupy_products._by_numpy = lambda *_: None
+    try:
+        with cupy_gpu.elsewhere(take, TARGETS[target], _unwritten):
+            yield
+    finally:
+        cupy_products._by_numpy = multiplied
 
 
 @contextmanager

@@ -77,13 +77,17 @@ def matrix_product(a: Any, b: Any, out: Any, add: bool = False) -> Any:
             out.fill(0)
         return out
     if isinstance(out, np.ndarray):
-        wide = np.dtype(computed_dtype(dtype))
-        with np.errstate(all="ignore"):
-            product = a.astype(wide) @ b.astype(wide)
-            out[...] = out.astype(wide) + product if add else product
-        return out
-    _by_cublas(operand(a), operand(b), to, (*out.shape, a.shape[1]), add)
+        _by_numpy(a, b, out, add)
+    else:
+        _by_cublas(operand(a), operand(b), to, (*out.shape, a.shape[1]), add)
     return out
+
+
+def _by_numpy(a: Any, b: Any, out: Any, add: bool) -> None:
+    wide = np.dtype(computed_dtype(dtype_name(a)))
+    with np.errstate(all="ignore"):
+        product = a.astype(wide) @ b.astype(wide)
+        out[...] = out.astype(wide) + product if add else product
 
 
 def _by_cublas(a: Operand, b: Operand, out: Operand, sizes: tuple[int, int, int], add: bool) -> None:

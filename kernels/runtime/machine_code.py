@@ -35,7 +35,7 @@ class Compiled:
         stack: bytes of a thread's stack: local arrays and spilled registers.
         spills: instructions that spill registers or take them back.
         instructions: how many of each opcode there are, with what follows its dots: {"LDG.E.128": 4, ...}.
-        loop: the same of the innermost loop with the most work in it; empty without a loop.
+        loop: the same of the innermost loop with the most work in it, see `read_assembly`; empty without a loop.
         backend: whose kernel it is.
         family: the folder that its source is in: "softmax".
     """
@@ -218,7 +218,8 @@ def read_assembly(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Opcodes of a kernel and of its innermost loop with the most work, each with how often it stands there.
 
-    A loop is what lies between a label and a branch back to it.
+    A loop is what lies between a label and a branch back to it. Where some have tensor cores' instructions, the innermost
+    of these: there may be loops in them that have none.
     """
     code: list[tuple[str, str]] = []
     labels: dict[str, int] = {}
@@ -232,6 +233,7 @@ def read_assembly(
         if re.match(branch, opcode):
             back = [labels[name] for name in re.findall(r"\.?L\w+", operands) if labels.get(name, i) < i]
             loops += [(start, i) for start in back]
+    loops = [(a, b) for a, b in loops if any(re.match(_WORK[0][0], o) for o, _ in code[a : b + 1])] or loops
     inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
     counted = [_counts(code[first : last + 1]) for first, last in inner]
     return _counts(code), max(counted, key=_work, default={})

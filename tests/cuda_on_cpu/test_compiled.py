@@ -173,17 +173,44 @@ def test_every_launch_of_every_case_is_sound(case: Case):
 # ----- every configuration -----------------------------------------------------------------------------------------
 
 
-# They are compiled by ``python -m kernels.cupy_configurations``, which takes minutes; here is what they are.
+# They are compiled by ``python -m kernels.cupy_configurations --json docs/cuda_configurations.json``, which takes long;
+# here is what they are, and whether that is what was compiled.
 
 
-def test_configurations_are_compiled_and_held_to_the_gates(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("family", cupy_configurations.FAMILIES)
+def test_every_configuration_was_compiled_and_breaks_no_rule(family: str, target: str):
+    found = json.loads((ROOT / "docs" / "cuda_configurations.json").read_text())
+    now = [launch for _, launch in cupy_configurations.launches(family, target)]
+    assert found["compiler"] == cupy_compile.version()
+    expected = {"digest": cupy_configurations.digest(now), "compiled": len(now), "broken": []}
+    assert found["families"][family][target] == expected
+
+
+def test_configurations_are_compiled_and_held_to_the_gates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     calls = [c for c in cupy_configurations.FAMILIES["elements"]() if c.workload.op in ("relu", "embedding")][:2]
     monkeypatch.setitem(cupy_configurations.FAMILIES, "few", lambda: iter(calls))
-    assert cupy_configurations.broken("few", "sm_90") == (2, [])
+    command = ["few", "--target", "sm_90", "--json", str(tmp_path / "found.json")]
+    assert cupy_configurations.main(command) == 0
+    found = json.loads((tmp_path / "found.json").read_text())["families"]["few"]["sm_90"]
+    assert (found["compiled"], found["broken"]) == (2, [])
     monkeypatch.setattr(gpu_gates, "gates", lambda *_: ["a rule"])
-    count, complaints = cupy_configurations.broken("few", "sm_90")
-    assert count == len(complaints) == 2 and all(c.endswith(": a rule") for c in complaints)
-    assert cupy_configurations.main(["few", "--target", "sm_90"]) == 1
+    assert cupy_configurations.main(command) == 0  # nothing is compiled again
+    complaints = cupy_configurations.broken(cupy_configurations.launches("few", "sm_90"), "sm_90")
+    assert len(complaints) == 2 and all(c.endswith(": a rule") for c in complaints)
+    assert cupy_configurations.main(command[:-2]) == 1
+
+
+def test_a_digest_is_of_code_and_constants(monkeypatch: pytest.MonkeyPatch):
+    known = [launch for _, launch in cupy_configurations.launches("linear losses", "sm_90")]
+    same = cupy_configurations.digest(known)
+    assert cupy_configurations.digest(known[::-1]) == same != cupy_configurations.digest(known[1:])
+    real = cuda_source.expanded
+    for change, changes in (("\n// A word more.\n", False), ("\n__device__ int five = 5;\n", True)):
+        monkeypatch.setattr(cuda_source, "expanded", lambda file, more=change: more + real(file))
+        cupy_configurations._code.cache_clear()
+        assert (cupy_configurations.digest(known) != same) == changes
+    cupy_configurations._code.cache_clear()
 
 
 def test_every_tile_of_products_is_among_the_configurations():

@@ -106,6 +106,54 @@ def test_mixtures_are_refused():
             kernels.softmax(x, backend="numba")
 
 
+# ----- other libraries' --------------------------------------------------------------------------------------------
+
+
+def test_arrays_of_any_library_with_dlpack():
+    """They are seen as CuPy's, nothing copied; test_without_torch.py has every op, here are functions made of ops."""
+    image, weight = helpers.numbers(3, 6, 6), helpers.numbers(4, 3, 3, 3)
+    x, h, c = helpers.numbers(5, 2, 3), helpers.numbers(1, 2, 4), helpers.numbers(1, 2, 4)
+    w_ih, w_hh, lengths = helpers.numbers(16, 3), helpers.numbers(16, 4), np.array([3, 5])
+    query, bias = helpers.numbers(7, 8), helpers.numbers(7, 7)
+
+    def calls(give: Any, **where: Any) -> list[Any]:
+        layer = [(give(w_ih), give(w_hh), None, None)]
+        return [
+            kernels.conv2d(give(image), give(weight), **where),
+            *kernels.lstm(give(x), layer, (give(h), give(c)), lengths=give(lengths), **where)[1],
+            *kernels.lstm_cell(give(x[0]), (give(h[0]), give(c[0])), give(w_ih), give(w_hh), **where),
+            kernels.scaled_dot_product_attention(*[give(query)] * 3, give(bias > 0), **where),
+            kernels.attention(*[give(query)] * 3, mask=give(bias > 0), bias=give(bias), **where),
+        ]
+
+    with fake_cupy.installed() as gpu:
+        found = calls(fake_cupy.Foreign)
+        assert gpu.copied == {"over": 0, "back": 0}
+        assert all(isinstance(a, fake_cupy.ndarray) for a in found)
+    for mine, exact in zip(found, calls(lambda a: a, backend="reference"), strict=True):
+        np.testing.assert_allclose(mine.get(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_arrays_of_any_library_on_the_cpu_are_seen_as_numpys():
+    class Foreign(fake_cupy.Foreign):
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 1, 0
+
+    x = helpers.numbers(3, 40)
+    found = kernels.softmax(Foreign(x))
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(found, kernels.softmax(x))
+
+
+def test_arrays_of_other_devices_are_refused():
+    class Foreign(fake_cupy.Foreign):
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 8, 0  # Metal's
+
+    with pytest.raises(TypeError, match="^softmax: x must be a NumPy, torch or CuPy array, got Foreign$"):
+        kernels.softmax(Foreign(helpers.numbers(3, 4)))
+
+
 # ----- NumPy -------------------------------------------------------------------------------------------------------
 
 

@@ -166,6 +166,19 @@ class ndarray:  # CuPy's name
         return self._tensor().__dlpack_device__()
 
 
+class Foreign:
+    """An array on a device, of a library that nobody has heard of: DLPack's two methods and nothing else."""
+
+    def __init__(self, host: Any, device: int = 0) -> None:
+        self._host, self._device = host, device
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self._host.__dlpack__()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, self._device  # kDLCUDA
+
+
 # ----- what the module has -----------------------------------------------------------------------------------------
 
 
@@ -191,8 +204,25 @@ def empty(shape: Any, dtype: Any) -> ndarray:
     return ndarray(fresh)
 
 
+class _Host:
+    """What an array on a device has for DLPack, as if it lay in the host's memory, where it lies."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
 def from_dlpack(tensor: Any) -> ndarray:
-    """A tensor's memory."""
+    """A tensor's memory, or that of any array with DLPack's methods; such a one is on a CUDA device."""
+    if "torch" not in sys.modules or not isinstance(tensor, sys.modules["torch"].Tensor):
+        kind, device = tensor.__dlpack_device__()
+        assert kind == 2, "CuPy takes no memory of the CPU"
+        return ndarray(np.from_dlpack(_Host(tensor)), device, tensor)
     import torch
 
     if tensor.requires_grad:
