@@ -126,7 +126,8 @@ def lstm_layer(
         (output (T, B, D P) or (B, T, D P), h_n (D, B, P), c_n (D, B, H)), x's kind of array and dtype.
 
     Raises:
-        TypeError, ValueError: an argument breaks one of the rules above.
+        TypeError, ValueError: an argument breaks one of the rules above. Of values of lengths on a GPU a later call
+            raises it, or `check_device_errors`, and this call takes the nearest length that there is.
         BackendError: the wanted backend cannot run this call.
     """
     forward = (w_ih, w_hh, b_ih, b_hh, w_hr)
@@ -179,7 +180,8 @@ def gru_layer(
         (output (T, B, D H) or (B, T, D H), h_n (D, B, H)), x's kind of array and dtype.
 
     Raises:
-        TypeError, ValueError: an argument breaks one of the rules above.
+        TypeError, ValueError: an argument breaks one of the rules above. Of values of lengths on a GPU a later call
+            raises it, or `check_device_errors`, and this call takes the nearest length that there is.
         BackendError: the wanted backend cannot run this call.
     """
     inputs = (x, w_ih, w_hh, b_ih, b_hh, w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, h0, lengths)
@@ -229,7 +231,8 @@ def rnn_layer(
         (output (T, B, D H) or (B, T, D H), h_n (D, B, H)), x's kind of array and dtype.
 
     Raises:
-        TypeError, ValueError: an argument breaks one of the rules above.
+        TypeError, ValueError: an argument breaks one of the rules above. Of values of lengths on a GPU a later call
+            raises it, or `check_device_errors`, and this call takes the nearest length that there is.
         BackendError: the wanted backend cannot run this call.
     """
     inputs = (x, w_ih, w_hh, b_ih, b_hh, w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, h0, lengths)
