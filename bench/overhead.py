@@ -94,10 +94,6 @@ def _kernels(workload: Workload) -> dict[str, Callable[[], Any]]:
         return {}
     inputs, problem, forward = _inputs_of(workload), explanation.problem, implementation.forward
     found: dict[str, Callable[[], Any]] = {"kernel": lambda: forward(problem, *inputs)}
-    by_address = None if problem.returned > 1 or problem.empty else implementation.by_address(problem)
-    if by_address is not None:
-        places = [None if a is None else np.ascontiguousarray(a).reshape(-1) for a in inputs]
-        found["kernel"] = lambda: by_address(*places)
     if not workload.training or implementation.backward is None:
         return found
     training: Problem = explain_on_tensors(workload).problem

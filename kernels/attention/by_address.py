@@ -1,4 +1,4 @@
-"""Attention's output alone from addresses: calls without a gradient, with nothing but queries, keys and values.
+"""Attention from addresses: calls with nothing but queries, keys and values.
 
 A NumPy view of each tensor and what the general way asks about masks, biases and strides take longer than a small
 call's kernel; here all of that is known from the problem.
@@ -6,7 +6,6 @@ call's kernel; here all of that is known from the problem.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,12 @@ from numpy.lib.stride_tricks import as_strided
 from kernels.arrays import ArraySpec, contiguous_strides
 from kernels.attention.decode_cpu import decode_segments, join_segments
 from kernels.attention.forward_cpu import forward_parts
-from kernels.attention.layout import NOTHING, in_rows, layout_of, panel_width
+from kernels.attention.layout import in_rows, layout_of, panel_width
 from kernels.attention.problem import AttentionProblem
 from kernels.attention.terms_cpu import DECODE_GRAIN, GRAIN, decodes, given_of
 from kernels.attention.tiles import SEGMENT_KEYS
-from kernels.runtime.numba_cpu import empty, scratch, threads_for
+from kernels.runtime.by_address import Run
+from kernels.runtime.numba_cpu import scratch, threads_for
 
 Array = np.ndarray[Any, Any]
 
@@ -31,11 +31,11 @@ def _stand_in(spec: ArraySpec) -> Array:
     return as_strided(one, spec.shape, [step * one.itemsize for step in steps])
 
 
-def by_address(p: AttentionProblem) -> Callable[..., Array] | None:
-    """The output of a problem whose scores have no terms; its arrays' rows are contiguous, other strides are any."""
+def by_address(p: AttentionProblem) -> Run | None:
+    """query, key, value -> output, lse, where scores have no terms; rows are contiguous, other strides are any."""
     batch, heads, queries, keys = p.score_shape
     terms = (p.mask, p.bias, p.lengths, p.relative)
-    if p.trains or p.return_lse or p.dropout_p or any(t is not None for t in terms) or not keys or not p.query.shape[3]:
+    if p.dropout_p or any(t is not None for t in terms) or not keys or not p.query.shape[3]:
         return None
     first, second, third = stand_ins = tuple(map(_stand_in, (p.query, p.key, p.value)))
     if not all(in_rows(array) is array for array in stand_ins):
@@ -43,30 +43,27 @@ def by_address(p: AttentionProblem) -> Callable[..., Array] | None:
     few = decodes(p)
     layout = layout_of(p, first, second, third, None, None, "decode" if few else "forward")
     fixed = (layout.numbers, layout.factors, *given_of(p, None, None, None, None, None))
-    dtype, shape = np.dtype(p.query.dtype), (batch, heads, queries, p.value.shape[3])
+    dtype = np.dtype(p.query.dtype)
     work = batch * heads * queries * keys * (p.query.shape[3] + p.value.shape[3])
-    no_lse = NOTHING[p.query.dtype][:0]
     if few:
         units, segments = batch * p.key.shape[1], -(-keys // SEGMENT_KEYS)
         items = units * segments
 
-        def decode(query: Array | int, key: Array | int, value: Array | int, *_: None) -> Array:
-            out = empty(shape, dtype)
+        def decode(*places: int) -> None:
+            query, key, value, *_, out, lse = places
             room = scratch(items * layout.work, dtype)
             decode_segments(items, threads_for(work, DECODE_GRAIN), segments, *fixed, query, key, value, room)
-            join_segments(units, 1, segments, layout.numbers, room, out.reshape(-1), no_lse)
-            return out
+            join_segments(units, 1, segments, layout.numbers, room, out, lse)
 
         return decode
     panels = batch * heads * -(-queries // panel_width(dtype))
 
-    def run(query: Array | int, key: Array | int, value: Array | int, *_: None) -> Array:
-        out = empty(shape, dtype)
+    def run(*places: int) -> None:
+        query, key, value, *_, out, lse = places
         parts = min(threads_for(work, GRAIN), panels)
         forward_parts(
-            parts, parts, parts, *fixed, query, key, value, out.reshape(-1), no_lse,
-            scratch(parts * layout.work, dtype), scratch(parts * layout.offsets, np.int64),
+            parts, parts, parts, *fixed, query, key, value, out, lse, scratch(parts * layout.work, dtype),
+            scratch(parts * layout.offsets, np.int64),
         )  # fmt: skip
-        return out
 
     return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,8 @@ from kernels.attention.scaled_dot_product import through_attention
 from kernels.attention.terms_cpu import DECODE_GRAIN, GRAIN, decodes, far, given_of
 from kernels.attention.tiles import SEGMENT_KEYS
 from kernels.op import Implementation
-from kernels.runtime.numba_cpu import contiguous, empty, scratch, thread_count, threads_for, zeros
+from kernels.runtime.by_address import Run
+from kernels.runtime.numba_cpu import address, contiguous, empty, scratch, thread_count, threads_for, zeros
 
 Array = np.ndarray[Any, Any]
 
@@ -53,47 +53,45 @@ def attention(
     dtype = query.dtype
     wants_lse = p.return_lse or p.trains
     out = empty((batch, heads, queries, p.value.shape[3]), dtype)
-    lse = empty((batch, heads, queries), dtype) if wants_lse else NOTHING[p.query.dtype]
+    lse = empty((batch, heads, queries), dtype) if wants_lse else None
     if keys == 0:
         out.fill(0)
-        if wants_lse:
+        if lse is not None:
             lse.fill(-np.inf)
-        return out, lse if wants_lse else None
+        return out, lse
     if p.query.shape[3] == 0:
         query, key = widened(query, key)
     query, key, value = in_rows(query), in_rows(key), in_rows(value)
     mask, bias = None if mask is None else unexpanded(mask), None if bias is None else unexpanded(bias)
     work = batch * heads * queries * keys * (query.shape[3] + value.shape[3])
     given = given_of(p, mask, bias, lengths, relative, seed)
+    starts = [origin(array) for array in (query, key, value)]
+    places = *map(address, starts), address(out), 0 if lse is None else address(lse)
     if decodes(p):
-        layout = layout_of(p, query, key, value, mask, bias, "decode")
-        _decode(p, layout, given, work, query, key, value, out.reshape(-1), lse.reshape(-1)[: lse.size * wants_lse])
-        return out, lse if wants_lse else None
+        _decode(p, layout_of(p, query, key, value, mask, bias, "decode"), given, work, places, dtype)
+        return out, lse
     layout = layout_of(p, query, key, value, mask, bias, "forward")
     items = batch * heads * -(-queries // panel_width(dtype))
     parts = min(threads_for(work, GRAIN), items)
     forward_cpu.forward_parts(
-        parts, parts, parts, layout.numbers, layout.factors, *given, origin(query), origin(key), origin(value),
-        out.reshape(-1), lse.reshape(-1), scratch(parts * layout.work, dtype),
+        parts, parts, parts, layout.numbers, layout.factors, *given, *places, scratch(parts * layout.work, dtype),
         scratch(parts * layout.offsets, np.int64),
     )  # fmt: skip
-    return out, lse if wants_lse else None
+    return out, lse
 
 
 def _decode(
-    p: AttentionProblem, layout: Layout, given: tuple[Array, ...], work: int, query: Array, key: Array, value: Array,
-    out: Array, lse: Array,
-) -> None:  # fmt: skip
-    """Output and log-sum-exp (or size 0) of few queries."""
+    p: AttentionProblem, layout: Layout, given: tuple[Array, ...], work: int, places: tuple[int, ...], dtype: Any
+) -> None:
+    """Of few queries; places: addresses of query, key, value, output and log-sum-exp (or 0)."""
     units = p.query.shape[0] * p.key.shape[1]
     segments = -(-p.key.shape[2] // SEGMENT_KEYS)
     items = units * segments
-    room = scratch(items * layout.work, query.dtype)
+    room = scratch(items * layout.work, dtype)
     decode_cpu.decode_segments(
-        items, threads_for(work, DECODE_GRAIN), segments, layout.numbers, layout.factors, *given, origin(query),
-        origin(key), origin(value), room,
-    )  # fmt: skip
-    decode_cpu.join_segments(units, 1, segments, layout.numbers, room, out, lse)
+        items, threads_for(work, DECODE_GRAIN), segments, layout.numbers, layout.factors, *given, *places[:3], room
+    )
+    decode_cpu.join_segments(units, 1, segments, layout.numbers, room, *places[3:])
 
 
 def attention_backward(
@@ -250,7 +248,7 @@ def _describe_torchs(p: ScaledDotProductAttentionProblem) -> str:
     return describe(p.attention)
 
 
-def _by_address_of_torchs(p: ScaledDotProductAttentionProblem) -> Callable[..., Array] | None:
+def _by_address_of_torchs(p: ScaledDotProductAttentionProblem) -> Run | None:
     return by_address(p.attention)
 
 

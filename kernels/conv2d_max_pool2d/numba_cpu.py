@@ -15,7 +15,7 @@ from kernels.conv2d.few_channels import FEW_OUTPUTS
 from kernels.conv2d.image_pass import launch
 from kernels.conv2d.launch import Job
 from kernels.conv2d.numba_cpu import dense, fresh
-from kernels.conv2d.weight_gradient import weight_gradient
+from kernels.conv2d.weight_gradient import launch as weight_launch
 from kernels.conv2d_max_pool2d import composed
 from kernels.conv2d_max_pool2d.bands import Windows, windows_of
 from kernels.conv2d_max_pool2d.gathered import run_gathered
@@ -137,7 +137,9 @@ def conv2d_max_pool2d_backward(
     else:
         dx = _image_gradient(p, grad, contiguous(weight)) if wants_x else None
         if wants_weight:
-            dw = weight_gradient(way_of(p).plan, contiguous(x), grad, weight.shape, p.groups, False, True)
+            dw, x = empty(weight.shape, grad.dtype), contiguous(x)
+            run = weight_launch(way_of(p).plan, len(x), weight.shape, p.groups, grad.dtype, False, True)
+            run(address(x), address(grad.transpose(0, 2, 3, 1)), address(dw))
     return dx, dw, bias_gradient if wants_bias else None
 
 

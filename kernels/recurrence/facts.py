@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kernels.arrays import contiguous_strides
+from kernels.op import input_names
 from kernels.recurrence import forward as fw
 from kernels.recurrence.columns import ColumnPlan, column_plan
 from kernels.recurrence.forward import Sizes, in_memory, panels_of, steady_offsets, with_strides
@@ -13,7 +15,7 @@ from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER
 from kernels.recurrence.panels import PANEL_VECTORS, pack_rows
 from kernels.recurrence.problem import SUFFIXES, GruProblem, Layer, RnnProblem, Weights
 from kernels.recurrence.sequence import Walk, row_parts, walk
-from kernels.runtime.numba_cpu import contiguous, scratch, threads_for
+from kernels.runtime.numba_cpu import address, contiguous, scratch, threads_for
 from kernels.simd import VECTOR_BYTES
 
 Array = np.ndarray[Any, Any]
@@ -44,16 +46,15 @@ def sequence_memory(p: Layer, x: Any) -> tuple[Array, int, int]:
     return contiguous(x).reshape(-1), batch * features, features
 
 
-def packed_rows(parts: list[tuple[Array, int, int, int]], dtype: Any, threads: int) -> Array:
-    """Weights [taps, outputs] as panels, one after the other; each part is (matrix, first element, outputs, taps)."""
+def packed_rows(parts: list[tuple[int, int, int]], dtype: Any, threads: int) -> Array:
+    """Weights [taps, outputs] as panels, one after the other; each part is (address, outputs, taps)."""
     width = PANEL_VECTORS * VECTOR_BYTES // dtype.itemsize
-    sizes = [panels_of(outputs, dtype.itemsize) * taps * width for _, _, outputs, taps in parts]
+    sizes = [panels_of(outputs, dtype.itemsize) * taps * width for _, outputs, taps in parts]
     packed = scratch(sum(sizes), dtype)
     threads = min(threads, threads_for(packed.size, PACK_GRAIN))
     at = 0
-    for (matrix, start, outputs, taps), size in zip(parts, sizes):
-        flat, target = contiguous(matrix).reshape(-1), packed[at : at + size]
-        pack_rows(panels_of(outputs, dtype.itemsize), threads, outputs, taps, start, flat, target)
+    for (place, outputs, taps), size in zip(parts, sizes):
+        pack_rows(panels_of(outputs, dtype.itemsize), threads, outputs, taps, place, packed, at)
         at += size
     return packed
 
@@ -81,12 +82,24 @@ class Facts:
         self.inputs, self.forms = op.inputs, dict(zip(op.results, p.results()))
         #: Shape of each result, None for one that is not wanted.
         self.shapes = tuple(None if form is None else form.shape for form in self.forms.values())
-        #: Where among the inputs are h0 and c0, and the weights in the order of forward.prepare; None where not there.
-        given = [name for name in op.inputs if getattr(p, name) is not None]
-        self.h0, self.c0 = (op.inputs.index(n) if n in given else None for n in ("h0", "c0"))
-        self.weights = tuple(op.inputs.index(n) if n in given else None for n in _WEIGHTS)
-        #: What stands for an array that is not there: zeros, as long as a row of states and as a bias.
+        #: Where among the inputs are h0 and c0, and the weights in the order of forward.prepare; -1 where not there.
+        given = [name for name in op.inputs if getattr(p, name, None) is not None]
+        self.h0, self.c0 = (op.inputs.index(n) if n in given else -1 for n in ("h0", "c0"))
+        self.weights = tuple(op.inputs.index(n) if n in given else -1 for n in _WEIGHTS)
+        #: What stands for an array that is not there: zeros, as long as a row of states and as a bias; and its address.
         self.nothing = np.zeros(max(p.gates * p.units, p.hidden), self.dtype)
+        self.nothing_at = address(self.nothing)
+        #: Where among the results are those of forward.run_parts: the states of all steps, the last step's alone, ...
+        places = ("hidden" if p.return_last else "output", "output" if p.return_last else "", "h_n", "c_n")
+        self.made = tuple(op.results.index(n) if n in op.results else -1 for n in (*places, "gate_values", "cells"))
+        #: Where among what backward reads are those of backward.steps_back from h0 to the cells.
+        saved, states = p.saved(), "hidden" if p.return_last else "output"
+        names = ("h0", "c0", states, "gate_values", "cells")
+        self.kept = tuple(saved.index(n) if n in saved else -1 for n in names)
+        #: Elements of the largest gradient that backward makes and nobody wants.
+        made = [s for n, s, w in zip(op.inputs, p.gradients(), p.needs_grad) if s is not None and not w and n != "x"]
+        states_size = p.directions * p.batch * max(p.units, p.hidden)
+        self.spare = max([states_size, *[form.size for form in made if form.ndim > 1]])
         self.work = p.flops() // 2
         self.kind = kind = kind_of(p)
         #: Outputs of the first recurrent product, and of the one that needs its result.
@@ -109,11 +122,6 @@ class Facts:
             if lengths is None:
                 self.plans[threads] = known
         return known
-
-    def take(self, inputs: tuple[Array | None, ...], place: int | None) -> Array:
-        """One of the inputs flat, or what stands for it."""
-        array = None if place is None else inputs[place]
-        return self.nothing if array is None else contiguous(array).reshape(-1)
 
     def sizes(self, p: Layer, way: Walk, x_strides: tuple[int, int]) -> Sizes:
         """Those of the forward pass; see Sizes."""
@@ -169,5 +177,15 @@ def facts_of(p: Layer) -> Facts:
     return known
 
 
-def flat(array: Array | None, instead: Array) -> Array:
-    return instead if array is None else contiguous(array).reshape(-1)
+def x_strides_of(p: Layer) -> tuple[int, int] | None:
+    """The distances of x's steps and rows as it lies; None where the elements of a row are apart."""
+    form = p.x
+    strides = contiguous_strides(form.shape) if form.strides is None else form.strides
+    time, row = (strides[1], strides[0]) if p.batch_first else strides[:2]
+    return (time, row) if strides[2] == 1 else None
+
+
+def lies_plainly(p: Layer) -> bool:
+    """Whether all that is not x is contiguous, and no row ends before the others."""
+    specs = [getattr(p, name) for name in input_names(type(p)) if name != "x"]
+    return p.lengths is None and all(form is None or form.strides is None for form in specs)
