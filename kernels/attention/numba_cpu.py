@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kernels.attention import backward_cpu, decode_backward_cpu, decode_cpu, forward_cpu
-from kernels.attention.by_address import by_address
+from kernels.attention.by_address import backward_by_address, by_address
 from kernels.attention.layout import (
     NOTHING,
     Layout,
@@ -128,11 +128,10 @@ def attention_backward(
         bias = contiguous(bias) if wants_bias else unexpanded(bias)
     nothing = NOTHING[p.query.dtype]
     given = given_of(p, mask, bias, lengths, relative, seed)
-    arrays = (
-        origin(query), origin(key), origin(value), origin(output), contiguous(lse).reshape(-1), origin(grad_output),
-        nothing[:0] if grad_lse is None else contiguous(grad_lse).reshape(-1),
-        np.array((*steps(output), *steps(grad_output)), np.int64),
-    )  # fmt: skip
+    alive = [origin(query), origin(key), origin(value), origin(output), contiguous(lse), origin(grad_output)]
+    beside = None if grad_lse is None else contiguous(grad_lse)
+    more = np.array((*steps(output), *steps(grad_output)), np.int64)
+    arrays = (*map(address, alive), 0 if beside is None else address(beside), more)
     if decodes(p):
         layout = layout_of(p, query, key, value, mask, bias, "decode backward")
         grad_bias, grad_relative = _decode_backward(p, layout, given, arrays, found)
@@ -155,19 +154,20 @@ def attention_backward(
     wanted = np.array([g is not None for g in (*found, grad_bias)] + [wants_relative], np.int64)
     backward_cpu.backward_parts(
         parts, parts, parts, layout.numbers, layout.factors, *given, *arrays, wanted,
-        *(nothing if g is None else g.reshape(-1) for g in (*found, grad_bias)), grad_distances.reshape(-1),
-        grad_table.reshape(-1), scratch(parts * layout.work, dtype), scratch(parts * layout.offsets, np.int64),
+        *(0 if g is None else address(g) for g in found), nothing if grad_bias is None else grad_bias.reshape(-1),
+        grad_distances.reshape(-1), grad_table.reshape(-1), scratch(parts * layout.work, dtype),
+        scratch(parts * layout.offsets, np.int64),
     )  # fmt: skip
     return (*_as_wanted(p, found), None, grad_bias, None, _table_gradient(p, grad_distances, grad_table), None)
 
 
 def _decode_backward(
-    p: AttentionProblem, layout: Layout, given: tuple[Array, ...], arrays: tuple[Array, ...],
+    p: AttentionProblem, layout: Layout, given: tuple[Array, ...], arrays: tuple[Any, ...],
     found: tuple[Array | None, ...],
 ) -> tuple[Array | None, Array | None]:  # fmt: skip
     """Fills in `found`, and returns the gradients of the bias and of the relative term's table."""
     batch, heads, queries, keys = p.score_shape
-    dtype = arrays[0].dtype
+    dtype = np.dtype(p.query.dtype)
     nothing = NOTHING[p.query.dtype]
     wants_bias, wants_relative = p.needs_grad[4], p.needs_grad[6]
     scores = zeros(p.score_shape, dtype) if wants_bias or wants_relative else None
@@ -177,7 +177,7 @@ def _decode_backward(
     rows, columns = p.group * queries, int(layout.numbers[Sizes._fields.index("padded_width")])
     sums = scratch(units * segments * rows * columns, dtype)
     wanted = np.array([g is not None for g in (*found, scores)], np.int64)
-    query, key, value = (nothing if g is None else g.reshape(-1) for g in found)
+    query, key, value = (0 if g is None else address(g) for g in found)
     decode_backward_cpu.decode_backward_parts(
         parts, parts, parts, segments, layout.numbers, layout.factors, *given, *arrays, wanted, sums, key, value,
         nothing if scores is None else scores.reshape(-1), scratch(parts * layout.work, dtype),
@@ -252,11 +252,28 @@ def _by_address_of_torchs(p: ScaledDotProductAttentionProblem) -> Run | None:
     return by_address(p.attention)
 
 
-Implementation(ATTENTION, "numba", attention, attention_backward, describe=describe, by_address=by_address)
+def _backward_by_address_of_torchs(p: ScaledDotProductAttentionProblem) -> Run | None:
+    run = backward_by_address(p.attention)
+    if run is None:
+        return None
+
+    def of_four(grad_output: int, query: int, key: int, value: int, attn_mask: int, *rest: int) -> Any:
+        output, lse, grad_query, grad_key, grad_value, _ = rest
+        absent = (0,) * 5
+        return run(grad_output, 0, query, key, value, *absent, output, lse, grad_query, grad_key, grad_value, *absent)
+
+    return of_four
+
+
+Implementation(
+    ATTENTION, "numba", attention, attention_backward, describe=describe, by_address=by_address,
+    backward_by_address=backward_by_address,
+)  # fmt: skip
 Implementation(
     SCALED_DOT_PRODUCT_ATTENTION,
     "numba",
     *through_attention(attention, attention_backward),
     describe=_describe_torchs,
     by_address=_by_address_of_torchs,
+    backward_by_address=_backward_by_address_of_torchs,
 )
