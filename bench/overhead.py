@@ -215,7 +215,7 @@ def measure(op: str, seconds: float, dtype: str = "float32") -> Cost | None:
     finally:
         torch.set_num_threads(threads)
     beyond = {
-        name: Quartiles.of([turn[0] - sum(turn[1:]) for turn in zip(samples[name], *[samples[each] for each in inside])])
+        name: Quartiles.of([t[0] - sum(t[1:]) for t in zip(samples[name], *[samples[each] for each in inside])])
         for name, inside in PAIRS.items()
         if name in samples and all(each in samples for each in inside)
     }
