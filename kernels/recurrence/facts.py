@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,21 +49,45 @@ def sequence_memory(p: Layer, x: Any) -> tuple[Array, int, int]:
     return contiguous(x).reshape(-1), batch * features, features
 
 
-def packed_rows(parts: list[tuple[int, int, int]], dtype: Any, threads: int) -> Array:
-    """Weights [taps, outputs] as panels, one after the other; each part is (address, outputs, taps)."""
-    width = PANEL_VECTORS * VECTOR_BYTES // dtype.itemsize
-    sizes = [panels_of(outputs, dtype.itemsize) * taps * width for _, outputs, taps in parts]
-    packed = scratch(sum(sizes), dtype)
-    threads = min(threads, threads_for(packed.size, PACK_GRAIN))
-    at = 0
-    for (place, outputs, taps), size in zip(parts, sizes):
-        pack_rows(panels_of(outputs, dtype.itemsize), threads, outputs, taps, place, packed, at)
-        at += size
-    return packed
+class Packs(NamedTuple):
+    """Weights that become panels, one after the other in one piece of memory.
+
+    Each of `parts` is the place of a weight among the inputs, bytes past its beginning, (panels, outputs, taps), and
+    the element where its panels begin; they make three arrays, which begin at `begins`, where the last one ends, too.
+    """
+
+    parts: tuple[tuple[int, int, tuple[int, int, int], int], ...]
+    begins: tuple[int, ...]
+    largest: int  # elements of a part
+
+    def make(self, given: Sequence[int], dtype: np.dtype[Any], threads: int) -> list[Array]:
+        """The three arrays, of weights [taps, outputs] by address."""
+        packed = scratch(self.begins[-1], dtype)
+        threads = min(threads, threads_for(self.largest, PACK_GRAIN))
+        for place, past, (panels, outputs, taps), start in self.parts:
+            pack_rows(panels, threads, outputs, taps, given[place] + past, packed, start)
+        return [packed[a:b] for a, b in itertools.pairwise(self.begins)]
+
+
+def packs_of(wanted: Sequence[Sequence[tuple[int, int, int, int]]], itemsize: int) -> Packs:
+    """The packs of (place, bytes past it, outputs, taps) of each of the arrays."""
+    width, parts, begins, at, largest = PANEL_VECTORS * VECTOR_BYTES // itemsize, [], [0], 0, 0
+    for of_array in wanted:
+        for place, past, outputs, taps in of_array:
+            panels = panels_of(outputs, itemsize)
+            parts.append((place, past, (panels, outputs, taps), at))
+            at += panels * taps * width
+            largest = max(largest, panels * taps * width)
+        begins.append(at)
+    return Packs(tuple(parts), tuple(begins), largest)
 
 
 #: In the order in which forward.prepare takes the weights of both directions.
 _WEIGHTS = tuple(name + suffix for suffix in SUFFIXES for name in Weights._fields)
+
+
+def _place(name: str, names: Sequence[str]) -> int:
+    return names.index(name) if name in names else -1
 
 
 class Plan(NamedTuple):
@@ -71,6 +98,7 @@ class Plan(NamedTuple):
     memory: Array
     steady: Array  # see steady_offsets
     columns: ColumnPlan | None  # instead of by rows
+    elements: int  # of all working memory
 
 
 class Facts:
@@ -83,19 +111,26 @@ class Facts:
         #: Shape of each result, None for one that is not wanted.
         self.shapes = tuple(None if form is None else form.shape for form in self.forms.values())
         #: Where among the inputs are h0 and c0, and the weights in the order of forward.prepare; -1 where not there.
-        given = [name for name in op.inputs if getattr(p, name, None) is not None]
-        self.h0, self.c0 = (op.inputs.index(n) if n in given else -1 for n in ("h0", "c0"))
-        self.weights = tuple(op.inputs.index(n) if n in given else -1 for n in _WEIGHTS)
+        given = [name if getattr(p, name) is not None else "" for name in op.inputs]
+        self.h0, self.c0 = (_place(n, given) for n in ("h0", "c0"))
+        self.weights = tuple(_place(n, given) for n in _WEIGHTS)
         #: What stands for an array that is not there: zeros, as long as a row of states and as a bias; and its address.
         self.nothing = np.zeros(max(p.gates * p.units, p.hidden), self.dtype)
         self.nothing_at = address(self.nothing)
-        #: Where among the results are those of forward.run_parts: the states of all steps, the last step's alone, ...
-        places = ("hidden" if p.return_last else "output", "output" if p.return_last else "", "h_n", "c_n")
-        self.made = tuple(op.results.index(n) if n in op.results else -1 for n in (*places, "gate_values", "cells"))
-        #: Where among what backward reads are those of backward.steps_back from h0 to the cells.
-        saved, states = p.saved(), "hidden" if p.return_last else "output"
-        names = ("h0", "c0", states, "gate_values", "cells")
-        self.kept = tuple(saved.index(n) if n in saved else -1 for n in names)
+        # Of inputs, results and last what stands for an array that is not there.
+        all_names = [*given, *[name if form is not None else "" for name, form in self.forms.items()]]
+        states = "hidden" if p.return_last else "output"
+        #: Takes from these what forward.prepare does; and what forward.run_parts does, from x to the cells.
+        self.weights_of = itemgetter(*self.weights)
+        names = ("x", "h0", "c0", states, "output" if p.return_last else "none", "h_n", "c_n", "gate_values", "cells")
+        self.arrays_of = itemgetter(*[_place(n, all_names) for n in names])
+        #: How many gradients arrive.
+        self.arriving = op.differentiable_results
+        #: Takes from the gradients that arrive, what is saved and that last one what backward.steps_back does.
+        arriving = [f"grad_{name}" for name in op.results[: op.differentiable_results]]
+        arriving += [name if not name or getattr(p, name, name) is not None else "" for name in p.saved()]
+        names = ("x", "h0", "c0", states, "gate_values", "cells", "grad_output", "grad_h_n", "grad_c_n")
+        self.saved_of = itemgetter(*[_place(n, arriving) for n in names])
         #: Elements of the largest gradient that backward makes and nobody wants.
         made = [s for n, s, w in zip(op.inputs, p.gradients(), p.needs_grad) if s is not None and not w and n != "x"]
         states_size = p.directions * p.batch * max(p.units, p.hidden)
@@ -118,7 +153,8 @@ class Facts:
             way = walk(p, lengths, row_parts(p, threads))
             sizes = self.sizes(p, way, x_strides)
             columns = column_plan(sizes, self.dtype.itemsize, threads) if lengths is None else None
-            known = Plan(way, sizes, in_memory(sizes), steady_offsets(sizes), columns)
+            elements = sizes.work + sizes.parts * sizes.offsets * 8 // self.dtype.itemsize
+            known = Plan(way, sizes, in_memory(sizes), steady_offsets(sizes), columns, elements)
             if lengths is None:
                 self.plans[threads] = known
         return known

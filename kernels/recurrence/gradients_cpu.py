@@ -12,9 +12,10 @@ from kernels.recurrence.backward import BackSizes, with_memory
 from kernels.recurrence.facts import (
     GRAIN,
     Facts,
+    Packs,
     facts_of,
     lies_plainly,
-    packed_rows,
+    packs_of,
     sequence_memory,
     x_strides_of,
 )
@@ -54,6 +55,8 @@ class _Run(NamedTuple):
     # int64: where the sums of the biases' gradients lie, in the order of b_hh and of b_ih.
     bias: Array
     x_bias: Array
+    #: The weights of the recurrent product, those of the second one, and the input's.
+    packs: Packs
 
 
 def _kept_sums(p: Layer, facts: Facts) -> int:
@@ -96,8 +99,9 @@ def _run_of(
     rows = np.arange(sizes.group_rows + LARGE_ROWS)
     state_taps = np.concatenate([rows * p.hidden, np.arange(p.hidden + LARGE_ROWS)])
     run = _Run(
-        way, sizes, in_memory(sizes), columns_of(bias), columns_of(x_bias), rows * lanes, state_taps, bias, x_bias
-    )
+        way, sizes, in_memory(sizes), columns_of(bias), columns_of(x_bias), rows * lanes, state_taps, bias, x_bias,
+        _packs(p, facts),
+    )  # fmt: skip
     if lengths is None:
         facts.runs[key] = run
     return run
@@ -167,20 +171,16 @@ def _sizes(
     return with_memory(sizes, item)
 
 
-def _packed(p: Layer, facts: Facts, given: tuple[int, ...], threads: int) -> tuple[Array, Array, Array]:
-    """As panels: the weights of the recurrent product and those of the second one, and the input's."""
-    dtype, units, hidden, features = facts.dtype, p.units, p.hidden, p.inputs
-    directions = [[given[i] for i in facts.weights[d * 5 : d * 5 + 5]] for d in range(p.directions)]
-    w_h = packed_rows([(w_hh, hidden, facts.recurrent) for _, w_hh, *_ in directions], dtype, threads)
-    w_second = w_x = facts.nothing
+def _packs(p: Layer, facts: Facts) -> Packs:
+    units, hidden, item = p.units, p.hidden, facts.dtype.itemsize
+    w_ih, w_hh, _, _, w_hr = ([facts.weights[d * 5 + i] for d in range(p.directions)] for i in range(5))
+    second: list[tuple[int, int, int, int]] = []
     if facts.kind == fw.GRU_BEFORE:
-        past = facts.recurrent * hidden * dtype.itemsize
-        w_second = packed_rows([(w_hh + past, hidden, units) for _, w_hh, *_ in directions], dtype, threads)
+        second = [(place, facts.recurrent * hidden * item, hidden, units) for place in w_hh]
     elif p.projects:
-        w_second = packed_rows([(w_hr, units, hidden) for *_, w_hr in directions], dtype, threads)
-    if p.needs_grad[facts.inputs.index("x")]:
-        w_x = packed_rows([(w_ih, features, facts.rows) for w_ih, *_ in directions], dtype, threads)
-    return w_h, w_second, w_x
+        second = [(place, 0, units, hidden) for place in w_hr]
+    first = [(place, 0, hidden, facts.recurrent) for place in w_hh]
+    return packs_of((first, second, [(place, 0, p.inputs, facts.rows) for place in w_ih if p.needs_grad[0]]), item)
 
 
 def _nothing_but_states(p: Layer, facts: Facts, incoming: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
@@ -194,28 +194,24 @@ def _nothing_but_states(p: Layer, facts: Facts, incoming: tuple[Array | None, ..
     return tuple(found.values())
 
 
-def _compute(
-    p: Layer, run: _Run, threads: int, incoming: tuple[int, ...], given: tuple[int, ...], made: tuple[int, ...]
-) -> None:
+def _compute(p: Layer, run: _Run, threads: int, arriving: tuple[int, ...], made: tuple[int, ...]) -> None:
     """The pass from the addresses of the gradients and of what is saved to those of the inputs' gradients.
 
     0 for what is not there or not wanted.
     """
     facts, way, sizes = facts_of(p), run.way, run.sizes
-    dtype, nothing = facts.dtype, facts.nothing_at
+    dtype = facts.dtype
     # A block's thread reads the weights that another core has packed from that one's cache, once.
-    w_h, w_second, w_x = _packed(p, facts, given, min(threads, sizes.blocks))
+    w_h, w_second, w_x = run.packs.make(arriving[facts.arriving :], dtype, min(threads, sizes.blocks))
     work = scratch(sizes.parts * sizes.each, dtype)
-    places = scratch(sizes.parts * sizes.group_rows, np.dtype(np.int64))
+    places = scratch(sizes.parts * sizes.group_rows, np.int64)
     # What a kernel writes and nobody wants.
-    spare = empty(facts.spare, dtype) if facts.spare else None
-    unwanted = nothing if spare is None else address(spare)
+    spare = scratch(facts.spare, dtype)
+    unwanted = address(spare)
     dh0, dc0 = (made[i] or unwanted if i >= 0 else unwanted for i in (facts.h0, facts.c0))
     tables = (run.columns, run.row_taps, run.state_taps)
-    arrays = (
-        w_h, w_second, given[0], *[given[i] or nothing if i >= 0 else nothing for i in facts.kept],
-        *[place or nothing for place in incoming], *[nothing] * (3 - len(incoming)), dh0, dc0,
-    )  # fmt: skip
+    saved = [place or facts.nothing_at for place in facts.saved_of((*arriving, 0))]
+    arrays = (w_h, w_second, *saved, dh0, dc0)
     walked = (run.memory, way.bounds, way.order, way.ends, way.counts)
     if threads <= sizes.blocks:
         run_blocks(
@@ -257,10 +253,7 @@ def backward(p: Layer, *incoming: Array | None, **saved: Any) -> tuple[Array | N
         for i, form in enumerate(gradient_forms(p))
     ])  # fmt: skip
     places = tuple([0 if a is None else address(a) for a in alive])
-    _compute(
-        p, run, threads, places[: len(incoming)], places[len(incoming) :],
-        tuple([0 if a is None else address(a) for a in made]),
-    )  # fmt: skip
+    _compute(p, run, threads, places, tuple([0 if a is None else address(a) for a in made]))
     return made
 
 
@@ -269,16 +262,16 @@ def backward_by_address(p: Layer) -> Run | None:
     strides = x_strides_of(p)
     if strides is None or not lies_plainly(p):
         return None
-    facts, count, inputs = facts_of(p), 3 if p.cell == "lstm" else 2, len(p.saved())
+    facts, saved = facts_of(p), len(p.saved())
     clears = p.x.nbytes if p.needs_grad[0] and p.directions > 1 else 0
 
     def run(*places: int) -> None:
         threads = threads_for(facts.work, GRAIN)
-        incoming, given, made = places[:count], places[count : count + inputs], places[count + inputs :]
+        made = places[facts.arriving + saved :]
         if clears:
             memset(made[0], 0, clears)  # Both directions add to it.
-        how = _run_of(p, None, strides, tuple(map(bool, incoming)), threads)
+        how = _run_of(p, None, strides, tuple(map(bool, places[: facts.arriving])), threads)
         assert how is not None
-        _compute(p, how, threads, incoming, given, made)
+        _compute(p, how, threads, places[: facts.arriving + saved], made)
 
     return run

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from kernels.op import input_names
 from kernels.recurrence.columns import column_groups, place_states, run_columns
 from kernels.recurrence.facts import (
     GRAIN,
@@ -30,31 +29,29 @@ from kernels.runtime.numba_cpu import address, contiguous, empty, has_teams, scr
 Array = np.ndarray[Any, Any]
 
 
-def _run(facts: Facts, plan: Plan, threads: int, given: tuple[int, ...], made: tuple[int, ...]) -> None:
-    """The pass from the addresses of the op's inputs to those of its results; 0 for what is not there."""
-    sizes, way, dtype, nothing = plan.sizes, plan.way, facts.dtype, facts.nothing_at
+def _run(facts: Facts, plan: Plan, threads: int, places: tuple[int, ...]) -> None:
+    """The pass from the addresses of the op's inputs and of its results; 0 for what is not there."""
+    sizes, way, dtype, columns = plan.sizes, plan.way, facts.dtype, plan.columns
+    places = (*places, facts.nothing_at)
     # The weights as panels and the biases, the parts' scratch, and their tables of offsets.
-    work = scratch(sizes.work + sizes.parts * sizes.offsets * 8 // dtype.itemsize, dtype)
+    work = scratch(plan.elements, dtype)
     # Not more than will read them: what another core has written comes from its cache at every step.
-    parts = sizes.parts if plan.columns is None else plan.columns.parts
+    parts = sizes.parts if columns is None else columns.parts
     packers = min(parts, threads_for(sizes.at_bias, PACK_GRAIN))
-    weights = [given[i] or nothing if i >= 0 else nothing for i in facts.weights]
-    prepare(sizes.prepared, packers, plan.memory, *weights, work)
-    x, h0, c0 = given[0], *[given[i] if i >= 0 else 0 for i in (facts.h0, facts.c0)]
-    results = [made[i] or nothing if i >= 0 else nothing for i in facts.made]
-    if plan.columns is not None:
-        sums = scratch(plan.columns.sizes.each * sizes.directions, dtype)
-        shape = (sizes.directions, sizes.batch, sizes.units)
-        states = tuple([array_from(place, shape, dtype) if place else None for place in (h0, c0)])
-        place_states(plan.columns, sizes, states, sums)
-        run_columns(
-            sizes.steps, parts, parts, plan.memory, plan.columns.memory, way.order, x, *results, work, sums,
-            plan.columns.table,
-        )  # fmt: skip
+    prepare(sizes.prepared, packers, plan.memory, *facts.weights_of(places), work)
+    arrays = facts.arrays_of(places)
+    if columns is None:
+        run_forward(
+            sizes.parts, threads, plan.memory, way.bounds, way.order, way.ends, way.counts, *arrays, work, plan.steady
+        )
         return
-    run_forward(
-        sizes.parts, threads, plan.memory, way.bounds, way.order, way.ends, way.counts, x, h0 or nothing, c0 or nothing,
-        *results, work, plan.steady,
+    sums = scratch(columns.sizes.each * sizes.directions, dtype)
+    shape = (sizes.directions, sizes.batch, sizes.units)
+    states = tuple([None if i < 0 else array_from(places[i], shape, dtype) for i in (facts.h0, facts.c0)])
+    place_states(columns, sizes, states, sums)
+    run_columns(
+        sizes.steps, parts, parts, plan.memory, columns.memory, way.order, arrays[0], *arrays[3:], work, sums,
+        columns.table,
     )  # fmt: skip
 
 
@@ -66,9 +63,8 @@ def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
     plan = facts.plan(p, inputs[-1], threads, (strides[0], strides[1]))
     make = empty if inputs[-1] is None else zeros  # Past a row's length there are zeros.
     made = tuple([None if shape is None else make(shape, facts.dtype) for shape in facts.shapes])
-    alive = [x, *[None if a is None else contiguous(a) for a in inputs[1:-1]]]
-    given, results = (tuple([0 if a is None else address(a) for a in arrays]) for arrays in (alive, made))
-    _run(facts, plan, threads, given, results)
+    alive = [x, *[None if a is None else contiguous(a) for a in inputs[1:-1]], None, *made]
+    _run(facts, plan, threads, tuple([0 if a is None else address(a) for a in alive]))
     return made
 
 
@@ -77,11 +73,11 @@ def by_address(p: Layer) -> Run | None:
     strides = x_strides_of(p)
     if strides is None or not lies_plainly(p):
         return None
-    facts, count = facts_of(p), len(input_names(type(p)))
+    facts = facts_of(p)
 
     def run(*places: int) -> None:
         threads = threads_for(facts.work, GRAIN)
-        _run(facts, facts.plan(p, None, threads, strides), threads, places[:count], places[count:])
+        _run(facts, facts.plan(p, None, threads, strides), threads, places)
 
     return run
 
