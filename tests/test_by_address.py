@@ -22,7 +22,7 @@ OPS_BY_ADDRESS = (
     "relu", "gelu", "silu", "sigmoid", "tanh", "softmax", "log_softmax", "layer_norm", "rms_norm", "embedding",
     "cross_entropy", "linear", "conv2d", "conv_transpose2d", "attention",
     "scaled_dot_product_attention", "rnn_layer", "gru_layer", "lstm_layer", "max_pool2d", "avg_pool2d",
-    "adaptive_max_pool2d", "adaptive_avg_pool2d", "dropout",
+    "adaptive_max_pool2d", "adaptive_avg_pool2d", "dropout", "conv2d_max_pool2d",
 )  # fmt: skip
 
 
@@ -31,7 +31,7 @@ TRAIN_BY_ADDRESS = (
     "relu", "gelu", "silu", "sigmoid", "tanh", "softmax", "log_softmax", "layer_norm", "rms_norm", "linear",
     "conv2d", "conv_transpose2d", "rnn_layer", "gru_layer", "lstm_layer",
     "attention", "scaled_dot_product_attention", "max_pool2d", "avg_pool2d", "adaptive_max_pool2d",
-    "adaptive_avg_pool2d", "dropout",
+    "adaptive_avg_pool2d", "dropout", "conv2d_max_pool2d",
 )  # fmt: skip
 
 

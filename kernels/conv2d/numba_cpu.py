@@ -244,7 +244,7 @@ def image_pass(
     return y, before
 
 
-def _lies_plainly(p: Problem) -> bool:
+def lies_plainly(p: Problem) -> bool:
     """Whether the image is dense in the layout of the results, and weight and bias are contiguous."""
     last = channels_last_strides(p.x.shape) if p.channels_last else None
     return p.x.strides == last and p.weight.strides is None and (p.bias is None or p.bias.strides is None)
@@ -255,13 +255,13 @@ def by_address(p: Problem) -> AddressRun | None:
     transposed = isinstance(p, ConvTranspose2dProblem)
     how = (None, False) if isinstance(p, ConvTranspose2dProblem) else (p.activation, p.keeps_sums)
     f = _facts(p, p.x.shape, p.output_shape, transposed)
-    if not _lies_plainly(p) or f.job.channels_last != p.channels_last:
+    if not lies_plainly(p) or f.job.channels_last != p.channels_last:
         return None
     launch = _launch(p, f, p.x.shape, p.output_shape, transposed, *how)
     return lambda x, weight, bias, y, before=0: launch(x, weight, bias or f.no_bias_at, y, before or y)
 
 
-def _weight_launch(p: Problem, image: Shape, other: Shape) -> AddressRun:
+def weight_launch(p: Problem, image: Shape, other: Shape) -> AddressRun:
     """What computes dw of conv2d from its image and the gradient of its output, dense in the problem's layout but for
     "depthwise planes", which takes contiguous ones; dw is contiguous."""
     name, dtype = family(p), np.dtype(p.x.dtype)
@@ -278,21 +278,28 @@ def weight_gradient_of(p: Problem, x: Array, dy: Array, shape: tuple[int, ...]) 
     """dw of conv2d from its image and the gradient of its output, in the problem's layout."""
     last = p.channels_last and family(p) != "depthwise planes"
     x, dy, dw = dense(x, last), dense(dy, last), empty(shape, x.dtype)
-    _weight_launch(p, x.shape, dy.shape)(_begin(x, last), _begin(dy, last), address(dw))
+    weight_launch(p, x.shape, dy.shape)(_begin(x, last), _begin(dy, last), address(dw))
     return dense(dw, p.channels_last)
+
+
+def image_launch(p: Problem, source: Shape, target: Shape, transposed: bool) -> AddressRun:
+    """``run(x, weight, y)``: a pass between images without bias and activation, in the problem's layout, in which its
+    kernel must work; False where it could not."""
+    f = _facts(p, source, target, transposed)
+    launch = _launch(p, f, source, target, transposed, None, False)
+    return lambda x, weight, y: launch(x, weight, f.no_bias_at, y, y)
 
 
 def backward_by_address(p: Problem) -> AddressRun | None:
     """grad_output, x, weight (and bias, and output or sums) -> gradients of x, weight and bias, all contiguous."""
-    if not _lies_plainly(p) or p.channels_last:
+    if not lies_plainly(p) or p.channels_last:
         return None
     transposed = isinstance(p, ConvTranspose2dProblem)
     activation = None if isinstance(p, ConvTranspose2dProblem) else p.activation
     x, y, dtype = p.x.shape, p.output_shape, np.dtype(p.x.dtype)
     wants_x, wants_weight, wants_bias = p.needs_grad
-    f = _facts(p, y, x, not transposed)
-    to_x = _launch(p, f, y, x, not transposed, None, False) if wants_x else None
-    to_weight = _weight_launch(p, *((y, x) if transposed else (x, y))) if wants_weight else None
+    to_x = image_launch(p, y, x, not transposed) if wants_x else None
+    to_weight = weight_launch(p, *((y, x) if transposed else (x, y))) if wants_weight else None
     to_bias = weight_gradient.bias_launch(y, dtype, False) if wants_bias else None
     size = math.prod(y)
     to_sums = None if activation is None else gradient_run(activation, size, p.x.dtype)
@@ -307,7 +314,7 @@ def backward_by_address(p: Problem) -> AddressRun | None:
             to_weight(dy, x, dw) if transposed else to_weight(x, dy, dw)
         if to_bias is not None:
             to_bias(dy, db)
-        return to_x is None or to_x(dy, weight, f.no_bias_at, dx, dx)
+        return to_x is None or bool(to_x(dy, weight, dx))
 
     return run
 

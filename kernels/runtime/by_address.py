@@ -29,7 +29,7 @@ Prepare = Callable[[Any], Run]
 Maker = tuple[Callable[..., Array], tuple[int, ...], np.dtype[Any]]
 
 #: An empty array of each element type: how a kernel is told the type of what lies at an address.
-LIKE = {name: np.empty(0, name) for name in ("float32", "float64", "int64")}
+LIKE = {name: np.empty(0, name) for name in ("float32", "float64", "int64", "uint8")}
 
 
 def if_plain(prepare: Prepare) -> Callable[[Any], Run | None]:
