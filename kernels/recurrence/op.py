@@ -5,12 +5,11 @@ Sizes: T steps, B rows, I inputs, H units, P the size of the hidden state (H, or
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from kernels.call import call
-from kernels.op import Implementation, Op, Problem, input_names
+from kernels.op import Implementation, Op, Problem, input_names, named
 from kernels.recurrence.problem import GruProblem, LstmProblem, RnnProblem
 
 
@@ -44,22 +43,6 @@ LSTM_LAYER = Op(
 )
 
 
-def _named(
-    function: Callable[..., Any], required: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> Callable[..., Any]:
-    """`function` with the signature that the house asks of an implementation: its arguments by name."""
-
-    def named(problem: Any, *arguments: Any, **more: Any) -> Any:
-        return function(problem, *arguments, **more)
-
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    given = [inspect.Parameter(name, kind) for name in ("problem", *required)]
-    given += [inspect.Parameter(name, kind, default=None) for name in optional]
-    named.__signature__ = inspect.Signature(given)  # type: ignore[attr-defined]
-    named.__doc__ = function.__doc__
-    return named
-
-
 def implement(op: Op, backend: str, forward: Callable[..., Any], backward: Callable[..., Any], **more: Any) -> None:
     """Register a backend that has one function for all three ops.
 
@@ -72,7 +55,7 @@ def implement(op: Op, backend: str, forward: Callable[..., Any], backward: Calla
     """
     incoming = tuple(f"grad_{name}" for name in op.results[: op.differentiable_results])
     kept = tuple(name for name in op.results if name not in ("h_n", "c_n"))
-    Implementation(op, backend, _named(forward, op.inputs), _named(backward, (*incoming, *op.inputs), kept), **more)
+    Implementation(op, backend, named(forward, op.inputs), named(backward, (*incoming, *op.inputs), kept), **more)
 
 
 def lstm_layer(
