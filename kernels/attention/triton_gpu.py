@@ -152,12 +152,14 @@ def _hides(p: AttentionProblem) -> bool:
     return p.mask is not None or p.bias is not None or (left, right) != (-1, -1)
 
 
-def _apart(p: AttentionProblem, selects: bool) -> bool:
+def _apart(p: AttentionProblem, selects: bool, target: Target, *, backward: bool = False) -> bool:
     """Whether tiles that are seen whole have a loop of their own.
 
-    Not where every score is looked at anyway, nor in float32, whose products are the work, in many registers.
+    Not where every score is looked at anyway, nor in float32, whose products are the work, in many registers; backward
+    where that was measured: elsewhere its registers, of which three loops want more, spill.
     """
-    return not selects and p.mask is None and p.query.itemsize == 2 and not _wide(p)
+    plain = not selects and p.mask is None and p.query.itemsize == 2 and not _wide(p)
+    return plain and (target.name == "sm_90" if backward else not target.amd)
 
 
 def _launches(
@@ -270,7 +272,7 @@ def attention(
             forward_triton.attention_forward, (triton.cdiv(queries, cut.queries) * batch * heads * parts_v * splits,),
             *given, parts, part_lse, odd, *_sizes(p), chunk, *steps, splits, **constants,
             KEEPS=keeps or splits > 1, FLAGGED=0 if odd is None else tile.queries, SELECTS=selects, PARTS=parts_v,
-            APART=_apart(p, selects), DESCRIBED=described and not selects,
+            APART=_apart(p, selects, target), DESCRIBED=described and not selects,
         )  # fmt: skip
     if splits > 1:
         rows, block = batch * heads * queries, _rows_at_a_time(p)
@@ -331,7 +333,8 @@ def attention_backward(
             launch(
                 backward_triton.query_gradient, (triton.cdiv(queries, cut.queries) * batch * heads * parts,), *arrays,
                 grad_query, grad_term, odd, *_sizes(p), *steps, **_constants(p, query, cut),
-                FLAGGED=0 if odd is None else tile.queries, SELECTS=selects, APART=_apart(p, selects), PARTS=parts,
+                FLAGGED=0 if odd is None else tile.queries, SELECTS=selects, PARTS=parts,
+                APART=_apart(p, selects, target, backward=True),
             )  # fmt: skip
         if shaw and grad_term is not None and relative is not None:
             grad_query = (grad_query + (grad_term @ relative.to(wide)) * p.score_scale).to(dtype)
@@ -349,7 +352,8 @@ def attention_backward(
             launch(
                 backward_triton.key_gradients, (triton.cdiv(keys, cut.keys) * batch * p.key.shape[1] * parts,),
                 *stand_in, grad_key, grad_value, odd, *_sizes(p), *steps, **_constants(p, query, cut),
-                FLAGGED=0 if odd is None else key_tile.keys, SELECTS=selects, APART=_apart(p, selects), PARTS=parts,
+                FLAGGED=0 if odd is None else key_tile.keys, SELECTS=selects, PARTS=parts,
+                APART=_apart(p, selects, target, backward=True),
             )  # fmt: skip
     if wants[4] and p.bias is not None:
         shape = p.bias.shape
