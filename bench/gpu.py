@@ -143,16 +143,35 @@ def _copies(numbers: Mapping[str, Any], dtype: torch.dtype, wanted: Sequence[str
     return found
 
 
-def _run(function: Function, arguments: Mapping[str, Any], wanted: Sequence[str], incoming: Any) -> tuple[Any, ...]:
+def _run(
+    function: Function, arguments: Mapping[str, Any], wanted: Sequence[str], incoming: Tensors
+) -> tuple[torch.Tensor, ...]:
     """Results, and the gradients of `wanted`."""
     results = results_of(function(**arguments))
     if not wanted:
         return results
-    if not incoming:
-        incoming += [torch.randn_like(r) for r in results if r.requires_grad]
     flowing = [r for r in results if r.requires_grad]
-    given = [gradient.to(result) for gradient, result in zip(incoming, flowing)]
-    return (*results, *torch.autograd.grad(flowing, [arguments[name] for name in wanted], given))
+    return (*results, *torch.autograd.grad(flowing, [arguments[name] for name in wanted], incoming))
+
+
+def _incoming(
+    function: Function, arguments: Mapping[str, Any], wanted: Sequence[str], drawn: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The gradients that flow in, in the results' dtype and layout; drawn by the first one that asks."""
+    if not wanted:
+        return []
+    flowing = [r for r in results_of(function(**arguments)) if r.requires_grad]
+    if not drawn:
+        drawn += [torch.randn_like(r) for r in flowing]
+    return [torch.empty_like(r).copy_(g) for r, g in zip(flowing, drawn, strict=True)]
+
+
+def _answer(
+    function: Function, arguments: Mapping[str, Any], wanted: Sequence[str], drawn: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Results and gradients, detached."""
+    incoming = _incoming(function, arguments, wanted, drawn)
+    return [t.detach() for t in _run(function, arguments, wanted, incoming)]
 
 
 def complaint(found: Tensors, theirs: Tensors, exact: Tensors, factor: float = FACTOR) -> str | None:
@@ -197,14 +216,15 @@ def measure(
     functions = {n: stock if n == "torch" else functools.partial(public, backend=n) for n in names}
     judge = own if is_random(workload) else stock
     wanted = workload.wanted if training else ()
-    incoming: list[torch.Tensor] = []
+    drawn: list[torch.Tensor] = []
     row = functools.partial(Row, case.id, str(dtype).removeprefix("torch."), workload.passes)
     numbers = _numbers(workload, dtype, device)
+    # Exact of contiguous arrays: torch's average pooling, backward, is wrong on channels-last images whose windows
+    # overlap (2.11).
+    plain = {name: _each(value, torch.Tensor.contiguous) for name, value in numbers.items()}
+    judged = ((plain, torch.float64), (numbers, dtype))
     try:
-        # Contiguous: torch's average pooling backward is wrong on channels-last images whose windows overlap (2.11).
-        plain = {name: _each(value, torch.Tensor.contiguous) for name, value in numbers.items()}
-        exact = [e.detach() for e in _run(judge, _copies(plain, torch.float64, wanted), wanted, incoming)]
-        theirs = [t.detach() for t in _run(judge, _copies(numbers, dtype, wanted), wanted, incoming)]
+        exact, theirs = (_answer(judge, _copies(given, kind, wanted), wanted, drawn) for given, kind in judged)
     except (RuntimeError, TypeError, ValueError) as error:
         return [row("torch", FAILED, _first_line(error))]
     rows, ready = [], {}
@@ -213,7 +233,8 @@ def measure(
     for name, function in functions.items():
         arguments = _copies(numbers, dtype, wanted)
         try:
-            found = [f.detach() for f in _run(function, arguments, wanted, incoming)]
+            found = _answer(function, arguments, wanted, drawn)
+            incoming = _incoming(function, arguments, wanted, drawn)
         except (RuntimeError, NotImplementedError) as error:  # BackendError too: it says why it cannot run this
             rows.append(row(name, FAILED, _first_line(error)))
             continue
