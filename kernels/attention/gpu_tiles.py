@@ -237,7 +237,8 @@ def _fitted(tile: AttentionTile, queries: int, width: int, target: Target) -> At
     tile = replace(tile, queries=min(tile.queries, width_block(queries)))
     scores = tile.queries * tile.keys
     if queries <= LEAST and target.name == "sm_90":
-        tile = replace(tile, warps=min(tile.warps, 4))  # decode of 16384 keys: 257 us, with 8 warps 345
+        # Decode of 16384 keys: 257 us, with 8 warps 345, with three stages 352.
+        tile = replace(tile, warps=min(tile.warps, 4), stages=min(tile.stages, 2))
     if tile.registers is None and (scores < 1024 or scores < 2048 and width <= 64):
         tile = replace(tile, warps=min(tile.warps, 4))
     if target.amd:
