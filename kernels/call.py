@@ -130,39 +130,49 @@ def _runner(
             return results[0] if alone else problem.public(results)
 
         return run_checked
+    run = forward.by_address(problem)
+    if run is not None:
+        return _runner_by_address(problem, forward, run)
     if alone:
-        by_address = forward.by_address(problem)
-        if by_address is not None:
-            return _runner_by_address(problem, forward, by_address)
         return lambda inputs: compute(problem, *inputs)[0]
     return lambda inputs: problem.public(compute(problem, *inputs))
 
 
 def _runner_by_address(
-    problem: Problem, forward: Implementation, by_address: Callable[..., Any]
+    problem: Problem, forward: Implementation, run: Callable[..., Any]
 ) -> Callable[[tuple[Any, ...]], Any]:
     """Calls with NumPy arrays that the kernels can take as they are; others go through ``forward``."""
-    compute = forward.forward
+    from kernels.runtime import by_address
+    from kernels.runtime.numba_cpu import address
+
+    compute, alone = forward.forward, problem.returned == 1
+    makers = tuple(map(by_address.maker, problem.results()))
     plain = np.ndarray
 
-    if len(forward.op.inputs) == 1:
-
-        def run_one(inputs: tuple[Any, ...]) -> Any:
-            (x,) = inputs
-            if type(x) is plain and x.flags.carray:
-                return by_address(x.reshape(-1))
-            return compute(problem, x)[0]
-
-        return run_one
-
-    def run(inputs: tuple[Any, ...]) -> Any:
+    def run_on_numpy(inputs: tuple[Any, ...]) -> Any:
+        places = []
         for array in inputs:
-            if array is not None and not (type(array) is plain and array.flags.carray):
-                return compute(problem, *inputs)[0]
-        found = by_address(*[None if array is None else array.reshape(-1) for array in inputs])
-        return compute(problem, *inputs)[0] if found is None else found
+            if array is None:
+                places.append(0)
+            elif type(array) is plain and array.flags.carray and array.size:
+                places.append(address(array))
+            else:
+                return problem.public(compute(problem, *inputs))
+        made: list[np.ndarray | None] = []
+        for make in makers:
+            if make is None:
+                made.append(None)
+                places.append(0)
+            else:
+                allocate, shape, dtype = make
+                result = allocate(shape, dtype)
+                made.append(result)
+                places.append(address(result))
+        if run(*places) is False:
+            return problem.public(compute(problem, *inputs))
+        return made[0] if alone else problem.public(tuple(made))
 
-    return run
+    return run_on_numpy
 
 
 def _runner_on_cupy(

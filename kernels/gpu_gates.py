@@ -1,4 +1,4 @@
-"""What compiled GPU kernels are held to: they fit, spill nothing, use the hardware, and are no worse than before."""
+"""What compiled GPU kernels are held to: they fit, do not spill, use the hardware, and are no worse than before."""
 
 from __future__ import annotations
 
@@ -52,14 +52,15 @@ OF_ROWS: dict[str, dict[str, int]] = {
         # A result a thread.
         **{"runtime/sum_parts": 1, "sums_of_pixels": 1},
         # A row's length and slope; a query's log-sum-exp and delta and two neighbours of bias, where scores are left.
-        **{"attention_forward": 5, "query_gradient": 13, "key_gradients": 6, "bias_gradient": 2},
-        **{"join_splits": 3, "row_products": 2},
+        # In backward the loop for whole tiles has these once more, that of an edge before and behind.
+        **{"attention_forward": 5, "query_gradient": 13, "key_gradients": 12, "bias_gradient": 2},
+        **{"join_splits": 3, "row_products": 3},
         # Which row of the table a place names, its factor, where a row's places begin and end; the seed.
         **{"gather_rows": 2, "factors_of_rows": 2, "add_rows": 3, "drop_elements": 1},
         # A channel's bias, to where tensor cores leave sums; images of three channels, of which no pixel is a vector.
         "convolve": 16,
         # Places and lengths of rows, to wherever tensor cores take rows from or leave them; of the GRU a bias.
-        **{"held_forward": 5, "held_backward": 4, "forward_sequence": 3, "backward_sequence": 2},
+        **{"held_forward": 5, "held_backward": 4, "forward_sequence": 3, "backward_sequence": 5},
         **{"forward_step": 4, "backward_step": 6},
     },
     "cupy": {
@@ -103,12 +104,31 @@ OF_WINDOWS: dict[str, set[str]] = {
 }
 
 
+#: By target, Triton's kernels of half precision of which a tile that spills a little was measured to be faster than all
+#: tiles that do not, and how many instructions may: on an H100 the gradients of keys with 128 columns took 1697 us with
+#: 64 by 64 and four warps (2061 with 64 by 128 and eight, 3876 with 64 by 64 and eight), with 512 columns 505 us
+#: (1046), with a mask, window and cap 498 (686); an LSTM of 256 units 13.5 us a step with all units at a time (15.5
+#: with half of them).
+MEASURED_SPILLS: dict[tuple[str, str], int] = {
+    ("sm_90", "attention_forward"): 4,
+    ("sm_90", "key_gradients"): 170,
+    ("sm_90", "forward_sequence"): 44,
+}
+
+
+def _spills(kernel: Compiled) -> bool:
+    """Whether it spills more than it may."""
+    known = MEASURED_SPILLS.get((kernel.target.name, kernel.name), 0) if kernel.backend == "triton" else 0
+    return kernel.spills > known or (kernel.stack > 0 and not known)
+
+
 def soundness(kernel: Compiled) -> list[str]:
     """What is wrong with a compiled kernel at any size of its arrays: it spills, or does not fit."""
     broken = []
-    if kernel.spills:
+    spills = _spills(kernel)
+    if spills and kernel.spills:
         broken.append(f"{kernel.spills} instructions spill registers")
-    if kernel.stack:
+    if spills and kernel.stack:
         broken.append(f"a stack of {kernel.stack} bytes")
     if kernel.shared > kernel.target.block_shared:
         broken.append(f"{kernel.shared} bytes of shared memory, there are {kernel.target.block_shared}")

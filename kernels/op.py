@@ -8,6 +8,7 @@ attributes. Everything else is derived from it: validation, dispatch, the torch 
 
 from __future__ import annotations
 
+import inspect
 import typing
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -216,6 +217,22 @@ class Op:
 OPS: dict[str, Op] = {}
 
 
+def named(
+    function: Callable[..., Any], required: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Callable[..., Any]:
+    """`function` with the signature that the house asks of an implementation: its arguments by name."""
+
+    def implementation(problem: Any, *arguments: Any, **more: Any) -> Any:
+        return function(problem, *arguments, **more)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    given = [inspect.Parameter(name, kind) for name in ("problem", *required)]
+    given += [inspect.Parameter(name, kind, default=None) for name in optional]
+    implementation.__signature__ = inspect.Signature(given)  # type: ignore[attr-defined]
+    implementation.__doc__ = function.__doc__
+    return implementation
+
+
 def _no_reasons(_: Any) -> list[str]:
     return []
 
@@ -258,12 +275,10 @@ class Implementation:
         torch_below: ``torch_below(problem)``: automatic choice leaves calls on CPU tensors of fewer operations
             (`Problem.flops`) than this to torch's own function, which was measured to be faster there, call and all.
             ``python -m bench auto`` measures it anew.
-        by_address: of a backend that takes NumPy's arrays, for problems whose first result is all that is wanted of
-            them: ``by_address(problem)`` is a function that takes each input's place and returns that result; None
-            where there is no such function. The place of an input is a 1-d C-contiguous, aligned, writable array of
-            its elements, or the address of such elements as an int; None for an absent one. ``forward`` does the same,
-            at the cost of an array for every tensor, which in small calls is more than the kernel's; it is called where
-            the function returns None: a value is wrong.
+        by_address: of a backend that takes NumPy's arrays: ``by_address(problem)`` is a function that does what
+            ``forward`` does when it is told where the inputs and the results lie, at the cost of no array; None where
+            there is no such function. See kernels.runtime.by_address.
+        backward_by_address: the same of ``backward``: the gradients, what is saved, the gradients of the inputs.
         direct: of a backend that torch differentiates: ``direct(problem)`` is torch's own function that takes the
             inputs and returns the output, nothing more, or None where there is no such function. It does without the
             residuals of ``forward``, and only where it exists is `torch_below` heeded.
@@ -279,6 +294,7 @@ class Implementation:
     checks_values: bool = False
     torch_below: Callable[[Any], int] = _no_operations
     by_address: Callable[[Any], Callable[..., Any] | None] = _no_function
+    backward_by_address: Callable[[Any], Callable[..., Any] | None] = _no_function
     direct: Callable[[Any], Callable[..., Any] | None] = _no_function
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch.autograd import forward_ad
 
 from kernels import arrays
+from kernels.arrays import ArraySpec
 from kernels.backends import BACKENDS, Backend, BackendError, load
 from kernels.op import Implementation, Op, Problem
 from kernels.runtime import dlpack, value_reports
@@ -67,10 +68,10 @@ class Bound:
         self.check = None if forward.checks_values else value_reports.checker(problem, backend.name, "torch")
         self.checks_values = self.check is not None
         takes_numpy = not self.takes_tensors and not self.takes_cupy
-        # Where backward needs more than the first result, `by_address` does not do.
-        alone = self.returned == 1 and (not problem.trains or len(op.results) == 1)
-        suits = takes_numpy and alone and not self.empty and not self.checks_values
-        self.by_address = forward.by_address(problem) if suits else None
+        suits = takes_numpy and not self.empty and not self.checks_values
+        self.by_address = _ByAddress.forward(op, problem, forward) if suits else None
+        suits = suits and backward is not None and backward.backend == forward.backend
+        self.backward_by_address = _ByAddress.backward(op, problem, backward) if backward and suits else None
         self.saved_names = problem.saved()
         #: Where each saved tensor is among the inputs and the results behind them.
         self.saved_places = tuple((*op.inputs, *op.results).index(name) for name in self.saved_names)
@@ -87,31 +88,6 @@ class Bound:
             self.check(inputs)
         return self.forward_implementation.forward(self.problem, *inputs)
 
-    def _run_by_address(self, tensors: Sequence[torch.Tensor | None]) -> Any:
-        """The first result from the addresses of contiguous tensors on the CPU.
-
-        None where an address is not all that there is to a tensor: it is negated when it is read, lies inside a
-        transform of torch.func, or may have a tangent; and where `by_address` itself says None.
-        """
-        if forward_ad._current_level >= 0:
-            return None
-        assert self.by_address is not None
-        places: list[int | None] = []
-        for tensor in tensors:
-            if tensor is None:
-                places.append(None)
-            elif tensor.is_neg():
-                return None
-            else:
-                try:
-                    address = tensor.data_ptr()
-                except RuntimeError:
-                    return None  # It has no memory of its own: the careful way sees to it.
-                if not address:
-                    return None  # A zero tensor of forward-mode differentiation: zeros that lie nowhere.
-                places.append(address)
-        return self.by_address(*places)
-
     def _run_on_cupy(
         self, function: Callable[..., Any], inputs: Sequence[torch.Tensor | None], keywords: dict[str, Any]
     ) -> Tensors:
@@ -125,10 +101,10 @@ class Bound:
 
     def forward(self, inputs: Sequence[torch.Tensor | None]) -> Tensors:
         """All results as tensors; None for an absent one."""
-        if self.by_address is not None and len(self.op.results) == 1:
-            found = self._run_by_address(inputs)
+        if self.by_address is not None:
+            found = self.by_address(inputs)
             if found is not None:
-                return (_from_numpy(found),)
+                return found
         if _is_transforming() and not self.takes_tensors:
             return cast("Tensors", _Transformed.apply(self, *inputs))
         results = self.run(inputs)
@@ -138,9 +114,9 @@ class Bound:
     def first(self, inputs: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
         """The first result alone, which saves the others their way to torch."""
         if self.by_address is not None:
-            found = self._run_by_address(inputs)
+            found = self.by_address(inputs)
             if found is not None:
-                return _from_numpy(found)
+                return found[0]
         if _is_transforming() and not self.takes_tensors:
             return cast("Tensors", _Transformed.apply(self, *inputs))[0]
         result = self.run(inputs)[0]
@@ -155,6 +131,10 @@ class Bound:
             return implementation.backward(self.problem, *gradients, **dict(zip(self.saved_names, saved)))
         if self.takes_cupy:
             return self._run_on_cupy(implementation.backward, gradients, dict(zip(self.saved_names, saved)))
+        if self.backward_by_address is not None:
+            made = self.backward_by_address((*gradients, *saved))
+            if made is not None:
+                return made
         if self.empty:
             found = self.problem.zero_gradients()
         else:
@@ -172,6 +152,90 @@ class Bound:
         if stock is None or stock.backward is None:
             raise NotImplementedError(f"{self.op.name}: second derivatives (create_graph=True) are not supported")
         return stock.backward(self.problem, *gradients, **dict(zip(self.saved_names, saved)))
+
+
+class _ByAddress:
+    """A pass of a problem on the CPU that is told addresses alone: see kernels.runtime.by_address.
+
+    Called with tensors (None for an absent one), it makes the results. None where an address is not all that there is
+    to a tensor: it lies otherwise than it was declared, is negated when it is read, belongs to a transform of
+    torch.func, or may have a tangent; and where the run itself would not do it.
+    """
+
+    __slots__ = ("expected", "makers", "mask", "run")
+
+    def __init__(
+        self, run: Callable[..., Any], arriving: Sequence[ArraySpec | None], forms: Sequence[ArraySpec | None],
+        checks: bool,
+    ) -> None:  # fmt: skip
+        from kernels.runtime import by_address
+
+        self.run = run
+        self.makers = tuple(map(by_address.maker, forms))
+        self.mask = by_address.mask_of(arriving)
+        #: What each tensor must be where the key of the plan does not say it.
+        self.expected = tuple(map(_form_of, arriving)) if checks else None
+
+    @classmethod
+    def forward(cls, op: Op, problem: Problem, own: Implementation) -> _ByAddress | None:
+        """That of the forward pass, whose inputs are as the problem says; None where there is none."""
+        run = own.by_address(problem)
+        specs = [getattr(problem, name) for name in op.inputs]
+        return None if run is None else cls(run, specs, problem.results(), False)
+
+    @classmethod
+    def backward(cls, op: Op, problem: Problem, own: Implementation) -> _ByAddress | None:
+        """That of the backward pass; None where there is none."""
+        run = own.backward_by_address(problem) if problem.trains else None
+        if run is None:
+            return None
+        from kernels.runtime import by_address
+
+        return cls(run, by_address.arriving_forms(op, problem), by_address.gradient_forms(problem), True)
+
+    def __call__(self, tensors: Sequence[torch.Tensor | None]) -> Tensors | None:
+        if forward_ad._current_level >= 0:
+            return None
+        mask = self.mask
+        places = []
+        made: list[torch.Tensor | None] = []
+        try:
+            for tensor in tensors:
+                if tensor is None:
+                    places.append(0)
+                    continue
+                place = tensor.data_ptr()
+                # 0: a zero tensor of forward-mode differentiation, zeros that lie nowhere.
+                if not place or place & mask or tensor.is_neg():
+                    return None
+                places.append(place)
+            if self.expected is not None and not all(map(_lies_as, tensors, self.expected)):
+                return None
+            for make in self.makers:
+                if make is None:
+                    made.append(None)
+                    places.append(0)
+                else:
+                    allocate, shape, dtype = make
+                    result = _from_numpy(allocate(shape, dtype))
+                    made.append(result)
+                    places.append(result.data_ptr())
+        except RuntimeError:
+            return None  # A tensor has no memory of its own: the careful way sees to it.
+        return None if self.run(*places) is False else tuple(made)
+
+
+def _form_of(form: ArraySpec | None) -> tuple[Any, ...] | None:
+    return None if form is None else (form.shape, getattr(torch, form.dtype), form.strides)
+
+
+def _lies_as(tensor: torch.Tensor | None, form: tuple[Any, ...] | None) -> bool:
+    """Whether a tensor on the CPU has a shape, element type and strides; hooks on saved tensors may change them all."""
+    if tensor is None or form is None:
+        return tensor is None
+    shape, dtype, strides = form
+    layout = tensor.is_contiguous() if strides is None else tensor.stride() == strides
+    return layout and tensor.shape == shape and tensor.dtype is dtype and tensor.is_cpu
 
 
 class _Apply(torch.autograd.Function):
@@ -269,27 +333,8 @@ def runner(
     if problem.trains and not backend.differentiates:
         return lambda inputs: _apply_to(bound, inputs)
     if problem.returned == 1:
-        one = bound.by_address is not None and len(op.inputs) == 1
-        return _runner_by_address(bound) if one else bound.first
+        return bound.first
     return lambda inputs: problem.public(bound.forward(inputs))
-
-
-def _runner_by_address(bound: Bound) -> Callable[[tuple[Any, ...]], Any]:
-    """bound.first for an op of one input that runs by address, with every call written out: they are its time."""
-    by_address, careful = bound.by_address, bound.first
-    assert by_address is not None
-
-    def run(inputs: tuple[Any, ...]) -> Any:
-        (x,) = inputs
-        if forward_ad._current_level >= 0 or x.is_neg():
-            return careful(inputs)
-        try:
-            place = x.data_ptr()
-        except RuntimeError:
-            return careful(inputs)
-        return _from_numpy(by_address(place)) if place else careful(inputs)
-
-    return run
 
 
 def _without_autocast(function: Callable[..., Any], device: str) -> Callable[[tuple[Any, ...]], Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,27 @@ import pytest
 import torch
 
 import kernels
-from kernels import dispatch
+from kernels import arrays, dispatch
 from kernels.case import Case, all_cases
 from kernels.op import OPS, Problem
+from kernels.runtime.by_address import gradient_forms
 from tests.support import matrix
 
 matrix.implementations()  # loads them
 OPS_BY_ADDRESS = (
     "relu", "gelu", "silu", "sigmoid", "tanh", "softmax", "log_softmax", "layer_norm", "rms_norm", "embedding",
     "cross_entropy", "linear", "conv2d", "conv_transpose2d", "attention",
-    "scaled_dot_product_attention",
+    "scaled_dot_product_attention", "rnn_layer", "gru_layer", "lstm_layer", "max_pool2d", "avg_pool2d",
+    "adaptive_max_pool2d", "adaptive_avg_pool2d", "dropout", "conv2d_max_pool2d",
+)  # fmt: skip
+
+
+#: Those whose backward pass has it too.
+TRAIN_BY_ADDRESS = (
+    "relu", "gelu", "silu", "sigmoid", "tanh", "softmax", "log_softmax", "layer_norm", "rms_norm", "linear",
+    "conv2d", "conv_transpose2d", "rnn_layer", "gru_layer", "lstm_layer",
+    "attention", "scaled_dot_product_attention", "max_pool2d", "avg_pool2d", "adaptive_max_pool2d",
+    "adaptive_avg_pool2d", "dropout", "conv2d_max_pool2d",
 )  # fmt: skip
 
 
@@ -44,22 +56,54 @@ def call_of(case: Case, dtype: str) -> tuple[Problem, tuple[Any, ...]]:
 CASES = [c for c in all_cases("ci", "odd") if c.op in OPS_BY_ADDRESS]
 
 
+def on_places(run: Any, given: tuple[Any, ...], forms: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The results of a run on the addresses of arrays (None for an absent one), which are made full of NaN."""
+    made = tuple(None if form is None else arrays.empty_numpy(form, np.nan if form.floating else -1) for form in forms)
+    assert run(*[0 if a is None else a.ctypes.data for a in (*given, *made)]) is not False
+    return made
+
+
+def assert_same_bits(found: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
+            np.testing.assert_array_equal(mine, theirs)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_the_bits_are_those_of_forward(case: Case, dtype: str):
     problem, inputs = call_of(case, dtype)
     own = OPS[case.op].implementations["numba"]
-    if problem.empty:
-        return  # answered before any implementation is asked
-    run = own.by_address(problem)
+    run = None if problem.empty else own.by_address(problem)
     if run is None:
         return  # test_every_op_has_it counts them
-    inputs = tuple(None if a is None else np.array(a, order="C") for a in inputs)
-    expected = own.forward(problem, *inputs)[0]
-    for place in (lambda a: a.reshape(-1), lambda a: a.ctypes.data):
-        found = run(*[None if a is None else place(a) for a in inputs])
-        assert found.shape == expected.shape and found.dtype == expected.dtype
-        np.testing.assert_array_equal(found, expected)
+    results = on_places(run, inputs, problem.results())
+    assert_same_bits(results, own.forward(problem, *inputs))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_the_bits_are_those_of_backward(case: Case, dtype: str):
+    problem, inputs = call_of(case, dtype)
+    op, own = OPS[case.op], OPS[case.op].implementations["numba"]
+    named = {n for n, a in zip(op.inputs, inputs) if n in op.differentiable and a is not None and a.dtype.kind == "f"}
+    problem = replace(problem, needs_grad=tuple(n in named for n in op.inputs))
+    run = None if problem.empty else own.backward_by_address(problem)
+    if run is None:
+        return  # test_every_op_has_it counts them
+    results = own.forward(problem, *inputs)
+    numbers = np.random.default_rng(1)
+    incoming = [
+        None if form is None else arrays.laid_out(numbers.standard_normal(form.shape).astype(form.dtype), form)
+        for form in problem.results()[: op.differentiable_results]
+    ]
+    known = dict(zip((*op.inputs, *op.results), (*inputs, *results)))
+    saved = {name: known[name] for name in problem.saved()}
+    found = on_places(run, (*incoming, *saved.values()), gradient_forms(problem))
+    assert_same_bits(found, own.backward(problem, *incoming, **saved))
 
 
 @pytest.mark.parametrize("op", OPS_BY_ADDRESS)
@@ -67,6 +111,9 @@ def test_every_op_has_it(op: str):
     own = OPS[op].implementations["numba"]
     problems = [call_of(case, "float32")[0] for case in CASES if case.op == op]
     assert any(not p.empty and own.by_address(p) is not None for p in problems)
+    if op in TRAIN_BY_ADDRESS:
+        wants = [replace(p, needs_grad=(True, *[False] * (len(OPS[op].inputs) - 1))) for p in problems if not p.empty]
+        assert any(own.backward_by_address(p) is not None for p in wants)
 
 
 def spied(monkeypatch: pytest.MonkeyPatch, op: str) -> list[tuple[Any, ...]]:
@@ -95,21 +142,21 @@ def test_plain_tensors_are_taken_by_address(monkeypatch, gradients):
     calls = spied(monkeypatch, "tanh")
     x = torch.randn(7, 5, requires_grad=gradients)
     found = kernels.tanh(x, backend="numba")
-    assert calls == [(x.data_ptr(),)]
+    assert [places[0] for places in calls] == [x.data_ptr()]
     torch.testing.assert_close(found, torch.tanh(x))
     if gradients:
         found.sum().backward()
         torch.testing.assert_close(x.grad, 1 - torch.tanh(x.detach()) ** 2)
     assert torch.equal(kernels.tanh(x.detach()[1:], backend="numba"), found.detach()[1:])
-    assert calls[1] == (x.data_ptr() + 5 * 4,)
+    assert calls[1][0] == x.data_ptr() + 5 * 4
 
 
 def test_plain_arrays_are_taken_as_they_are(monkeypatch):
     calls = spied(monkeypatch, "layer_norm")
     x, weight = np.random.default_rng(0).standard_normal((2, 6, 9)).astype(np.float32)[0], np.ones(9, np.float32)
     kernels.layer_norm(x, (9,), weight)
-    ((first, second, third),) = calls
-    assert np.shares_memory(first, x) and first.shape == (54,) and np.shares_memory(second, weight) and third is None
+    ((*given, _, mean, rstd),) = calls
+    assert given == [x.ctypes.data, weight.ctypes.data, 0] and mean == rstd == 0
 
 
 def test_what_is_not_plain_memory_goes_the_careful_way(monkeypatch):

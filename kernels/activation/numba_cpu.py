@@ -11,8 +11,9 @@ from kernels import arrays
 from kernels.activation.op import OPS, ActivationProblem
 from kernels.activation.vectors import ACTIVATION_CODES, activate, activation_gradient
 from kernels.op import Implementation
-from kernels.runtime.numba_cpu import contiguous, empty, jit, threaded, threads_for
-from kernels.simd import array_at, lanes_of, load, load_first, pointer, store, store_first
+from kernels.runtime.by_address import LIKE, Run
+from kernels.runtime.numba_cpu import address, contiguous, empty, jit, threaded, threads_for
+from kernels.simd import lanes_of, load, load_first, pointer_at, store, store_first
 
 Array = np.ndarray[Any, Any]
 
@@ -22,9 +23,9 @@ GRAIN = 8192
 
 
 @jit
-def activate_range(first, last, code, x, out):
-    """out[i] = act(x[i]) for first <= i < last; 1-d contiguous arrays of one dtype, any activation code."""
-    p, q = pointer(x), pointer(out)
+def activate_range(first, last, code, like, x, out):
+    """out[i] = act(x[i]) for first <= i < last; addresses of elements of the type of `like`, any activation code."""
+    p, q = pointer_at(x, like), pointer_at(out, like)
     lanes = lanes_of(p)
     whole = last - (last - first) % lanes
     # One loop for each code, so that the choice is made once.
@@ -52,9 +53,9 @@ def activate_range(first, last, code, x, out):
 
 
 @jit
-def gradient_range(first, last, code, grad, known, out):
-    """out[i] = grad[i] * act'(known[i]) for first <= i < last; 1-d contiguous arrays of one dtype."""
-    g, p, q = pointer(grad), pointer(known), pointer(out)
+def gradient_range(first, last, code, like, grad, known, out):
+    """out[i] = grad[i] * act'(known[i]) for first <= i < last; addresses of elements of the type of `like`."""
+    g, p, q = pointer_at(grad, like), pointer_at(known, like), pointer_at(out, like)
     lanes = lanes_of(p)
     whole = last - (last - first) % lanes
     if code == 1:
@@ -76,15 +77,8 @@ def gradient_range(first, last, code, grad, known, out):
         store_first(q, whole, found, rest)
 
 
-@jit
-def activate_range_at(first, last, code, place, out):
-    """activate_range with x at a place (kernels.simd.places)."""
-    activate_range(first, last, code, array_at(out, place, out.size), out)
-
-
 # Parts begin at cache lines: 16 elements are a line of float32 and two of float64.
 _activate = threaded(activate_range, align=16)
-_activate_at = threaded(activate_range_at, align=16)
 _gradient = threaded(gradient_range, align=16)
 
 
@@ -99,36 +93,40 @@ def _flat(array: Array, form: arrays.ArraySpec) -> Array:
     return contiguous(array.transpose(form.memory_order)).reshape(-1)
 
 
-def _fresh(form: arrays.ArraySpec, like: Array) -> tuple[Array, Array]:
-    """A new array in the layout of `form`, and the same memory 1-d; size and dtype are those of `like`."""
-    flat = empty(like.size, like.dtype)
+def _run(p: ActivationProblem) -> Run:
+    """act(x) of a dense x, in its memory order."""
+    size, code, like = p.x.size, ACTIVATION_CODES[p.function], LIKE[p.x.dtype]
+    return lambda x, out: _activate(size, _threads(size, code), code, like, x, out)
+
+
+def _run_backward(p: ActivationProblem) -> Run:
+    """grad_output, x or output -> gradient of x, all dense in x's memory order."""
+    return gradient_run(p.function, p.x.size, p.x.dtype)
+
+
+def gradient_run(name: str, size: int, dtype: str) -> Run:
+    """``run(grad, known, out)``: out = grad * act'(x) for so many elements; see `grad_preactivation`."""
+    code, like = ACTIVATION_CODES[name], LIKE[dtype]
+    return lambda grad, known, out: _gradient(size, _threads(size, code), code, like, grad, known, out)
+
+
+def _if_dense(prepare: Callable[[ActivationProblem], Run]) -> Callable[[ActivationProblem], Run | None]:
+    return lambda p: prepare(p) if p.x.dense else None
+
+
+def _in_order(form: arrays.ArraySpec, run: Run, *given: Array) -> Array:
+    """The result of a run on arrays in the memory order of `form`."""
+    flats = [_flat(array, form) for array in given]
+    flat = empty(form.size, form.dtype)
+    run(*map(address, (*flats, flat)))
     if form.strides is None:
-        return flat.reshape(form.shape), flat
-    strides = tuple(step * flat.itemsize for step in form.strides)
-    return np.ndarray(form.shape, flat.dtype, flat, 0, strides), flat
+        return flat.reshape(form.shape)
+    return np.ndarray(form.shape, flat.dtype, flat, 0, tuple(step * flat.itemsize for step in form.strides))
 
 
 def forward(p: ActivationProblem, x: Array) -> tuple[Array]:
     """act(x), in x's layout."""
-    form = p.layout
-    out, flat = _fresh(form, x)
-    code = ACTIVATION_CODES[p.function]
-    _activate(flat.size, _threads(flat.size, code), code, _flat(x, form), flat)
-    return (out,)
-
-
-def by_address(p: ActivationProblem) -> Callable[..., Array] | None:
-    """forward, for a contiguous x."""
-    if p.x.strides is not None:
-        return None
-    code, size, shape, dtype = ACTIVATION_CODES[p.function], p.x.size, p.x.shape, np.dtype(p.x.dtype)
-
-    def run(x: Array | int) -> Array:
-        out = empty(size, dtype)
-        _activate_at(size, _threads(size, code), code, x, out)
-        return out.reshape(shape)
-
-    return run
+    return (_in_order(p.layout, _run(p), x),)
 
 
 def backward(
@@ -137,14 +135,7 @@ def backward(
     """The gradient of x, in x's layout."""
     known = x if output is None else output
     assert known is not None
-    return (_gradient_in(p.layout, p.function, grad_output, known),)
-
-
-def _gradient_in(form: arrays.ArraySpec, name: str, grad: Array, known: Array) -> Array:
-    out, flat = _fresh(form, known)
-    code = ACTIVATION_CODES[name]
-    _gradient(flat.size, _threads(flat.size, code), code, _flat(grad, form), _flat(known, form), flat)
-    return out
+    return (_in_order(p.layout, _run_backward(p), grad_output, known),)
 
 
 def grad_preactivation(name: str, grad: Array, known: Array) -> Array:
@@ -161,7 +152,7 @@ def grad_preactivation(name: str, grad: Array, known: Array) -> Array:
     form = arrays.ArraySpec(grad.shape, grad.dtype.name)
     if not grad.flags.c_contiguous and grad.strides == known.strides:
         form = arrays.spec(grad).alike()
-    return _gradient_in(form, name, grad, known)
+    return _in_order(form, gradient_run(name, grad.size, grad.dtype.name), grad, known)
 
 
 def _describe(p: ActivationProblem) -> str:
@@ -190,4 +181,7 @@ def _torch_below(p: ActivationProblem) -> int:
 
 
 for _op in OPS:
-    Implementation(_op, "numba", forward, backward, describe=_describe, torch_below=_torch_below, by_address=by_address)
+    Implementation(
+        _op, "numba", forward, backward, describe=_describe, torch_below=_torch_below,
+        by_address=_if_dense(_run), backward_by_address=_if_dense(_run_backward),
+    )  # fmt: skip

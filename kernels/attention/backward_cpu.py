@@ -44,7 +44,7 @@ from kernels.attention.scores import (
 )
 from kernels.attention.tiles import BACKWARD_PANELS
 from kernels.runtime.numba_cpu import jit, threaded
-from kernels.simd import TILE_VECTORS, advance, lanes_of, peek, pointer, poke, transpose
+from kernels.simd import TILE_VECTORS, advance, array_at, lanes_of, peek, pointer, poke, transpose
 
 
 class Tile(NamedTuple):
@@ -174,16 +174,23 @@ def _backward_parts(
 ):  # fmt: skip
     """Parts [first, last) of all units.
 
-    numbers, factors, mask .. seed, query, key, value: as in the forward pass. output, grad_output: arrays like query,
-    their distances in `more`: int64 (batch, head, row) of output, then of grad_output. lse, grad_lse: elements [batch,
-    heads, queries]; grad_lse may have size 0. wanted: int64, whether the gradient of query, key, value, bias, relative
-    is. grad_query, grad_key, grad_value: contiguous, one element where not wanted. grad_bias: zeros in bias's shape.
-    grad_distances: zeros [batch, heads, span]. grad_table: zeros [batch, kv heads, 2 * clip + 1, across * W].
-    work: scratch elements [parts, s.work]. tables: int64 [parts, s.offsets].
+    numbers, factors, mask .. seed, query, key, value: as in the forward pass. output, grad_output: like query, their
+    distances in `more`: int64 (batch, head, row) of output, then of grad_output. lse, grad_lse: elements [batch, heads,
+    queries]; grad_lse may be 0. wanted: int64, whether the gradient of query, key, value, bias, relative is.
+    grad_query, grad_key, grad_value: contiguous. From query on all but more and wanted are addresses as far as here.
+    grad_bias: zeros in bias's shape. grad_distances: zeros [batch, heads, span]. grad_table: zeros [batch, kv heads,
+    2 * clip + 1, across * W]. work: scratch elements [parts, s.work]. tables: int64 [parts, s.offsets].
     """
     s, t = read_sizes(numbers), read_terms(numbers, factors)
     given = Given(mask, bias, counts, distances, table, seed)
     has_extra = t.has_mask or t.has_bias
+    has_grad_lse = grad_lse != 0
+    # Their lengths are not looked at.
+    query, key, value = array_at(work, query, 1), array_at(work, key, 1), array_at(work, value, 1)
+    output, lse = array_at(work, output, 1), array_at(work, lse, 1)
+    grad_output, grad_lse = array_at(work, grad_output, 1), array_at(work, grad_lse, 1)
+    grad_query = array_at(work, grad_query, 1)
+    grad_key, grad_value = array_at(work, grad_key, 1), array_at(work, grad_value, 1)
     wants_query, wants_key, wants_value = wanted[0], wanted[1], wanted[2]
     wants_bias, wants_relative = wanted[3], wanted[4]
     wants_table = wants_relative and t.relative == SHAW
@@ -245,7 +252,7 @@ def _backward_parts(
                     # Lanes past the queries have weights 0.
                     poke(room.shift, q, lse[head_index * s.queries + start + q] if q < count else math.inf)
                     poke(room.delta, q, 0.0)
-                if grad_lse.size:
+                if has_grad_lse:
                     for q in range(count):
                         poke(room.delta, q, -grad_lse[head_index * s.queries + start + q])
                 position = start + (keys_there - s.queries if t.from_end else 0)

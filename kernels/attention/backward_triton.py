@@ -24,7 +24,7 @@ from kernels.attention.scores_triton import (
 @triton.jit
 def row_products(
     grad, out, lse, grad_lse, delta, level, L, H, EV, rows, g_b, g_h, g_i, g_e, o_b, o_h, o_i, o_e, l_b, l_h, l_i,
-    HAS_GRAD: tl.constexpr, HAS_LSE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
+    HAS_GRAD: tl.constexpr, HAS_LSE: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
     COMPUTED: tl.constexpr,
 ):  # fmt: skip
     """delta (rows,) = the sum of grad * out over a row, less the gradient of the log-sum-exp; level (rows,) = the
@@ -48,25 +48,25 @@ def row_products(
     if HAS_LSE:
         found -= tl.load(grad_lse + b * l_b + h * l_h + i * l_i, mask=here, other=0.0).to(COMPUTED)
     tl.store(delta + row, found, mask=here)
-    UNIT: tl.constexpr = 1.0 if COMPUTED == tl.float64 else 1.4426950408889634
     sum_log = tl.load(lse + row, mask=here, other=0.0).to(COMPUTED)
     sum_log = tl.where(sum_log == -float("inf"), 0.0, tl.where(sum_log == float("inf"), float("nan"), sum_log))
     tl.store(level + row, sum_log * UNIT, mask=here)
 
 
 @triton.jit
-def weights_and_gradient(y, seen, d_weights, level, delta, CAP: tl.constexpr, COMPUTED: tl.constexpr):
-    """(weights, gradient of the scores before the cap), 0 where not seen.
+def weights_of(y, seen, level, UNIT: tl.constexpr):
+    """The weights, 0 where not seen. y: scores times UNIT. level: of `row_products`."""
+    return tl.where(seen, power(y - level, UNIT), 0.0)
 
-    y: scores times UNIT. level, delta: of `row_products`.
-    """
-    p = tl.where(seen, power(y - level, COMPUTED), 0.0)
+
+@triton.jit
+def score_gradient(p, y, seen, d_weights, delta, CAP: tl.constexpr, UNIT: tl.constexpr):
+    """The gradient of the scores before the cap, 0 where not seen, of weights p and their gradients."""
     dx = tl.where(seen, p * (d_weights - delta), 0.0)
     if CAP > 0:
-        UNIT: tl.constexpr = 1.0 if COMPUTED == tl.float64 else 1.4426950408889634
         part = y / (CAP * UNIT)
         dx = tl.where(seen, dx * (1.0 - part * part), 0.0)
-    return p, dx
+    return dx
 
 
 @triton.jit
@@ -74,11 +74,11 @@ def over_keys(
     low, high, sums, behind, ahead, q, do, query, grad, key, value, mask, bias, term, seed, grad_term,
     row_level, row_delta, row, own_rows, number, i, e, w, L, S, E, EV, count, shift, g_i, g_e, q_i, q_e,
     k_j, k_e, v_j, v_e, mask_i, mask_j, bias_i, bias_j, term_i, term_row,
-    SCALE: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, EDGE: tl.constexpr,
-    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, TERM: tl.constexpr, LIMIT: tl.constexpr, DROPOUT: tl.constexpr,
-    THRESHOLD: tl.constexpr, KEPT: tl.constexpr, FOURS: tl.constexpr, SELECTS: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr, WIDE: tl.constexpr, WHOLE_E: tl.constexpr, WHOLE_V: tl.constexpr,
-    PRECISION: tl.constexpr, COMPUTED: tl.constexpr,
+    SCALE: tl.constexpr, CAP: tl.constexpr, UNIT: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+    EDGE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, TERM: tl.constexpr, LIMIT: tl.constexpr,
+    DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr, FOURS: tl.constexpr, SELECTS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr, WIDE: tl.constexpr, WHOLE_E: tl.constexpr,
+    WHOLE_V: tl.constexpr, PRECISION: tl.constexpr, COMPUTED: tl.constexpr,
 ):  # fmt: skip
     """(gradient of the queries, of the relative term behind and ahead) from the keys from low to high, added up."""
     lane = tl.arange(0, BLOCK_N)
@@ -93,7 +93,7 @@ def over_keys(
             product = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=COMPUTED)
         y, seen = scores(
             product, i[:, None], j[None, :], L, S, count, shift, mask, mask_i, mask_j, bias, bias_i, bias_j, term,
-            term_i, term_row, SCALE, CAP, LEFT, RIGHT, EDGE, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
+            term_i, term_row, SCALE, CAP, UNIT, LEFT, RIGHT, EDGE, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
         )  # fmt: skip
         if WIDE:
             d_weights = wide_product(
@@ -106,7 +106,8 @@ def over_keys(
             d_weights = d_weights * kept_factors(
                 seed, number, i, start, BLOCK_N, L, S, THRESHOLD, KEPT, FOURS, COMPUTED
             )
-        _, dx = weights_and_gradient(y, seen, d_weights, row_level, row_delta, CAP, COMPUTED)
+        p = weights_of(y, seen, row_level, UNIT)
+        dx = score_gradient(p, y, seen, d_weights, row_delta, CAP, UNIT)
         if TERM == 1:
             d = j[None, :] - i[:, None] - shift
             behind += tl.sum(tl.where(d <= -LIMIT, dx, 0.0), 1)
@@ -126,10 +127,10 @@ def query_gradient(
     H, GROUP, L, S, E, EV,
     g_b, g_h, g_i, g_e, q_b, q_h, q_i, q_e, k_b, k_h, k_j, k_e, v_b, v_h, v_j, v_e, mask_b, mask_h, mask_i, mask_j,
     bias_b, bias_h, bias_i, bias_j, term_b, term_h, term_i, term_row,
-    SCALE: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, FROM_END: tl.constexpr,
-    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr, TERM: tl.constexpr,
-    LIMIT: tl.constexpr, DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr, FOURS: tl.constexpr,
-    APART: tl.constexpr, FLAGGED: tl.constexpr, SELECTS: tl.constexpr,
+    SCALE: tl.constexpr, CAP: tl.constexpr, UNIT: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+    FROM_END: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
+    TERM: tl.constexpr, LIMIT: tl.constexpr, DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr,
+    FOURS: tl.constexpr, APART: tl.constexpr, FLAGGED: tl.constexpr, SELECTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     WIDE: tl.constexpr, PARTS: tl.constexpr, WHOLE_E: tl.constexpr, WHOLE_V: tl.constexpr,
     PRECISION: tl.constexpr, COMPUTED: tl.constexpr,
@@ -192,7 +193,7 @@ def query_gradient(
             sums, behind, ahead = over_keys(
                 begin, end, sums, behind, ahead, q, do, query, grad, key, value, mask, bias, term, seed, grad_term,
                 row_level, row_delta, row, own_rows, number, i, e, w, L, S, E, EV, count, shift, g_i, g_e, q_i, q_e,
-                k_j, k_e, v_j, v_e, mask_i, mask_j, bias_i, bias_j, term_i, term_row, SCALE, CAP, LEFT, RIGHT,
+                k_j, k_e, v_j, v_e, mask_i, mask_j, bias_i, bias_j, term_i, term_row, SCALE, CAP, UNIT, LEFT, RIGHT,
                 zone != 1, HAS_MASK, HAS_BIAS, TERM, LIMIT, DROPOUT, THRESHOLD, KEPT, FOURS, SELECTS, BLOCK_N,
                 BLOCK_E, BLOCK_V, WIDE, WHOLE_E, WHOLE_V, PRECISION, COMPUTED,
             )  # fmt: skip
@@ -217,11 +218,11 @@ def over_queries(
     low, high, key_sums, value_sums, k, v, key, value, query, grad, mask, bias, term, seed, level, delta,
     b, kv, first, j, e, w, H, GROUP, L, S, E, EV, count, shift, g_b, g_h, g_i, g_e, q_b, q_h, q_i, q_e, k_j, k_e,
     v_j, v_e, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h, term_i, term_row,
-    SCALE: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, EDGE: tl.constexpr,
-    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, TERM: tl.constexpr, LIMIT: tl.constexpr, DROPOUT: tl.constexpr,
-    THRESHOLD: tl.constexpr, KEPT: tl.constexpr, FOURS: tl.constexpr, SELECTS: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr, WIDE: tl.constexpr, WHOLE_E: tl.constexpr,
-    WHOLE_V: tl.constexpr, PRECISION: tl.constexpr, COMPUTED: tl.constexpr,
+    SCALE: tl.constexpr, CAP: tl.constexpr, UNIT: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+    EDGE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, TERM: tl.constexpr, LIMIT: tl.constexpr,
+    DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr, FOURS: tl.constexpr, SELECTS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr, WIDE: tl.constexpr,
+    WHOLE_E: tl.constexpr, WHOLE_V: tl.constexpr, PRECISION: tl.constexpr, COMPUTED: tl.constexpr,
 ):  # fmt: skip
     """(gradient of the keys, of the values) from the queries from low to high of each head of the group, added up."""
     lane = tl.arange(0, BLOCK_M)
@@ -241,7 +242,7 @@ def over_queries(
             y, seen = scores(
                 product, i[None, :], j[:, None], L, S, count, shift, mask + b * mask_b + h * mask_h, mask_i, mask_j,
                 bias + b * bias_b + h * bias_h, bias_i, bias_j, term + b * term_b + h * term_h, term_i, term_row,
-                SCALE, CAP, LEFT, RIGHT, EDGE, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
+                SCALE, CAP, UNIT, LEFT, RIGHT, EDGE, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
             )  # fmt: skip
             row = number * L + i
             if EDGE:
@@ -250,6 +251,14 @@ def over_queries(
             else:
                 row_level = tl.load(level + row)[None, :]
                 row_delta = tl.load(delta + row)[None, :]
+            p = weights_of(y, seen, row_level, UNIT)
+            kept = p
+            if DROPOUT:
+                factors = tl.trans(
+                    kept_factors(seed, number, i, first, BLOCK_N, L, S, THRESHOLD, KEPT, FOURS, COMPUTED)
+                )
+                kept = p * factors
+            value_sums = add_product(kept, do, value_sums, seen, SELECTS, PRECISION, COMPUTED)
             if WIDE:
                 d_weights = wide_product(
                     value, j, v_j, v_e, count, grad + b * g_b + h * g_h, i, g_i, g_e, L, EV, BLOCK_V, PRECISION,
@@ -258,14 +267,8 @@ def over_queries(
             else:
                 d_weights = tl.dot(v, tl.trans(do), input_precision=PRECISION, out_dtype=COMPUTED)
             if DROPOUT:
-                factors = tl.trans(
-                    kept_factors(seed, number, i, first, BLOCK_N, L, S, THRESHOLD, KEPT, FOURS, COMPUTED)
-                )
                 d_weights = d_weights * factors
-            p, dx = weights_and_gradient(y, seen, d_weights, row_level, row_delta, CAP, COMPUTED)
-            if DROPOUT:
-                p = p * factors
-            value_sums = add_product(p, do, value_sums, seen, SELECTS, PRECISION, COMPUTED)
+            dx = score_gradient(p, y, seen, d_weights, row_delta, CAP, UNIT)
             key_sums = add_product(dx, q, key_sums, seen, SELECTS, PRECISION, COMPUTED)
     return key_sums, value_sums
 
@@ -276,10 +279,10 @@ def key_gradients(
     H, GROUP, L, S, E, EV,
     g_b, g_h, g_i, g_e, q_b, q_h, q_i, q_e, k_b, k_h, k_j, k_e, v_b, v_h, v_j, v_e, mask_b, mask_h, mask_i, mask_j,
     bias_b, bias_h, bias_i, bias_j, term_b, term_h, term_i, term_row,
-    SCALE: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, FROM_END: tl.constexpr,
-    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr, TERM: tl.constexpr,
-    LIMIT: tl.constexpr, DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr, FOURS: tl.constexpr,
-    APART: tl.constexpr, FLAGGED: tl.constexpr, SELECTS: tl.constexpr,
+    SCALE: tl.constexpr, CAP: tl.constexpr, UNIT: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+    FROM_END: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
+    TERM: tl.constexpr, LIMIT: tl.constexpr, DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr,
+    FOURS: tl.constexpr, APART: tl.constexpr, FLAGGED: tl.constexpr, SELECTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     WIDE: tl.constexpr, PARTS: tl.constexpr, WHOLE_E: tl.constexpr, WHOLE_V: tl.constexpr,
     PRECISION: tl.constexpr, COMPUTED: tl.constexpr,
@@ -330,7 +333,7 @@ def key_gradients(
                 begin, end, key_sums, value_sums, k, v, key, value, query, grad, mask, bias, term, seed, level, delta,
                 b, kv, first, j, e, w, H, GROUP, L, S, E, EV, count, shift, g_b, g_h, g_i, g_e, q_b, q_h, q_i, q_e,
                 k_j, k_e, v_j, v_e, mask_b, mask_h, mask_i, mask_j, bias_b, bias_h, bias_i, bias_j, term_b, term_h,
-                term_i, term_row, SCALE, CAP, LEFT, RIGHT, zone != 1, HAS_MASK, HAS_BIAS, TERM, LIMIT, DROPOUT,
+                term_i, term_row, SCALE, CAP, UNIT, LEFT, RIGHT, zone != 1, HAS_MASK, HAS_BIAS, TERM, LIMIT, DROPOUT,
                 THRESHOLD,
                 KEPT, FOURS, SELECTS, BLOCK_M, BLOCK_N, BLOCK_E, BLOCK_V, WIDE, WHOLE_E, WHOLE_V, PRECISION, COMPUTED,
             )  # fmt: skip

@@ -21,12 +21,14 @@ from kernels.attention.vectors import weight_of
 from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     advance,
+    array_at,
     fma,
     full,
     lanes_of,
     load,
     peek,
     pointer,
+    pointer_at,
     poke,
     reduce_add,
     select,
@@ -94,7 +96,13 @@ def _decode_backward_parts(
     s, t = read_sizes(numbers), read_terms(numbers, factors)
     given = Given(mask, bias, counts, distances, table, seed)
     has_extra = t.has_mask or t.has_bias
-    lanes = lanes_of(query)
+    has_grad_lse = grad_lse != 0
+    # Their lengths are not looked at.
+    query, key, value = array_at(work, query, 1), array_at(work, key, 1), array_at(work, value, 1)
+    output, lse = array_at(work, output, 1), array_at(work, lse, 1)
+    grad_output, grad_lse = array_at(work, grad_output, 1), array_at(work, grad_lse, 1)
+    grad_key, grad_value = array_at(work, grad_key, 1), array_at(work, grad_value, 1)
+    lanes = lanes_of(work)
     rows = s.group * s.queries
     kv_heads = s.heads // s.group
     items = s.batch * kv_heads * segments
@@ -122,7 +130,7 @@ def _decode_backward_parts(
                 query_row = pointer(query, batch * s.query_batch + head * s.query_head + at * s.query_row)
                 delta = advance(deltas, row)
                 poke(shifts, row, lse[place])
-                poke(delta, 0, -grad_lse[place] if grad_lse.size else 0.0)
+                poke(delta, 0, -grad_lse[place] if has_grad_lse else 0.0)
                 if lse[place] == -math.inf:
                     # It sees nothing, and is nothing to others, whatever it holds.
                     _fill(mine, s.padded_width, 0.0)
@@ -196,15 +204,16 @@ def _decode_backward_parts(
 def _join_queries(first, last, segments, numbers, factors, query_sums, grad_query):
     """The gradients of the queries of the heads of keys [first, last): what their segments gave, in order, scaled.
 
-    grad_query: elements [batch, heads, queries, width].
+    grad_query: the address of elements [batch, heads, queries, width].
     """
     s, t = read_sizes(numbers), read_terms(numbers, factors)
+    target = pointer_at(grad_query, query_sums)
     lanes = lanes_of(query_sums)
     rows = s.group * s.queries
     for unit in range(first, last):
         for row in range(rows):
             # Heads of a group and their queries follow one another.
-            into = pointer(grad_query, (unit * rows + row) * s.width)
+            into = advance(target, (unit * rows + row) * s.width)
             for c in range(0, s.width, lanes):
                 total = zeros_like(query_sums)
                 for segment in range(segments):

@@ -20,7 +20,6 @@ from kernels.attention.vectors import weight_of
 from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     advance,
-    array_at,
     fma,
     full,
     lanes_of,
@@ -28,6 +27,7 @@ from kernels.simd import (
     maximum,
     peek,
     pointer,
+    pointer_at,
     poke,
     reduce_add,
     reduce_max,
@@ -79,8 +79,7 @@ def _decode_segments(
     """
     s, t = read_sizes(numbers), read_terms(numbers, factors)
     given = Given(mask, bias, counts, distances, table, seed)
-    all_queries, all_keys = array_at(work, query, 1), array_at(work, key, 1)
-    all_values = array_at(work, value, 1)
+    all_queries, all_keys, all_values = pointer_at(query, work), pointer_at(key, work), pointer_at(value, work)
     lanes = lanes_of(all_queries)
     rows = s.group * s.queries
     kv_heads = s.heads // s.group
@@ -93,7 +92,7 @@ def _decode_segments(
         extra = advance(scores, s.padded_block)
         for row in range(rows):
             head = kv_head * s.group + row // s.queries
-            source = pointer(all_queries, batch * s.query_batch + head * s.query_head + row % s.queries * s.query_row)
+            source = advance(all_queries, batch * s.query_batch + head * s.query_head + row % s.queries * s.query_row)
             copy_row(source, s.width, s.padded_width, advance(copied, row * s.padded_width))
             record = _record(s, copied, row)
             poke(record, 0, -math.inf)
@@ -114,7 +113,7 @@ def _decode_segments(
                 if has_extra and not fill_rows(t, given, batch, head, at, np.int64(1), k, keys, extra, s.padded_block):
                     continue
                 mine = advance(copied, row * s.padded_width)
-                key_rows = pointer(all_keys, batch * s.key_batch + kv_head * s.key_head + k * s.key_row)
+                key_rows = advance(all_keys, batch * s.key_batch + kv_head * s.key_head + k * s.key_row)
                 # Not taken from `given` here: that would count references for every block.
                 by_distance = pointer(distances, head * t.span + t.zero + position - k if t.relative == DISTANCE else 0)
                 row_scores(s, t, mine, key_rows, keys, has_extra, by_distance, extra, scores)
@@ -128,7 +127,7 @@ def _decode_segments(
                     before = before * fade
                 poke(record, 0, top)
                 poke(record, 1, before + total)
-                value_rows = pointer(all_values, batch * s.value_batch + kv_head * s.value_head + k * s.value_row)
+                value_rows = advance(all_values, batch * s.value_batch + kv_head * s.value_head + k * s.value_row)
                 add_rows(scores, scores, value_rows, s.value_row, keys, s.value_width, t.hides, into)
 
 
@@ -136,9 +135,11 @@ def _decode_segments(
 def _join_segments(first, last, segments, numbers, work, out, lse):
     """Output and log-sum-exp of the heads of keys [first, last), from what their segments found, in order.
 
-    out: elements [batch, heads, queries, value_width]. lse: elements [batch, heads, queries], or size 0.
+    out: elements [batch, heads, queries, value_width]. lse: elements [batch, heads, queries], or nothing, 0. Both are
+    addresses.
     """
     s = read_sizes(numbers)
+    outputs, all_lse = pointer_at(out, work), pointer_at(lse, work)
     lanes = lanes_of(work)
     rows = s.group * s.queries
     for unit in range(first, last):
@@ -161,9 +162,9 @@ def _join_segments(first, last, segments, numbers, work, out, lse):
                     if peek(record, 1) != 0.0:
                         share = math.exp(peek(record, 0) - top) / total
                         y = fma(load(record, lanes + c), full(work, share), y)
-                store_first(pointer(out), place * s.value_width + c, y, s.value_width - c)
-            if lse.size:
-                lse[place] = top + math.log(total) if total != 0.0 else -math.inf
+                store_first(outputs, place * s.value_width + c, y, s.value_width - c)
+            if lse != 0:
+                poke(all_lse, place, top + math.log(total) if total != 0.0 else -math.inf)
 
 
 decode_segments = threaded(_decode_segments)

@@ -20,7 +20,6 @@ from kernels.simd import (
     TILE_VECTORS,
     advance,
     any_lane,
-    array_at,
     fma,
     full,
     is_nan,
@@ -29,6 +28,7 @@ from kernels.simd import (
     log,
     maximum,
     pointer,
+    pointer_at,
     select,
     store,
     store_first,
@@ -159,19 +159,20 @@ def _forward_parts(
 ):  # fmt: skip
     """Parts [first, last) of all panels of queries.
 
-    numbers, factors: see layout.py. mask .. seed: Given. query, key, value: places of the first elements; memory is
-    reached by the distances in the sizes. out: elements [batch, heads, queries, value_width]. lse: elements
-    [batch, heads, queries], or one. work: scratch elements [parts, s.work]. tables: int64 [parts, s.offsets].
+    numbers, factors: see layout.py. mask .. seed: Given. query, key, value: the first elements; memory is reached by
+    the distances in the sizes. out: elements [batch, heads, queries, value_width]. lse: elements
+    [batch, heads, queries], or nothing, 0. All five are addresses. work: scratch elements [parts, s.work]. tables:
+    int64 [parts, s.offsets].
     """
     s, t = read_sizes(numbers), read_terms(numbers, factors)
     given = Given(mask, bias, counts, distances, table, seed)
-    all_queries, all_keys = array_at(work, query, 1), array_at(work, key, 1)
-    all_values = array_at(work, value, 1)
+    all_queries, all_keys, all_values = pointer_at(query, work), pointer_at(key, work), pointer_at(value, work)
+    all_outputs, all_lse = pointer_at(out, work), pointer_at(lse, work)
     lanes = lanes_of(all_queries)
     width = TILE_VECTORS * lanes
     panels = (s.queries + width - 1) // width
     total = s.batch * s.heads * panels
-    wants_lse = lse.size >= s.batch * s.heads * s.queries
+    wants_lse = lse != 0
     has_extra = t.has_mask or t.has_bias
     for part in range(first, last):
         query_panel = pointer(work, part * s.work)
@@ -207,7 +208,7 @@ def _forward_parts(
             start = balanced(item - head_of_all * panels, panels) * width
             count = min(width, s.queries - start)
             kv_head = head // s.group
-            here = pointer(all_queries, batch * s.query_batch + head * s.query_head + start * s.query_row)
+            here = advance(all_queries, batch * s.query_batch + head * s.query_head + start * s.query_row)
             kv_heads = s.heads // s.group
             asks = batch * kv_heads + kv_head != head_before
             head_before = batch * kv_heads + kv_head
@@ -235,8 +236,8 @@ def _forward_parts(
                 if keys < s.block:
                     places = last_rows
                     row_table(last_rows, keys, s.key_row)
-                keys_here = pointer(all_keys, batch * s.key_batch + kv_head * s.key_head + k * s.key_row)
-                values_here = pointer(all_values, batch * s.value_batch + kv_head * s.value_head + k * s.value_row)
+                keys_here = advance(all_keys, batch * s.key_batch + kv_head * s.key_head + k * s.key_row)
+                values_here = advance(all_values, batch * s.value_batch + kv_head * s.value_head + k * s.value_row)
                 bias_rows = count if t.bias_key == 1 and t.bias_query else 0
                 place = batch * t.bias_batch + head * t.bias_head + start * t.bias_query + (k + keys) * t.bias_key
                 next_bias = pointer(bias, place if bias_rows else 0)
@@ -267,15 +268,13 @@ def _forward_parts(
             if not begun:
                 clear(sums, s.value_width * width)
             at = head_of_all * s.queries + start
-            odd = _finish(
-                sums, s.value_width, t.unit, sum_of, reference, count, pointer(lse, at if wants_lse else 0), wants_lse
-            )
+            odd = _finish(sums, s.value_width, t.unit, sum_of, reference, count, advance(all_lse, at), wants_lse)
             if odd and t.hides and not careful:
                 # Once more, leaving out the products with what is hidden: it may be what is no number.
                 careful = True
                 continue
             careful = False
-            transpose(sums, width, s.value_width, count, pointer(out, at * s.value_width), s.value_width)
+            transpose(sums, width, s.value_width, count, advance(all_outputs, at * s.value_width), s.value_width)
             item += 1
 
 

@@ -97,9 +97,9 @@ def add_product(left, right, sums, seen, SELECTS: tl.constexpr, PRECISION: tl.co
 def over_keys(
     low, high, largest, total, sums, q, query, key, value, mask, bias, term, seed, number, i, e, w, H, GROUP, L, S,
     E, EV, count, shift, q_i, q_e, k_j, k_e, v_j, v_e, mask_i, mask_j, bias_i, bias_j, term_i, term_row,
-    SCALE: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, EDGE: tl.constexpr,
-    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, TERM: tl.constexpr, LIMIT: tl.constexpr, DROPOUT: tl.constexpr,
-    THRESHOLD: tl.constexpr, KEPT: tl.constexpr, FOURS: tl.constexpr, SELECTS: tl.constexpr,
+    SCALE: tl.constexpr, CAP: tl.constexpr, UNIT: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+    EDGE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, TERM: tl.constexpr, LIMIT: tl.constexpr,
+    DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr, FOURS: tl.constexpr, SELECTS: tl.constexpr,
     DESCRIBED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     WIDE: tl.constexpr, WHOLE_E: tl.constexpr, WHOLE_V: tl.constexpr, PRECISION: tl.constexpr,
     COMPUTED: tl.constexpr,
@@ -120,14 +120,14 @@ def over_keys(
             product = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=COMPUTED)
         y, seen = scores(
             product, i[:, None], j[None, :], L, S, count, shift, mask, mask_i, mask_j, bias, bias_i, bias_j, term,
-            term_i, term_row, SCALE, CAP, LEFT, RIGHT, EDGE, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
+            term_i, term_row, SCALE, CAP, UNIT, LEFT, RIGHT, EDGE, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
         )  # fmt: skip
         y = tl.where(seen, y, -float("inf"))
         found = tl.maximum(largest, tl.max(y, 1))
         # With nothing above -inf so far there is no difference to it.
         level = tl.where(found == -float("inf"), 0.0, found)
-        p = power(y - level[:, None], COMPUTED)
-        rescale = power(largest - level, COMPUTED)
+        p = power(y - level[:, None], UNIT)
+        rescale = power(largest - level, UNIT)
         total = total * rescale + tl.sum(p, 1)
         if DROPOUT:
             p = p * kept_factors(seed, number, i, start, BLOCK_N, L, S, THRESHOLD, KEPT, FOURS, COMPUTED)
@@ -145,11 +145,11 @@ def attention_forward(
     query, key, value, mask, bias, lengths, term, seed, out, lse, odd, H, GROUP, L, S, E, EV, chunk,
     q_b, q_h, q_i, q_e, k_b, k_h, k_j, k_e, v_b, v_h, v_j, v_e, mask_b, mask_h, mask_i, mask_j,
     bias_b, bias_h, bias_i, bias_j, term_b, term_h, term_i, term_row, splits,
-    SCALE: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, FROM_END: tl.constexpr,
-    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr, TERM: tl.constexpr,
-    LIMIT: tl.constexpr, DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr, FOURS: tl.constexpr,
-    APART: tl.constexpr, KEEPS: tl.constexpr, FLAGGED: tl.constexpr, SELECTS: tl.constexpr, DESCRIBED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+    SCALE: tl.constexpr, CAP: tl.constexpr, UNIT: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+    FROM_END: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
+    TERM: tl.constexpr, LIMIT: tl.constexpr, DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr,
+    FOURS: tl.constexpr, APART: tl.constexpr, KEEPS: tl.constexpr, FLAGGED: tl.constexpr, SELECTS: tl.constexpr,
+    DESCRIBED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     WIDE: tl.constexpr, PARTS: tl.constexpr, WHOLE_E: tl.constexpr, WHOLE_V: tl.constexpr,
     PRECISION: tl.constexpr, COMPUTED: tl.constexpr,
 ):  # fmt: skip
@@ -210,7 +210,7 @@ def attention_forward(
             largest, total, sums = over_keys(
                 begin, end, largest, total, sums, q, query, key, value, mask, bias, term, seed, number, i, e, w,
                 H, GROUP, L, S, E, EV, count, shift, q_i, q_e, k_j, k_e, v_j, v_e, mask_i, mask_j, bias_i, bias_j,
-                term_i, term_row, SCALE, CAP, LEFT, RIGHT, zone != 1, HAS_MASK, HAS_BIAS, TERM, LIMIT, DROPOUT,
+                term_i, term_row, SCALE, CAP, UNIT, LEFT, RIGHT, zone != 1, HAS_MASK, HAS_BIAS, TERM, LIMIT, DROPOUT,
                 THRESHOLD, KEPT, FOURS, SELECTS, DESCRIBED, BLOCK_N, BLOCK_E, BLOCK_V, WIDE, WHOLE_E, WHOLE_V,
                 PRECISION, COMPUTED,
             )  # fmt: skip
@@ -224,7 +224,6 @@ def attention_forward(
     places = row[:, None] * EV + w[None, :]
     tl.store(out + places, result.to(out.dtype.element_ty), mask=(i[:, None] < L) & (w[None, :] < EV))
     if KEEPS:
-        UNIT: tl.constexpr = 1.0 if COMPUTED == tl.float64 else 1.4426950408889634
         natural = tl.where(none, -float("inf"), largest / UNIT)
         sum_log = natural + tl.log(tl.where(none & (total == 0), 1.0, total))
         tl.store(lse + row, sum_log.to(lse.dtype.element_ty), mask=i < tl.where(part == 0, L, 0))

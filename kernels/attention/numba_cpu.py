@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from kernels.attention import backward_cpu, decode_backward_cpu, decode_cpu, forward_cpu
-from kernels.attention.by_address import by_address
+from kernels.attention.by_address import backward_by_address, by_address
 from kernels.attention.layout import (
     NOTHING,
     Layout,
@@ -28,7 +27,8 @@ from kernels.attention.scaled_dot_product import through_attention
 from kernels.attention.terms_cpu import DECODE_GRAIN, GRAIN, decodes, far, given_of
 from kernels.attention.tiles import SEGMENT_KEYS
 from kernels.op import Implementation
-from kernels.runtime.numba_cpu import contiguous, empty, scratch, thread_count, threads_for, zeros
+from kernels.runtime.by_address import Run
+from kernels.runtime.numba_cpu import address, contiguous, empty, scratch, thread_count, threads_for, zeros
 
 Array = np.ndarray[Any, Any]
 
@@ -53,47 +53,45 @@ def attention(
     dtype = query.dtype
     wants_lse = p.return_lse or p.trains
     out = empty((batch, heads, queries, p.value.shape[3]), dtype)
-    lse = empty((batch, heads, queries), dtype) if wants_lse else NOTHING[p.query.dtype]
+    lse = empty((batch, heads, queries), dtype) if wants_lse else None
     if keys == 0:
         out.fill(0)
-        if wants_lse:
+        if lse is not None:
             lse.fill(-np.inf)
-        return out, lse if wants_lse else None
+        return out, lse
     if p.query.shape[3] == 0:
         query, key = widened(query, key)
     query, key, value = in_rows(query), in_rows(key), in_rows(value)
     mask, bias = None if mask is None else unexpanded(mask), None if bias is None else unexpanded(bias)
     work = batch * heads * queries * keys * (query.shape[3] + value.shape[3])
     given = given_of(p, mask, bias, lengths, relative, seed)
+    starts = [origin(array) for array in (query, key, value)]
+    places = *map(address, starts), address(out), 0 if lse is None else address(lse)
     if decodes(p):
-        layout = layout_of(p, query, key, value, mask, bias, "decode")
-        _decode(p, layout, given, work, query, key, value, out.reshape(-1), lse.reshape(-1)[: lse.size * wants_lse])
-        return out, lse if wants_lse else None
+        _decode(p, layout_of(p, query, key, value, mask, bias, "decode"), given, work, places, dtype)
+        return out, lse
     layout = layout_of(p, query, key, value, mask, bias, "forward")
     items = batch * heads * -(-queries // panel_width(dtype))
     parts = min(threads_for(work, GRAIN), items)
     forward_cpu.forward_parts(
-        parts, parts, parts, layout.numbers, layout.factors, *given, origin(query), origin(key), origin(value),
-        out.reshape(-1), lse.reshape(-1), scratch(parts * layout.work, dtype),
+        parts, parts, parts, layout.numbers, layout.factors, *given, *places, scratch(parts * layout.work, dtype),
         scratch(parts * layout.offsets, np.int64),
     )  # fmt: skip
-    return out, lse if wants_lse else None
+    return out, lse
 
 
 def _decode(
-    p: AttentionProblem, layout: Layout, given: tuple[Array, ...], work: int, query: Array, key: Array, value: Array,
-    out: Array, lse: Array,
-) -> None:  # fmt: skip
-    """Output and log-sum-exp (or size 0) of few queries."""
+    p: AttentionProblem, layout: Layout, given: tuple[Array, ...], work: int, places: tuple[int, ...], dtype: Any
+) -> None:
+    """Of few queries; places: addresses of query, key, value, output and log-sum-exp (or 0)."""
     units = p.query.shape[0] * p.key.shape[1]
     segments = -(-p.key.shape[2] // SEGMENT_KEYS)
     items = units * segments
-    room = scratch(items * layout.work, query.dtype)
+    room = scratch(items * layout.work, dtype)
     decode_cpu.decode_segments(
-        items, threads_for(work, DECODE_GRAIN), segments, layout.numbers, layout.factors, *given, origin(query),
-        origin(key), origin(value), room,
-    )  # fmt: skip
-    decode_cpu.join_segments(units, 1, segments, layout.numbers, room, out, lse)
+        items, threads_for(work, DECODE_GRAIN), segments, layout.numbers, layout.factors, *given, *places[:3], room
+    )
+    decode_cpu.join_segments(units, 1, segments, layout.numbers, room, *places[3:])
 
 
 def attention_backward(
@@ -130,11 +128,10 @@ def attention_backward(
         bias = contiguous(bias) if wants_bias else unexpanded(bias)
     nothing = NOTHING[p.query.dtype]
     given = given_of(p, mask, bias, lengths, relative, seed)
-    arrays = (
-        origin(query), origin(key), origin(value), origin(output), contiguous(lse).reshape(-1), origin(grad_output),
-        nothing[:0] if grad_lse is None else contiguous(grad_lse).reshape(-1),
-        np.array((*steps(output), *steps(grad_output)), np.int64),
-    )  # fmt: skip
+    alive = [origin(query), origin(key), origin(value), origin(output), contiguous(lse), origin(grad_output)]
+    beside = None if grad_lse is None else contiguous(grad_lse)
+    more = np.array((*steps(output), *steps(grad_output)), np.int64)
+    arrays = (*map(address, alive), 0 if beside is None else address(beside), more)
     if decodes(p):
         layout = layout_of(p, query, key, value, mask, bias, "decode backward")
         grad_bias, grad_relative = _decode_backward(p, layout, given, arrays, found)
@@ -157,19 +154,20 @@ def attention_backward(
     wanted = np.array([g is not None for g in (*found, grad_bias)] + [wants_relative], np.int64)
     backward_cpu.backward_parts(
         parts, parts, parts, layout.numbers, layout.factors, *given, *arrays, wanted,
-        *(nothing if g is None else g.reshape(-1) for g in (*found, grad_bias)), grad_distances.reshape(-1),
-        grad_table.reshape(-1), scratch(parts * layout.work, dtype), scratch(parts * layout.offsets, np.int64),
+        *(0 if g is None else address(g) for g in found), nothing if grad_bias is None else grad_bias.reshape(-1),
+        grad_distances.reshape(-1), grad_table.reshape(-1), scratch(parts * layout.work, dtype),
+        scratch(parts * layout.offsets, np.int64),
     )  # fmt: skip
     return (*_as_wanted(p, found), None, grad_bias, None, _table_gradient(p, grad_distances, grad_table), None)
 
 
 def _decode_backward(
-    p: AttentionProblem, layout: Layout, given: tuple[Array, ...], arrays: tuple[Array, ...],
+    p: AttentionProblem, layout: Layout, given: tuple[Array, ...], arrays: tuple[Any, ...],
     found: tuple[Array | None, ...],
 ) -> tuple[Array | None, Array | None]:  # fmt: skip
     """Fills in `found`, and returns the gradients of the bias and of the relative term's table."""
     batch, heads, queries, keys = p.score_shape
-    dtype = arrays[0].dtype
+    dtype = np.dtype(p.query.dtype)
     nothing = NOTHING[p.query.dtype]
     wants_bias, wants_relative = p.needs_grad[4], p.needs_grad[6]
     scores = zeros(p.score_shape, dtype) if wants_bias or wants_relative else None
@@ -179,7 +177,7 @@ def _decode_backward(
     rows, columns = p.group * queries, int(layout.numbers[Sizes._fields.index("padded_width")])
     sums = scratch(units * segments * rows * columns, dtype)
     wanted = np.array([g is not None for g in (*found, scores)], np.int64)
-    query, key, value = (nothing if g is None else g.reshape(-1) for g in found)
+    query, key, value = (0 if g is None else address(g) for g in found)
     decode_backward_cpu.decode_backward_parts(
         parts, parts, parts, segments, layout.numbers, layout.factors, *given, *arrays, wanted, sums, key, value,
         nothing if scores is None else scores.reshape(-1), scratch(parts * layout.work, dtype),
@@ -250,15 +248,32 @@ def _describe_torchs(p: ScaledDotProductAttentionProblem) -> str:
     return describe(p.attention)
 
 
-def _by_address_of_torchs(p: ScaledDotProductAttentionProblem) -> Callable[..., Array] | None:
+def _by_address_of_torchs(p: ScaledDotProductAttentionProblem) -> Run | None:
     return by_address(p.attention)
 
 
-Implementation(ATTENTION, "numba", attention, attention_backward, describe=describe, by_address=by_address)
+def _backward_by_address_of_torchs(p: ScaledDotProductAttentionProblem) -> Run | None:
+    run = backward_by_address(p.attention)
+    if run is None:
+        return None
+
+    def of_four(grad_output: int, query: int, key: int, value: int, attn_mask: int, *rest: int) -> Any:
+        output, lse, grad_query, grad_key, grad_value, _ = rest
+        absent = (0,) * 5
+        return run(grad_output, 0, query, key, value, *absent, output, lse, grad_query, grad_key, grad_value, *absent)
+
+    return of_four
+
+
+Implementation(
+    ATTENTION, "numba", attention, attention_backward, describe=describe, by_address=by_address,
+    backward_by_address=backward_by_address,
+)  # fmt: skip
 Implementation(
     SCALED_DOT_PRODUCT_ATTENTION,
     "numba",
     *through_attention(attention, attention_backward),
     describe=_describe_torchs,
     by_address=_by_address_of_torchs,
+    backward_by_address=_backward_by_address_of_torchs,
 )

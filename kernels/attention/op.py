@@ -162,7 +162,8 @@ def attention(
         (..., H, L, Ev), contiguous, query's kind of array and dtype; with return_lse a tuple of that and (..., H, L).
 
     Raises:
-        TypeError, ValueError: an argument breaks one of the rules above.
+        TypeError, ValueError: an argument breaks one of the rules above. Of values of lengths on a GPU a later call
+            raises it, or `check_device_errors`, and this call takes the nearest length that there is.
         BackendError: the wanted backend cannot run this call.
     """
     op = "attention"

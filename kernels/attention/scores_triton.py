@@ -11,7 +11,7 @@ Places of a tile are two 2-d index arrays that broadcast to it, i of queries and
                 3 T5's: `term` (H, distances) of the distances 1 - max(L, S) to max(L, S) - 1
     LIMIT       Shaw's clip
     UNIT        what scores are multiplied by: log2(e) where exp2, the GPU's own function, takes the place of exp, which
-                costs a multiplication more; 1.0 in float64
+                costs a multiplication more; 1.0 where the digits matter more, in float32 and float64
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def whole_tiles(low, high, first, last, count, shift, LEFT: tl.constexpr, RIGHT:
 
 
 @triton.jit
-def power(y, COMPUTED: tl.constexpr):
+def power(y, UNIT: tl.constexpr):
     """exp of scores that were multiplied by UNIT."""
-    if COMPUTED == tl.float64:
+    if UNIT == 1:
         return tl.exp(y)
     else:
         return tl.exp2(y)
@@ -85,8 +85,8 @@ def power(y, COMPUTED: tl.constexpr):
 @triton.jit
 def scores(
     product, i, j, L, S, count, shift, mask, mask_i, mask_j, bias, bias_i, bias_j, term, term_i, term_row,
-    SCALE: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, EDGE: tl.constexpr,
-    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, TERM: tl.constexpr, LIMIT: tl.constexpr,
+    SCALE: tl.constexpr, CAP: tl.constexpr, UNIT: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+    EDGE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, TERM: tl.constexpr, LIMIT: tl.constexpr,
     COMPUTED: tl.constexpr,
 ):  # fmt: skip
     """(scores times UNIT, what of the tile is seen) from products of queries and keys; mask, bias and term begin at
@@ -95,7 +95,6 @@ def scores(
     EDGE: some place of the tile may lie outside of the arrays or of what its query sees by position; queries behind the
     last one do no harm.
     """
-    UNIT: tl.constexpr = 1.0 if COMPUTED == tl.float64 else 1.4426950408889634
     PLAIN: tl.constexpr = CAP == 0 and TERM == 0 and not HAS_BIAS
     y = product * (SCALE * UNIT if PLAIN else SCALE)
     seen = tl.full(product.shape, 1, tl.int1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention.backward_triton import weights_and_gradient
+from kernels.attention.backward_triton import score_gradient, weights_of
 from kernels.attention.forward_triton import load_rows, wide_product
 from kernels.attention.scores_triton import kept_factors, key_range, keys_of_row, scores
 
@@ -31,10 +31,10 @@ def bias_gradient(
     of_b, of_h, of_i, of_j,
     g_b, g_h, g_i, g_e, q_b, q_h, q_i, q_e, k_b, k_h, k_j, k_e, v_b, v_h, v_j, v_e, mask_b, mask_h, mask_i, mask_j,
     bias_b, bias_h, bias_i, bias_j, term_b, term_h, term_i, term_row,
-    SCALE: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, FROM_END: tl.constexpr,
-    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr, TERM: tl.constexpr,
-    LIMIT: tl.constexpr, DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr, FOURS: tl.constexpr,
-    SUM_B: tl.constexpr, SUM_H: tl.constexpr, SUM_I: tl.constexpr, SUM_J: tl.constexpr,
+    SCALE: tl.constexpr, CAP: tl.constexpr, UNIT: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+    FROM_END: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
+    TERM: tl.constexpr, LIMIT: tl.constexpr, DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr,
+    FOURS: tl.constexpr, SUM_B: tl.constexpr, SUM_H: tl.constexpr, SUM_I: tl.constexpr, SUM_J: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     WIDE: tl.constexpr, WHOLE_E: tl.constexpr, WHOLE_V: tl.constexpr, PRECISION: tl.constexpr, COMPUTED: tl.constexpr,
 ):  # fmt: skip
@@ -70,7 +70,7 @@ def bias_gradient(
         y, seen = scores(
             product, i[:, None], j[None, :], L, S, count, shift, mask + b * mask_b + h * mask_h, mask_i, mask_j,
             bias + b * bias_b + h * bias_h, bias_i, bias_j, term + b * term_b + h * term_h, term_i, term_row,
-            SCALE, CAP, LEFT, RIGHT, True, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
+            SCALE, CAP, UNIT, LEFT, RIGHT, True, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
         )  # fmt: skip
         row = number * L + i
         row_level = tl.load(level + row, mask=i < L, other=0.0)[:, None]
@@ -82,7 +82,8 @@ def bias_gradient(
         if DROPOUT:
             factors = kept_factors(seed, number, i, at_j * BLOCK_N, BLOCK_N, L, S, THRESHOLD, KEPT, FOURS, COMPUTED)
             d_weights = d_weights * factors
-        _, dx = weights_and_gradient(y, seen, d_weights, row_level, row_delta, CAP, COMPUTED)
+        p = weights_of(y, seen, row_level, UNIT)
+        dx = score_gradient(p, y, seen, d_weights, row_delta, CAP, UNIT)
         sums += dx
     if SUM_I:
         sums = tl.sum(sums, 0)[None, :]
@@ -99,10 +100,10 @@ def bucket_gradient(
     grad, query, key, value, mask, bias, lengths, term, seed, level, delta, buckets, sums_of, H, GROUP, L, S, E, EV,
     g_b, g_h, g_i, g_e, q_b, q_h, q_i, q_e, k_b, k_h, k_j, k_e, v_b, v_h, v_j, v_e, mask_b, mask_h, mask_i, mask_j,
     bias_b, bias_h, bias_i, bias_j, term_b, term_h, term_i, term_row,
-    SCALE: tl.constexpr, CAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, FROM_END: tl.constexpr,
-    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr, TERM: tl.constexpr,
-    LIMIT: tl.constexpr, DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr, FOURS: tl.constexpr,
-    BUCKETS: tl.constexpr,
+    SCALE: tl.constexpr, CAP: tl.constexpr, UNIT: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+    FROM_END: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
+    TERM: tl.constexpr, LIMIT: tl.constexpr, DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr,
+    FOURS: tl.constexpr, BUCKETS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     WIDE: tl.constexpr, WHOLE_E: tl.constexpr, WHOLE_V: tl.constexpr, PRECISION: tl.constexpr, COMPUTED: tl.constexpr,
 ):  # fmt: skip
@@ -133,7 +134,7 @@ def bucket_gradient(
         y, seen = scores(
             product, i[:, None], j[None, :], L, S, count, shift, mask + b * mask_b + h * mask_h, mask_i, mask_j,
             bias + b * bias_b + h * bias_h, bias_i, bias_j, term + b * term_b + h * term_h, term_i, term_row,
-            SCALE, CAP, LEFT, RIGHT, True, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
+            SCALE, CAP, UNIT, LEFT, RIGHT, True, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
         )  # fmt: skip
         d_weights = product_of_rows(
             grad + b * g_b + h * g_h, i, g_i, g_e, L, value + b * v_b + h // GROUP * v_h, j, v_j, v_e, count, EV,
@@ -142,7 +143,8 @@ def bucket_gradient(
         if DROPOUT:
             factors = kept_factors(seed, number, i, start, BLOCK_N, L, S, THRESHOLD, KEPT, FOURS, COMPUTED)
             d_weights = d_weights * factors
-        _, dx = weights_and_gradient(y, seen, d_weights, row_level, row_delta, CAP, COMPUTED)
+        p = weights_of(y, seen, row_level, UNIT)
+        dx = score_gradient(p, y, seen, d_weights, row_delta, CAP, UNIT)
         place = j[None, :] - i[:, None] - shift + (tl.maximum(L, S) - 1)
         own = tl.load(buckets + place, mask=seen, other=-1)
         least = tl.min(tl.where(seen, own, BUCKETS))

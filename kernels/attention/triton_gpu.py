@@ -8,6 +8,7 @@ infinities were met; there are none as a rule, and it ends at once (see forward_
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ from kernels.runtime.triton_gpu import (
     empty,
     empty_results,
     launch,
+    product_precision,
     target_of,
     target_of_device,
     zero_gradients,
@@ -61,9 +63,14 @@ def _strides(array: Tensor | None) -> tuple[int, ...]:
     return tuple(0 if size == 1 else stride for size, stride in zip(array.shape, array.stride()))
 
 
-def _precision(dtype: torch.dtype) -> str:
+def _precision(query: Tensor) -> str:
     """How products of float32 are taken: as torch's own are set."""
-    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
+    return product_precision(query.dtype, target_of(query), tf32=torch.get_float32_matmul_precision() != "highest")
+
+
+def _unit(dtype: torch.dtype) -> float:
+    """UNIT of the kernels: half precision takes exp2, the others exp, whose argument is the smaller number."""
+    return math.log2(math.e) if dtype.itemsize == 2 else 1.0
 
 
 def _term(p: AttentionProblem, query: Tensor, table: Tensor | None) -> Tensor | None:
@@ -109,6 +116,7 @@ def _constants(p: AttentionProblem, query: Tensor, tile: AttentionTile) -> dict[
     return {
         "SCALE": p.score_scale,
         "CAP": p.softcap or 0.0,
+        "UNIT": _unit(query.dtype),
         "LEFT": left,
         "RIGHT": right,
         "FROM_END": p.from_end,
@@ -128,7 +136,7 @@ def _constants(p: AttentionProblem, query: Tensor, tile: AttentionTile) -> dict[
         "WIDE": wide,
         "WHOLE_E": width_e == p.query.shape[3],
         "WHOLE_V": width_v == p.value.shape[3],
-        "PRECISION": _precision(query.dtype),
+        "PRECISION": _precision(query),
         "COMPUTED": computed(query.dtype),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
@@ -144,9 +152,14 @@ def _hides(p: AttentionProblem) -> bool:
     return p.mask is not None or p.bias is not None or (left, right) != (-1, -1)
 
 
-def _apart(p: AttentionProblem, selects: bool) -> bool:
-    """Whether tiles that are seen whole have a loop of their own: not where every score is looked at anyway."""
-    return not selects and p.mask is None and not _wide(p)
+def _apart(p: AttentionProblem, selects: bool, target: Target, *, backward: bool = False) -> bool:
+    """Whether tiles that are seen whole have a loop of their own.
+
+    Not where every score is looked at anyway, nor in float32, whose products are the work, in many registers; backward
+    where that was measured: elsewhere its registers, of which three loops want more, spill.
+    """
+    plain = not selects and p.mask is None and p.query.itemsize == 2 and not _wide(p)
+    return plain and (target.name == "sm_90" if backward else not target.amd)
 
 
 def _launches(
@@ -248,7 +261,7 @@ def attention(
     steps = [s for a in (query, key, value, mask, bias, term) for s in _strides(a)]
     odd = _flags(p, programs * splits, device)
     described = _describable(p, target, key, value)
-    for cut, selects in _launches(p, tile, target, told=_precision(query.dtype) == "tf32"):
+    for cut, selects in _launches(p, tile, target, told=_precision(query) == "tf32"):
         constants = _constants(p, query, cut)
         given = arrays
         if described and not selects:
@@ -259,7 +272,7 @@ def attention(
             forward_triton.attention_forward, (triton.cdiv(queries, cut.queries) * batch * heads * parts_v * splits,),
             *given, parts, part_lse, odd, *_sizes(p), chunk, *steps, splits, **constants,
             KEEPS=keeps or splits > 1, FLAGGED=0 if odd is None else tile.queries, SELECTS=selects, PARTS=parts_v,
-            APART=_apart(p, selects), DESCRIBED=described and not selects,
+            APART=_apart(p, selects, target), DESCRIBED=described and not selects,
         )  # fmt: skip
     if splits > 1:
         rows, block = batch * heads * queries, _rows_at_a_time(p)
@@ -316,11 +329,12 @@ def attention_backward(
         elif shaw:
             grad_term = torch.zeros((batch, heads, queries, 2 * p.relative_limit + 1), dtype=wide, device=device)
         odd = _flags(p, triton.cdiv(queries, tile.queries) * batch * heads * parts, device)
-        for cut, selects in _launches(p, tile, target, told=_precision(query.dtype) == "tf32"):
+        for cut, selects in _launches(p, tile, target, told=_precision(query) == "tf32"):
             launch(
                 backward_triton.query_gradient, (triton.cdiv(queries, cut.queries) * batch * heads * parts,), *arrays,
                 grad_query, grad_term, odd, *_sizes(p), *steps, **_constants(p, query, cut),
-                FLAGGED=0 if odd is None else tile.queries, SELECTS=selects, APART=_apart(p, selects), PARTS=parts,
+                FLAGGED=0 if odd is None else tile.queries, SELECTS=selects, PARTS=parts,
+                APART=_apart(p, selects, target, backward=True),
             )  # fmt: skip
         if shaw and grad_term is not None and relative is not None:
             grad_query = (grad_query + (grad_term @ relative.to(wide)) * p.score_scale).to(dtype)
@@ -338,7 +352,8 @@ def attention_backward(
             launch(
                 backward_triton.key_gradients, (triton.cdiv(keys, cut.keys) * batch * p.key.shape[1] * parts,),
                 *stand_in, grad_key, grad_value, odd, *_sizes(p), *steps, **_constants(p, query, cut),
-                FLAGGED=0 if odd is None else key_tile.keys, SELECTS=selects, APART=_apart(p, selects), PARTS=parts,
+                FLAGGED=0 if odd is None else key_tile.keys, SELECTS=selects, PARTS=parts,
+                APART=_apart(p, selects, target, backward=True),
             )  # fmt: skip
     if wants[4] and p.bias is not None:
         shape = p.bias.shape
@@ -380,8 +395,8 @@ def _row_products(
     launch(
         backward_triton.row_products, (triton.cdiv(delta.numel(), block["BLOCK_M"]),), grad, output, lse, grad_lse,
         delta, level, queries, heads, p.value.shape[3], delta.numel(), *_strides(grad), *_strides(output),
-        *(steps or (0, 0, 0)), HAS_GRAD=True, HAS_LSE=grad_lse is not None, **block, COMPUTED=computed(output.dtype),
-        num_warps=4,
+        *(steps or (0, 0, 0)), HAS_GRAD=True, HAS_LSE=grad_lse is not None, UNIT=_unit(output.dtype), **block,
+        COMPUTED=computed(output.dtype), num_warps=4,
     )  # fmt: skip
     return delta, level
 

@@ -5,6 +5,7 @@ Vectors run over channels. A pixel meets just the taps that lie in the source, s
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,8 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from kernels.activation.vectors import ACTIVATION_CODES, activate
 from kernels.conv2d.launch import Launch, Run
-from kernels.runtime.numba_cpu import address, empty, jit, scratch, threaded, threads_for
+from kernels.runtime.by_address import Run as AddressRun
+from kernels.runtime.numba_cpu import address, jit, scratch, threaded, threads_for
 from kernels.simd import (
     VECTOR_BYTES,
     fma,
@@ -110,10 +112,13 @@ _correlate = threaded(_correlate_rows)
 
 
 @jit
-def _filter_vectors(first, last, p, x, dy, filters):
-    """Vectors [first, last) of channels of filters[r, s, c] = sum over images and pixels of dy * x at tap (r, s)."""
-    source = pointer(x)
-    gradient = pointer(dy)
+def _filter_vectors(first, last, settings, x, dy, filters):
+    """Vectors [first, last) of channels of filters[r, s, c] = sum over images and pixels of dy * x at tap (r, s).
+
+    settings: int64, the fields of Pixels. x, dy: addresses of elements [N, H, W, C] and [N, rows, columns, C].
+    """
+    p = Pixels(*to_fixed_tuple(settings, FIELDS))
+    source, gradient = pointer_at(x, filters), pointer_at(dy, filters)
     lanes = lanes_of(source)
     for vector in range(first, last):
         c = vector * lanes
@@ -144,9 +149,9 @@ _sum_filters = threaded(_filter_vectors)
 
 
 @jit
-def _turn(matrix, rows, columns, turned):
-    """turned[column, row] = matrix[row, column]; `matrix`: the address of its elements."""
-    transpose(pointer_at(matrix, turned), columns, rows, columns, pointer(turned), rows)
+def _turn(matrix, rows, columns, turned, like):
+    """turned[column, row] = matrix[row, column]; addresses of elements of the type of `like`."""
+    transpose(pointer_at(matrix, like), columns, rows, columns, pointer_at(turned, like), rows)
 
 
 def _sizes(
@@ -173,10 +178,6 @@ def _sizes(
     )
 
 
-def _pixels(array: Array) -> Array:
-    return array.transpose(0, 2, 3, 1).reshape(-1)
-
-
 def launch(
     p: Any, source: tuple[int, ...], target: tuple[int, ...], transposed: bool, activation: str | None, keeps_sums: bool
 ) -> Launch:
@@ -196,7 +197,7 @@ def launch(
     def make(threads: int) -> Run:
         def run(x: int, weight: int, bias: int, y: int, before: int) -> bool:
             filters = scratch(taps * channels, dtype)
-            _turn(weight, channels, taps, filters)
+            _turn(weight, channels, taps, address(filters), filters)
             _correlate(rows, threads, settings, x, filters, bias, y, before)
             return True
 
@@ -205,13 +206,16 @@ def launch(
     return Launch(make, rows * target[3] * channels * taps, GRAIN)
 
 
-def filter_gradient(p: Any, x: Array, dy: Array) -> Array:
-    """dw (C, 1, kh, kw), contiguous, from channels-last x and dy."""
-    channels, taps = x.shape[1], p.kernel[0] * p.kernel[1]
-    filters = scratch(taps * channels, x.dtype)
-    sizes = _sizes(x.shape, dy.shape, p, False, None, False)
-    vectors = -(-channels * x.itemsize // VECTOR_BYTES)
-    _sum_filters(vectors, threads_for(dy.size * taps, GRAIN), sizes, _pixels(x), _pixels(dy), filters)
-    dw = empty((channels, 1, *p.kernel), x.dtype)
-    _turn(address(filters), taps, channels, dw.reshape(-1))
-    return dw
+def filter_launch(p: Any, image: tuple[int, ...], gradient: tuple[int, ...], dtype: np.dtype[Any]) -> AddressRun:
+    """What computes dw (C, 1, kh, kw), contiguous: ``run(x, dy, dw)`` with the addresses of channels-last images of
+    these shapes, and of dw."""
+    channels, taps = image[1], p.kernel[0] * p.kernel[1]
+    settings = np.array(_sizes(image, gradient, p, False, None, False), np.int64)
+    vectors, work = -(-channels * dtype.itemsize // VECTOR_BYTES), math.prod(gradient) * taps
+
+    def run(x: int, dy: int, dw: int) -> None:
+        filters = scratch(taps * channels, dtype)
+        _sum_filters(vectors, threads_for(work, GRAIN), settings, x, dy, filters)
+        _turn(address(filters), taps, channels, dw, filters)
+
+    return run

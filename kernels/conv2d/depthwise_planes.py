@@ -17,7 +17,8 @@ from kernels.conv2d.few_channels import write_rows
 from kernels.conv2d.geometry import Gather, Grid
 from kernels.conv2d.launch import Job, Launch, Run
 from kernels.conv2d.moves import copy_run
-from kernels.runtime.numba_cpu import empty, jit, scratch, threaded, threads_for, zeros
+from kernels.runtime.by_address import Run as AddressRun
+from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for, zeros
 from kernels.simd import (
     VECTOR_BYTES,
     advance,
@@ -328,28 +329,31 @@ def _sum_three(plane, p, tap, gradient):
 
 
 @jit
-def _filter_parts(first, last, parts, p, x, padded, taps, dy, dw):
+def _filter_parts(first, last, parts, settings, padded, taps, x, dy, dw):
     """Filters [first, last) of `parts` shares of them: dw[k, t] = sum over images and pixels of dy[k] * x at tap t.
 
-    x: elements [N, sources, H, W]. padded: zeroed elements [parts, padded plane]. taps: int64 places in a padded plane.
-    dy: elements [N, targets, rows, columns]. dw: elements [targets, taps].
+    settings: int64, the fields of Planes. padded: zeroed elements [parts, padded plane]. taps: int64 places in a padded
+    plane. x, dy, dw: addresses of elements [N, sources, H, W], [N, targets, rows, columns] and [targets, taps].
     """
-    lanes = lanes_of(x)
+    p = Planes(*to_fixed_tuple(settings, FIELDS))
+    images, gradients, found = pointer_at(x, padded), pointer_at(dy, padded), pointer_at(dw, padded)
+    lanes = lanes_of(padded)
     down = p.step_row * p.pitch
     for part in range(first, last):
         plane = pointer(padded, padded.size // parts * part)
         for target in range(p.targets * part // parts, p.targets * (part + 1) // parts):
             for t in range(taps.size):
-                dw[target * taps.size + t] = 0.0
+                poke(found, target * taps.size + t, 0.0)
             for image in range(p.images):
                 source = image * p.sources + target // p.share
-                sort_plane(pointer(x, source * p.height * p.width), p, plane)
-                gradient = pointer(dy, (image * p.targets + target) * p.rows * p.columns)
+                sort_plane(advance(images, source * p.height * p.width), p, plane)
+                gradient = advance(gradients, (image * p.targets + target) * p.rows * p.columns)
                 if p.wide:
                     for s in range(p.wide):
-                        found = _sum_three(plane, p, taps[s], gradient)
+                        three = _sum_three(plane, p, taps[s], gradient)
                         for r in range(3):
-                            dw[target * taps.size + r * p.wide + s] += found[r]
+                            at = target * taps.size + r * p.wide + s
+                            poke(found, at, peek(found, at) + three[r])
                     continue
                 for t in range(taps.size):
                     total = splat_like(plane, 0.0)
@@ -366,28 +370,25 @@ def _filter_parts(first, last, parts, p, x, padded, taps, dy, dw):
                             g = load_first(gradient, row * p.columns + column, rest)
                             sums = fma(g, load_first(plane, here + column, rest), sums)
                         total = total + sums
-                    dw[target * taps.size + t] += reduce_add(total)
+                    at = target * taps.size + t
+                    poke(found, at, peek(found, at) + reduce_add(total))
 
 
 _sum_filters = threaded(_filter_parts)
 
 
-def filter_gradient(plan: Gather, x: Array, dy: Array, weight_shape: tuple[int, ...]) -> Array:
-    """dw of `weight_shape` (C_out, 1, kh, kw) from contiguous x (N, C_in, H, W) and dy (N, C_out, OH, OW)."""
+def filter_launch(plan: Gather, images: int, weight_shape: tuple[int, ...], dtype: np.dtype[Any]) -> AddressRun:
+    """What computes dw of `weight_shape` (C_out, 1, kh, kw): ``run(x, dy, dw)`` with the addresses of contiguous arrays
+    (N, C_in, H, W), (N, C_out, OH, OW) and dw."""
     targets, _, height, width = weight_shape
-    sizes = (x.shape[0], targets, x.shape[1], 1, targets // x.shape[1], height * width)
-    p, places = _sizes(plan, plan.grids[0], sizes, VECTOR_BYTES // x.itemsize, 0, 0)
-    dw = empty(weight_shape, x.dtype)
-    parts = min(threads_for(dy.size * (height * width + 1), GRAIN), targets)
-    _sum_filters(
-        parts,
-        parts,
-        parts,
-        p,
-        x.reshape(-1),
-        zeros(parts * p.step_column * p.padded_height * p.pitch, x.dtype),
-        places,
-        dy.reshape(-1),
-        dw.reshape(-1),
-    )
-    return dw
+    grid = plan.grids[0]
+    sizes = (images, targets, plan.channels, 1, targets // plan.channels, height * width)
+    p, places = _sizes(plan, grid, sizes, VECTOR_BYTES // dtype.itemsize, 0, 0)
+    settings, each = np.array(p, np.int64), p.step_column * p.padded_height * p.pitch
+    work = images * targets * grid.size[0] * grid.size[1] * (height * width + 1)
+
+    def run(x: int, dy: int, dw: int) -> None:
+        parts = min(threads_for(work, GRAIN), targets)
+        _sum_filters(parts, parts, parts, settings, zeros(parts * each, dtype), places, x, dy, dw)
+
+    return run

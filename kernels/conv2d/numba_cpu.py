@@ -9,6 +9,7 @@ pay for its transposes, and for depthwise convolutions `depthwise_planes.py` on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,14 +17,25 @@ from typing import Any
 import numpy as np
 
 from kernels.activation.functions import FROM_OUTPUT
-from kernels.activation.numba_cpu import grad_preactivation
-from kernels.conv2d import depthwise_pixels, depthwise_planes, few_channels, geometry, one_plane, pointwise, winograd
+from kernels.activation.numba_cpu import grad_preactivation, gradient_run
+from kernels.arrays import channels_last_strides
+from kernels.conv2d import (
+    depthwise_pixels,
+    depthwise_planes,
+    few_channels,
+    geometry,
+    one_plane,
+    pointwise,
+    weight_gradient,
+    winograd,
+)
 from kernels.conv2d.image_pass import launch as launch_gather
 from kernels.conv2d.launch import Job, Launch, Run
 from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
-from kernels.conv2d.weight_gradient import bias_gradient, weight_gradient
+from kernels.conv2d.weight_gradient import bias_gradient
 from kernels.op import Implementation
-from kernels.runtime.numba_cpu import address, contiguous, empty, place_of, thread_count
+from kernels.runtime.by_address import Run as AddressRun
+from kernels.runtime.numba_cpu import address, contiguous, empty, thread_count
 from kernels.simd import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
 
 Array = np.ndarray[Any, Any]
@@ -52,12 +64,14 @@ class _Facts:
         kernel: which kernel runs it: "gather", "winograd", "pointwise", "few channels", "one plane", or the family.
         job: the pass without activation; also in the layout that the kernel works in.
         no_bias: zeros, one for each output channel.
+        no_bias_at: their address.
         launches: what runs it, by activation and whether the sums before it are kept.
     """
 
     kernel: str
     job: Job
     no_bias: Array
+    no_bias_at: int
     launches: dict[tuple[str | None, bool], Launch]
 
 
@@ -102,7 +116,8 @@ def _find_facts(p: Problem, source: Shape, target: Shape, transposed: bool) -> _
     job = Job(
         plan, source[0], p.groups, group_targets, (height, width), weight_steps, dtype, None, False, last, fan, share
     )  # fmt: skip
-    return _Facts(kernel, job, np.zeros(job.outputs, dtype), {})
+    no_bias = np.zeros(job.outputs, dtype)
+    return _Facts(kernel, job, no_bias, address(no_bias), {})
 
 
 def _launch(p: Problem, f: _Facts, source: Shape, target: Shape, transposed: bool, *how: Any) -> Launch:
@@ -229,40 +244,79 @@ def image_pass(
     return y, before
 
 
-def by_address(p: Problem) -> Callable[..., Array] | None:
-    """The output of contiguous inputs."""
+def lies_plainly(p: Problem) -> bool:
+    """Whether the image is dense in the layout of the results, and weight and bias are contiguous."""
+    last = channels_last_strides(p.x.shape) if p.channels_last else None
+    return p.x.strides == last and p.weight.strides is None and (p.bias is None or p.bias.strides is None)
+
+
+def by_address(p: Problem) -> AddressRun | None:
+    """x, weight, bias -> output, sums before the activation, all in one layout, in which a kernel works."""
     transposed = isinstance(p, ConvTranspose2dProblem)
-    activation = None if isinstance(p, ConvTranspose2dProblem) else p.activation
-    keeps = isinstance(p, Conv2dProblem) and p.keeps_sums
-    if keeps or p.channels_last or not all(s is None or s.strides is None for s in (p.x, p.weight, p.bias)):
+    how = (None, False) if isinstance(p, ConvTranspose2dProblem) else (p.activation, p.keeps_sums)
+    f = _facts(p, p.x.shape, p.output_shape, transposed)
+    if not lies_plainly(p) or f.job.channels_last != p.channels_last:
         return None
-    target = p.output_shape
-    f = _facts(p, p.x.shape, target, transposed)
-    launch = _launch(p, f, p.x.shape, target, transposed, activation, False)
-    dtype, no_bias = f.job.dtype, f.no_bias
+    launch = _launch(p, f, p.x.shape, p.output_shape, transposed, *how)
+    return lambda x, weight, bias, y, before=0: launch(x, weight, bias or f.no_bias_at, y, before or y)
 
-    def run(x: Array | int, weight: Array | int, bias: Array | int | None) -> Array:
-        y = empty(target, dtype)
-        out = address(y)
-        launch(place_of(x), place_of(weight), place_of(no_bias if bias is None else bias), out, out)
-        return y
 
-    return run
+def weight_launch(p: Problem, image: Shape, other: Shape) -> AddressRun:
+    """What computes dw of conv2d from its image and the gradient of its output, dense in the problem's layout but for
+    "depthwise planes", which takes contiguous ones; dw is contiguous."""
+    name, dtype = family(p), np.dtype(p.x.dtype)
+    if name == "depthwise pixels":
+        return depthwise_pixels.filter_launch(p, image, other, dtype)
+    last = p.channels_last and name == "dense"
+    plan = geometry_of(p, False, image, other, last)
+    if name == "depthwise planes":
+        return depthwise_planes.filter_launch(plan, image[0], p.weight.shape, dtype)
+    return weight_gradient.launch(plan, image[0], p.weight.shape, p.groups, dtype, last)
 
 
 def weight_gradient_of(p: Problem, x: Array, dy: Array, shape: tuple[int, ...]) -> Array:
     """dw of conv2d from its image and the gradient of its output, in the problem's layout."""
-    name = family(p)
-    last = p.channels_last
-    if name == "depthwise pixels":
-        dw = depthwise_pixels.filter_gradient(p, dense(x, last), dense(dy, last))
-    elif name == "depthwise planes":
-        plan = geometry_of(p, False, x.shape, dy.shape, False)
-        dw = depthwise_planes.filter_gradient(plan, dense(x, False), dense(dy, False), shape)
-    else:
-        plan = geometry_of(p, False, x.shape, dy.shape, last)
-        dw = weight_gradient(plan, dense(x, last), dense(dy, last), shape, p.groups, last)
-    return dense(dw, last)
+    last = p.channels_last and family(p) != "depthwise planes"
+    x, dy, dw = dense(x, last), dense(dy, last), empty(shape, x.dtype)
+    weight_launch(p, x.shape, dy.shape)(_begin(x, last), _begin(dy, last), address(dw))
+    return dense(dw, p.channels_last)
+
+
+def image_launch(p: Problem, source: Shape, target: Shape, transposed: bool) -> AddressRun:
+    """``run(x, weight, y)``: a pass between images without bias and activation, in the problem's layout, in which its
+    kernel must work; False where it could not."""
+    f = _facts(p, source, target, transposed)
+    launch = _launch(p, f, source, target, transposed, None, False)
+    return lambda x, weight, y: launch(x, weight, f.no_bias_at, y, y)
+
+
+def backward_by_address(p: Problem) -> AddressRun | None:
+    """grad_output, x, weight (and bias, and output or sums) -> gradients of x, weight and bias, all contiguous."""
+    if not lies_plainly(p) or p.channels_last:
+        return None
+    transposed = isinstance(p, ConvTranspose2dProblem)
+    activation = None if isinstance(p, ConvTranspose2dProblem) else p.activation
+    x, y, dtype = p.x.shape, p.output_shape, np.dtype(p.x.dtype)
+    wants_x, wants_weight, wants_bias = p.needs_grad
+    to_x = image_launch(p, y, x, not transposed) if wants_x else None
+    to_weight = weight_launch(p, *((y, x) if transposed else (x, y))) if wants_weight else None
+    to_bias = weight_gradient.bias_launch(y, dtype, False) if wants_bias else None
+    size = math.prod(y)
+    to_sums = None if activation is None else gradient_run(activation, size, p.x.dtype)
+
+    def run(dy: int, x: int, weight: int, *rest: int) -> bool:
+        *kept, dx, dw, db = rest
+        if to_sums is not None:
+            sums = empty(size, dtype)  # Its name keeps it alive to the end.
+            to_sums(dy, kept[1], address(sums))
+            dy = address(sums)
+        if to_weight is not None:
+            to_weight(dy, x, dw) if transposed else to_weight(x, dy, dw)
+        if to_bias is not None:
+            to_bias(dy, db)
+        return to_x is None or bool(to_x(dy, weight, dx))
+
+    return run
 
 
 def conv2d(p: Conv2dProblem, x: Array, weight: Array, bias: Array | None) -> tuple[Array | None, ...]:
@@ -322,7 +376,10 @@ def describe(p: Problem) -> str:
     return f"{name} kernel{tile}, up to {thread_count()} threads"
 
 
-Implementation(CONV2D, "numba", conv2d, conv2d_backward, describe=describe, by_address=by_address)
-Implementation(
-    CONV_TRANSPOSE2D, "numba", conv_transpose2d, conv_transpose2d_backward, describe=describe, by_address=by_address
-)
+for _op, _forward, _backward in (
+    (CONV2D, conv2d, conv2d_backward), (CONV_TRANSPOSE2D, conv_transpose2d, conv_transpose2d_backward)
+):  # fmt: skip
+    Implementation(
+        _op, "numba", _forward, _backward, describe=describe, by_address=by_address,
+        backward_by_address=backward_by_address,
+    )  # fmt: skip

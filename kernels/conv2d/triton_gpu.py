@@ -28,6 +28,8 @@ from kernels.runtime.triton_gpu import (
     empty_results,
     index_type,
     launch,
+    on_tensor_cores,
+    product_precision,
     target_of,
     zero_gradients,
 )
@@ -42,12 +44,10 @@ SUM_TILE = 1024
 
 
 def precision_of(dtype: torch.dtype, target: Target) -> str:
-    """ "tf32" or "ieee": how float32 is multiplied, as torch is set for its own convolutions; AMD's have no tf32."""
-    if dtype != torch.float32 or target.amd:
-        return "ieee"
+    """How float32 is multiplied: as torch is set for its own convolutions."""
     cudnn = torch.backends.cudnn
     allowed = cudnn.conv.fp32_precision == "tf32" if hasattr(cudnn, "conv") else cudnn.allow_tf32
-    return "tf32" if allowed else "ieee"
+    return product_precision(dtype, target, tf32=bool(allowed))
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:
@@ -83,7 +83,7 @@ def _tile(
     across: bool = False,
 ) -> ConvTile:  # fmt: skip
     target = target_of(tensor)
-    cores = tensor.element_size() == 2 or precision == "tf32" or (target.amd and tensor.element_size() == 4)
+    cores = on_tensor_cores(tensor.dtype, precision) or (target.amd and tensor.element_size() == 4)
     itemsize = tensor.element_size()
     tile = conv_tile(rows, columns, inner, itemsize, target, tensor_cores=cores, vectors=vectors, across=across)
     return choose(kernel, p, target, tile)

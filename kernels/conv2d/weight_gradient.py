@@ -9,15 +9,19 @@ images in order, in pieces of at most CHUNK pixels.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from kernels.conv2d.gather import CHUNK
 from kernels.conv2d.geometry import Gather
 from kernels.conv2d.image_pass import GRAIN, flat, source_of, tile_width
-from kernels.conv2d.moves import pad_image
-from kernels.runtime.numba_cpu import empty, jit, scratch, threaded, threads_for
+from kernels.conv2d.launch import in_lines
+from kernels.conv2d.moves import Source, pad_image
+from kernels.runtime.by_address import Run, by_threads
+from kernels.runtime.numba_cpu import address, empty, jit, scratch, threaded, threads_for
 from kernels.simd import (
     TILE_ROWS,
     advance,
@@ -26,6 +30,8 @@ from kernels.simd import (
     load_first,
     multiply_tile,
     pointer,
+    pointer_at,
+    poke,
     reduce_add,
     splat_like,
     store,
@@ -43,6 +49,8 @@ SEGMENTS = 8
 _RUN_BYTES = 1 << 19
 #: Tiles below which packing dy again for each run would cost too much.
 _LEAST_RUN = 16
+#: Values to add up that are worth a thread of their own.
+SUM_GRAIN = 200_000
 
 
 class Sums(NamedTuple):
@@ -62,6 +70,11 @@ class Sums(NamedTuple):
     outputs: int  # channels of dy
     out_channels_last: int  # dy is [N, pixels, channels] in place of [N, channels, pixels]
     pads: int
+    panels: int  # where in scratch these begin
+    sums: int
+
+
+FIELDS, SOURCE_FIELDS = len(Sums._fields), len(Source._fields)
 
 
 @jit
@@ -91,20 +104,24 @@ def _write_taps(sums, g, group, block, tap, taps, dw):
     group_taps = g.group_inputs * g.kernel_taps
     valid = min(width, g.group_outputs - block * width)
     start = (group * g.group_outputs + block * width) * group_taps + tap
-    transpose(sums, width, min(taps, group_taps - tap), valid, pointer(dw, start), group_taps)
+    transpose(sums, width, min(taps, group_taps - tap), valid, advance(dw, start), group_taps)
 
 
 @jit
-def _sum_parts(first, last, parts, g, s, x, slots, taps, pixels, dy, panels, sums, dw):
+def _sum_parts(first, last, parts, settings, taps, pixels, x, dy, dw, scratch):
     """Parts [first, last) of all tiles: dw, or, with several segments, their sums.
 
-    g, s: Sums and Source. x: elements of the images. slots: scratch elements [parts, together, padded image], or [1].
-    taps: int64 [groups, tiles * TILE_ROWS], where in a padded image a tap finds pixel 0 (a group's last tap repeated).
-    pixels: int64 [together * pixels], places of pixels relative to pixel 0. dy: elements. panels: scratch elements
-    [parts, together * pixels, tile width]. sums: elements [segments, groups, blocks, tiles, TILE_ROWS, tile width], or,
-    with one segment, scratch elements [parts, blocks, run_tiles, TILE_ROWS, tile width].
+    settings: int64, the fields of Sums and Source. taps: int64 [groups, tiles * TILE_ROWS], where in a padded image a
+    tap finds pixel 0 (a group's last tap repeated). pixels: int64 [together * pixels], places of pixels relative to
+    pixel 0. x, dy, dw: addresses of the images' elements, of dy's, and of dw's. scratch: padded images, elements
+    [parts, together, padded image] where there is padding; from g.panels on, [parts, together * pixels, tile width];
+    from g.sums on, sums [segments, groups, blocks, tiles, TILE_ROWS, tile width], or, with one segment, [parts, blocks,
+    run_tiles, TILE_ROWS, tile width].
     """
-    lanes = lanes_of(x)
+    g = Sums(*to_fixed_tuple(settings, FIELDS))
+    s = Source(*to_fixed_tuple(settings[FIELDS:], SOURCE_FIELDS))
+    images, gradients, target = pointer_at(x, scratch), pointer_at(dy, scratch), pointer_at(dw, scratch)
+    lanes = lanes_of(images)
     width = 2 * lanes
     blocks = (g.group_outputs + width - 1) // width
     group_taps = g.group_inputs * g.kernel_taps
@@ -114,10 +131,10 @@ def _sum_parts(first, last, parts, g, s, x, slots, taps, pixels, dy, panels, sum
     for part in range(first, last):
         begin = total * part // parts
         end = total * (part + 1) // parts
-        panel = pointer(panels, part * g.together * g.pixels * width)
-        source = pointer(x)
+        panel = pointer(scratch, g.panels + part * g.together * g.pixels * width)
+        source = images
         if g.pads:
-            source = pointer(slots, part * g.together * g.padded_image)
+            source = pointer(scratch, part * g.together * g.padded_image)
         while begin < end:
             # Tiles of this part that belong to one segment and group, and whose sums stay in L2 for all images.
             segment = begin // (g.groups * tiles)
@@ -125,10 +142,10 @@ def _sum_parts(first, last, parts, g, s, x, slots, taps, pixels, dy, panels, sum
             tile = begin - (segment * g.groups + group) * tiles
             tile_end = min(tiles, tile + end - begin, tile + g.run_tiles)
             if g.segments == 1:
-                found = pointer(sums, part * blocks * g.run_tiles * size)
+                found = pointer(scratch, g.sums + part * blocks * g.run_tiles * size)
                 pitch = g.run_tiles * size
             else:
-                found = pointer(sums, ((segment * g.groups + group) * blocks * tiles + tile) * size)
+                found = pointer(scratch, g.sums + ((segment * g.groups + group) * blocks * tiles + tile) * size)
                 pitch = tiles * size
             low = tile * TILE_ROWS // g.kernel_taps + group * g.group_inputs
             high = (min(tile_end * TILE_ROWS, group_taps) - 1) // g.kernel_taps + 1 + group * g.group_inputs
@@ -141,14 +158,14 @@ def _sum_parts(first, last, parts, g, s, x, slots, taps, pixels, dy, panels, sum
                 base = source
                 if g.pads:
                     for n in range(count):
-                        given = pointer(x, (image + n) * s.given_image)
+                        given = advance(images, (image + n) * s.given_image)
                         pad_image(given, s, low, high, advance(source, n * g.padded_image))
                 else:
                     base = advance(source, image * g.padded_image)
                 for block in range(blocks):
                     channel = block * width
                     valid = min(width, g.group_outputs - channel)
-                    _pack_panel(pointer(dy), g, image, count, group * g.group_outputs + channel, valid, panel)
+                    _pack_panel(gradients, g, image, count, group * g.group_outputs + channel, valid, panel)
                     for start in range(0, count * g.pixels, CHUNK):
                         length = min(CHUNK, count * g.pixels - start)
                         for t in range(tile, tile_end):
@@ -167,7 +184,8 @@ def _sum_parts(first, last, parts, g, s, x, slots, taps, pixels, dy, panels, sum
                             )
                     if writes:
                         done = advance(found, block * pitch)
-                        _write_taps(done, g, group, block, tile * TILE_ROWS, (tile_end - tile) * TILE_ROWS, dw)
+                        rows = (tile_end - tile) * TILE_ROWS
+                        _write_taps(done, g, group, block, tile * TILE_ROWS, rows, target)
                 fresh = 1
                 image += count
             begin += tile_end - tile
@@ -177,67 +195,69 @@ _sum_tiles = threaded(_sum_parts)
 
 
 @jit
-def _add_parts(first, last, g, sums, dw):
+def _add_parts(first, last, settings, scratch, dw):
     """Groups and blocks [first, last) of dw from the sums of several segments, which are added in order in place."""
-    lanes = lanes_of(sums)
+    g = Sums(*to_fixed_tuple(settings, FIELDS))
+    lanes = lanes_of(scratch)
     width = 2 * lanes
     blocks = (g.group_outputs + width - 1) // width
     taps = (g.group_inputs * g.kernel_taps + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
     step = g.groups * blocks * taps * width
     for unit in range(first, last):
-        found = pointer(sums, unit * taps * width)
+        found = pointer(scratch, g.sums + unit * taps * width)
         for i in range(0, taps * width, lanes):
             total = load(found, i)
             for segment in range(1, g.segments):
                 total = total + load(found, segment * step + i)
             store(found, i, total)
-        _write_taps(found, g, unit // blocks, unit % blocks, 0, taps, dw)
+        _write_taps(found, g, unit // blocks, unit % blocks, 0, taps, pointer_at(dw, scratch))
 
 
 _add_segments = threaded(_add_parts)
 
 
-def weight_gradient(
+@lru_cache(1024)
+def launch(
     plan: Gather,
-    x: Array,
-    dy: Array,
+    images: int,
     weight_shape: tuple[int, ...],
     groups: int,
+    dtype: np.dtype[Any],
     channels_last: bool,
     gradient_last: bool | None = None,
-) -> Array:
-    """dw of `weight_shape` (C_out, C_in / G, kh, kw), contiguous.
+) -> Run:
+    """What computes dw, prepared: ``run(x, dy, dw)`` with the addresses of arrays.
 
     Args:
         plan: the forward geometry from x to dy.
-        x: dense images (N, C_in, H, W).
-        dy: dense gradients (N, C_out, OH, OW).
-        weight_shape: shape of the weight.
+        images: N of the dense images x (N, C_in, H, W) and of their gradients dy (N, C_out, OH, OW).
+        weight_shape: (C_out, C_in / G, kh, kw), the shape of dw, which is contiguous.
         groups: G.
+        dtype: of all arrays.
         channels_last: the layout of both.
         gradient_last: the layout of dy, where it is another one.
     """
     outputs, group_inputs, height, kernel_width = weight_shape
     kernel_taps = height * kernel_width
-    images, _, rows, columns = dy.shape
-    pixels = rows * columns
-    width = tile_width(x.dtype)
     grid = plan.grids[0]
+    rows, columns = grid.size
+    pixels = rows * columns
+    width = tile_width(dtype)
     group_taps = group_inputs * kernel_taps
     tiles = -(-group_taps // TILE_ROWS)
     blocks = -(-(outputs // groups) // width)
     together = max(1, min(images, -(-CHUNK // pixels)))
     segments = min(SEGMENTS, -(-images // together)) if groups * tiles < FEW_TILES else 1
     tile_size = TILE_ROWS * width
-    run_tiles = min(tiles, max(_LEAST_RUN, _RUN_BYTES // (blocks * tile_size * x.itemsize)))
+    run_tiles = min(tiles, max(_LEAST_RUN, _RUN_BYTES // (blocks * tile_size * dtype.itemsize)))
     # A table of taps for each group, filled up to whole tiles with its last tap.
     spread = np.minimum(np.arange(tiles * TILE_ROWS), group_taps - 1)
     starts = np.arange(groups)[:, None] * group_inputs * plan.padded.channel
-    taps = (plan.tap_offsets[0][spread][None, :] + starts).reshape(-1)
+    taps = (plan.tap_offsets[0][spread][None, :] + starts).reshape(-1).astype(np.int64)
     places = (np.arange(rows) * grid.step[0] * plan.padded.row)[:, None] + np.arange(columns) * (
         grid.step[1] * plan.padded.column
     )
-    table = (np.arange(together)[:, None] * plan.padded.image + places.reshape(1, -1)).reshape(-1)
+    table = (np.arange(together)[:, None] * plan.padded.image + places.reshape(1, -1)).reshape(-1).astype(np.int64)
     g = Sums(
         images,
         pixels,
@@ -253,35 +273,38 @@ def weight_gradient(
         outputs,
         int(channels_last if gradient_last is None else gradient_last),
         int(plan.pads),
+        0,
+        0,
     )
-    threads = threads_for(images * pixels * group_taps * outputs, GRAIN)
-    parts = min(threads, segments * groups * tiles)
-    dw = empty(weight_shape, x.dtype)
-    sums = scratch((parts * run_tiles if segments == 1 else segments * groups * tiles) * blocks * tile_size, x.dtype)
-    _sum_tiles(
-        parts,
-        parts,
-        parts,
-        g,
-        source_of(plan, channels_last),
-        flat(x),
-        scratch(parts * together * plan.padded.image if plan.pads else 1, x.dtype),
-        taps.astype(np.int64),
-        table.astype(np.int64),
-        flat(dy),
-        scratch(parts * together * pixels * width, x.dtype),
-        sums,
-        dw.reshape(-1),
-    )
-    if segments > 1:
-        _add_segments(groups * blocks, threads, g, sums, dw.reshape(-1))
-    return dw
+    source, work = source_of(plan, channels_last), images * pixels * group_taps * outputs
+
+    def make(threads: int) -> Run:
+        parts = min(threads, segments * groups * tiles)
+        sums = parts * run_tiles if segments == 1 else segments * groups * tiles
+        sizes = (
+            parts * together * plan.padded.image * plan.pads,
+            parts * together * pixels * width,
+            sums * blocks * tile_size,
+        )
+        begins = in_lines(sizes)
+        settings = np.array((*g._replace(panels=begins[1], sums=begins[2]), *source), np.int64)
+        total = begins[-1]
+
+        def run(x: int, dy: int, dw: int) -> None:
+            room = scratch(total, dtype)
+            _sum_tiles(parts, parts, parts, settings, taps, table, x, dy, dw, room)
+            if segments > 1:
+                _add_segments(groups * blocks, threads, settings, room, dw)
+
+        return run
+
+    return by_threads(make, work, GRAIN)
 
 
 @jit
-def _sum_channels(first, last, images, channels, pixels, dy, db):
-    """db[c] = sum over images and pixels of dy[image, c, pixel], c in [first, last)."""
-    source = pointer(dy)
+def _sum_channels(first, last, images, channels, pixels, like, dy, db):
+    """db[c] = sum over images and pixels of dy[image, c, pixel], c in [first, last); both addresses."""
+    source, target = pointer_at(dy, like), pointer_at(db, like)
     lanes = lanes_of(source)
     for c in range(first, last):
         total = 0.0
@@ -298,14 +321,13 @@ def _sum_channels(first, last, images, channels, pixels, dy, db):
                 a = a + load_first(source, start + i, pixels - i)
                 i += lanes
             total += reduce_add(a + b)
-        db[c] = total
+        poke(target, c, total)
 
 
 @jit
-def _sum_rows(first, last, rows, channels, dy, db):
+def _sum_rows(first, last, rows, channels, like, dy, db):
     """db[c] = sum over rows of dy[row, c], for vectors [first, last) of channels; 64 rows in registers at a time."""
-    source = pointer(dy)
-    target = pointer(db)
+    source, target = pointer_at(dy, like), pointer_at(db, like)
     lanes = lanes_of(source)
     for vector in range(first, last):
         c = vector * lanes
@@ -322,15 +344,18 @@ _bias_planes = threaded(_sum_channels)
 _bias_rows = threaded(_sum_rows)
 
 
-def bias_gradient(dy: Array, channels_last: bool) -> Array:
-    """db (C,): dense dy (N, C, H, W) summed over everything but channels, each sum in a fixed order."""
-    images, channels, height, width = dy.shape
-    db = empty(channels, dy.dtype)
-    threads = threads_for(dy.size, 200_000)
+def bias_launch(shape: tuple[int, ...], dtype: np.dtype[Any], channels_last: bool) -> Run:
+    """What sums dense dy (N, C, H, W) over everything but channels, each sum in a fixed order: ``run(dy, db)``."""
+    images, channels, height, width = shape
+    pixels, work, like = height * width, images * channels * height * width, np.empty(0, dtype)
     if channels_last:
-        _bias_rows(
-            -(-channels // (tile_width(dy.dtype) // 2)), threads, images * height * width, channels, flat(dy), db
-        )
-    else:
-        _bias_planes(channels, threads, images, channels, height * width, flat(dy), db)
+        vectors = -(-channels // (tile_width(dtype) // 2))
+        return lambda dy, db: _bias_rows(vectors, threads_for(work, SUM_GRAIN), images * pixels, channels, like, dy, db)
+    return lambda dy, db: _bias_planes(channels, threads_for(work, SUM_GRAIN), images, channels, pixels, like, dy, db)
+
+
+def bias_gradient(dy: Array, channels_last: bool) -> Array:
+    """db (C,) of dense dy (N, C, H, W)."""
+    db, elements = empty(dy.shape[1], dy.dtype), flat(dy)
+    bias_launch(dy.shape, dy.dtype, channels_last)(address(elements), address(db))
     return db

@@ -19,6 +19,7 @@ from kernels.simd import (
     load_masked,
     odds,
     pointer,
+    pointer_at,
     prefetch,
     store,
     store_masked,
@@ -79,24 +80,25 @@ def transform_filters(w, out_step, in_step, outputs, channels, soon, order, pane
 
 
 @jit
-def _filter_parts(first, last, parts, w, out_step, in_step, outputs, inputs, step, order, panels, filters):
+def _filter_parts(first, last, parts, w, out_step, in_step, outputs, inputs, step, order, filters, panels):
     """Parts [first, last) of the filters of all blocks of outputs.
 
-    w: the weight's elements. panels: scratch elements [parts, GROUP, 9, tile width]. filters: elements [blocks, 16,
-    step], a step holding [inputs, tile width]. Others as of `transform_filters`.
+    w: the address of the weight's elements. filters: elements [blocks, 16, step], a step holding [inputs, tile width];
+    from filters[panels] on scratch [parts, GROUP, 9, tile width]. Others as of `transform_filters`.
     """
-    width = 2 * lanes_of(w)
+    weight = pointer_at(w, filters)
+    width = 2 * lanes_of(filters)
     groups = (inputs + GROUP - 1) // GROUP
     units = (outputs + width - 1) // width * groups
     for part in range(first, last):
-        panel = pointer(panels, part * GROUP * 9 * width)
+        panel = pointer(filters, panels + part * GROUP * 9 * width)
         # Runs of groups of one block, which find what they asked for.
         unit, end = units * part // parts, units * (part + 1) // parts
         while unit < end:
             block = unit // groups
             begin = (unit - block * groups) * GROUP
             stop = min(inputs, begin + (end - unit) * GROUP)
-            source = pointer(w, block * width * out_step + begin * in_step)
+            source = advance(weight, block * width * out_step + begin * in_step)
             target = pointer(filters, block * 16 * step + begin * width)
             valid = min(width, outputs - block * width)
             transform_filters(source, out_step, in_step, valid, stop - begin, 0, order, panel, target, step)

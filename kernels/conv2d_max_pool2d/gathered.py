@@ -6,18 +6,19 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from kernels.conv2d.gather import BLOCK, Ahead, sum_class
+from kernels.conv2d.gather import BLOCK, Ahead, pack_parts, sum_class
 from kernels.conv2d.geometry import Gather
-from kernels.conv2d.image_pass import GRAIN, Tables, flat, pack_weight, source_within, tables, tile_width
+from kernels.conv2d.image_pass import GRAIN, MOVE_GRAIN, source_within, tables, tile_width
+from kernels.conv2d.launch import in_lines
 from kernels.conv2d.moves import Source, add_bias, apply_activation, copy_run, pad_image
-from kernels.conv2d.pixels import end_class, repeat_last
-from kernels.conv2d_max_pool2d.bands import Bands, Windows, plan_bands
-from kernels.conv2d_max_pool2d.windows_cpu import Results, elements, pool_band, target_of
-from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for, zeros
-from kernels.simd import TILE_ROWS, advance, lanes_of, peek, pointer, poke
-
-Array = np.ndarray[Any, Any]
+from kernels.conv2d.pixels import Meetings, end_class, repeat_last
+from kernels.conv2d_max_pool2d.bands import Windows, plan_bands
+from kernels.conv2d_max_pool2d.windows_cpu import PoolRun, Target, pool_band, target_of
+from kernels.runtime.by_address import LIKE, by_threads
+from kernels.runtime.numba_cpu import address, jit, scratch, threaded, threads_for
+from kernels.simd import TILE_ROWS, advance, array_at, as_integers, lanes_of, peek, pointer, poke
 
 #: Pixels of a band: their sums for one tile of channels stay in L2 beside the source. As many as of a block of conv2d,
 #: by whose size pixels are classed.
@@ -39,6 +40,18 @@ class PooledPass(NamedTuple):
     pooled: int  # windows of a band at most
     list_size: int
     block_parts: int  # the work falls into the bands' parts * block_parts parts
+    at_starts: int  # of the lists, int64, where the table of classes begins
+    # Where in scratch begin the panels, the sums, pooled, kept and carried ones, and the lists with the table.
+    at_panels: int
+    at_sums: int
+    at_pooled: int
+    at_kept: int
+    at_carries: int
+    at_lists: int
+
+
+FIELDS, SOURCE_FIELDS = len(PooledPass._fields), len(Source._fields)
+WINDOW_FIELDS, TARGET_FIELDS = len(Windows._fields), len(Target._fields)
 
 
 @jit
@@ -89,18 +102,29 @@ def _sort_band(p, m, columns, images, top, bottom, width, lists, starts):
 
 @jit
 def _gather_parts(
-    first, last, p, s, m, w, t, bands, part_starts, x, slots, panels, bias, late_bias, y, winners, before, sums, pooled,
-    kept, carries, lists, starts,
-):  # fmt: skip
+    first, last, settings, meetings, bands, part_starts, bytes_like, x, bias, late_bias, y, winners, before, scratch
+):
     """Parts [first, last) of a pass.
 
-    p, s, m, w, t: PooledPass, Source, Meetings, Windows and Target. bands, part_starts: see bands.py. x: the source's
-    elements. slots: scratch elements [parts, p.slots, padded image], or [1]. panels: elements [blocks, group_inputs,
-    kernel_taps, tile width]. bias, late_bias: elements [outputs]; late_bias is what the windows add, zeros where the
-    bias is added before. y, winners, before: see `pool_band`. sums: scratch elements [parts, room + 1, tile width];
-    pooled, kept: [parts, p.pooled, tile width]; carries: [parts, blocks, p.carried, tile width]. lists, starts: scratch
-    int64 [parts, 2, list_size], [parts, 2, classes + 1].
+    settings: int64, the fields of PooledPass, Source, Windows and Target. meetings: Meetings as a plain tuple. bands,
+    part_starts: see bands.py. bytes_like: any array of uint8. x, bias .. before: addresses. x: the source's elements.
+    bias, late_bias: elements [outputs]; late_bias is what the windows add, zeros where the bias is added before. y,
+    winners, before: see `pool_band`. scratch: padded images, elements [parts, p.slots, padded image]; panels [blocks,
+    group_inputs, kernel_taps, tile width]; sums [parts, room + 1, tile width]; pooled, kept [parts, p.pooled, tile
+    width]; carries [parts, blocks, p.carried, tile width]; and lists, starts, int64 [parts, 2, list_size], [parts, 2,
+    classes + 1].
     """
+    p = PooledPass(*to_fixed_tuple(settings, FIELDS))
+    s = Source(*to_fixed_tuple(settings[FIELDS:], SOURCE_FIELDS))
+    w = Windows(*to_fixed_tuple(settings[FIELDS + SOURCE_FIELDS :], WINDOW_FIELDS))
+    t = Target(*to_fixed_tuple(settings[FIELDS + SOURCE_FIELDS + WINDOW_FIELDS :], TARGET_FIELDS))
+    m = Meetings(*meetings)
+    # Their lengths are not looked at.
+    x, y, before = array_at(scratch, x, 1), array_at(scratch, y, 1), array_at(scratch, before, 1)
+    bias, late_bias = array_at(scratch, bias, 1), array_at(scratch, late_bias, 1)
+    winners = array_at(bytes_like, winners, 1)
+    lists = as_integers(pointer(scratch, p.at_lists))
+    starts = advance(lists, p.at_starts)
     lanes = lanes_of(x)
     width = 2 * lanes
     group_blocks = (p.group_outputs + width - 1) // width
@@ -112,12 +136,12 @@ def _gather_parts(
         block_part = part - band_part * p.block_parts
         first_block = blocks * block_part // p.block_parts
         last_block = blocks * (block_part + 1) // p.block_parts
-        totals = pointer(sums, part * (p.room + 1) * width)
-        out = pointer(pooled, part * p.pooled * width)
-        known = pointer(kept, part * p.pooled * width if t.keeps_sums else 0)
-        band_lists = pointer(lists, part * 2 * p.list_size)
-        bounds = pointer(starts, part * 2 * (classes + 1))
-        padded = pointer(slots, part * p.slots * p.padded_image)
+        totals = pointer(scratch, p.at_sums + part * (p.room + 1) * width)
+        out = pointer(scratch, p.at_pooled + part * p.pooled * width)
+        known = pointer(scratch, p.at_kept + part * p.pooled * width)
+        band_lists = advance(lists, part * 2 * p.list_size)
+        bounds = advance(starts, part * 2 * (classes + 1))
+        padded = pointer(scratch, part * p.slots * p.padded_image)
         listed_images = listed_top = listed_bottom = -1
         ready = -1  # the image that alone is in the slots
         for index in range(part_starts[band_part], part_starts[band_part + 1]):
@@ -141,8 +165,8 @@ def _gather_parts(
                 group = block // group_blocks
                 channel = (block - group * group_blocks) * width
                 inputs = advance(source, group * p.group_inputs * p.padded_channel)
-                weights = pointer(panels, block * p.group_inputs * p.kernel_taps * width)
-                carry = pointer(carries, (part * blocks + block) * p.carried * width)
+                weights = pointer(scratch, p.at_panels + block * p.group_inputs * p.kernel_taps * width)
+                carry = pointer(scratch, p.at_carries + (part * blocks + block) * p.carried * width)
                 copy_run(carry, totals, old * width)
                 for k in range(classes):
                     sum_class(
@@ -163,106 +187,89 @@ _run_parts = threaded(_gather_parts)
 
 
 @lru_cache(1024)
-def _prepare(
+def launch(
     plan: Gather,
     w: Windows,
     images: int,
     groups: int,
     kernel: tuple[int, int],
     outputs: int,
-    width: int,
-    channels_last: bool,
-    split: tuple[int, int],
-) -> tuple[PooledPass, Source, Bands, Tables]:
-    """What is known of a pass before its arrays; `split`: into so many parts of the bands and of the channels."""
-    group_inputs = plan.channels // groups
-    bands = plan_bands(w, images, BAND, split[0])
-    # By a size that does not depend on the threads: nor does a pixel's class then, and with it the order of its sum.
-    t = tables(plan, images, group_inputs, kernel, width, channels_last)
-    p = PooledPass(
-        t.padded.image,
-        t.padded.channel,
-        bands.images if any(t.margin) else 0,
-        group_inputs,
-        outputs // groups,
-        kernel[0] * kernel[1],
-        bands.block,
-        bands.carried + bands.block,
-        bands.carried,
-        bands.outputs,
-        bands.block + t.meetings.classes.shape[0] * TILE_ROWS,
-        split[1],
-    )
-    return p, source_within(plan, t.margin, t.padded, channels_last), bands, t
-
-
-def run_gathered(
-    plan: Gather,
-    w: Windows,
-    images: int,
-    groups: int,
-    kernel: tuple[int, int],
-    weight: Array,
-    x: Array,
-    bias: Array,
-    results: Results,
+    dtype: np.dtype[Any],
     activation: str | None,
     channels_last: bool,
-) -> None:
-    """Fill `results` from dense `x`.
+    keeps_winners: bool,
+    keeps_sums: bool,
+) -> PoolRun:
+    """A pass, prepared.
 
     Args:
         plan: the geometry of the part of the convolution that the windows see.
         w: the windows.
         images: N.
         groups: of both sides.
-        kernel: (kh, kw) of the weight.
-        weight: contiguous (C_out, C_in / G, kh, kw).
-        x: dense images in the layout of the plan.
-        bias: one value for each output channel.
-        results: where to write.
+        kernel: (kh, kw) of the weight (C_out, C_in / G, kh, kw).
+        outputs: C_out.
+        dtype: of all arrays.
         activation: between the sums and the windows.
         channels_last: the layout.
+        keeps_winners, keeps_sums: what is wanted beside the output.
     """
-    width = tile_width(x.dtype)
-    outputs, group_inputs = weight.shape[0], weight.shape[1]
-    kernel_taps = kernel[0] * kernel[1]
+    width, kernel_taps, group_inputs = tile_width(dtype), kernel[0] * kernel[1], plan.channels // groups
     blocks = groups * -(-outputs // groups // width)
-    panels = pack_weight(
-        weight, (group_inputs * kernel_taps, kernel_taps, weight.size // groups), groups, outputs // groups,
-        group_inputs, kernel_taps,
-    )  # fmt: skip
-    pixels = images * w.map_rows * w.map_columns
-    threads = threads_for(pixels * group_inputs * kernel_taps * outputs, GRAIN)
-    # Few pixels and many channels: the parts share the pixels and divide the channels.
-    shares = blocks >= threads and pixels < threads * 8 * TILE_ROWS
-    split = (1, threads) if shares else (min(threads, images * w.rows), 1)
-    parts = split[0] * split[1]
-    p, source, bands, t = _prepare(plan, w, images, groups, kernel, outputs, width, channels_last, split)
-    classes = t.meetings.classes.shape[0]
-    target = target_of(results, activation, channels_last)
-    dtype = x.dtype
-    pooled = scratch(parts * p.pooled * width, dtype)
-    _run_parts(
-        parts,
-        parts,
-        p,
-        source,
-        t.meetings,
-        w,
-        target,
-        bands.table,
-        bands.parts,
-        flat(x),
-        scratch(max(parts * p.slots * p.padded_image, 1), dtype),
-        panels,
-        bias,
-        zeros(outputs, dtype) if target.activates_sums else bias,
-        *map(elements, results),
-        scratch(parts * (p.room + 1) * width, dtype),
-        pooled,
-        scratch(parts * p.pooled * width, dtype) if target.keeps_sums else pooled,
-        scratch(max(parts * blocks * p.carried * width, 1), dtype),
-        scratch(parts * 2 * p.list_size, np.int64),
-        scratch(parts * 2 * (classes + 1), np.int64),
-    )
+    steps = (group_inputs * kernel_taps, kernel_taps, outputs // groups * group_inputs * kernel_taps)
+    pack = (*steps, outputs // groups, group_inputs, kernel_taps)
+    panels = blocks * group_inputs * kernel_taps * width
+    # By a size that does not depend on the threads: nor does a pixel's class then, and with it the order of its sum.
+    t = tables(plan, images, group_inputs, kernel, width, channels_last)
+    meetings, classes = tuple(t.meetings), t.meetings.classes.shape[0]
+    source = source_within(plan, t.margin, t.padded, channels_last)
+    target = target_of(w, outputs, activation, channels_last, keeps_winners, keeps_sums)
+    pixels, no_bias, bytes_like = images * w.map_pixels, np.zeros(outputs, dtype), LIKE["uint8"]
+
+    def make(threads: int) -> PoolRun:
+        # Few pixels and many channels: the parts share the pixels and divide the channels.
+        shares = blocks >= threads and pixels < threads * 8 * TILE_ROWS
+        split = (1, threads) if shares else (min(threads, images * w.rows), 1)
+        parts = split[0] * split[1]
+        bands = plan_bands(w, images, BAND, split[0])
+        room, list_size = bands.carried + bands.block, bands.block + classes * TILE_ROWS
+        slots = bands.images if any(t.margin) else 0
+        integers = parts * 2 * (list_size + classes + 1)
+        sizes = (
+            parts * slots * t.padded.image, panels, parts * (room + 1) * width, parts * bands.outputs * width,
+            parts * bands.outputs * width * keeps_sums, parts * blocks * bands.carried * width,
+            -(-integers * 8 // dtype.itemsize),
+        )  # fmt: skip
+        begins = in_lines(sizes)
+        p = PooledPass(
+            t.padded.image,
+            t.padded.channel,
+            slots,
+            group_inputs,
+            outputs // groups,
+            kernel_taps,
+            bands.block,
+            room,
+            bands.carried,
+            bands.outputs,
+            list_size,
+            split[1],
+            parts * 2 * list_size,
+            *begins[1:7],
+        )
+        settings, total = np.array((*p, *source, *w, *target), np.int64), begins[-1]
+        packers = threads_for(panels, MOVE_GRAIN)
+
+        def run(x: int, weight: int, bias: int, y: int, winners: int, before: int) -> bool:
+            memory = scratch(total, dtype)
+            pack_parts(blocks, packers, weight, *pack, memory, p.at_panels)
+            late = address(no_bias) if target.activates_sums else bias
+            _run_parts(
+                parts, parts, settings, meetings, bands.table, bands.parts, bytes_like, x, bias, late, y, winners,
+                before, memory,
+            )  # fmt: skip
+            return True
+
+        return run
+
+    return by_threads(make, pixels * group_inputs * kernel_taps * outputs, GRAIN)

@@ -8,14 +8,18 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from kernels.activation.vectors import ACTIVATION_CODES, activation_gradient
-from kernels.conv2d.image_pass import MOVE_GRAIN, flat, tile_width
-from kernels.conv2d.weight_gradient import bias_gradient
+from kernels.conv2d.image_pass import MOVE_GRAIN, tile_width
+from kernels.conv2d.launch import in_lines
+from kernels.conv2d.weight_gradient import bias_launch
 from kernels.conv2d_max_pool2d.bands import Windows
-from kernels.runtime.numba_cpu import empty, jit, scratch, threaded, threads_for
+from kernels.runtime.by_address import LIKE, Run, by_threads
+from kernels.runtime.numba_cpu import address, jit, scratch, threaded
 from kernels.simd import (
     advance,
+    array_at,
     lane_mask,
     lanes_of,
     load,
@@ -23,6 +27,7 @@ from kernels.simd import (
     load_first,
     load_masked,
     pointer,
+    pointer_at,
     select,
     splat_integer,
     store,
@@ -31,8 +36,6 @@ from kernels.simd import (
     transpose,
     zeros_like,
 )
-
-Array = np.ndarray[Any, Any]
 
 
 class Route(NamedTuple):
@@ -44,6 +47,14 @@ class Route(NamedTuple):
     outgoing_last: int  # and leave so
     disjoint: int  # no two windows share a pixel
     covered: int  # every pixel of the map is in a window
+    images: int
+    # Where in scratch begin the gradients of a tile, the turned maps and the sums of images; the lines are the first.
+    at_g: int
+    at_maps: int
+    at_sums: int
+
+
+FIELDS, WINDOW_FIELDS = len(Route._fields), len(Windows._fields)
 
 
 @jit(inline="always")
@@ -143,86 +154,89 @@ def route_image(r, w, g, winners, valid, out, pitch):
 
 
 @jit
-def _route_parts(first, last, parts, r, w, dy, known, winners, lines, g, maps, sums, out):
+def _route_parts(first, last, parts, settings, bytes_like, dy, known, winners, out, scratch):
     """Parts [first, last) of all images x tiles of channels.
 
-    r, w: Route and Windows. dy, known: elements of the gradients, and of what the derivative reads. winners: bytes.
-    lines, g: scratch elements [parts, windows * tile width]; maps: [parts, map * tile width], or [1] where the result
-    is channels-last. sums: elements [N, channels], the sums over each image's windows. out: the result's elements.
+    settings: int64, the fields of Route and Windows. bytes_like: any array of uint8. dy, known, winners, out: addresses
+    of the gradients, of what the derivative reads, of bytes and of the result. scratch: lines, elements [parts, windows
+    * tile width]; from r.at_g on as many; from r.at_maps on [parts, map * tile width] where the result is not
+    channels-last; from r.at_sums on [N, channels], the sums over each image's windows.
     """
-    width = 2 * lanes_of(out)
+    r = Route(*to_fixed_tuple(settings, FIELDS))
+    w = Windows(*to_fixed_tuple(settings[FIELDS:], WINDOW_FIELDS))
+    arriving, kept, results = pointer_at(dy, scratch), pointer_at(known, scratch), pointer_at(out, scratch)
+    taps = array_at(bytes_like, winners, 1)
+    width = 2 * lanes_of(scratch)
     blocks = (r.channels + width - 1) // width
     count = w.rows * w.columns
     pixels = w.map_rows * w.map_columns
-    units = sums.shape[0] * blocks
+    units = r.images * blocks
     for part in range(first, last):
-        here = pointer(g, part * count * width)
-        free = pointer(lines, part * count * width)
+        here = pointer(scratch, r.at_g + part * count * width)
+        free = pointer(scratch, part * count * width)
         for unit in range(units * part // parts, units * (part + 1) // parts):
             image = unit // blocks
             channel = (unit - image * blocks) * width
             valid = min(width, r.channels - channel)
-            taken = pointer(winners, image * count * r.channels + channel)
-            _incoming(r, w, image, channel, valid, pointer(dy), pointer(known), free, here)
-            _sum(here, w.rows, w.columns, valid, pointer(sums, image * r.channels + channel))
+            taken = pointer(taps, image * count * r.channels + channel)
+            _incoming(r, w, image, channel, valid, arriving, kept, free, here)
+            _sum(here, w.rows, w.columns, valid, pointer(scratch, r.at_sums + image * r.channels + channel))
             if r.outgoing_last:
                 place = image * pixels * r.channels + channel
-                route_image(r, w, here, taken, valid, pointer(out, place), r.channels)
+                route_image(r, w, here, taken, valid, advance(results, place), r.channels)
             else:
-                turned = pointer(maps, part * pixels * width)
+                turned = pointer(scratch, r.at_maps + part * pixels * width)
                 route_image(r, w, here, taken, valid, turned, width)
-                transpose(turned, width, pixels, valid, pointer(out, (image * r.channels + channel) * pixels), pixels)
+                place = (image * r.channels + channel) * pixels
+                transpose(turned, width, pixels, valid, advance(results, place), pixels)
 
 
 _route = threaded(_route_parts)
 
 
-def route_gradient(
+def launch(
     w: Windows,
-    grad_output: Array,
-    known: Array | None,
-    winners: Array,
+    images: int,
+    channels: int,
+    dtype: np.dtype[Any],
     activation: str | None,
     incoming_last: bool,
     outgoing_last: bool,
-) -> tuple[Array, Array]:
-    """The gradient of the part of the convolution that the windows see, and of the bias.
+) -> Run:
+    """What computes the gradient of the part of the convolution that the windows see, and of the bias, prepared.
+
+    ``run(dy, known, winners, out, db)``: addresses of dense (N, C, PH, PW) gradients, of what the activation's
+    derivative reads as these lie (0 without an activation), of bytes (N, C, PH, PW) that lie channels-last, of the
+    map's gradient, and of the bias's (C,), or 0.
 
     Args:
         w: the windows.
-        grad_output: dense (N, C, PH, PW).
-        known: what the activation's derivative reads, as grad_output; None without an activation.
-        winners: bytes (N, C, PH, PW), channels-last.
+        images, channels: N and C.
+        dtype: of the numbers.
         activation: between the convolution and the windows.
-        incoming_last: the layout of grad_output.
-        outgoing_last: the layout of the result.
+        incoming_last: the layout of dy and known.
+        outgoing_last: the layout of out.
     """
-    images, channels = grad_output.shape[:2]
-    dtype = grad_output.dtype
     width = tile_width(dtype)
     disjoint = w.down >= w.height and w.along >= w.width
     covered = (w.down, w.along) == (w.height, w.width) and w.above == w.left == 0
-    r = Route(
-        channels, ACTIVATION_CODES[activation], int(incoming_last), int(outgoing_last), int(disjoint), int(covered)
-    )
-    units = images * -(-channels // width)
-    parts = min(units, threads_for(images * channels * w.map_pixels, MOVE_GRAIN))
-    sums = empty((images, channels), dtype)
-    shape = (images, w.map_rows, w.map_columns, channels)
-    out = empty(shape if outgoing_last else (images, channels, w.map_rows, w.map_columns), dtype)
-    _route(
-        parts,
-        parts,
-        parts,
-        r,
-        w,
-        flat(grad_output),
-        flat(grad_output if known is None else known),
-        flat(winners),
-        scratch(parts * w.pixels * width, dtype),
-        scratch(parts * w.pixels * width, dtype),
-        scratch(1 if outgoing_last else parts * w.map_pixels * width, dtype),
-        sums,
-        out.reshape(-1),
-    )
-    return out.transpose(0, 3, 1, 2) if outgoing_last else out, bias_gradient(sums[:, :, None, None], True)
+    flags = (int(incoming_last), int(outgoing_last), int(disjoint), int(covered))
+    units, bytes_like = images * -(-channels // width), LIKE["uint8"]
+    to_bias = bias_launch((images, channels, 1, 1), dtype, True)
+
+    def make(threads: int) -> Run:
+        parts = min(units, threads)
+        lines = parts * w.pixels * width
+        begins = in_lines((lines, lines, 0 if outgoing_last else parts * w.map_pixels * width, images * channels))
+        r = Route(channels, ACTIVATION_CODES[activation], *flags, images, *begins[1:4])
+        settings, total = np.array((*r, *w), np.int64), begins[-1]
+
+        def run(dy: int, known: int, winners: int, out: int, db: int) -> None:
+            memory = scratch(total, dtype)
+            _route(parts, parts, parts, settings, bytes_like, dy, known or dy, winners, out, memory)
+            if db:
+                to_bias(address(memory) + r.at_sums * dtype.itemsize, db)
+
+        return run
+
+    return by_threads(make, images * channels * w.map_pixels, MOVE_GRAIN)

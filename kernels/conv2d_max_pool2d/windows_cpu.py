@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from kernels.activation.vectors import ACTIVATION_CODES, activate
 from kernels.conv2d.image_pass import flat
 from kernels.conv2d.moves import write_sums
+from kernels.conv2d_max_pool2d.bands import Windows
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
     advance,
@@ -32,13 +34,10 @@ from kernels.simd import (
 Array = np.ndarray[Any, Any]
 
 
-class Results(NamedTuple):
-    """Where a pass writes: dense arrays (N, C_out, PH, PW) in the layout of its problem, the winners channels-last.
-    Those that are not wanted have size 0."""
-
-    output: Array
-    winners: Array
-    sums: Array
+#: ``run(x, weight, bias, y, winners, before)`` with the addresses of arrays in the layout of the pass, the winners
+#: channels-last; 0 for winners, and for the sums of the winners `before`, that are not kept. False where the kernel
+#: could not do it.
+PoolRun = Callable[[int, int, int, int, int, int], bool]
 
 
 class Target(NamedTuple):
@@ -53,19 +52,19 @@ class Target(NamedTuple):
     activates_sums: int  # bias and activation come before the windows, in place; else the windows add them
 
 
-def target_of(results: Results, activation: str | None, channels_last: bool) -> Target:
-    """The target for these results."""
-    _, channels, rows, columns = results.output.shape
-    code, keeps = ACTIVATION_CODES[activation], results.winners.size > 0
-    plane = rows * columns
+def target_of(
+    w: Windows, channels: int, activation: str | None, channels_last: bool, keeps_winners: bool, keeps_sums: bool
+) -> Target:
+    """The target of a pass with so many output channels."""
+    code = ACTIVATION_CODES[activation]
     return Target(
         channels,
-        channels * plane,
-        1 if channels_last else plane,
+        channels * w.pixels,
+        1 if channels_last else w.pixels,
         code,
-        int(keeps),
-        int(results.sums.size > 0),
-        int(code > 1 and not keeps),
+        int(keeps_winners),
+        int(keeps_sums),
+        int(code > 1 and not keeps_winners),
     )
 
 

@@ -13,29 +13,34 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from kernels.conv2d.geometry import Gather
 from kernels.conv2d.image_pass import GRAIN, MOVE_GRAIN
+from kernels.conv2d.launch import in_lines
 from kernels.conv2d.moves import apply_activation, copy_run
 from kernels.conv2d.winograd import SMALL_ROWS, Tiles, filter_order, multiply_all
 from kernels.conv2d.winograd_transforms import GROUP, column_sums, filter_parts, output_row, transform_rows
 from kernels.conv2d_max_pool2d.bands import BOTTOM, IMAGES, TOP, Bands, Windows, plan_bands
 from kernels.conv2d_max_pool2d.windows_cpu import (
-    Results,
+    PoolRun,
+    Target,
     at_least,
     choose,
-    elements,
     floor_of,
     pool_band,
     target_of,
     write_pooled,
 )
-from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for, zeros
+from kernels.runtime.by_address import LIKE, by_threads
+from kernels.runtime.numba_cpu import address, empty, jit, scratch, threaded, threads_for
 from kernels.simd import (
     TILE_ROWS,
     VECTOR_BYTES,
     advance,
     any_lane,
+    array_at,
+    as_integers,
     is_nan,
     lane_mask,
     lanes_of,
@@ -49,8 +54,6 @@ from kernels.simd import (
     zeros_like,
 )
 
-Array = np.ndarray[Any, Any]
-
 #: Bytes of the transformed source of a band: half of L2.
 BAND_BYTES = 1 << 19
 
@@ -62,6 +65,20 @@ class PooledTiles(NamedTuple):
     carried: int  # pixels that are carried over from band to band
     pooled: int  # windows of a band at most
     tiles_are_windows: int
+    # Where in scratch begin the panels, the transformed source, the products, the sums, pooled, kept and carried ones,
+    # and the tables; the filters are the first.
+    at_panels: int
+    at_source: int
+    at_products: int
+    at_sums: int
+    at_pooled: int
+    at_kept: int
+    at_carries: int
+    at_tables: int
+
+
+FIELDS, POOLED_FIELDS = len(Tiles._fields), len(PooledTiles._fields)
+WINDOW_FIELDS, TARGET_FIELDS = len(Windows._fields), len(Target._fields)
 
 
 @lru_cache(1024)
@@ -124,28 +141,38 @@ def _pool_tiles(products, p, bias, valid, t, pooled, winners):
 
 @jit
 def _winograd_parts(
-    first, last, p, s, w, t, bands, part_starts, x, filters, bias, late_bias, source, products, tables, y, winners,
-    before, sums, pooled, kept, carries, failed,
-):  # fmt: skip
+    first, last, settings, bands, part_starts, bytes_like, x, bias, late_bias, y, winners, before, scratch, failed
+):
     """Parts [first, last) of a pass.
 
-    p, s, w, t: Tiles, PooledTiles, Windows and Target. bands, part_starts: see bands.py. x, filters, bias, source,
-    products, tables, failed: as of `kernels.conv2d.winograd`. late_bias: zeros. y, winners, before: see `pool_band`.
-    sums: scratch elements [parts, s.room, tile width]; pooled, kept: [parts, s.pooled, tile width]; carries: [parts,
-    blocks, s.carried, tile width].
+    settings: int64, the fields of Tiles, PooledTiles, Windows and Target. bands, part_starts: see bands.py. bytes_like:
+    any array of uint8. x, bias .. before: addresses. x, bias, failed: as of `kernels.conv2d.winograd`. late_bias:
+    zeros. y, winners, before: see `pool_band`. scratch: the filters that `filter_parts` put there; from s.at_source on
+    the transformed source [parts, 16, p.step]; products [parts, 16, p.room, tile width]; sums [parts, s.room, tile
+    width]; pooled, kept [parts, s.pooled, tile width]; carries [parts, blocks, s.carried, tile width]; tables, int64
+    [parts, p.pitch + p.inputs].
     """
+    p = Tiles(*to_fixed_tuple(settings, FIELDS))
+    s = PooledTiles(*to_fixed_tuple(settings[FIELDS:], POOLED_FIELDS))
+    w = Windows(*to_fixed_tuple(settings[FIELDS + POOLED_FIELDS :], WINDOW_FIELDS))
+    t = Target(*to_fixed_tuple(settings[FIELDS + POOLED_FIELDS + WINDOW_FIELDS :], TARGET_FIELDS))
+    # Their lengths are not looked at.
+    x, y, before = array_at(scratch, x, 1), array_at(scratch, y, 1), array_at(scratch, before, 1)
+    bias, late_bias = array_at(scratch, bias, 1), array_at(scratch, late_bias, 1)
+    winners = array_at(bytes_like, winners, 1)
+    tables = as_integers(pointer(scratch, s.at_tables))
     lanes = lanes_of(x)
     width = 2 * lanes
     blocks = (p.outputs + width - 1) // width
     for part in range(first, last):
         band_part = part // p.block_parts
         block_part = part - band_part * p.block_parts
-        transformed = pointer(source, part * 16 * p.step)
-        product = pointer(products, part * 16 * p.room * width)
-        totals = pointer(sums, 0 if s.tiles_are_windows else part * s.room * width)
-        out = pointer(pooled, part * s.pooled * width)
-        known = pointer(kept, part * s.pooled * width if t.keeps_sums else 0)
-        row_table = pointer(tables, part * (p.pitch + p.inputs))
+        transformed = pointer(scratch, s.at_source + part * 16 * p.step)
+        product = pointer(scratch, s.at_products + part * 16 * p.room * width)
+        totals = pointer(scratch, s.at_sums + (0 if s.tiles_are_windows else part * s.room * width))
+        out = pointer(scratch, s.at_pooled + part * s.pooled * width)
+        known = pointer(scratch, s.at_kept + part * s.pooled * width)
+        row_table = advance(tables, part * (p.pitch + p.inputs))
         tap_table = advance(row_table, p.pitch)
         for c in range(p.inputs):
             poke(tap_table, c, c * p.pitch)
@@ -163,7 +190,7 @@ def _winograd_parts(
             transform_rows(planes, p, 0, images * tile_rows, tile_rows, top, transformed)
             old = (top - base) * p.out_width
             for block in range(blocks * block_part // p.block_parts, blocks * (block_part + 1) // p.block_parts):
-                panel = pointer(filters, block * 16 * p.filter_step)
+                panel = pointer(scratch, block * 16 * p.filter_step)
                 multiply_all(p, tiles, transformed, panel, p.filter_step, 0, p.inputs, row_table, tap_table, product)
                 channel = block * width
                 valid = min(width, p.outputs - channel)
@@ -178,7 +205,7 @@ def _winograd_parts(
                     first_window = (image * w.rows + begin) * w.columns
                     write_pooled(t, w, first_window, tiles, width, valid, channel, out, y)
                     continue
-                carry = pointer(carries, (part * blocks + block) * s.carried * width)
+                carry = pointer(scratch, s.at_carries + (part * blocks + block) * s.carried * width)
                 copy_run(carry, totals, old * width)
                 at = old
                 for row in range(images * tile_rows):
@@ -198,93 +225,80 @@ def _winograd_parts(
 _run_parts = threaded(_winograd_parts)
 
 
-def run_winograd(
-    plan: Gather,
-    w: Windows,
-    images: int,
-    weight: Array,
-    x: Array,
-    bias: Array,
-    results: Results,
-    activation: str | None,
-) -> bool:
-    """Fill contiguous `results` from contiguous `x`; arguments as of `run_gathered`.
-
-    Returns:
-        Whether every sum is finite. If not, the results are not what direct sums would give.
-    """
+@lru_cache(1024)
+def launch(
+    plan: Gather, w: Windows, images: int, outputs: int, dtype: np.dtype[Any], activation: str | None,
+    keeps_winners: bool, keeps_sums: bool,
+) -> PoolRun:  # fmt: skip
+    """A pass on planes, prepared; arguments as of `gathered.launch`. It fails where a sum is not finite: then the
+    results are not what direct sums would give."""
     order = filter_order(plan)
     assert order is not None
-    outputs, inputs = weight.shape[:2]
-    dtype = x.dtype
+    inputs = plan.channels
     lanes = VECTOR_BYTES // dtype.itemsize
     width = 2 * lanes
     blocks = -(-outputs // width)
     tile_columns = -(-w.map_columns // 2)
-    threads = threads_for(images * w.map_pixels * inputs * outputs * 4, GRAIN)
-    shares = blocks >= threads and images * w.map_pixels // 4 < threads * 8 * TILE_ROWS
-    band_parts, block_parts = (1, threads) if shares else (min(threads, images * w.rows), 1)
-    parts = band_parts * block_parts
-    bands = _plan(plan, w, images, band_parts)
-    tiles = int((bands.table[:, IMAGES] * -(-(bands.table[:, BOTTOM] - bands.table[:, TOP]) // 2)).max()) * tile_columns
-    # Room for what a vector and a tile have past the end; odd numbers of lines, so that what is read together spreads
-    # over the sets of L1.
-    pitch = (tiles // lanes + 2) * lanes
-    step = (inputs * pitch // lanes | 1) * lanes
     filter_step = inputs * width + lanes
-    filters = scratch(blocks * 16 * filter_step, dtype)
-    makers = threads_for(weight.size, MOVE_GRAIN)
-    panels = scratch(makers * GROUP * 9 * width, dtype)
-    filter_parts(
-        makers, makers, makers, weight.reshape(-1), inputs * 9, 9, outputs, inputs, filter_step, order, panels, filters
-    )
     first_row, first_column = min(plan.grids[0].shifts)
-    target = target_of(results, activation, channels_last=False)
-    p = Tiles(
-        images,
-        inputs,
-        outputs,
-        *plan.source,
-        first_row,
-        first_column,
-        -(-w.map_rows // 2),
-        tile_columns,
-        w.map_rows,
-        w.map_columns,
-        0,
-        pitch,
-        step,
-        filter_step,
-        tiles + TILE_ROWS | 1,
-        target.activation,
-        block_parts,
-        band_parts,
-    )
+    target = target_of(w, outputs, activation, False, keeps_winners, keeps_sums)
     in_registers = w[2:8] == (2, 2, 2, 2, 0, 0) and w.map_rows == 2 * w.rows and w.map_columns == 2 * w.columns
-    s = PooledTiles(bands.room, bands.carried, bands.outputs, int(in_registers and target.activation <= 1))
-    failed = scratch(parts, np.int64)
-    pooled = scratch(parts * (s.pooled + 1) * width, dtype)
-    _run_parts(
-        parts,
-        parts,
-        p,
-        s,
-        w,
-        target,
-        bands.table,
-        bands.parts,
-        x.reshape(-1),
-        filters,
-        bias,
-        zeros(outputs, dtype),
-        scratch(parts * 16 * step, dtype),
-        scratch(parts * 16 * p.room * width, dtype),
-        scratch(parts * (pitch + inputs), np.int64),
-        *map(elements, results),
-        scratch(1 if s.tiles_are_windows else parts * s.room * width, dtype),
-        pooled,
-        scratch(parts * s.pooled * width, dtype) if target.keeps_sums else pooled,
-        scratch(max(parts * blocks * s.carried * width, 1), dtype),
-        failed,
-    )
-    return not failed.any()
+    in_tiles = int(in_registers and target.activation <= 1)
+    no_bias, bytes_like = np.zeros(outputs, dtype), LIKE["uint8"]
+    makers = (inputs * 9, 9, outputs, inputs, filter_step, order)
+
+    def make(threads: int) -> PoolRun:
+        shares = blocks >= threads and images * w.map_pixels // 4 < threads * 8 * TILE_ROWS
+        band_parts, block_parts = (1, threads) if shares else (min(threads, images * w.rows), 1)
+        parts = band_parts * block_parts
+        bands = _plan(plan, w, images, band_parts)
+        rows = -(-(bands.table[:, BOTTOM] - bands.table[:, TOP]) // 2)
+        tiles = int((bands.table[:, IMAGES] * rows).max()) * tile_columns
+        # Room for what a vector and a tile have past the end; odd numbers of lines, so that what is read together
+        # spreads over the sets of L1.
+        pitch = (tiles // lanes + 2) * lanes
+        step = (inputs * pitch // lanes | 1) * lanes
+        room = tiles + TILE_ROWS | 1
+        transformers = threads_for(outputs * inputs * 9, MOVE_GRAIN)
+        sizes = (
+            blocks * 16 * filter_step, transformers * GROUP * 9 * width, parts * 16 * step, parts * 16 * room * width,
+            0 if in_tiles else parts * bands.room * width, parts * (bands.outputs + 1) * width,
+            parts * bands.outputs * width * keeps_sums, parts * blocks * bands.carried * width,
+            -(-parts * (pitch + inputs) * 8 // dtype.itemsize),
+        )  # fmt: skip
+        begins = in_lines(sizes)
+        p = Tiles(
+            images,
+            inputs,
+            outputs,
+            *plan.source,
+            first_row,
+            first_column,
+            -(-w.map_rows // 2),
+            tile_columns,
+            w.map_rows,
+            w.map_columns,
+            0,
+            pitch,
+            step,
+            filter_step,
+            room,
+            target.activation,
+            block_parts,
+            band_parts,
+        )
+        s = PooledTiles(bands.room, bands.carried, bands.outputs, in_tiles, *begins[1:9])
+        settings, total = np.array((*p, *s, *w, *target), np.int64), begins[-1]
+
+        def run(x: int, weight: int, bias: int, y: int, winners: int, before: int) -> bool:
+            failed, memory = empty(parts, np.int64), scratch(total, dtype)
+            filter_parts(transformers, transformers, transformers, weight, *makers, memory, s.at_panels)
+            _run_parts(
+                parts, parts, settings, bands.table, bands.parts, bytes_like, x, bias, address(no_bias), y, winners,
+                before, memory, failed,
+            )  # fmt: skip
+            return not any(failed.tolist())
+
+        return run
+
+    return by_threads(make, images * w.map_pixels * inputs * outputs * 4, GRAIN)

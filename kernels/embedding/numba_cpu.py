@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from kernels.embedding.op import EMBEDDING, EmbeddingProblem
 from kernels.op import Implementation
+from kernels.runtime.by_address import LIKE, Run
 from kernels.runtime.indices import any_outside, any_outside_at
 from kernels.runtime.numba_cpu import contiguous, empty, jit, threaded, threads_for
 from kernels.simd import (
@@ -74,10 +74,10 @@ def gather_rows(first, last, indices, weight, out, n, is_far):
 
 
 @jit
-def gather_rows_at(first, last, indices, weight, out, like, rows, n, is_far):
-    """gather_rows with the indices and weight (rows, n) at places (kernels.simd.places); like: any array of int64."""
-    places = out.size // n
-    gather_rows(first, last, array_at(like, indices, places), array_at(out, weight, rows * n), out, n, is_far)
+def gather_rows_at(first, last, indices, weight, out, like, int64, places, rows, n, is_far):
+    """gather_rows with indices (places,), weight (rows, n) and out at addresses; like, int64: arrays of their types."""
+    weight, out = array_at(like, weight, rows * n), array_at(like, out, places * n)
+    gather_rows(first, last, array_at(int64, indices, places), weight, out, n, is_far)
 
 
 @jit
@@ -194,24 +194,20 @@ def forward(p: EmbeddingProblem, weight: Array, input: Array) -> tuple[Array]:
     return (out,)
 
 
-_INT64 = np.empty(0, np.int64)
-
-
-def by_address(p: EmbeddingProblem) -> Callable[..., Array | None] | None:
-    """The rows of a contiguous weight at contiguous int64 indices; None where one is out of range."""
+def by_address(p: EmbeddingProblem) -> Run | None:
+    """The rows of a contiguous weight at contiguous int64 indices."""
     rows, n = p.weight.shape
-    places, dtype = p.input.size, np.dtype(p.weight.dtype)
-    size, shape, is_far = places * n, (*p.input.shape, n), p.weight.nbytes > NEAR_BYTES
+    places, like, int64 = p.input.size, LIKE[p.weight.dtype], LIKE["int64"]
+    size, is_far = places * n, p.weight.nbytes > NEAR_BYTES
     contiguous_ones = p.weight.strides is None and p.input.strides is None
     if not contiguous_ones or p.input.dtype != "int64" or p.max_norm is not None or not size * rows:
         return None
 
-    def run(weight: Array | int, input: Array | int) -> Array | None:
-        if any_outside_at(input, places, _INT64, rows, 0):
-            return None
-        out = empty(size, dtype)
-        _gather_at(places, threads_for(size, GRAIN), input, weight, out, _INT64, rows, n, is_far)
-        return out.reshape(shape)
+    def run(weight: int, input: int, out: int) -> bool:
+        if any_outside_at(input, places, int64, rows, 0):
+            return False
+        _gather_at(places, threads_for(size, GRAIN), input, weight, out, like, int64, places, rows, n, is_far)
+        return True
 
     return run
 

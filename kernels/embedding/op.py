@@ -139,7 +139,8 @@ def embedding(
         weight's kind of array and dtype, shape (*input.shape, features), contiguous.
 
     Raises:
-        IndexError: an index is out of range; the message has the first one's value and position.
+        IndexError: an index is out of range; the message has the first one's value and position. Of indices on a
+            GPU a later call raises it, or `check_device_errors`, and this call's results have NaN in their place.
         TypeError, ValueError: an argument breaks one of the other rules above.
         BackendError: the wanted backend cannot run this call.
     """

@@ -4,38 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
 
-from kernels.activation.functions import FROM_OUTPUT
 from kernels.activation.vectors import ACTIVATION_CODES, activation_gradient
+from kernels.arrays import ArraySpec
 from kernels.linear.op import LINEAR, LinearProblem
 from kernels.op import Implementation
-from kernels.runtime.numba_cpu import (
-    SMALLEST_POOLED,
-    address,
-    contiguous,
-    empty,
-    jit,
-    lasting,
-    place_of,
-    small,
-    threaded,
-    threads_for,
-)
+from kernels.runtime.by_address import Run, array_from, backward_through, by_threads
+from kernels.runtime.numba_cpu import address, contiguous, empty, jit, lasting, threaded, threads_for
 from kernels.simd import (
     TILE_ROWS,
     TILE_VECTORS,
     VECTOR_BYTES,
+    advance,
     lanes_of,
     load_first,
     pointer,
+    pointer_at,
     store_first,
     zeros_like,
 )
-from kernels.simd.matmul import Product, launcher, pack_columns, plan, run_product
+from kernels.simd.matmul import Product, launcher, pack_columns, plan
 
 Array = np.ndarray[Any, Any]
 
@@ -175,50 +166,46 @@ def pack(weight: Array) -> tuple[Array, int, tuple[int, int, int]]:
     return panels, inputs, (outputs, width, last)
 
 
-def by_address(p: LinearProblem) -> Callable[..., Array] | None:
-    """The output of contiguous inputs."""
-    f = _facts(p)
-    if f.keeps_sums or not all(s is None or s.strides is None for s in (p.x, p.weight, p.bias)):
+Strides = tuple[int, int]
+
+
+def _strides_of(form: ArraySpec, columns: int) -> Strides | None:
+    """The strides of an input as a matrix; None where it is none without a copy."""
+    if form.strides is None:
+        return columns, 1
+    return (form.strides[0], form.strides[1]) if form.ndim == 2 else None
+
+
+def by_address(p: LinearProblem) -> Run | None:
+    """x, weight, bias -> output, sums before the activation; x and weight contiguous or matrices of any strides."""
+    f, dtype = _facts(p), np.dtype(p.x.dtype)
+    x_strides, w_strides = _strides_of(p.x, f.inputs), _strides_of(p.weight, f.inputs)
+    if x_strides is None or w_strides is None or (p.bias is not None and p.bias.strides is not None):
         return None
-    dtype, strides = np.dtype(p.x.dtype), (f.inputs, 1)
-    w_strides = None if f.is_packed else strides
-    shape, work = f.shape, f.work
-    # Where C begins makes no difference to a product: it is written once, or once for each block of taps.
-    allocate = small if prod(shape) * dtype.itemsize < SMALLEST_POOLED else empty
-    is_small = work // _GRAIN <= 1
-    known: dict[int, Callable[[int, int, int, int, int], None]] = {}
-
-    def run(x: Array | int, weight: Array | int, bias: Array | int | None) -> Array:
-        threads = 1 if is_small else threads_for(work, _GRAIN)
-        launch = known.get(threads)
-        if launch is None:
-            launch = known[threads] = _launcher(f, strides, w_strides, dtype, threads)
-        output = allocate(shape, dtype)
-        out = address(output)
-        if type(x) is int:  # Then all of them are, and this is what a small call waits for.
-            launch(x, weight, out, out, out if bias is None else bias)  # type: ignore[arg-type]
-        else:
-            launch(place_of(x), place_of(weight), out, out, out if bias is None else place_of(bias))
-        return output
-
-    return run
+    launch = by_threads(
+        lambda threads: _launcher(f, x_strides, None if f.is_packed else w_strides, dtype, threads), f.work, _GRAIN
+    )
+    return lambda x, weight, bias, out, before: launch(x, weight, out, before or out, bias or out)
 
 
 @jit
-def _prepare_columns(first, last, code, grad, known, rows, columns, result, sums, halves, keeps, adds):
+def _prepare_columns(first, last, code, halves, grad, known, rows, columns, result, sums, keeps, adds):
     """For columns [first, last): result = grad * act'(known), and the sums of its columns.
 
-    grad, known, result: [rows, columns]; sums [columns]; halves: scratch [2, columns]. keeps: whether result is
-    written; adds: whether sums are. Rows are added in order within groups of _SUM_ROWS, the even ones and the odd ones
-    apart, then the groups in order, whatever the split. Memory is walked along the rows, _SUM_COLUMNS at a time, whose
-    sums stay in L1.
+    halves: scratch [2, columns]. Addresses: grad, known, result [rows, columns], sums [columns]. keeps: whether result
+    is written; adds: whether sums are. Rows are added in order within groups of _SUM_ROWS, the even ones and the odd
+    ones apart, then the groups in order, whatever the split. Memory is walked along the rows, _SUM_COLUMNS at a time,
+    whose sums stay in L1.
     """
-    lanes = lanes_of(pointer(grad))
+    lanes = lanes_of(halves)
+    arriving, values, made = pointer_at(grad, halves), pointer_at(known, halves), pointer_at(result, halves)
     for begin in range(first, last, _SUM_COLUMNS):
         width = min(_SUM_COLUMNS, last - begin)
-        total, even, odd = pointer(sums, begin), pointer(halves, begin), pointer(halves, columns + begin)
-        for j in range(0, width, lanes):
-            store_first(total, j, zeros_like(total), width - j)
+        total = advance(pointer_at(sums, halves), begin)
+        even, odd = pointer(halves, begin), pointer(halves, columns + begin)
+        if adds:
+            for j in range(0, width, lanes):
+                store_first(total, j, zeros_like(total), width - j)
         for group in range(0, rows, _SUM_ROWS):
             stop = min(group + _SUM_ROWS, rows)
             if adds:
@@ -227,7 +214,7 @@ def _prepare_columns(first, last, code, grad, known, rows, columns, result, sums
                     store_first(odd, j, zeros_like(odd), width - j)
             for r in range(group, stop):
                 at = r * columns + begin
-                source, value, out = pointer(grad, at), pointer(known, at), pointer(result, at)
+                source, value, out = advance(arriving, at), advance(values, at), advance(made, at)
                 half = odd if r % 2 else even
                 for j in range(0, width, lanes):
                     left = width - j
@@ -248,50 +235,61 @@ def _prepare_columns(first, last, code, grad, known, rows, columns, result, sums
 _prepare = threaded(_prepare_columns, align=16)
 
 
-def linear_backward(
-    p: LinearProblem,
-    grad_output: Array,
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    output: Array | None = None,
-    preactivation: Array | None = None,
-) -> tuple[Array | None, ...]:
-    """grad_output (*, out) or (*) -> gradients of x, weight, bias."""
-    f = _facts(p)
+def _prepare_backward(p: LinearProblem, x_strides: Strides, w_strides: Strides) -> Run:
+    """grad_output, x, weight (and bias, and output or sums) -> gradients of x, weight, bias; all else contiguous."""
+    f, dtype = _facts(p), np.dtype(p.x.dtype)
     wants_x, wants_weight, wants_bias = p.needs_grad
-    batch, inputs, outputs = f.batch, f.inputs, f.outputs
-    dtype = grad_output.dtype
-    dy = contiguous(grad_output).reshape(-1)
-    dx = dw = db = None
-    if p.activation is not None or wants_bias:
-        known = output if p.activation in FROM_OUTPUT else preactivation
-        keeps = p.activation is not None
-        values = dy if not keeps or known is None else contiguous(known).reshape(-1)
-        result = empty(dy.shape, dtype) if keeps else dy
-        sums, halves = empty(outputs, dtype), empty(2 * outputs, dtype)
-        threads = threads_for(dy.size, _PASS_GRAIN)
-        _prepare(
-            outputs, threads, f.code, dy, values, batch, outputs, result, sums, halves, int(keeps), int(wants_bias)
-        )
-        dy = result
-        if wants_bias:
-            assert p.bias is not None
-            db = sums if p.bias.ndim else np.asarray(sums.sum(), dtype)
-    threads = threads_for(f.work, _GRAIN)
-    if wants_x:
-        dx = empty(x.shape, dtype)
-        if inputs:
-            weights, strides = _operand(weight, outputs, inputs)
-            product = plan((batch, outputs, inputs), (outputs, 1), strides, inputs, dtype.itemsize, threads)
-            run_product(product, threads, dy, weights, dx)
-    if wants_weight:
-        dw = empty(weight.shape, dtype)
-        if inputs:
-            rows, strides = _operand(x, batch, inputs)
-            product = plan((outputs, batch, inputs), (1, outputs), strides, inputs, dtype.itemsize, threads)
-            run_product(product, threads, dy, rows, dw)
-    return dx, dw, db
+    batch, inputs, outputs, item = f.batch, f.inputs, f.outputs, dtype.itemsize
+    size, keeps = batch * outputs, p.activation is not None
+    sums_one = wants_bias and p.bias is not None and p.bias.ndim == 0
+
+    def product(sizes: tuple[int, int, int], a: Strides, b: Strides) -> Run:
+
+        def make(threads: int) -> Run:
+            return launcher(plan(sizes, a, b, inputs, item, threads), threads, dtype)
+
+        return by_threads(make, f.work, _GRAIN)
+
+    to_x = product((batch, outputs, inputs), (outputs, 1), w_strides) if wants_x and inputs else None
+    to_weight = product((outputs, batch, inputs), (1, outputs), x_strides) if wants_weight and inputs else None
+
+    def run(dy: int, x: int, weight: int, *rest: int) -> None:
+        *kept, dx, dw, db = rest
+        # Alive to the end.
+        result = empty(size, dtype) if keeps else None
+        sums = empty(outputs, dtype) if sums_one else None
+        if keeps or wants_bias:
+            to = dy if result is None else address(result)
+            _prepare(
+                outputs, threads_for(size, _PASS_GRAIN), f.code, empty(2 * outputs, dtype), dy,
+                kept[1] if keeps else dy, batch, outputs, to, db if sums is None else address(sums), int(keeps),
+                int(wants_bias),
+            )  # fmt: skip
+            dy = to
+        if sums is not None:
+            array_from(db, (1,), dtype)[0] = sums.sum()
+        if to_x is not None:
+            to_x(dy, weight, dx, dx, dx)
+        if to_weight is not None:
+            to_weight(dy, x, dw, dw, dw)
+
+    return run
+
+
+def _contiguous_backward(p: LinearProblem) -> Run:
+    columns = (p.in_features, 1)
+    return _prepare_backward(p, columns, columns)
+
+
+linear_backward = backward_through(LINEAR, _contiguous_backward)
+
+
+def backward_by_address(p: LinearProblem) -> Run | None:
+    """The same where x and weight are contiguous or matrices of any strides."""
+    x_strides, w_strides = _strides_of(p.x, p.in_features), _strides_of(p.weight, p.in_features)
+    if x_strides is None or w_strides is None or (p.bias is not None and p.bias.strides is not None):
+        return None
+    return _prepare_backward(p, x_strides, w_strides)
 
 
 def describe(p: LinearProblem) -> str:
@@ -321,5 +319,6 @@ def _torch_below(p: LinearProblem) -> int:
 
 
 Implementation(
-    LINEAR, "numba", linear, linear_backward, describe=describe, torch_below=_torch_below, by_address=by_address
-)
+    LINEAR, "numba", linear, linear_backward, describe=describe, torch_below=_torch_below, by_address=by_address,
+    backward_by_address=backward_by_address,
+)  # fmt: skip

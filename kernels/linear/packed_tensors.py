@@ -13,6 +13,8 @@ from torch.autograd import forward_ad
 from kernels import dispatch
 from kernels.backends import BackendError
 from kernels.call import make_plan
+from kernels.runtime import by_address
+from kernels.runtime.numba_cpu import address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,8 +74,7 @@ def quick_call(op: Op, packed: PackedLinear, x: Any, bias: Any, activation: Any)
     except (RuntimeError, TypeError):  # A tensor without memory of its own; an activation that cannot be a key.
         return None
     # A zero tensor of forward-mode differentiation lies nowhere.
-    found = run(place, packed.address, beside) if place and beside != 0 else None
-    return None if found is None else _from_numpy(found)
+    return run(place, packed.address, beside) if place and beside != 0 else None
 
 
 def values_of(weight: torch.Tensor) -> Any:
@@ -93,8 +94,18 @@ def _plan(op: Op, packed: PackedLinear, x: Any, bias: Any, activation: Any) -> C
         plan = make_plan(op, (x, packed.panels(x), bias), (activation, packed.form), None, None)
     except (TypeError, ValueError, BackendError):
         return _left_to_call
-    run = None if plan.problem.empty else plan.forward.by_address(plan.problem)
-    return _left_to_call if run is None else run
+    problem = plan.problem
+    launch, made = None if problem.empty else plan.forward.by_address(problem), by_address.maker(problem.results()[0])
+    if launch is None or made is None:
+        return _left_to_call
+    allocate, shape, dtype = made
+
+    def run(x: int, panels: int, bias: int | None) -> torch.Tensor:
+        out = allocate(shape, dtype)
+        launch(x, panels, bias or 0, address(out), 0)
+        return _from_numpy(out)
+
+    return run
 
 
 def _left_to_call(*places: Any) -> None:

@@ -177,7 +177,7 @@ def in_chunks(parts: Parts) -> tuple[Function, Function]:
             if not wants_linear:
                 continue
             of_logits = parts.cast(of_logits.reshape(count, p.classes * p.inner), dtype)
-            dx, *rest = parts.linear_backward(problems[0], of_logits, x[part], matrix)
+            dx, *rest = parts.linear_backward(problems[0], of_logits, x=x[part], weight=matrix)
             of_x.append(dx)
             for n, share in enumerate(rest):
                 if share is not None:

@@ -25,7 +25,16 @@ from kernels.op import Implementation
 from kernels.runtime.product_tiles import ProductTile
 from kernels.runtime.row_tiles import power_of_two
 from kernels.runtime.targets import Target
-from kernels.runtime.triton_gpu import DTYPES, computed, computed_dtype, empty, launch, target_of, target_of_device
+from kernels.runtime.triton_gpu import (
+    DTYPES,
+    computed,
+    computed_dtype,
+    empty,
+    launch,
+    product_precision,
+    target_of,
+    target_of_device,
+)
 from kernels.runtime.tuning import asked, choose
 from kernels.softmax import triton_gpu as softmax
 
@@ -81,16 +90,15 @@ def parts_of_classes(programs: int, classes: int, columns: int, target: Target) 
     return -(-classes // part), part
 
 
-def _precision(dtype: torch.dtype, amd: bool) -> str:
-    """How products of float32 are taken: as torch's own are set; AMD's have no tf32."""
-    allowed = dtype == torch.float32 and not amd and torch.get_float32_matmul_precision() != "highest"
-    return "tf32" if allowed else "ieee"
+def _precision(dtype: torch.dtype, target: Target) -> str:
+    """How products of float32 are taken: as torch's own are set."""
+    return product_precision(dtype, target, tf32=torch.get_float32_matmul_precision() != "highest")
 
 
 def _fuses(p: LinearCrossEntropyProblem, target: Target) -> bool:
     """Whether the forward pass has no logits in memory: of class indices, on tensor cores, with few features."""
     dtype = getattr(torch, p.input.dtype)
-    cores = p.input.itemsize == 2 or _precision(dtype, target.amd) == "tf32"
+    cores = p.input.itemsize == 2 or _precision(dtype, target) == "tf32"
     return p.indexed and p.inner == 1 and cores and 0 < p.in_features <= MOST_FEATURES and p.rows > 0
 
 
@@ -116,7 +124,7 @@ def _losses(
         target, weight, maxima, totals, of_class, dense, sums, rows, features, classes, part,
         *x.stride(), *matrix.stride(), target.stride(0), weight_n, HAS_BIAS=bias is not None, SMOOTH=smooth,
         WHOLE=features % tile.inner == 0, ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner,
-        PRECISION=_precision(x.dtype, gpu.amd), **weighted, num_warps=tile.warps, num_stages=tile.stages,
+        PRECISION=_precision(x.dtype, gpu), **weighted, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     losses = empty((rows, 1), wide, device)
     maximum, log_sum = (empty((rows, 1), wide, device) if p.trains else None for _ in range(2))

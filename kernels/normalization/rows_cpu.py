@@ -10,7 +10,6 @@ import math
 
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
-    array_at,
     broadcast,
     fma,
     full,
@@ -18,7 +17,8 @@ from kernels.simd import (
     lanes_of,
     load,
     load_masked,
-    pointer,
+    pointer_at,
+    poke,
     reduce_add,
     reduce_max,
     store,
@@ -145,14 +145,18 @@ def _statistics(p, start, n, share, eps, centred):
 
 
 @jit
-def normalise_rows(first, last, x, weight, bias, out, means, scales, n, eps, centred, has_weight, has_bias, keeps):
+def normalise_rows(
+    first, last, like, x, weight, bias, out, means, scales, n, eps, centred, has_weight, has_bias, keeps
+):  # fmt: skip
     """Rows first to last of out (rows, n) = (x - mean) / sqrt(variance + eps) * weight + bias.
 
-    Args (all arrays 1-d): x, out: (rows * n,); weight, bias: (n,), unused unless has_weight, has_bias; means, scales:
-    (rows,) the mean and 1 / sqrt(variance + eps) of each row, written where `keeps`, means only where `centred`;
-    centred: False takes the mean for 0.
+    Args (addresses of elements of the type of `like`): x, out: rows * n; weight, bias: n, unused unless has_weight,
+    has_bias; means, scales: rows, the mean and 1 / sqrt(variance + eps) of each row, written where `keeps`, means only
+    where `centred`; centred: False takes the mean for 0.
     """
-    p, w, b, q = pointer(x), pointer(weight), pointer(bias), pointer(out)
+    p, q = pointer_at(x, like), pointer_at(out, like)
+    w, b = pointer_at(weight, like), pointer_at(bias, like)
+    m, r = pointer_at(means, like), pointer_at(scales, like)
     lanes = lanes_of(p)
     share = 1.0 / n
     whole = n - n % lanes
@@ -161,9 +165,9 @@ def normalise_rows(first, last, x, weight, bias, out, means, scales, n, eps, cen
         start = row * n
         mean, rest, scale = _statistics(p, start, n, share, eps, centred)
         if keeps:
-            scales[row] = scale
+            poke(r, row, scale)
             if centred:
-                means[row] = reduce_max(mean) + rest  # any lane of the mean
+                poke(m, row, reduce_max(mean) + rest)  # any lane of the mean
         factor = full(p, scale)
         shift = full(p, -rest * scale)
         # One loop for each form, so that the choice is made once a row.
@@ -186,13 +190,6 @@ def normalise_rows(first, last, x, weight, bias, out, means, scales, n, eps, cen
             if has_bias:
                 y = y + load_masked(b, whole, mask, 0.0)
             store_masked(q, start + whole, y, mask)
-
-
-@jit
-def normalise_rows_at(first, last, x, weight, bias, out, n, eps, centred, has_weight, has_bias):
-    """normalise_rows that keeps nothing, with x, weight and bias at places (kernels.simd.places)."""
-    x, weight, bias = array_at(out, x, out.size), array_at(out, weight, n), array_at(out, bias, n)
-    normalise_rows(first, last, x, weight, bias, out, out, out, n, eps, centred, has_weight, has_bias, False)
 
 
 @jit
@@ -298,16 +295,17 @@ def _last_columns(p, g, m, r, pw, pb, at, j, first, last, n, fresh, centred, wan
 
 @jit
 def gradients_of_parts(
-    first, last, grad, x, weight, means, scales, out, of_weight, of_bias, rows, n, part,
+    first, last, like, grad, x, weight, means, scales, out, of_weight, of_bias, rows, n, part,
     centred, has_weight, wants_x, wants_weight, wants_bias
 ):  # fmt: skip
     """Of parts first to last, `part` rows each: the gradient of x, and the parts' own sums for weight and bias.
 
-    Args (all arrays 1-d): grad, x, out: (rows * n,); weight: (n,) where has_weight; means: (rows,) where centred;
-    scales: (rows,); of_weight, of_bias: (parts * n,). out, of_weight and of_bias are written where wanted.
+    Args (addresses of elements of the type of `like`): grad, x, out: rows * n; weight: n where has_weight; means: rows
+    where centred; scales: rows; of_weight, of_bias: parts * n. out, of_weight and of_bias are written where wanted.
     """
-    p, g, w, q = pointer(x), pointer(grad), pointer(weight), pointer(out)
-    m, r, pw, pb = pointer(means), pointer(scales), pointer(of_weight), pointer(of_bias)
+    p, g, w, q = pointer_at(x, like), pointer_at(grad, like), pointer_at(weight, like), pointer_at(out, like)
+    m, r = pointer_at(means, like), pointer_at(scales, like)
+    pw, pb = pointer_at(of_weight, like), pointer_at(of_bias, like)
     lanes = lanes_of(p)
     share = 1.0 / n
     paired = n - n % (2 * lanes)
@@ -331,9 +329,10 @@ def gradients_of_parts(
 
 
 @jit
-def sum_parts(first, last, of_weight, of_bias, weight, bias, n, parts, wants_weight, wants_bias):
+def sum_parts(first, last, like, of_weight, of_bias, weight, bias, n, parts, wants_weight, wants_bias):
     """Elements first to last of weight and bias (n,): the sums over the parts of of_weight and of_bias, in order."""
-    pw, pb, w, b = pointer(of_weight), pointer(of_bias), pointer(weight), pointer(bias)
+    pw, pb = pointer_at(of_weight, like), pointer_at(of_bias, like)
+    w, b = pointer_at(weight, like), pointer_at(bias, like)
     lanes = lanes_of(pw)
     for j in range(first, last, lanes):
         whole = j + lanes <= last

@@ -3,6 +3,9 @@
 A table is int64 [2, outputs]: row 0 the first input of each window inside the image, row 1 the end (one past the last).
 They serve what the kernels of planes.py do not: adaptive windows, wide strides, large windows of a mean, and with
 vectors of channels every window of a channels-last image.
+
+In all of them `sizes` is int64, of passes_cpu.sizes_of, `like` any array of the element type, and images and indices
+are addresses.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     advance,
     any_lane,
+    array_at,
     is_nan,
     lane_mask,
     lanes_of,
@@ -41,10 +45,10 @@ RUN = 16
 
 
 @jit
-def _sum_planes(first, last, x, rows, columns, row_divisors, column_divisors, y):
+def _sum_planes(first, last, sizes, like, x, rows, columns, row_divisors, column_divisors, y):
     """Means of planes [first, last): x (N, C, H, W) -> y (N, C, H_out, W_out); divisors [H_out] and [W_out]."""
-    height, width = x.shape[2:]
-    output_height, output_width = y.shape[2:]
+    height, width, output_height, output_width = sizes[0], sizes[1], sizes[2], sizes[3]
+    x, y = array_at(like, x, 1), array_at(like, y, 1)
     lanes = lanes_of(x)
     for plane in range(first, last):
         image = pointer(x, plane * height * width)
@@ -69,10 +73,10 @@ def _sum_planes(first, last, x, rows, columns, row_divisors, column_divisors, y)
 
 
 @jit
-def _sum_narrow_planes(first, last, x, rows, columns, row_divisors, column_divisors, y, lines):
+def _sum_narrow_planes(first, last, sizes, like, x, rows, columns, row_divisors, column_divisors, y, lines):
     """As `_sum_planes`, for windows narrower than a vector. lines: scratch [planes, W]."""
-    height, width = x.shape[2:]
-    output_height, output_width = y.shape[2:]
+    height, width, output_height, output_width = sizes[0], sizes[1], sizes[2], sizes[3]
+    x, y = array_at(like, x, 1), array_at(like, y, 1)
     lanes = lanes_of(x)
     for plane in range(first, last):
         image = pointer(x, plane * height * width)
@@ -93,9 +97,9 @@ def _sum_narrow_planes(first, last, x, rows, columns, row_divisors, column_divis
 
 
 @jit
-def _mean_planes(first, last, x, y):
-    """Means of whole planes [first, last): x (planes, elements of a plane) -> y (planes,)."""
-    size = x.shape[1]
+def _mean_planes(first, last, size, like, x, y):
+    """Means of whole planes [first, last): x (planes, size) -> y (planes,), addresses."""
+    x, y = array_at(like, x, 1), array_at(like, y, 1)
     lanes = lanes_of(x)
     step = 4 * lanes
     for plane in range(first, last):
@@ -122,14 +126,16 @@ def _mean_planes(first, last, x, y):
 
 
 @jit
-def _max_planes(first, last, x, rows, columns, steps, y, lines):
+def _max_planes(first, last, sizes, like, x, rows, columns, y, lines):
     """Maxima of planes [first, last): x (N, C, H, W) -> y (N, C, H_out, W_out).
 
-    steps: distances between the inputs of a window, (vertical, horizontal). lines: scratch [planes, W].
+    Behind the sizes stand the distances between the inputs of a window, vertical and horizontal. lines: scratch
+    [planes, W].
     """
-    height, width = x.shape[2:]
-    output_height, output_width = y.shape[2:]
+    height, width, output_height, output_width = sizes[0], sizes[1], sizes[2], sizes[3]
+    x, y = array_at(like, x, 1), array_at(like, y, 1)
     lanes = lanes_of(x)
+    steps = (sizes[5], sizes[6])
     for plane in range(first, last):
         image = pointer(x, plane * height * width)
         line = pointer(lines, plane * width)
@@ -150,11 +156,13 @@ def _max_planes(first, last, x, rows, columns, steps, y, lines):
 
 
 @jit
-def _argmax_planes(first, last, x, rows, columns, steps, y, indices, lines, places):
+def _argmax_planes(first, last, sizes, like, x, rows, columns, y, indices, lines, places):
     """As `_max_planes`, with the index of each maximum in its H * W plane. places: int64 scratch [planes, W]."""
-    height, width = x.shape[2:]
-    output_height, output_width = y.shape[2:]
+    height, width, output_height, output_width = sizes[0], sizes[1], sizes[2], sizes[3]
+    x, y = array_at(like, x, 1), array_at(like, y, 1)
     lanes = lanes_of(x)
+    indices = array_at(sizes, indices, 1)
+    steps = (sizes[5], sizes[6])
     for plane in range(first, last):
         image = pointer(x, plane * height * width)
         line, places_of_line = pointer(lines, plane * width), pointer(places, plane * width)
@@ -188,10 +196,10 @@ def _argmax_planes(first, last, x, rows, columns, steps, y, indices, lines, plac
 
 
 @jit
-def _sum_channels(first, last, x, rows, columns, row_divisors, column_divisors, y):
+def _sum_channels(first, last, sizes, like, x, rows, columns, row_divisors, column_divisors, y):
     """Means of output rows [first, last) of all images: x (N, H, W, C) -> y (N, H_out, W_out, C)."""
-    height, width, channels = x.shape[1:]
-    output_height, output_width = y.shape[1:3]
+    height, width, output_height, output_width, channels = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    x, y = array_at(like, x, 1), array_at(like, y, 1)
     lanes = lanes_of(x)
     for unit in range(first, last):
         image = unit // output_height
@@ -261,10 +269,11 @@ def _row_channels(keeps_nan, image, width, channels, first_row, row_count, colum
 
 
 @jit
-def _max_channels(first, last, x, rows, columns, steps, y):
+def _max_channels(first, last, sizes, like, x, rows, columns, y):
     """Maxima of output rows [first, last) of all images: x (N, H, W, C) -> y (N, H_out, W_out, C)."""
-    height, width, channels = x.shape[1:]
-    output_height, output_width = y.shape[1:3]
+    height, width, output_height, output_width, channels = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    x, y = array_at(like, x, 1), array_at(like, y, 1)
+    steps = (sizes[5], sizes[6])
     for unit in range(first, last):
         image = unit // output_height
         i = unit - image * output_height
@@ -276,11 +285,13 @@ def _max_channels(first, last, x, rows, columns, steps, y):
 
 
 @jit
-def _argmax_channels(first, last, x, rows, columns, steps, y, indices):
+def _argmax_channels(first, last, sizes, like, x, rows, columns, y, indices):
     """As `_max_channels`, with the index of each maximum in its H * W plane."""
-    height, width, channels = x.shape[1:]
-    output_height, output_width = y.shape[1:3]
+    height, width, output_height, output_width, channels = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    x, y = array_at(like, x, 1), array_at(like, y, 1)
     lanes = lanes_of(x)
+    indices = array_at(sizes, indices, 1)
+    steps = (sizes[5], sizes[6])
     for unit in range(first, last):
         image = unit // output_height
         i = unit - image * output_height

@@ -10,6 +10,7 @@ import numpy as np
 from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     advance,
+    array_at,
     lane_mask,
     lanes_of,
     load,
@@ -43,10 +44,13 @@ def _largest(image, width, first, end, step, y):
 
 
 @jit
-def _max_columns(first, last, height, stride, padding, dilation, x, y):
-    """Planes [first, last): x (N, C, H, W) -> y (N, C, H_out, W), windows of `height` rows."""
-    image_height, width = x.shape[2:]
-    rows = y.shape[2]
+def _max_columns(first, last, height, stride, padding, dilation, sizes, like, x, y):
+    """Planes [first, last): x (N, C, H, W) -> y (N, C, H_out, W), windows of `height` rows.
+
+    sizes: int64, of passes_cpu.sizes_of; like: any array of the element type; x, y: addresses.
+    """
+    image_height, width, rows = sizes[0], sizes[1], sizes[2]
+    x, y = array_at(like, x, 1), array_at(like, y, 1)
     for plane in range(first, last):
         image = pointer(x, plane * image_height * width)
         for i in range(rows):

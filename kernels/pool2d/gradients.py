@@ -3,12 +3,16 @@
 A maximum sends each gradient to one input: they are added plane by plane in the order of the outputs, so equal inputs
 give equal bits for any number of threads. A mean spreads each gradient over a window: here each input gathers the
 outputs whose windows hold it, from tables int64 [2, inputs] of the first such output and of one past the last.
+
+In all of them `sizes` is int64, of passes_cpu.sizes_of, `like` any array of the element type, and dy, indices and dx
+are addresses.
 """
 
 from __future__ import annotations
 
 from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
+    array_at,
     full,
     lane_mask,
     lanes_of,
@@ -25,10 +29,11 @@ from kernels.simd import (
 
 
 @jit
-def _spread_planes(first, last, dy, indices, dx):
+def _spread_planes(first, last, sizes, like, dy, indices, dx):
     """dx[n, c, indices[n, c, i, j]] += dy[n, c, i, j] for planes [first, last); dx (N, C, H, W) is overwritten."""
-    size = dx.shape[2] * dx.shape[3]
-    outputs = dy.shape[2] * dy.shape[3]
+    size, outputs = sizes[0] * sizes[1], sizes[2] * sizes[3]
+    dy, dx = array_at(like, dy, 1), array_at(like, dx, 1)
+    indices = array_at(sizes, indices, 1)
     lanes = lanes_of(dx)
     zero = zeros_like(dx)
     for plane in range(first, last):
@@ -43,9 +48,9 @@ def _spread_planes(first, last, dy, indices, dx):
 
 
 @jit
-def _fill_planes(first, last, dy, dx):
-    """Planes [first, last) of dx (planes, elements of a plane) = the gradient of their means, dy (planes,)."""
-    size = dx.shape[1]
+def _fill_planes(first, last, size, like, dy, dx):
+    """Planes [first, last) of dx (planes, size) = the gradient of their means, dy (planes,)."""
+    dy, dx = array_at(like, dy, 1), array_at(like, dx, 1)
     for plane in range(first, last):
         gradient = pointer(dx, plane * size)
         share = full(dx, dy[plane] / size)
@@ -57,14 +62,14 @@ def _fill_planes(first, last, dy, dx):
 
 
 @jit
-def _spread_channels(first, last, dy, indices, dx, blocks):
+def _spread_channels(first, last, sizes, like, dy, indices, dx, blocks):
     """As `_spread_planes` for dy, indices (N, H_out, W_out, C) and dx (N, H, W, C).
 
     The channels fall into `blocks` parts; [first, last) counts the parts of all images.
     """
-    channels = dx.shape[3]
-    pixels = dx.shape[1] * dx.shape[2]
-    outputs = dy.shape[1] * dy.shape[2]
+    channels, pixels, outputs = sizes[4], sizes[0] * sizes[1], sizes[2] * sizes[3]
+    dy, dx = array_at(like, dy, 1), array_at(like, dx, 1)
+    indices = array_at(sizes, indices, 1)
     lanes = lanes_of(dx)
     zero = zeros_like(dx)
     for unit in range(first, last):
@@ -98,14 +103,14 @@ def _gather_row(incoming, above, row, row_divisors, column_divisors, output_widt
 
 
 @jit
-def _gather_planes(first, last, dy, above, beside, row_divisors, column_divisors, dx, scratch):
+def _gather_planes(first, last, sizes, like, dy, above, beside, row_divisors, column_divisors, dx, scratch):
     """Gradient of a mean: dy (N, C, H_out, W_out) -> dx (N, C, H, W), planes [first, last).
 
     above [2, H], beside [2, W]: the outputs whose windows hold each row and each column.
     scratch: [N * C, W_out].
     """
-    height, width = dx.shape[2:]
-    output_height, output_width = dy.shape[2:]
+    height, width, output_height, output_width = sizes[0], sizes[1], sizes[2], sizes[3]
+    dy, dx = array_at(like, dy, 1), array_at(like, dx, 1)
     divisors = pointer(column_divisors)
     lanes = lanes_of(dx)
     for plane in range(first, last):
@@ -133,10 +138,10 @@ def _gather_planes(first, last, dy, above, beside, row_divisors, column_divisors
 
 
 @jit
-def _gather_channels(first, last, dy, above, beside, row_divisors, column_divisors, dx):
+def _gather_channels(first, last, sizes, like, dy, above, beside, row_divisors, column_divisors, dx):
     """As `_gather_planes` for dy (N, H_out, W_out, C) and rows [first, last) of all images of dx (N, H, W, C)."""
-    height, width, channels = dx.shape[1:]
-    output_height, output_width = dy.shape[1:3]
+    height, width, output_height, output_width, channels = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    dy, dx = array_at(like, dy, 1), array_at(like, dx, 1)
     lanes = lanes_of(dx)
     for unit in range(first, last):
         image = unit // height

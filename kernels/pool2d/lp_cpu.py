@@ -9,7 +9,17 @@ import numpy as np
 
 from kernels.pool2d import planes, powers
 from kernels.pool2d.op import LpPool2dProblem
-from kernels.pool2d.passes_cpu import gather_sliding, is_known, native, public, slide_max, slide_mean, spread, threads
+from kernels.pool2d.passes_cpu import (
+    gather_sliding,
+    is_known,
+    native,
+    public,
+    run_on,
+    slide_max,
+    slide_mean,
+    spread,
+    threads,
+)
 from kernels.runtime.numba_cpu import empty
 
 Array = np.ndarray[Any, Any]
@@ -17,24 +27,26 @@ Array = np.ndarray[Any, Any]
 
 def lp_pool2d(p: LpPool2dProblem, x: Array) -> tuple[Array | None, ...]:
     """x (N, C, H, W) -> output, indices of the extrema."""
-    x = native(p, x)
+    image, x = x, native(p, x)
     size = float(math.prod(p.kernel_size))
     if p.is_extremum:
         sizes = np.abs(x, out=empty(x.shape, x.dtype))
         if p.norm_type < 0:
             np.negative(sizes, out=sizes)
-        y, indices = slide_max(p, p, sizes, (1, 1))
-        return public(p, np.abs(y, out=y)), None if indices is None else public(p, indices)
+        y, indices = run_on(p, slide_max(p, p, (1, 1)), (public(p, sizes),), p.results())
+        assert y is not None
+        return np.abs(y, out=y), indices
     if p.norm_type == 2 and not p.x.channels_last and is_known(p.kernel_size, p.stride):
-        return public(p, slide_mean(p, x, planes.ROOT_OF_SQUARES, size)), None
+        return (*run_on(p, slide_mean(p, planes.ROOT_OF_SQUARES, size), (image,), p.results()[:1]), None)
     number = x.dtype.type
     raised = x
     if p.norm_type != 1:
         raised = empty(x.shape, x.dtype)
         powers.raise_to(x.size, threads(p), x.reshape(-1), number(p.norm_type), raised.reshape(-1))
-    y = slide_mean(p, raised, planes.MEAN, 1.0)
-    powers.take_root(y.size, threads(p), y.reshape(-1), number(size), number(1 / p.norm_type))
-    return public(p, y), None
+    (y,) = run_on(p, slide_mean(p, planes.MEAN, 1.0), (public(p, raised),), p.results()[:1])
+    assert y is not None
+    powers.take_root(y.size, threads(p), native(p, y).reshape(-1), number(size), number(1 / p.norm_type))
+    return y, None
 
 
 def lp_pool2d_backward(
@@ -44,9 +56,10 @@ def lp_pool2d_backward(
     x = native(p, x)
     if p.is_extremum:
         assert indices is not None
-        dx = spread(p, grad_output, indices)
-        powers.sign_gradient(x.size, threads(p), x.reshape(-1), dx.reshape(-1))
-        return (public(p, dx),)
+        (dx,) = run_on(p, spread(p), (grad_output, indices), p.gradients())
+        assert dx is not None
+        powers.sign_gradient(x.size, threads(p), x.reshape(-1), native(p, dx).reshape(-1))
+        return (dx,)
     assert output is not None
     number = x.dtype.type
     dy, y = native(p, grad_output), native(p, output)
@@ -61,6 +74,7 @@ def lp_pool2d_backward(
         number(0 if p.norm_type > 0 else math.inf),
         dmeans.reshape(-1),
     )
-    dx = gather_sliding(p, dmeans)
-    powers.power_gradient(x.size, threads(p), x.reshape(-1), number(p.norm_type - 1), dx.reshape(-1))
-    return (public(p, dx),)
+    (dx,) = run_on(p, gather_sliding(p), (public(p, dmeans),), p.gradients())
+    assert dx is not None
+    powers.power_gradient(x.size, threads(p), x.reshape(-1), number(p.norm_type - 1), native(p, dx).reshape(-1))
+    return (dx,)

@@ -11,6 +11,7 @@ from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     advance,
     any_lane,
+    array_at,
     evens,
     is_nan,
     lane_mask,
@@ -74,13 +75,14 @@ def _rows(kind, keeps_nan, x, width, y, rows, output_width, factor):
 
 
 @jit
-def _pool_pairs(first, last, kind, x, y, factor):
+def _pool_pairs(first, last, kind, sizes, like, x, y, factor):
     """Planes [first, last): x (N, C, H, W), y (N, C, H // 2, W // 2), with W // 2 at most half of the lanes.
 
     kind: a tuple whose length is one of planes.py's. factor: multiplies the mean of squares under the root.
+    sizes: int64, of passes_cpu.sizes_of; like: any array of the element type; x, y: addresses.
     """
-    height, width = x.shape[2:]
-    rows, columns = y.shape[2:]
+    height, width, rows, columns = sizes[0], sizes[1], sizes[2], sizes[3]
+    x, y = array_at(like, x, 1), array_at(like, y, 1)
     for plane in range(first, last):
         image, output = pointer(x, plane * height * width), pointer(y, plane * rows * columns)
         nan = _rows(len(kind), False, image, width, output, rows, columns, factor)

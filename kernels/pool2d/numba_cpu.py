@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from kernels.arrays import channels_last_strides
 from kernels.op import Implementation, limits
 from kernels.pool2d import any_window, gradients, planes, tables
 from kernels.pool2d.adaptive import (
@@ -17,7 +19,6 @@ from kernels.pool2d.adaptive import (
 from kernels.pool2d.lp_cpu import lp_pool2d, lp_pool2d_backward
 from kernels.pool2d.op import AVG_POOL2D, INTEGERS, LP_POOL2D, MAX_POOL2D, AvgPool2dProblem, MaxPool2dProblem
 from kernels.pool2d.passes_cpu import (
-    fresh,
     gather,
     gather_sliding,
     is_column,
@@ -26,15 +27,14 @@ from kernels.pool2d.passes_cpu import (
     max_of_windows,
     mean_of_known,
     mean_of_windows,
-    native,
-    public,
+    run_on,
     slide_max,
     slide_mean,
     spread,
     threads,
 )
 from kernels.pool2d.pooling import Extremum, Pooling
-from kernels.runtime.numba_cpu import contiguous
+from kernels.runtime.by_address import LIKE, Run
 from kernels.simd import VECTOR_BYTES
 
 Array = np.ndarray[Any, Any]
@@ -54,36 +54,20 @@ def _max_reasons(p: Extremum) -> list[str]:
     return found
 
 
-def _both(p: Extremum, y: Array, indices: Array | None) -> tuple[Array | None, ...]:
-    return public(p, y), None if indices is None else public(p, indices)
+def _prepare_max(p: MaxPool2dProblem) -> Run:
+    """x -> output, indices."""
+    return slide_max(p, p, p.dilation)
 
 
-def max_pool2d(p: MaxPool2dProblem, x: Array) -> tuple[Array | None, ...]:
-    """x (N, C, H, W) -> output, indices."""
-    return _both(p, *slide_max(p, p, native(p, x), p.dilation))
-
-
-def adaptive_max_pool2d(p: AdaptiveMaxPool2dProblem, x: Array) -> tuple[Array | None, ...]:
-    """x (N, C, H, W) -> output, indices."""
+def _prepare_adaptive_max(p: AdaptiveMaxPool2dProblem) -> Run:
+    """x -> output, indices."""
     rows, columns = (tables.adaptive(p.x.shape[2 + d], p.output_size[d]) for d in (0, 1))
-    y = fresh(p, p.output_shape, x.dtype)
-    indices = fresh(p, p.output_shape, np.int64) if p.keeps_indices else None
-    return _both(p, *max_of_windows(p, native(p, x), rows, columns, (1, 1), y, indices))
+    return max_of_windows(p, rows, columns, (1, 1))
 
 
-def max_backward(p: Extremum, grad_output: Array, indices: Array) -> tuple[Array | None, ...]:
-    """grad_output, indices (N, C, H_out, W_out) -> gradient of x."""
-    return (public(p, spread(p, grad_output, indices)),)
-
-
-def avg_pool2d(p: AvgPool2dProblem, x: Array) -> tuple[Array | None, ...]:
-    """x (N, C, H, W) -> output."""
-    return (public(p, slide_mean(p, native(p, x), planes.MEAN, 1.0)),)
-
-
-def avg_pool2d_backward(p: AvgPool2dProblem, grad_output: Array) -> tuple[Array | None, ...]:
-    """grad_output (N, C, H_out, W_out) -> gradient of x."""
-    return (public(p, gather_sliding(p, native(p, grad_output))),)
+def _prepare_avg(p: AvgPool2dProblem) -> Run:
+    """x -> output."""
+    return slide_mean(p, planes.MEAN, 1.0)
 
 
 def _adaptive_divisors(p: AdaptiveAvgPool2dProblem) -> tuple[Array, Array]:
@@ -105,28 +89,78 @@ def _same_windows(p: AdaptiveAvgPool2dProblem) -> Pair | None:
     return size if is_known(size, size) else None
 
 
-def adaptive_avg_pool2d(p: AdaptiveAvgPool2dProblem, x: Array) -> tuple[Array | None, ...]:
-    """x (N, C, H, W) -> output."""
+def _prepare_adaptive_avg(p: AdaptiveAvgPool2dProblem) -> Run:
+    """x -> output."""
     if p.output_plane == (1, 1) and not p.x.channels_last:
-        y = fresh(p, p.output_shape, x.dtype)
-        any_window.mean_planes(y.size, threads(p), contiguous(x).reshape(y.size, -1), y.reshape(-1))
-        return (y,)
+        count, size, like = p.x.shape[0] * p.x.shape[1], p.x.shape[2] * p.x.shape[3], LIKE[p.x.dtype]
+        return lambda x, y: any_window.mean_planes(count, threads(p), size, like, x, y)
     same = _same_windows(p)
     if same is not None:
-        return (mean_of_known(p, contiguous(x), planes.MEAN, same, same, (0, 0), _adaptive_divisors(p), 1.0),)
+        return mean_of_known(p, planes.MEAN, same, same, (0, 0), _adaptive_divisors(p), 1.0)
     rows, columns = (tables.adaptive(p.x.shape[2 + d], p.output_size[d]) for d in (0, 1))
-    return (public(p, mean_of_windows(p, native(p, x), rows, columns, _widest(p), *_adaptive_divisors(p))),)
+    return mean_of_windows(p, rows, columns, _widest(p), *_adaptive_divisors(p))
+
+
+def _prepare_adaptive_avg_backward(p: AdaptiveAvgPool2dProblem) -> Run:
+    """grad_output -> gradient of x."""
+    if p.output_plane == (1, 1) and not p.x.channels_last:
+        count, size, like = p.x.shape[0] * p.x.shape[1], p.x.shape[2] * p.x.shape[3], LIKE[p.x.dtype]
+        return lambda dy, dx: gradients.fill_planes(count, threads(p), size, like, dy, dx)
+    above, beside = (tables.holders(p.x.shape[2 + d], tables.adaptive, p.output_size[d]) for d in (0, 1))
+    return gather(p, above, beside, *_adaptive_divisors(p))
+
+
+def _if_dense(prepare: Callable[[Any], Run]) -> Callable[[Any], Run | None]:
+    """`prepare` for images that lie as the kernels see them."""
+
+    def by_address(p: Pooling) -> Run | None:
+        last = channels_last_strides(p.x.shape) if p.x.channels_last else None
+        return prepare(p) if p.x.strides == last else None
+
+    return by_address
+
+
+def _kept(p: Pooling, way: str, prepare: Callable[[Any], Run]) -> Run:
+    # On the problem itself, which lives as long as the plan of a call.
+    found: Run | None = p.__dict__.get(way)
+    if found is None:
+        found = p.__dict__[way] = prepare(p)
+    return found
+
+
+def max_pool2d(p: MaxPool2dProblem, x: Array) -> tuple[Array | None, ...]:
+    """x (N, C, H, W) -> output, indices."""
+    return run_on(p, _kept(p, "_forward_run", _prepare_max), (x,), p.results())
+
+
+def adaptive_max_pool2d(p: AdaptiveMaxPool2dProblem, x: Array) -> tuple[Array | None, ...]:
+    """x (N, C, H, W) -> output, indices."""
+    return run_on(p, _kept(p, "_forward_run", _prepare_adaptive_max), (x,), p.results())
+
+
+def max_backward(p: Extremum, grad_output: Array, indices: Array) -> tuple[Array | None, ...]:
+    """grad_output, indices (N, C, H_out, W_out) -> gradient of x."""
+    return run_on(p, _kept(p, "_backward_run", spread), (grad_output, indices), p.gradients())
+
+
+def avg_pool2d(p: AvgPool2dProblem, x: Array) -> tuple[Array | None, ...]:
+    """x (N, C, H, W) -> output."""
+    return run_on(p, _kept(p, "_forward_run", _prepare_avg), (x,), p.results())
+
+
+def avg_pool2d_backward(p: AvgPool2dProblem, grad_output: Array) -> tuple[Array | None, ...]:
+    """grad_output (N, C, H_out, W_out) -> gradient of x."""
+    return run_on(p, _kept(p, "_backward_run", gather_sliding), (grad_output,), p.gradients())
+
+
+def adaptive_avg_pool2d(p: AdaptiveAvgPool2dProblem, x: Array) -> tuple[Array | None, ...]:
+    """x (N, C, H, W) -> output."""
+    return run_on(p, _kept(p, "_forward_run", _prepare_adaptive_avg), (x,), p.results())
 
 
 def adaptive_avg_pool2d_backward(p: AdaptiveAvgPool2dProblem, grad_output: Array) -> tuple[Array | None, ...]:
     """grad_output (N, C, H_out, W_out) -> gradient of x."""
-    if p.output_plane == (1, 1) and not p.x.channels_last:
-        dx = fresh(p, p.x.shape, grad_output.dtype)
-        planes_of_dx = dx.reshape(grad_output.size, -1)
-        gradients.fill_planes(grad_output.size, threads(p), contiguous(grad_output).reshape(-1), planes_of_dx)
-        return (dx,)
-    above, beside = (tables.holders(p.x.shape[2 + d], tables.adaptive, p.output_size[d]) for d in (0, 1))
-    return (public(p, gather(p, native(p, grad_output), above, beside, *_adaptive_divisors(p))),)
+    return run_on(p, _kept(p, "_backward_run", _prepare_adaptive_avg_backward), (grad_output,), p.gradients())
 
 
 def _describe(p: Pooling) -> str:
@@ -165,24 +199,20 @@ def _adaptive_below(p: AdaptiveAvgPool2dProblem) -> int:
 
 
 Implementation(
-    MAX_POOL2D, "numba", max_pool2d, max_backward, _max_reasons, describe=_describe, torch_below=limits(14000, 20000)
-)
-Implementation(ADAPTIVE_MAX_POOL2D, "numba", adaptive_max_pool2d, max_backward, _max_reasons, describe=_describe)
+    MAX_POOL2D, "numba", max_pool2d, max_backward, _max_reasons, describe=_describe, torch_below=limits(14000, 20000),
+    by_address=_if_dense(_prepare_max), backward_by_address=_if_dense(spread),
+)  # fmt: skip
 Implementation(
-    AVG_POOL2D,
-    "numba",
-    avg_pool2d,
-    avg_pool2d_backward,
-    _reasons,
-    describe=_describe,
-    torch_below=limits(16000, 25000),
-)
+    ADAPTIVE_MAX_POOL2D, "numba", adaptive_max_pool2d, max_backward, _max_reasons, describe=_describe,
+    by_address=_if_dense(_prepare_adaptive_max), backward_by_address=_if_dense(spread),
+)  # fmt: skip
 Implementation(
-    ADAPTIVE_AVG_POOL2D,
-    "numba",
-    adaptive_avg_pool2d,
-    adaptive_avg_pool2d_backward,
-    describe=_describe,
-    torch_below=_adaptive_below,
-)
+    AVG_POOL2D, "numba", avg_pool2d, avg_pool2d_backward, _reasons, describe=_describe,
+    torch_below=limits(16000, 25000), by_address=_if_dense(_prepare_avg), backward_by_address=_if_dense(gather_sliding),
+)  # fmt: skip
+Implementation(
+    ADAPTIVE_AVG_POOL2D, "numba", adaptive_avg_pool2d, adaptive_avg_pool2d_backward, describe=_describe,
+    torch_below=_adaptive_below, by_address=_if_dense(_prepare_adaptive_avg),
+    backward_by_address=_if_dense(_prepare_adaptive_avg_backward),
+)  # fmt: skip
 Implementation(LP_POOL2D, "numba", lp_pool2d, lp_pool2d_backward, _max_reasons, describe=_describe)

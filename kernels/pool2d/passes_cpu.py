@@ -1,18 +1,22 @@
 """Passes over images on the CPU, which the poolings share: which kernel runs, with which tables and memory.
 
-Kernels see contiguous arrays: planes (N, C, H, W), or (N, H, W, C) for channels-last images.
+Each is prepared for a problem and then runs from addresses of arrays that lie contiguously as planes (N, C, H, W), or
+as (N, H, W, C) for channels-last images: all of them in the layout of x.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from kernels.arrays import ArraySpec
 from kernels.pool2d import any_window, column_planes, gradients, narrow_planes, planes, tables
 from kernels.pool2d.op import AvgPool2dProblem, LpPool2dProblem, MaxPool2dProblem
 from kernels.pool2d.pooling import Extremum, Pooling
+from kernels.runtime.by_address import LIKE, Run, maker
 from kernels.runtime.numba_cpu import contiguous, empty, threads_for
 from kernels.simd import VECTOR_BYTES
 
@@ -30,7 +34,6 @@ KNOWN = (((2, 2), (2, 2)), ((3, 3), (2, 2)), ((3, 3), (1, 1)), ((2, 2), (1, 1)))
 
 #: An int that is part of a compiled kernel's type: the length of a tuple.
 LITERAL = ((), (0,), (0, 0), (0, 0, 0))
-NO_INDICES: Array = np.zeros((1, 1, 1, 1), np.int64)
 
 
 def native(p: Pooling, array: Array) -> Array:
@@ -38,15 +41,17 @@ def native(p: Pooling, array: Array) -> Array:
     return contiguous(array.transpose(0, 2, 3, 1) if p.x.channels_last else array)
 
 
-def fresh(p: Pooling, shape: Pair, dtype: Any) -> Array:
-    """A new array for (N, C, H, W), as the kernels see it."""
-    n, c, h, w = shape
-    return empty((n, h, w, c) if p.x.channels_last else (n, c, h, w), dtype)
-
-
 def public(p: Pooling, array: Array) -> Array:
     """An array of the kernels as (N, C, H, W)."""
     return array.transpose(0, 3, 1, 2) if p.x.channels_last else array
+
+
+def run_on(p: Pooling, run: Run, given: Sequence[Array], forms: Sequence[ArraySpec | None]) -> tuple[Array | None, ...]:
+    """New arrays (N, C, H, W) of these specs, from a run on others."""
+    alive = [native(p, array) for array in given]
+    made = [None if m is None else m[0](*m[1:]) for m in map(maker, forms)]
+    run(*[0 if a is None else a.ctypes.data for a in (*alive, *made)])
+    return tuple(made)
 
 
 def _strips(p: Pooling) -> int:
@@ -78,71 +83,81 @@ def is_column(p: Pooling, kernel: Pair, stride: Pair, padding: Pair) -> bool:
     return kernel[1] == stride[1] == 1 and padding[1] == 0 and not p.x.channels_last
 
 
-def slide_max(p: Extremum, form: MaxPool2dProblem | LpPool2dProblem, x: Array, dilation: Pair) -> tuple[Any, ...]:
-    """Maxima and indices of sliding windows; `x` as the kernels see it."""
+def sizes_of(p: Pooling, *more: int) -> Array:
+    """int64 (H, W, H_out, W_out, C), and what else a kernel wants."""
+    return np.array((*p.x.shape[2:], *p.output_plane, p.x.shape[1], *more), np.int64)
+
+
+def _planes(p: Pooling) -> int:
+    return p.x.shape[0] * p.x.shape[1]
+
+
+def slide_max(p: Extremum, form: MaxPool2dProblem | LpPool2dProblem, dilation: Pair) -> Run:
+    """``run(x, y, indices)``: maxima of sliding windows, and their indices where these are kept."""
     kernel, stride, padding = form.kernel_size, form.stride, form.padding
-    y = fresh(p, p.output_shape, x.dtype)
-    indices = fresh(p, p.output_shape, np.int64) if p.keeps_indices else None
+    like, total = LIKE[p.x.dtype], _planes(p)
     if p.x.channels_last or stride[1] > 2:
         rows, columns = (
             tables.sliding(p.x.shape[2 + d], p.output_plane[d], kernel[d], stride[d], padding[d], dilation[d])
             for d in (0, 1)
         )
-        return max_of_windows(p, x, rows, columns, dilation, y, indices)
-    plane_count = p.x.shape[0] * p.x.shape[1]
-    if indices is None and is_column(p, kernel, stride, padding):
-        column_planes.max_columns(plane_count, threads(p), kernel[0], stride[0], padding[0], dilation[0], x, y)
-        return y, None
-    if indices is None and dilation == (1, 1) and is_narrow(p, kernel, stride):
-        narrow_planes.pool_pairs(plane_count, threads(p), LITERAL[planes.MAXIMUM], x, y, 1.0)
-        return y, None
-    strips = _strips(p)
-    total = plane_count * strips
-    if not is_known(kernel, stride, dilation):
-        found = NO_INDICES if indices is None else indices
-        planes.argmax_planes(
-            total, threads(p), kernel, stride, padding, dilation, x, y, found, indices is not None, strips
-        )
-        return y, indices
-    literal = (LITERAL[kernel[0]], LITERAL[kernel[1]], LITERAL[stride[0]])
-    if indices is not None:
-        planes.argmax_planes_known(total, threads(p), *literal, x, y, indices, strips, *padding)
-    else:
-        none = tables.constant(1, 1, p.x.dtype)
+        return max_of_windows(p, rows, columns, dilation)
+    sizes = sizes_of(p)
+    if not p.keeps_indices and is_column(p, kernel, stride, padding):
+        column = (kernel[0], stride[0], padding[0], dilation[0], sizes, like)
+        return lambda x, y, _: column_planes.max_columns(total, threads(p), *column, x, y)
+    if not p.keeps_indices and dilation == (1, 1) and is_narrow(p, kernel, stride):
         kind = LITERAL[planes.MAXIMUM]
-        planes.pool_planes(total, threads(p), kind, *literal, x, y, strips, *padding, none, none, 1.0)
-    return y, indices
+        return lambda x, y, _: narrow_planes.pool_pairs(total, threads(p), kind, sizes, like, x, y, 1.0)
+    strips = _strips(p)
+    total *= strips
+    if not is_known(kernel, stride, dilation):
+        sizes = sizes_of(p, *kernel, *stride, *padding, *dilation)
+        return lambda x, y, indices: planes.argmax_planes(total, threads(p), sizes, like, x, y, indices, strips)
+    literal = (LITERAL[kernel[0]], LITERAL[kernel[1]], LITERAL[stride[0]])
+    if p.keeps_indices:
+        return lambda x, y, indices: planes.argmax_planes_known(
+            total, threads(p), *literal, sizes, like, x, y, indices, strips, *padding
+        )
+    kind, none = LITERAL[planes.MAXIMUM], tables.constant(1, 1, p.x.dtype)
+    return lambda x, y, _: planes.pool_planes(
+        total, threads(p), kind, *literal, sizes, like, x, y, strips, *padding, none, none, 1.0
+    )
 
 
-def max_of_windows(
-    p: Extremum, x: Array, rows: Array, columns: Array, steps: Pair, y: Array, indices: Array | None
-) -> tuple[Any, ...]:
-    """Maxima of windows from tables (see any_window.py) into `y`, and their places into `indices`; returns both."""
-    n, c = p.x.shape[:2]
-    if not p.x.channels_last:
-        lines = empty((n * c, p.x.shape[3]), x.dtype)
-        if indices is None:
-            any_window.max_planes(n * c, threads(p), x, rows, columns, steps, y, lines)
+def max_of_windows(p: Extremum, rows: Array, columns: Array, steps: Pair) -> Run:
+    """``run(x, y, indices)``: maxima of windows from tables (see any_window.py), and their places where kept."""
+    sizes, like, dtype, total = sizes_of(p, *steps), LIKE[p.x.dtype], np.dtype(p.x.dtype), _planes(p)
+    lines = (total, p.x.shape[3])
+    along = p.x.shape[0] * p.output_plane[0]
+    given = (rows, columns)
+
+    def of_planes(x: int, y: int, indices: int) -> None:
+        if indices:
+            room = (empty(lines, dtype), empty(lines, np.int64))
+            any_window.argmax_planes(total, threads(p), sizes, like, x, *given, y, indices, *room)
         else:
-            places = empty(lines.shape, np.int64)
-            any_window.argmax_planes(n * c, threads(p), x, rows, columns, steps, y, indices, lines, places)
-    elif indices is None:
-        any_window.max_channels(n * p.output_plane[0], threads(p), x, rows, columns, steps, y)
-    else:
-        any_window.argmax_channels(n * p.output_plane[0], threads(p), x, rows, columns, steps, y, indices)
-    return y, indices
+            any_window.max_planes(total, threads(p), sizes, like, x, *given, y, empty(lines, dtype))
+
+    def of_channels(x: int, y: int, indices: int) -> None:
+        if indices:
+            any_window.argmax_channels(along, threads(p), sizes, like, x, *given, y, indices)
+        else:
+            any_window.max_channels(along, threads(p), sizes, like, x, *given, y)
+
+    return of_channels if p.x.channels_last else of_planes
 
 
-def spread(p: Extremum, dy: Array, indices: Array) -> Array:
-    """The gradient of x as the kernels see it."""
-    dx = fresh(p, p.x.shape, dy.dtype)
+def spread(p: Extremum) -> Run:
+    """``run(dy, indices, dx)``: the gradient of x."""
     n, c = p.x.shape[:2]
+    sizes, like = sizes_of(p), LIKE[p.x.dtype]
     if p.x.channels_last:
         blocks = max(c // CHANNELS, 1)
-        gradients.spread_channels(n * blocks, threads(p), native(p, dy), native(p, indices), dx, blocks)
-    else:
-        gradients.spread_planes(n * c, threads(p), contiguous(dy), contiguous(indices), dx)
-    return dx
+        return lambda dy, indices, dx: gradients.spread_channels(
+            n * blocks, threads(p), sizes, like, dy, indices, dx, blocks
+        )
+    return lambda dy, indices, dx: gradients.spread_planes(n * c, threads(p), sizes, like, dy, indices, dx)
 
 
 def _divisors(p: AvgPool2dProblem | LpPool2dProblem) -> tuple[Array, Array]:
@@ -161,74 +176,68 @@ def _divisors(p: AvgPool2dProblem | LpPool2dProblem) -> tuple[Array, Array]:
     return rows, columns
 
 
-def slide_mean(p: AvgPool2dProblem | LpPool2dProblem, x: Array, kind: int, factor: float) -> Array:
-    """Means of sliding windows (see planes.py for other kinds); `x` as the kernels see it."""
+def slide_mean(p: AvgPool2dProblem | LpPool2dProblem, kind: int, factor: float) -> Run:
+    """``run(x, y)``: means of sliding windows (see planes.py for other kinds)."""
     divisors = _divisors(p)
     kernel, stride, padding = p.kernel_size, p.stride, p.padding
     if p.x.channels_last or not is_known(kernel, stride):
         rows, columns = (
             tables.sliding(p.x.shape[2 + d], p.output_plane[d], kernel[d], stride[d], padding[d], 1) for d in (0, 1)
         )
-        return mean_of_windows(p, x, rows, columns, kernel[1], *divisors)
-    return mean_of_known(p, x, kind, kernel, stride, padding, divisors, factor)
+        return mean_of_windows(p, rows, columns, kernel[1], *divisors)
+    return mean_of_known(p, kind, kernel, stride, padding, divisors, factor)
 
 
 def mean_of_known(
-    p: Pooling,
-    x: Array,
-    kind: int,
-    kernel: Pair,
-    stride: Pair,
-    padding: Pair,
-    divisors: tuple[Array, Array],
-    factor: float,
-) -> Array:
+    p: Pooling, kind: int, kernel: Pair, stride: Pair, padding: Pair, divisors: tuple[Array, Array], factor: float
+) -> Run:
     """Of sliding windows that planes.py knows; arguments as of `slide_mean`."""
-    y = fresh(p, p.output_shape, x.dtype)
+    sizes, like, total = sizes_of(p), LIKE[p.x.dtype], _planes(p)
+    of_kind = LITERAL[kind]
     if getattr(p, "divisor_override", None) is None and is_narrow(p, kernel, stride):
-        narrow_planes.pool_pairs(x.shape[0] * x.shape[1], threads(p), LITERAL[kind], x, y, factor)
-        return y
+        return lambda x, y: narrow_planes.pool_pairs(total, threads(p), of_kind, sizes, like, x, y, factor)
     strips = _strips(p)
-    total = p.x.shape[0] * p.x.shape[1] * strips
-    literal = (LITERAL[kind], LITERAL[kernel[0]], LITERAL[kernel[1]], LITERAL[stride[0]])
-    planes.pool_planes(total, threads(p), *literal, x, y, strips, *padding, *divisors, factor)
-    return y
+    total *= strips
+    literal = (of_kind, LITERAL[kernel[0]], LITERAL[kernel[1]], LITERAL[stride[0]])
+    return lambda x, y: planes.pool_planes(
+        total, threads(p), *literal, sizes, like, x, y, strips, *padding, *divisors, factor
+    )
 
 
 def mean_of_windows(
-    p: Pooling, x: Array, rows: Array, columns: Array, widest: int, row_divisors: Array, column_divisors: Array
-) -> Array:
-    """Of any windows, the widest of so many columns."""
-    y = fresh(p, p.output_shape, x.dtype)
-    n, c = p.x.shape[:2]
-    arguments = (x, rows, columns, row_divisors, column_divisors, y)
+    p: Pooling, rows: Array, columns: Array, widest: int, row_divisors: Array, column_divisors: Array
+) -> Run:
+    """``run(x, y)`` of any windows, the widest of so many columns."""
+    sizes, like, dtype, total = sizes_of(p), LIKE[p.x.dtype], np.dtype(p.x.dtype), _planes(p)
+    given, lines = (rows, columns, row_divisors, column_divisors), (total, p.x.shape[3])
     if p.x.channels_last:
-        any_window.sum_channels(n * p.output_plane[0], threads(p), *arguments)
-    elif widest * p.x.itemsize < VECTOR_BYTES:
-        any_window.sum_narrow_planes(n * c, threads(p), *arguments, empty((n * c, p.x.shape[3]), x.dtype))
-    else:
-        any_window.sum_planes(n * c, threads(p), *arguments)
-    return y
+        along = p.x.shape[0] * p.output_plane[0]
+        return lambda x, y: any_window.sum_channels(along, threads(p), sizes, like, x, *given, y)
+    if widest * p.x.itemsize < VECTOR_BYTES:
+        return lambda x, y: any_window.sum_narrow_planes(
+            total, threads(p), sizes, like, x, *given, y, empty(lines, dtype)
+        )
+    return lambda x, y: any_window.sum_planes(total, threads(p), sizes, like, x, *given, y)
 
 
-def gather(p: Pooling, dy: Array, above: Array, beside: Array, row_divisors: Array, column_divisors: Array) -> Array:
-    """Gradient of a mean; `dy` and the result as the kernels see them."""
-    dx = fresh(p, p.x.shape, dy.dtype)
-    n, c, h, _ = p.x.shape
+def gather(p: Pooling, above: Array, beside: Array, row_divisors: Array, column_divisors: Array) -> Run:
+    """``run(dy, dx)``: gradient of a mean."""
+    sizes, like, dtype, total = sizes_of(p), LIKE[p.x.dtype], np.dtype(p.x.dtype), _planes(p)
+    given, lines = (above, beside, row_divisors, column_divisors), (total, p.output_plane[1])
     if p.x.channels_last:
-        gradients.gather_channels(n * h, threads(p), dy, above, beside, row_divisors, column_divisors, dx)
-    else:
-        scratch = empty((n * c, p.output_plane[1]), dy.dtype)
-        gradients.gather_planes(n * c, threads(p), dy, above, beside, row_divisors, column_divisors, dx, scratch)
-    return dx
+        rows = p.x.shape[0] * p.x.shape[2]
+        return lambda dy, dx: gradients.gather_channels(rows, threads(p), sizes, like, dy, *given, dx)
+    return lambda dy, dx: gradients.gather_planes(
+        total, threads(p), sizes, like, dy, *given, dx, empty(lines, dtype)
+    )
 
 
-def gather_sliding(p: AvgPool2dProblem | LpPool2dProblem, dy: Array) -> Array:
-    """Gradient of a mean of sliding windows; `dy` and the result as the kernels see them."""
+def gather_sliding(p: AvgPool2dProblem | LpPool2dProblem) -> Run:
+    """``run(dy, dx)``: gradient of a mean of sliding windows."""
     above, beside = (
         tables.holders(
             p.x.shape[2 + d], tables.sliding, p.output_plane[d], p.kernel_size[d], p.stride[d], p.padding[d], 1
         )
         for d in (0, 1)
     )
-    return gather(p, dy, above, beside, *_divisors(p))
+    return gather(p, above, beside, *_divisors(p))

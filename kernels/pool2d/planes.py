@@ -19,6 +19,7 @@ import numpy as np
 from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     any_lane,
+    array_at,
     evens,
     iota,
     is_nan,
@@ -170,6 +171,8 @@ def _pool_planes(
     kernel_height,
     kernel_width,
     stride,
+    sizes,
+    like,
     x,
     y,
     strips,
@@ -181,11 +184,12 @@ def _pool_planes(
 ):
     """Strips [first, last) of all planes; x (N, C, H, W), y (N, C, H_out, W_out). See above for the tuples.
 
+    sizes: int64, of passes_cpu.sizes_of; like: any array of the element type; x, y: addresses.
     row_divisors [H_out], column_divisors [W_out]: their product divides a sum (not read for maxima).
     factor: multiplies the mean of squares under the root.
     """
-    height, width = x.shape[2:]
-    output_height, output_width = y.shape[2:]
+    height, width, output_height, output_width = sizes[0], sizes[1], sizes[2], sizes[3]
+    x, y = array_at(like, x, 1), array_at(like, y, 1)
     divisors = pointer(column_divisors)
     rows = (output_height + strips - 1) // strips
     for unit in range(first, last):
@@ -313,11 +317,12 @@ def _argmax_strip(
 
 @jit
 def _argmax_planes_known(
-    first, last, kernel_height, kernel_width, stride, x, y, indices, strips, padding_height, padding_width
+    first, last, kernel_height, kernel_width, stride, sizes, like, x, y, indices, strips, padding_height, padding_width
 ):
     """`argmax_planes` with indices for the shapes that networks use; see above for the tuples."""
-    height, width = x.shape[2:]
-    output_height, output_width = y.shape[2:]
+    indices = array_at(sizes, indices, 1)
+    height, width, output_height, output_width = sizes[0], sizes[1], sizes[2], sizes[3]
+    x, y = array_at(like, x, 1), array_at(like, y, 1)
     rows = (output_height + strips - 1) // strips
     for unit in range(first, last):
         plane = unit // strips
@@ -344,26 +349,29 @@ def _argmax_planes_known(
 
 
 @jit
-def _argmax_planes(first, last, kernel, stride, padding, dilation, x, y, indices, wants_indices, strips):
+def _argmax_planes(first, last, sizes, like, x, y, indices, strips):
     """Strips [first, last) of all planes: x (N, C, H, W) -> y, indices (N, C, H_out, W_out).
 
-    indices: int64, any array of four dimensions where they are not wanted.
+    sizes: int64, of passes_cpu.sizes_of, then kernel, stride, padding and dilation. x, y, indices: addresses; indices:
+    int64, 0 where they are not wanted.
     """
-    height, width = x.shape[2:]
-    output_height, output_width = y.shape[2:]
+    wants_indices = indices != 0
+    indices = array_at(sizes, indices, 1)
+    height, width, output_height, output_width = sizes[0], sizes[1], sizes[2], sizes[3]
+    x, y = array_at(like, x, 1), array_at(like, y, 1)
     rows = (output_height + strips - 1) // strips
     for unit in range(first, last):
         plane = unit // strips
         top = (unit - plane * strips) * rows
         _argmax_strip(
-            kernel[0],
-            kernel[1],
-            stride[0],
-            stride[1],
-            padding[0],
-            padding[1],
-            dilation[0],
-            dilation[1],
+            sizes[5],
+            sizes[6],
+            sizes[7],
+            sizes[8],
+            sizes[9],
+            sizes[10],
+            sizes[11],
+            sizes[12],
             pointer(x, plane * height * width),
             height,
             width,

@@ -38,7 +38,7 @@ from kernels.recurrence.forward import (
 )
 from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, copy_row, multiply_rows
 from kernels.runtime.numba_cpu import jit
-from kernels.simd import VECTOR_BYTES, advance, lanes_of, load, load_first, pointer, prefetch, store
+from kernels.simd import VECTOR_BYTES, advance, lanes_of, load, load_first, pointer, pointer_at, prefetch, store
 
 #: Bytes of kept numbers of a step's rows up to which the next step's are asked for: more would push each other out.
 AHEAD_BYTES = 1 << 17
@@ -202,6 +202,10 @@ def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, 
     lanes = lanes_of(w_h)
     width = PANEL_VECTORS * lanes
     block_rows = min(BLOCK_ROWS, g.most_rows)
+    sequence, h_first, c_first = pointer_at(x, work), pointer_at(h0, work), pointer_at(c0, work)
+    every_h, all_kept, all_cells = pointer_at(states, work), pointer_at(kept, work), pointer_at(cells, work)
+    arriving = pointer_at(grad_output, work)
+    arriving_h, arriving_c = pointer_at(grad_h, work), pointer_at(grad_c, work)
     state_columns = pointer(state_taps, g.group_rows + LARGE_ROWS)
     d, block = part // g.blocks, part % g.blocks
     row_first, row_last = bounds[block], bounds[block + 1]
@@ -214,10 +218,10 @@ def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, 
     if begin == 0:
         for r in range(row_last - row_first):
             at = d * g.batch + order[row_first + r]
-            given = pointer(grad_h, at * g.hidden * g.has_grad_h)
+            given = advance(arriving_h, at * g.hidden * g.has_grad_h)
             copy_row(given, advance(dh, r * g.hidden_stride), g.hidden)
             if g.kind == LSTM:
-                given = pointer(grad_c, at * g.units * g.has_grad_c)
+                given = advance(arriving_c, at * g.units * g.has_grad_c)
                 copy_row(given, advance(dc, r * g.unit_stride), g.units)
     weights_h = pointer(w_h, d * g.recurrent_panels * g.taps * width)
     weights_second = pointer(w_second, d * g.second_panels * g.second_taps * width)
@@ -240,9 +244,9 @@ def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, 
                 row = order[row_first + low + r]
                 if g.has_grad and (not g.only_last or ends[row_first + low + r] == t + 1):
                     at = t * g.grad_time + row * g.grad_row + d * g.hidden
-                    _add_row(pointer(grad_output, at), advance(block_dh, r * g.hidden_stride), g.hidden)
+                    _add_row(advance(arriving, at), advance(block_dh, r * g.hidden_stride), g.hidden)
                 if g.wants_w_ih:
-                    source = pointer(x, t * g.x_time + row * g.x_row)
+                    source = advance(sequence, t * g.x_time + row * g.x_row)
                     to = advance(x_panels, (place + r) * width)
                     _row_to_panels(source, g.inputs, g.x_panels, panel_stride, to)
                 if g.wants_x:
@@ -261,33 +265,34 @@ def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, 
                 gradient, to = advance(incoming, r * incoming_stride), advance(ds, r * lanes)
                 carried = advance(block_dh, r * g.hidden_stride)
                 step = ((d * g.all_steps + t) * g.batch + row) * g.units
-                gates = pointer(kept, step * g.kept)
+                gates = advance(all_kept, step * g.kept)
                 is_first = not 0 <= before < ends[row_first + low + r]
-                old = pointer(h0, (d * g.batch + row) * g.hidden * g.has_h0)
+                old = advance(h_first, (d * g.batch + row) * g.hidden * g.has_h0)
                 if not is_first:
-                    old = pointer(states, before * g.states_time + row * g.states_row + d * g.hidden)
+                    old = advance(every_h, before * g.states_time + row * g.states_row + d * g.hidden)
                 old_to = advance(old_panels, (place + r) * width)
                 _row_to_panels(old, g.hidden, g.recurrent_panels, panel_stride, old_to)
                 if asks_ahead and not is_first:
                     # What the next step will read of this row: it comes while the products below are made.
                     nearer = step + (before - t) * g.batch * g.units
-                    _ask_for(pointer(kept, nearer * g.kept), g.kept * g.units)
+                    _ask_for(advance(all_kept, nearer * g.kept), g.kept * g.units)
                     if 0 <= 2 * before - t < g.all_steps:
                         further = 2 * before - t
                         at = further * g.states_time + row * g.states_row + d * g.hidden
-                        _ask_for(pointer(states, at), g.hidden)
+                        _ask_for(advance(every_h, at), g.hidden)
                         if g.kind == LSTM:
-                            _ask_for(pointer(cells, nearer + (before - t) * g.batch * g.units), g.units)
+                            _ask_for(advance(all_cells, nearer + (before - t) * g.batch * g.units), g.units)
                     if g.wants_w_ih:
-                        _ask_for(pointer(x, before * g.x_time + row * g.x_row), g.inputs)
+                        _ask_for(advance(sequence, before * g.x_time + row * g.x_row), g.inputs)
                     if g.has_grad and not g.only_last:
-                        _ask_for(pointer(grad_output, before * g.grad_time + row * g.grad_row + d * g.hidden), g.hidden)
+                        at = before * g.grad_time + row * g.grad_row + d * g.hidden
+                        _ask_for(advance(arriving, at), g.hidden)
                 if g.kind == LSTM:
-                    cell_before = pointer(c0, (d * g.batch + row) * g.units * g.has_c0)
+                    cell_before = advance(c_first, (d * g.batch + row) * g.units * g.has_c0)
                     if not is_first:
-                        cell_before = pointer(cells, step + (before - t) * g.batch * g.units)
+                        cell_before = advance(all_cells, step + (before - t) * g.batch * g.units)
                     lstm_row_back(g.units, g.group_rows, gradient, advance(dc, (low + r) * g.unit_stride),
-                                  gates, pointer(cells, step), cell_before, to, g.second_panels,
+                                  gates, advance(all_cells, step), cell_before, to, g.second_panels,
                                   advance(extra_panels, (place + r) * width), panel_stride)  # fmt: skip
                 elif g.kind == GRU_AFTER:
                     gru_row_back(g.units, g.group_rows, carried, gates, old, to)
@@ -295,14 +300,14 @@ def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, 
                     gru_new_row_back(g.units, g.group_rows, carried, gates, old, to)
                 else:
                     at = t * g.states_time + row * g.states_row + d * g.hidden
-                    rnn_row_back(g.units, g.group_rows, g.kind == RNN_RELU, gradient, pointer(states, at), to)
+                    rnn_row_back(g.units, g.group_rows, g.kind == RNN_RELU, gradient, advance(every_h, at), to)
             if g.kind == GRU_BEFORE:
                 multiply_rows(ds, pointer(row_taps), pointer(columns, g.taps), rows, g.second_taps,
                               weights_second, g.units, second, g.unit_stride, no, no)  # fmt: skip
                 for r in range(rows):
                     step = ((d * g.all_steps + t) * g.batch + order[row_first + low + r]) * g.units
                     gru_reset_row_back(g.units, g.group_rows, advance(second, r * g.unit_stride),
-                                       advance(block_dh, r * g.hidden_stride), pointer(kept, step * g.kept),
+                                       advance(block_dh, r * g.hidden_stride), advance(all_kept, step * g.kept),
                                        advance(old_panels, (place + r) * width), advance(ds, r * lanes),
                                        advance(extra_panels, (place + r) * width), panel_stride)  # fmt: skip
             # To the states of the step before, to which a GRU's gave some already.
@@ -318,6 +323,6 @@ def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, 
     if end == g.steps:
         for r in range(row_last - row_first):
             at = d * g.batch + order[row_first + r]
-            copy_row(advance(dh, r * g.hidden_stride), pointer(dh0, at * g.hidden), g.hidden)
+            copy_row(advance(dh, r * g.hidden_stride), advance(pointer_at(dh0, work), at * g.hidden), g.hidden)
             if g.kind == LSTM:
-                copy_row(advance(dc, r * g.unit_stride), pointer(dc0, at * g.units), g.units)
+                copy_row(advance(dc, r * g.unit_stride), advance(pointer_at(dc0, work), at * g.units), g.units)

@@ -15,7 +15,7 @@ from kernels.recurrence.cells_cpu import gru_rows, lstm_rows, rnn_rows
 from kernels.recurrence.forward import CHUNK_ROWS, GRU_AFTER, GRU_BEFORE, LSTM, RNN_RELU, Sizes, in_memory, stride_of
 from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, copy_row, multiply_rows
 from kernels.runtime.numba_cpu import has_teams, jit, stepped
-from kernels.simd import VECTOR_BYTES, advance, lanes_of, pointer
+from kernels.simd import VECTOR_BYTES, advance, lanes_of, pointer, pointer_at
 
 Array = np.ndarray[Any, Any]
 
@@ -111,10 +111,14 @@ def _run_step(
     """Parts [first, last) of one step; part numbers run through the groups of units of each direction.
 
     sizes, columns: one Sizes and one ColumnSizes, of in_memory. weights: working memory with what prepare_parts put
-    there. work: elements, see ColumnSizes. table: int64, see ColumnPlan. The rest: as forward.run_parts has it.
+    there. work: elements, see ColumnSizes. table: int64, see ColumnPlan. The rest: as forward.run_parts has it, x ..
+    cells addresses.
     """
     g, n = sizes[0], columns[0]
-    width = PANEL_VECTORS * lanes_of(x)
+    width = PANEL_VECTORS * lanes_of(work)
+    sequence, every_h, last_h = pointer_at(x, work), pointer_at(full, work), pointer_at(last_only, work)
+    final_h, final_c = pointer_at(h_n, work), pointer_at(c_n, work)
+    all_kept, all_cells = pointer_at(kept, work), pointer_at(cells, work)
     # A literal 0 would have Numba compile what it is passed to once more.
     no = np.int64(0)
     h_rows = pointer(table, g.directions * n.x_rows)
@@ -143,14 +147,14 @@ def _run_step(
             at = gate * panels + panel
             if inside == 0:
                 rows = min(n.chunk, g.steps - step) * g.batch
-                multiply_rows(pointer(x), pointer(table, d * n.x_rows + step * g.batch), taps, rows, g.inputs,
+                multiply_rows(sequence, pointer(table, d * n.x_rows + step * g.batch), taps, rows, g.inputs,
                               advance(weights_x, at * g.inputs * width), high - low,
                               advance(x_sums, at * width), g.sum_stride, no, no)  # fmt: skip
             multiply_rows(before, h_rows, taps, g.batch, g.hidden, advance(weights_h, at * g.hidden * width),
                           high - low, advance(h_sums, at * width), g.sum_stride, no, step & 1)  # fmt: skip
         sums = advance(x_sums, inside * g.batch * g.sum_stride)
-        kept_to = pointer(kept, (d * g.all_steps + t) * g.batch * g.kept * g.units * g.keeps)
-        cells_to = pointer(cells, (d * g.all_steps + t) * g.batch * g.units * g.keeps)
+        kept_to = advance(all_kept, (d * g.all_steps + t) * g.batch * g.kept * g.units * g.keeps)
+        cells_to = advance(all_cells, (d * g.all_steps + t) * g.batch * g.units * g.keeps)
         who = pointer(order)
         if g.kind == LSTM:
             lstm_rows(g.batch, low, high, g.units, sums, h_sums, g.sum_stride, bias, c, n.hidden_stride,
@@ -167,14 +171,14 @@ def _run_step(
         for r in range(g.batch):
             source, size = advance(after, r * n.hidden_stride + low), high - low
             if g.has_full:
-                copy_row(source, pointer(full, t * g.full_time + r * g.full_row + d * g.hidden + low), size)
+                copy_row(source, advance(every_h, t * g.full_time + r * g.full_row + d * g.hidden + low), size)
             if g.has_last and t == g.steps - 1:
-                copy_row(source, pointer(last_only, (r * g.directions + d) * g.hidden + low), size)
+                copy_row(source, advance(last_h, (r * g.directions + d) * g.hidden + low), size)
             if step == g.steps - 1:
                 at = (d * g.batch + r) * g.units + low
-                copy_row(source, pointer(h_n, at), size)
+                copy_row(source, advance(final_h, at), size)
                 if g.kind == LSTM:
-                    copy_row(advance(c, r * n.hidden_stride + low), pointer(c_n, at), size)
+                    copy_row(advance(c, r * n.hidden_stride + low), advance(final_c, at), size)
 
 
 run_columns = stepped(_run_step)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from kernels.arrays import contiguous_strides
+from kernels.op import input_names
 from kernels.recurrence import forward as fw
 from kernels.recurrence.columns import ColumnPlan, column_plan
 from kernels.recurrence.forward import Sizes, in_memory, panels_of, steady_offsets, with_strides
@@ -13,7 +18,7 @@ from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER
 from kernels.recurrence.panels import PANEL_VECTORS, pack_rows
 from kernels.recurrence.problem import SUFFIXES, GruProblem, Layer, RnnProblem, Weights
 from kernels.recurrence.sequence import Walk, row_parts, walk
-from kernels.runtime.numba_cpu import contiguous, scratch, threads_for
+from kernels.runtime.numba_cpu import address, contiguous, scratch, threads_for
 from kernels.simd import VECTOR_BYTES
 
 Array = np.ndarray[Any, Any]
@@ -44,22 +49,45 @@ def sequence_memory(p: Layer, x: Any) -> tuple[Array, int, int]:
     return contiguous(x).reshape(-1), batch * features, features
 
 
-def packed_rows(parts: list[tuple[Array, int, int, int]], dtype: Any, threads: int) -> Array:
-    """Weights [taps, outputs] as panels, one after the other; each part is (matrix, first element, outputs, taps)."""
-    width = PANEL_VECTORS * VECTOR_BYTES // dtype.itemsize
-    sizes = [panels_of(outputs, dtype.itemsize) * taps * width for _, _, outputs, taps in parts]
-    packed = scratch(sum(sizes), dtype)
-    threads = min(threads, threads_for(packed.size, PACK_GRAIN))
-    at = 0
-    for (matrix, start, outputs, taps), size in zip(parts, sizes):
-        flat, target = contiguous(matrix).reshape(-1), packed[at : at + size]
-        pack_rows(panels_of(outputs, dtype.itemsize), threads, outputs, taps, start, flat, target)
-        at += size
-    return packed
+class Packs(NamedTuple):
+    """Weights that become panels, one after the other in one piece of memory.
+
+    Each of `parts` is the place of a weight among the inputs, bytes past its beginning, (panels, outputs, taps), and
+    the element where its panels begin; they make three arrays, which begin at `begins`, where the last one ends, too.
+    """
+
+    parts: tuple[tuple[int, int, tuple[int, int, int], int], ...]
+    begins: tuple[int, ...]
+    largest: int  # elements of a part
+
+    def make(self, given: Sequence[int], dtype: np.dtype[Any], threads: int) -> list[Array]:
+        """The three arrays, of weights [taps, outputs] by address."""
+        packed = scratch(self.begins[-1], dtype)
+        threads = min(threads, threads_for(self.largest, PACK_GRAIN))
+        for place, past, (panels, outputs, taps), start in self.parts:
+            pack_rows(panels, threads, outputs, taps, given[place] + past, packed, start)
+        return [packed[a:b] for a, b in itertools.pairwise(self.begins)]
+
+
+def packs_of(wanted: Sequence[Sequence[tuple[int, int, int, int]]], itemsize: int) -> Packs:
+    """The packs of (place, bytes past it, outputs, taps) of each of the arrays."""
+    width, parts, begins, at, largest = PANEL_VECTORS * VECTOR_BYTES // itemsize, [], [0], 0, 0
+    for of_array in wanted:
+        for place, past, outputs, taps in of_array:
+            panels = panels_of(outputs, itemsize)
+            parts.append((place, past, (panels, outputs, taps), at))
+            at += panels * taps * width
+            largest = max(largest, panels * taps * width)
+        begins.append(at)
+    return Packs(tuple(parts), tuple(begins), largest)
 
 
 #: In the order in which forward.prepare takes the weights of both directions.
 _WEIGHTS = tuple(name + suffix for suffix in SUFFIXES for name in Weights._fields)
+
+
+def _place(name: str, names: Sequence[str]) -> int:
+    return names.index(name) if name in names else -1
 
 
 class Plan(NamedTuple):
@@ -70,6 +98,7 @@ class Plan(NamedTuple):
     memory: Array
     steady: Array  # see steady_offsets
     columns: ColumnPlan | None  # instead of by rows
+    elements: int  # of all working memory
 
 
 class Facts:
@@ -81,12 +110,31 @@ class Facts:
         self.inputs, self.forms = op.inputs, dict(zip(op.results, p.results()))
         #: Shape of each result, None for one that is not wanted.
         self.shapes = tuple(None if form is None else form.shape for form in self.forms.values())
-        #: Where among the inputs are h0 and c0, and the weights in the order of forward.prepare; None where not there.
-        given = [name for name in op.inputs if getattr(p, name) is not None]
-        self.h0, self.c0 = (op.inputs.index(n) if n in given else None for n in ("h0", "c0"))
-        self.weights = tuple(op.inputs.index(n) if n in given else None for n in _WEIGHTS)
-        #: What stands for an array that is not there: zeros, as long as a row of states and as a bias.
+        #: Where among the inputs are h0 and c0, and the weights in the order of forward.prepare; -1 where not there.
+        given = [name if getattr(p, name) is not None else "" for name in op.inputs]
+        self.h0, self.c0 = (_place(n, given) for n in ("h0", "c0"))
+        self.weights = tuple(_place(n, given) for n in _WEIGHTS)
+        #: What stands for an array that is not there: zeros, as long as a row of states and as a bias; and its address.
         self.nothing = np.zeros(max(p.gates * p.units, p.hidden), self.dtype)
+        self.nothing_at = address(self.nothing)
+        # Of inputs, results and last what stands for an array that is not there.
+        all_names = [*given, *[name if form is not None else "" for name, form in self.forms.items()]]
+        states = "hidden" if p.return_last else "output"
+        #: Takes from these what forward.prepare does; and what forward.run_parts does, from x to the cells.
+        self.weights_of = itemgetter(*self.weights)
+        names = ("x", "h0", "c0", states, "output" if p.return_last else "none", "h_n", "c_n", "gate_values", "cells")
+        self.arrays_of = itemgetter(*[_place(n, all_names) for n in names])
+        #: How many gradients arrive.
+        self.arriving = op.differentiable_results
+        #: Takes from the gradients that arrive, what is saved and that last one what backward.steps_back does.
+        arriving = [f"grad_{name}" for name in op.results[: op.differentiable_results]]
+        arriving += [name if not name or getattr(p, name, name) is not None else "" for name in p.saved()]
+        names = ("x", "h0", "c0", states, "gate_values", "cells", "grad_output", "grad_h_n", "grad_c_n")
+        self.saved_of = itemgetter(*[_place(n, arriving) for n in names])
+        #: Elements of the largest gradient that backward makes and nobody wants.
+        made = [s for n, s, w in zip(op.inputs, p.gradients(), p.needs_grad) if s is not None and not w and n != "x"]
+        states_size = p.directions * p.batch * max(p.units, p.hidden)
+        self.spare = max([states_size, *[form.size for form in made if form.ndim > 1]])
         self.work = p.flops() // 2
         self.kind = kind = kind_of(p)
         #: Outputs of the first recurrent product, and of the one that needs its result.
@@ -105,15 +153,11 @@ class Facts:
             way = walk(p, lengths, row_parts(p, threads))
             sizes = self.sizes(p, way, x_strides)
             columns = column_plan(sizes, self.dtype.itemsize, threads) if lengths is None else None
-            known = Plan(way, sizes, in_memory(sizes), steady_offsets(sizes), columns)
+            elements = sizes.work + sizes.parts * sizes.offsets * 8 // self.dtype.itemsize
+            known = Plan(way, sizes, in_memory(sizes), steady_offsets(sizes), columns, elements)
             if lengths is None:
                 self.plans[threads] = known
         return known
-
-    def take(self, inputs: tuple[Array | None, ...], place: int | None) -> Array:
-        """One of the inputs flat, or what stands for it."""
-        array = None if place is None else inputs[place]
-        return self.nothing if array is None else contiguous(array).reshape(-1)
 
     def sizes(self, p: Layer, way: Walk, x_strides: tuple[int, int]) -> Sizes:
         """Those of the forward pass; see Sizes."""
@@ -169,5 +213,15 @@ def facts_of(p: Layer) -> Facts:
     return known
 
 
-def flat(array: Array | None, instead: Array) -> Array:
-    return instead if array is None else contiguous(array).reshape(-1)
+def x_strides_of(p: Layer) -> tuple[int, int] | None:
+    """The distances of x's steps and rows as it lies; None where the elements of a row are apart."""
+    form = p.x
+    strides = contiguous_strides(form.shape) if form.strides is None else form.strides
+    time, row = (strides[1], strides[0]) if p.batch_first else strides[:2]
+    return (time, row) if strides[2] == 1 else None
+
+
+def lies_plainly(p: Layer) -> bool:
+    """Whether all that is not x is contiguous, and no row ends before the others."""
+    specs = [getattr(p, name) for name in input_names(type(p)) if name != "x"]
+    return p.lengths is None and all(form is None or form.strides is None for form in specs)

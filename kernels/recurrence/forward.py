@@ -17,10 +17,12 @@ from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     VECTOR_BYTES,
     advance,
+    as_integers,
     lanes_of,
     load_first,
     peek,
     pointer,
+    pointer_at,
     poke,
     store,
 )
@@ -161,7 +163,7 @@ def prepare_parts(first, last, sizes, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse
                   b_hh_reverse, w_hr_reverse, work):  # fmt: skip
     """Parts [first, last) of what run_parts needs of the weights: panels, or biases; see Sizes.prepared, Sizes.at_w_h.
 
-    A bias that is not there is an array of zeros.
+    All but work and sizes are addresses; a bias that is not there is so many zeros.
     """
     g = sizes[0]
     width = PANEL_VECTORS * lanes_of(work)
@@ -171,11 +173,12 @@ def prepare_parts(first, last, sizes, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse
     each = g.gate_panels + g.recurrent_panels + g.second_panels + 1
     for number in range(first, last):
         d, panel = number // each, number % each
-        inputs, states, seconds = pointer(w_ih), pointer(w_hh), pointer(w_hr)
-        bias, bias_states = pointer(b_ih), pointer(b_hh)
+        inputs, states, seconds = pointer_at(w_ih, work), pointer_at(w_hh, work), pointer_at(w_hr, work)
+        bias, bias_states = pointer_at(b_ih, work), pointer_at(b_hh, work)
         if d:
-            inputs, states, seconds = pointer(w_ih_reverse), pointer(w_hh_reverse), pointer(w_hr_reverse)
-            bias, bias_states = pointer(b_ih_reverse), pointer(b_hh_reverse)
+            inputs, states = pointer_at(w_ih_reverse, work), pointer_at(w_hh_reverse, work)
+            seconds = pointer_at(w_hr_reverse, work)
+            bias, bias_states = pointer_at(b_ih_reverse, work), pointer_at(b_hh_reverse, work)
         if panel == each - 1:
             _add_biases(rows, together, bias, bias_states,
                         pointer(work, g.at_bias + d * g.sum_stride), g.sum_stride,
@@ -207,17 +210,23 @@ def rows_at(counts, t, first, last):
 
 @jit
 def run_parts(first, last, sizes, bounds, order, ends, counts, x, h0, c0,
-              full, last_only, h_n, c_n, kept, cells, work, table, steady):  # fmt: skip
+              full, last_only, h_n, c_n, kept, cells, work, steady):  # fmt: skip
     """Parts [first, last) of a forward pass; part numbers run through the row parts of each direction.
 
     sizes: one Sizes, of in_memory. bounds, order, ends, counts: see sequence.Walk. x: elements, row r's step t at
     t * x_time + r * x_row. h0 [D, B, hidden], c0 [D, B, units]. full: as x, the states of every step; last_only
-    [B, D * hidden]; h_n, c_n as h0, c0; kept [D, all steps, B, kept * units], cells [D, all steps, B, units]. What is
-    not there is an array of zeros, as long as the longest row. work: elements, see Sizes, with the weights that
-    prepare_parts put there; table int64 [parts, offsets]; steady int64: of `steady_offsets`.
+    [B, D * hidden]; h_n, c_n as h0, c0; kept [D, all steps, B, kept * units], cells [D, all steps, B, units]. All from
+    x on are addresses; what is not there is so many zeros as the longest row has. work: elements, see Sizes, with the
+    weights that prepare_parts put there, and behind them a table, int64 [parts, offsets]; steady int64: of
+    `steady_offsets`.
     """
     g = sizes[0]
-    width = PANEL_VECTORS * lanes_of(x)
+    width = PANEL_VECTORS * lanes_of(work)
+    sequence, h_first, c_first = pointer_at(x, work), pointer_at(h0, work), pointer_at(c0, work)
+    every_h, last_h = pointer_at(full, work), pointer_at(last_only, work)
+    final_h, final_c = pointer_at(h_n, work), pointer_at(c_n, work)
+    all_kept, all_cells = pointer_at(kept, work), pointer_at(cells, work)
+    table = as_integers(pointer(work, g.work))
     block_rows = min(BLOCK_ROWS, g.most_rows)
     # A literal 0 would have Numba compile what it is passed to once more.
     no = np.int64(0)
@@ -238,12 +247,12 @@ def run_parts(first, last, sizes, bounds, order, ends, counts, x, h0, c0,
         c = advance(h, (g.most_rows + LARGE_ROWS) * g.hidden_stride)
         between = advance(c, (g.most_rows + LARGE_ROWS) * g.unit_stride)
         second = advance(between, (block_rows + LARGE_ROWS) * g.unit_stride)
-        x_rows = pointer(table, part * g.offsets)
+        x_rows = advance(table, part * g.offsets)
         for r in range(row_last - row_first):
             at = d * g.batch + order[row_first + r]
-            copy_row(pointer(h0, at * g.hidden * g.has_h0), advance(h, r * g.hidden_stride), g.hidden)
+            copy_row(advance(h_first, at * g.hidden * g.has_h0), advance(h, r * g.hidden_stride), g.hidden)
             if g.kind == LSTM:
-                copy_row(pointer(c0, at * g.units * g.has_c0), advance(c, r * g.unit_stride), g.units)
+                copy_row(advance(c_first, at * g.units * g.has_c0), advance(c, r * g.unit_stride), g.units)
         weights_x = pointer(work, d * g.gate_panels * g.inputs * width)
         weights_h = pointer(work, g.at_w_h + d * g.recurrent_panels * g.hidden * width)
         weights_second = pointer(work, g.at_second + d * g.second_panels * g.units * width)
@@ -261,14 +270,14 @@ def run_parts(first, last, sizes, bounds, order, ends, counts, x, h0, c0,
                 continue
             for r in range(LARGE_ROWS):
                 poke(x_rows, total + r, peek(x_rows, total - 1))
-            multiply_rows(pointer(x), x_rows, taps, total, g.inputs, weights_x, outputs,
+            multiply_rows(sequence, x_rows, taps, total, g.inputs, weights_x, outputs,
                           x_sums, g.sum_stride, no, no)  # fmt: skip
             sums = x_sums
             for number in range(begin, end):
                 t = g.steps - 1 - number if d else number
                 active = rows_at(counts, t, row_first, row_last)
-                kept_to = pointer(kept, (d * g.all_steps + t) * g.batch * g.kept * g.units * g.keeps)
-                cells_to = pointer(cells, (d * g.all_steps + t) * g.batch * g.units * g.keeps)
+                kept_to = advance(all_kept, (d * g.all_steps + t) * g.batch * g.kept * g.units * g.keeps)
+                cells_to = advance(all_cells, (d * g.all_steps + t) * g.batch * g.units * g.keeps)
                 for low in range(0, active, BLOCK_ROWS):
                     rows = min(BLOCK_ROWS, active - low)
                     state, cell = advance(h, low * g.hidden_stride), advance(c, low * g.unit_stride)
@@ -303,15 +312,16 @@ def run_parts(first, last, sizes, bounds, order, ends, counts, x, h0, c0,
                     for r in range(rows):
                         row, source = peek(who, r), advance(state, r * g.hidden_stride)
                         if g.has_full:
-                            copy_row(source, pointer(full, t * g.full_time + row * g.full_row + d * g.hidden), g.hidden)
+                            at = t * g.full_time + row * g.full_row + d * g.hidden
+                            copy_row(source, advance(every_h, at), g.hidden)
                         if g.has_last and ends[row_first + low + r] == t + 1:
-                            copy_row(source, pointer(last_only, (row * g.directions + d) * g.hidden), g.hidden)
+                            copy_row(source, advance(last_h, (row * g.directions + d) * g.hidden), g.hidden)
                     sums = advance(sums, rows * g.sum_stride)
         for r in range(row_last - row_first):
             at = d * g.batch + order[row_first + r]
-            copy_row(advance(h, r * g.hidden_stride), pointer(h_n, at * g.hidden), g.hidden)
+            copy_row(advance(h, r * g.hidden_stride), advance(final_h, at * g.hidden), g.hidden)
             if g.kind == LSTM:
-                copy_row(advance(c, r * g.unit_stride), pointer(c_n, at * g.units), g.units)
+                copy_row(advance(c, r * g.unit_stride), advance(final_c, at * g.units), g.units)
 
 
 run_forward = threaded(run_parts)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from ctypes import memset
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kernels.recurrence import forward as fw
 from kernels.recurrence.backward import BackSizes, with_memory
-from kernels.recurrence.facts import GRAIN, Facts, facts_of, flat, packed_rows, sequence_memory
+from kernels.recurrence.facts import (
+    GRAIN,
+    Facts,
+    Packs,
+    facts_of,
+    lies_plainly,
+    packs_of,
+    sequence_memory,
+    x_strides_of,
+)
 from kernels.recurrence.forward import in_memory, panels_of
 from kernels.recurrence.panels import LARGE_ROWS, RUN_TAPS
-from kernels.recurrence.problem import SUFFIXES, Layer, Weights
+from kernels.recurrence.problem import SUFFIXES, Layer
 from kernels.recurrence.sequence import Walk, walk
-from kernels.recurrence.weight_gradients import add_blocks, run_blocks, run_pieces, run_steps
-from kernels.runtime.numba_cpu import empty, scratch, threads_for, zeros
+from kernels.recurrence.weight_gradients import add_biases, add_blocks, run_blocks, run_pieces, run_steps
+from kernels.runtime.by_address import Run, gradient_forms
+from kernels.runtime.numba_cpu import address, contiguous, empty, scratch, threads_for, zeros
 from kernels.simd import VECTOR_BYTES
 
 Array = np.ndarray[Any, Any]
@@ -44,6 +55,8 @@ class _Run(NamedTuple):
     # int64: where the sums of the biases' gradients lie, in the order of b_hh and of b_ih.
     bias: Array
     x_bias: Array
+    #: The weights of the recurrent product, those of the second one, and the input's.
+    packs: Packs
 
 
 def _kept_sums(p: Layer, facts: Facts) -> int:
@@ -58,18 +71,19 @@ def blocks_of(p: Layer, facts: Facts) -> int:
     return max(1, min(wanted, MOST_BLOCKS, GRADIENT_BYTES // max(1, weights)))
 
 
-def _run_of(p: Layer, saved: dict[str, Any], incoming: tuple[Array | None, ...], threads: int) -> _Run | None:
-    """How this call runs; None where every row has length 0."""
-    facts, lengths = facts_of(p), saved["lengths"]
-    _, x_time, x_row = sequence_memory(p, saved["x"])
-    key = (threads, x_time, x_row, *[gradient is None for gradient in incoming])
+def _run_of(
+    p: Layer, lengths: Array | None, x_strides: tuple[int, int], arrives: tuple[bool, ...], threads: int
+) -> _Run | None:
+    """How a call runs in which some of the gradients arrive; None where every row has length 0."""
+    facts = facts_of(p)
+    key = (threads, *x_strides, *arrives)
     known: _Run | None = facts.runs.get(key) if lengths is None else None
     if known is not None:
         return known
     way = walk(p, lengths, blocks_of(p, facts))
     if way.total == 0:
         return None
-    sizes = _sizes(p, facts, way, incoming, threads, (x_time, x_row))
+    sizes = _sizes(p, facts, way, arrives, threads, x_strides)
     lanes, units = VECTOR_BYTES // facts.dtype.itemsize, p.units
     unit = np.arange(units)
     # In vectors; a gate begins with one.
@@ -85,15 +99,16 @@ def _run_of(p: Layer, saved: dict[str, Any], incoming: tuple[Array | None, ...],
     rows = np.arange(sizes.group_rows + LARGE_ROWS)
     state_taps = np.concatenate([rows * p.hidden, np.arange(p.hidden + LARGE_ROWS)])
     run = _Run(
-        way, sizes, in_memory(sizes), columns_of(bias), columns_of(x_bias), rows * lanes, state_taps, bias, x_bias
-    )
+        way, sizes, in_memory(sizes), columns_of(bias), columns_of(x_bias), rows * lanes, state_taps, bias, x_bias,
+        _packs(p, facts),
+    )  # fmt: skip
     if lengths is None:
         facts.runs[key] = run
     return run
 
 
 def _sizes(
-    p: Layer, facts: Facts, way: Walk, incoming: tuple[Array | None, ...], threads: int, x_strides: tuple[int, int]
+    p: Layer, facts: Facts, way: Walk, arrives: tuple[bool, ...], threads: int, x_strides: tuple[int, int]
 ) -> BackSizes:
     item = facts.dtype.itemsize
     features = p.directions * p.hidden
@@ -140,10 +155,10 @@ def _sizes(
         states_row=row,
         grad_time=0 if p.return_last else time,
         grad_row=features if p.return_last else row,
-        has_grad=int(incoming[0] is not None),
+        has_grad=int(arrives[0]),
         only_last=int(p.return_last),
-        has_grad_h=int(incoming[1] is not None),
-        has_grad_c=int(len(incoming) > 2 and incoming[2] is not None),
+        has_grad_h=int(arrives[1]),
+        has_grad_c=int(len(arrives) > 2 and arrives[2]),
         has_h0=int(p.h0 is not None),
         has_c0=int(getattr(p, "c0", None) is not None),
         wants_x=int(wanted["x"]),
@@ -156,19 +171,16 @@ def _sizes(
     return with_memory(sizes, item)
 
 
-def _packed(p: Layer, facts: Facts, directions: tuple[Weights, ...], threads: int) -> tuple[Array, Array, Array]:
-    """As panels: the weights of the recurrent product and those of the second one, and the input's."""
-    dtype, units, hidden, features = facts.dtype, p.units, p.hidden, p.inputs
-    w_h = packed_rows([(w.w_hh, 0, hidden, facts.recurrent) for w in directions], dtype, threads)
-    w_second = w_x = facts.nothing
+def _packs(p: Layer, facts: Facts) -> Packs:
+    units, hidden, item = p.units, p.hidden, facts.dtype.itemsize
+    w_ih, w_hh, _, _, w_hr = ([facts.weights[d * 5 + i] for d in range(p.directions)] for i in range(5))
+    second: list[tuple[int, int, int, int]] = []
     if facts.kind == fw.GRU_BEFORE:
-        parts = [(w.w_hh, facts.recurrent * hidden, hidden, units) for w in directions]
-        w_second = packed_rows(parts, dtype, threads)
+        second = [(place, facts.recurrent * hidden * item, hidden, units) for place in w_hh]
     elif p.projects:
-        w_second = packed_rows([(w.w_hr, 0, units, hidden) for w in directions], dtype, threads)
-    if p.needs_grad[facts.inputs.index("x")]:
-        w_x = packed_rows([(w.w_ih, 0, features, facts.rows) for w in directions], dtype, threads)
-    return w_h, w_second, w_x
+        second = [(place, 0, units, hidden) for place in w_hr]
+    first = [(place, 0, hidden, facts.recurrent) for place in w_hh]
+    return packs_of((first, second, [(place, 0, p.inputs, facts.rows) for place in w_ih if p.needs_grad[0]]), item)
 
 
 def _nothing_but_states(p: Layer, facts: Facts, incoming: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
@@ -182,60 +194,84 @@ def _nothing_but_states(p: Layer, facts: Facts, incoming: tuple[Array | None, ..
     return tuple(found.values())
 
 
-def backward(p: Layer, *incoming: Array | None, **saved: Any) -> tuple[Array | None, ...]:
-    """Gradients of output, h_n (and c_n), each possibly None -> gradients of the inputs."""
-    facts = facts_of(p)
-    threads = threads_for(facts.work, GRAIN)
-    run = _run_of(p, saved, incoming, threads)
-    if run is None:
-        return _nothing_but_states(p, facts, incoming)
-    way, sizes, dtype, nothing = run.way, run.sizes, facts.dtype, facts.nothing
-    directions = p.weights(saved)
+def _compute(p: Layer, run: _Run, threads: int, arriving: tuple[int, ...], made: tuple[int, ...]) -> None:
+    """The pass from the addresses of the gradients and of what is saved to those of the inputs' gradients.
+
+    0 for what is not there or not wanted.
+    """
+    facts, way, sizes = facts_of(p), run.way, run.sizes
+    dtype = facts.dtype
     # A block's thread reads the weights that another core has packed from that one's cache, once.
-    w_h, w_second, w_x = _packed(p, facts, directions, min(threads, sizes.blocks))
+    w_h, w_second, w_x = run.packs.make(arriving[facts.arriving :], dtype, min(threads, sizes.blocks))
     work = scratch(sizes.parts * sizes.each, dtype)
-    places = scratch(sizes.parts * sizes.group_rows, np.dtype(np.int64))
-    found: dict[str, Any] = {"h0": empty((p.directions, p.batch, p.hidden), dtype)}
-    found["c0"] = empty((p.directions, p.batch, p.units), dtype) if p.cell == "lstm" else nothing
-    # The gradient of x is contiguous, however x lies, and 0 past the rows' lengths; two directions add up in it.
-    is_whole = p.lengths is None and p.directions == 1
-    found["x"] = (empty if is_whole else zeros)(p.x.shape, dtype) if sizes.wants_x else nothing
-    dx = found["x"].reshape(-1)
+    places = scratch(sizes.parts * sizes.group_rows, np.int64)
+    # What a kernel writes and nobody wants.
+    spare = scratch(facts.spare, dtype)
+    unwanted = address(spare)
+    dh0, dc0 = (made[i] or unwanted if i >= 0 else unwanted for i in (facts.h0, facts.c0))
     tables = (run.columns, run.row_taps, run.state_taps)
-    arrays = (
-        w_h, w_second, sequence_memory(p, saved["x"])[0], flat(saved["h0"], nothing), flat(saved.get("c0"), nothing),
-        flat(saved["hidden"] if p.return_last else saved["output"], nothing),
-        flat(saved.get("gate_values"), nothing), flat(saved.get("cells"), nothing),
-        flat(incoming[0], nothing), flat(incoming[1], nothing),
-        flat(incoming[2] if len(incoming) > 2 else None, nothing),
-        found["h0"].reshape(-1), found["c0"].reshape(-1),
-    )  # fmt: skip
+    saved = [place or facts.nothing_at for place in facts.saved_of((*arriving, 0))]
+    arrays = (w_h, w_second, *saved, dh0, dc0)
     walked = (run.memory, way.bounds, way.order, way.ends, way.counts)
     if threads <= sizes.blocks:
         run_blocks(
             sizes.blocks, threads, *walked, run.columns, run.x_columns, run.row_taps, run.state_taps, *arrays[:2], w_x,
-            *arrays[2:], dx, work, places,
+            *arrays[2:], made[0], work, places,
         )  # fmt: skip
     else:
-        products = (run.memory, way.bounds, way.counts, run.columns, run.x_columns, *tables[1:], w_x, work, places, dx)
+        products = (run.memory, way.bounds, way.counts, run.columns, run.x_columns, *tables[1:], w_x, work, places)
         for begin in range(0, sizes.steps, sizes.group_steps):
             end = min(begin + sizes.group_steps, sizes.steps)
             run_steps(sizes.parts, threads, begin, end, *walked, *tables, *arrays, work, places)
             for d in range(p.directions):
-                run_pieces(sizes.blocks * sizes.pieces, threads, d, begin, end, *products)
-    by_part = work[: sizes.parts * sizes.each].reshape(p.directions, sizes.blocks, -1)
+                run_pieces(sizes.blocks * sizes.pieces, threads, d, begin, end, *products, made[0])
     rows = sizes.x_taps + sizes.taps + sizes.second_taps * (sizes.second_panels > 0)
     adders = threads_for(rows * sizes.blocks * p.inputs, ADD_GRAIN)
-    for d, w in enumerate(directions):
-        wants = (sizes.wants_w_ih, sizes.wants_w_hh, sizes.wants_w_hr)
-        made = [empty(a.shape, dtype) if wanted else nothing for a, wanted in zip((w.w_ih, w.w_hh, w.w_hr), wants)]
-        found |= {name + SUFFIXES[d]: a for name, a in zip(("w_ih", "w_hh", "w_hr"), made)}
-        if any(wants):
-            add_blocks(rows, adders, d, run.memory, work, *[a.reshape(-1) for a in made])
-        if sizes.wants_bias:
-            sums = np.add.reduce(by_part[d, :, sizes.at_bias : sizes.at_w_ih], axis=0)
-            for name, bias, places_of_bias in (("b_ih", w.b_ih, run.x_bias), ("b_hh", w.b_hh, run.bias)):
-                if bias is not None:
-                    found[name + SUFFIXES[d]] = gradient = empty(bias.shape, dtype)
-                    gradient[:] = sums[places_of_bias]
-    return tuple([found[name] if wants else None for name, wants in zip(facts.inputs, p.needs_grad)])
+    for d in range(p.directions):
+        w_ih, w_hh, b_ih, b_hh, w_hr = [made[i] if i >= 0 else 0 for i in facts.weights[d * 5 : d * 5 + 5]]
+        if sizes.wants_w_ih or sizes.wants_w_hh or sizes.wants_w_hr:
+            add_blocks(rows, adders, d, run.memory, work, w_ih or unwanted, w_hh or unwanted, w_hr or unwanted)
+        if b_ih or b_hh:
+            add_biases(d, run.memory, work, run.x_bias, run.bias, b_ih, b_hh)
+
+
+def backward(p: Layer, *incoming: Array | None, **saved: Any) -> tuple[Array | None, ...]:
+    """Gradients of output, h_n (and c_n), each possibly None -> gradients of the inputs."""
+    facts, dtype = facts_of(p), np.dtype(p.x.dtype)
+    threads = threads_for(facts.work, GRAIN)
+    x, *strides = sequence_memory(p, saved["x"])
+    arrives = tuple([gradient is not None for gradient in incoming])
+    run = _run_of(p, saved["lengths"], (strides[0], strides[1]), arrives, threads)
+    if run is None:
+        return _nothing_but_states(p, facts, incoming)
+    alive = [None if a is None else contiguous(a) for a in (*incoming, *[saved.get(name) for name in p.saved()])]
+    alive[len(incoming)] = x
+    # The gradient of x is contiguous, however x lies, and 0 past the rows' lengths; two directions add up in it.
+    is_whole = p.lengths is None and p.directions == 1
+    made = tuple([
+        None if form is None else (empty if i or is_whole else zeros)(form.shape, dtype)
+        for i, form in enumerate(gradient_forms(p))
+    ])  # fmt: skip
+    places = tuple([0 if a is None else address(a) for a in alive])
+    _compute(p, run, threads, places, tuple([0 if a is None else address(a) for a in made]))
+    return made
+
+
+def backward_by_address(p: Layer) -> Run | None:
+    """Gradients of output, h_n (and c_n), what is saved -> gradients of the inputs; x as in `by_address`."""
+    strides = x_strides_of(p)
+    if strides is None or not lies_plainly(p):
+        return None
+    facts, saved = facts_of(p), len(p.saved())
+    clears = p.x.nbytes if p.needs_grad[0] and p.directions > 1 else 0
+
+    def run(*places: int) -> None:
+        threads = threads_for(facts.work, GRAIN)
+        made = places[facts.arriving + saved :]
+        if clears:
+            memset(made[0], 0, clears)  # Both directions add to it.
+        how = _run_of(p, None, strides, tuple(map(bool, places[: facts.arriving])), threads)
+        assert how is not None
+        _compute(p, how, threads, places[: facts.arriving + saved], made)
+
+    return run

@@ -7,55 +7,79 @@ from typing import Any
 import numpy as np
 
 from kernels.recurrence.columns import column_groups, place_states, run_columns
-from kernels.recurrence.facts import GRAIN, PACK_GRAIN, facts_of, sequence_memory
+from kernels.recurrence.facts import (
+    GRAIN,
+    PACK_GRAIN,
+    Facts,
+    Plan,
+    facts_of,
+    lies_plainly,
+    sequence_memory,
+    x_strides_of,
+)
 from kernels.recurrence.forward import BLOCK_ROWS, prepare, run_forward
-from kernels.recurrence.gradients_cpu import backward
+from kernels.recurrence.gradients_cpu import backward, backward_by_address
 from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER, implement
 from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS
 from kernels.recurrence.problem import Layer
 from kernels.recurrence.sequence import row_parts, walk
-from kernels.runtime.numba_cpu import empty, has_teams, scratch, threads_for, zeros
+from kernels.runtime.by_address import Run, array_from
+from kernels.runtime.numba_cpu import address, contiguous, empty, has_teams, scratch, threads_for, zeros
 
 Array = np.ndarray[Any, Any]
+
+
+def _run(facts: Facts, plan: Plan, threads: int, places: tuple[int, ...]) -> None:
+    """The pass from the addresses of the op's inputs and of its results; 0 for what is not there."""
+    sizes, way, dtype, columns = plan.sizes, plan.way, facts.dtype, plan.columns
+    places = (*places, facts.nothing_at)
+    # The weights as panels and the biases, the parts' scratch, and their tables of offsets.
+    work = scratch(plan.elements, dtype)
+    # Not more than will read them: what another core has written comes from its cache at every step.
+    parts = sizes.parts if columns is None else columns.parts
+    packers = min(parts, threads_for(sizes.at_bias, PACK_GRAIN))
+    prepare(sizes.prepared, packers, plan.memory, *facts.weights_of(places), work)
+    arrays = facts.arrays_of(places)
+    if columns is None:
+        run_forward(
+            sizes.parts, threads, plan.memory, way.bounds, way.order, way.ends, way.counts, *arrays, work, plan.steady
+        )
+        return
+    sums = scratch(columns.sizes.each * sizes.directions, dtype)
+    shape = (sizes.directions, sizes.batch, sizes.units)
+    states = tuple([None if i < 0 else array_from(places[i], shape, dtype) for i in (facts.h0, facts.c0)])
+    place_states(columns, sizes, states, sums)
+    run_columns(
+        sizes.steps, parts, parts, plan.memory, columns.memory, way.order, arrays[0], *arrays[3:], work, sums,
+        columns.table,
+    )  # fmt: skip
 
 
 def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
     """The op's inputs -> its results."""
     facts = facts_of(p)
-    dtype, lengths, nothing = facts.dtype, inputs[-1], facts.nothing
     threads = threads_for(facts.work, GRAIN)
-    x, x_time, x_row = sequence_memory(p, inputs[0])
-    plan = facts.plan(p, lengths, threads, (x_time, x_row))
-    way, sizes = plan.way, plan.sizes
-    # The weights as panels and the biases, the parts' scratch, and their tables of offsets.
-    table_elements = sizes.parts * sizes.offsets * 8 // dtype.itemsize
-    memory_of_call = scratch(sizes.work + table_elements, dtype)
-    work, table = memory_of_call[: sizes.work], memory_of_call[sizes.work :].view(np.int64)
-    # Not more than will read them: what another core has written comes from its cache at every step.
-    parts = sizes.parts if plan.columns is None else plan.columns.parts
-    packers = min(parts, threads_for(sizes.at_bias, PACK_GRAIN))
-    prepare(sizes.prepared, packers, plan.memory, *[facts.take(inputs, place) for place in facts.weights], work)
-    make = empty if lengths is None else zeros  # Past a row's length there are zeros.
-    made = tuple([None if shape is None else make(shape, dtype) for shape in facts.shapes])
-    flats = dict(zip(facts.forms, [nothing if a is None else a.reshape(-1) for a in made]))
-    results = (
-        flats["hidden" if p.return_last else "output"], flats["output"] if p.return_last else nothing,
-        flats["h_n"], flats.get("c_n", nothing), flats.get("gate_values", nothing), flats.get("cells", nothing),
-    )  # fmt: skip
-    if plan.columns is not None:
-        sums = scratch(plan.columns.sizes.each * sizes.directions, dtype)
-        states = tuple([None if place is None else inputs[place] for place in (facts.h0, facts.c0)])
-        place_states(plan.columns, sizes, states, sums)
-        run_columns(
-            sizes.steps, parts, parts, plan.memory, plan.columns.memory, way.order, x, *results, work, sums,
-            plan.columns.table,
-        )  # fmt: skip
-        return made
-    run_forward(
-        sizes.parts, threads, plan.memory, way.bounds, way.order, way.ends, way.counts, x,
-        facts.take(inputs, facts.h0), facts.take(inputs, facts.c0), *results, work, table, plan.steady,
-    )  # fmt: skip
+    x, *strides = sequence_memory(p, inputs[0])
+    plan = facts.plan(p, inputs[-1], threads, (strides[0], strides[1]))
+    make = empty if inputs[-1] is None else zeros  # Past a row's length there are zeros.
+    made = tuple([None if shape is None else make(shape, facts.dtype) for shape in facts.shapes])
+    alive = [x, *[None if a is None else contiguous(a) for a in inputs[1:-1]], None, *made]
+    _run(facts, plan, threads, tuple([0 if a is None else address(a) for a in alive]))
     return made
+
+
+def by_address(p: Layer) -> Run | None:
+    """The op's inputs -> its results; x may lie anyhow but for the elements of a row."""
+    strides = x_strides_of(p)
+    if strides is None or not lies_plainly(p):
+        return None
+    facts = facts_of(p)
+
+    def run(*places: int) -> None:
+        threads = threads_for(facts.work, GRAIN)
+        _run(facts, facts.plan(p, None, threads, strides), threads, places)
+
+    return run
 
 
 def describe(p: Layer) -> str:
@@ -74,4 +98,7 @@ def describe(p: Layer) -> str:
 
 
 for _op in (RNN_LAYER, LSTM_LAYER, GRU_LAYER):
-    implement(_op, "numba", forward, backward, describe=describe)
+    implement(
+        _op, "numba", forward, backward, describe=describe, by_address=by_address,
+        backward_by_address=backward_by_address,
+    )  # fmt: skip

@@ -5,12 +5,11 @@ Sizes: T steps, B rows, I inputs, H units, P the size of the hidden state (H, or
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from kernels.call import call
-from kernels.op import Implementation, Op, Problem, input_names
+from kernels.op import Implementation, Op, Problem, input_names, named
 from kernels.recurrence.problem import GruProblem, LstmProblem, RnnProblem
 
 
@@ -44,22 +43,6 @@ LSTM_LAYER = Op(
 )
 
 
-def _named(
-    function: Callable[..., Any], required: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> Callable[..., Any]:
-    """`function` with the signature that the house asks of an implementation: its arguments by name."""
-
-    def named(problem: Any, *arguments: Any, **more: Any) -> Any:
-        return function(problem, *arguments, **more)
-
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    given = [inspect.Parameter(name, kind) for name in ("problem", *required)]
-    given += [inspect.Parameter(name, kind, default=None) for name in optional]
-    named.__signature__ = inspect.Signature(given)  # type: ignore[attr-defined]
-    named.__doc__ = function.__doc__
-    return named
-
-
 def implement(op: Op, backend: str, forward: Callable[..., Any], backward: Callable[..., Any], **more: Any) -> None:
     """Register a backend that has one function for all three ops.
 
@@ -72,7 +55,7 @@ def implement(op: Op, backend: str, forward: Callable[..., Any], backward: Calla
     """
     incoming = tuple(f"grad_{name}" for name in op.results[: op.differentiable_results])
     kept = tuple(name for name in op.results if name not in ("h_n", "c_n"))
-    Implementation(op, backend, _named(forward, op.inputs), _named(backward, (*incoming, *op.inputs), kept), **more)
+    Implementation(op, backend, named(forward, op.inputs), named(backward, (*incoming, *op.inputs), kept), **more)
 
 
 def lstm_layer(
@@ -126,7 +109,8 @@ def lstm_layer(
         (output (T, B, D P) or (B, T, D P), h_n (D, B, P), c_n (D, B, H)), x's kind of array and dtype.
 
     Raises:
-        TypeError, ValueError: an argument breaks one of the rules above.
+        TypeError, ValueError: an argument breaks one of the rules above. Of values of lengths on a GPU a later call
+            raises it, or `check_device_errors`, and this call takes the nearest length that there is.
         BackendError: the wanted backend cannot run this call.
     """
     forward = (w_ih, w_hh, b_ih, b_hh, w_hr)
@@ -179,7 +163,8 @@ def gru_layer(
         (output (T, B, D H) or (B, T, D H), h_n (D, B, H)), x's kind of array and dtype.
 
     Raises:
-        TypeError, ValueError: an argument breaks one of the rules above.
+        TypeError, ValueError: an argument breaks one of the rules above. Of values of lengths on a GPU a later call
+            raises it, or `check_device_errors`, and this call takes the nearest length that there is.
         BackendError: the wanted backend cannot run this call.
     """
     inputs = (x, w_ih, w_hh, b_ih, b_hh, w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, h0, lengths)
@@ -229,7 +214,8 @@ def rnn_layer(
         (output (T, B, D H) or (B, T, D H), h_n (D, B, H)), x's kind of array and dtype.
 
     Raises:
-        TypeError, ValueError: an argument breaks one of the rules above.
+        TypeError, ValueError: an argument breaks one of the rules above. Of values of lengths on a GPU a later call
+            raises it, or `check_device_errors`, and this call takes the nearest length that there is.
         BackendError: the wanted backend cannot run this call.
     """
     inputs = (x, w_ih, w_hh, b_ih, b_hh, w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, h0, lengths)

@@ -24,6 +24,7 @@ from kernels.simd import (
     multiply_tile_part,
     peek,
     pointer,
+    pointer_at,
     prefetch,
     store,
     store_first,
@@ -63,12 +64,13 @@ def pack_panel(panel, outputs, taps, source, packed):
 
 
 @jit
-def _pack_rows(first, last, outputs, taps, start, w, packed):
-    """Panels [first, last) of weights [taps, outputs] that begin at `start` of w, as pack_panel has them."""
-    lanes = lanes_of(w)
+def _pack_rows(first, last, outputs, taps, weights, packed, start):
+    """Panels [first, last) of weights [taps, outputs], an address, as pack_panel has them, from packed[start] on."""
+    w = pointer_at(weights, packed)
+    lanes = lanes_of(packed)
     width = PANEL_VECTORS * lanes
     for panel in range(first, last):
-        source, target = pointer(w, start + panel * width), pointer(packed, panel * taps * width)
+        source, target = advance(w, panel * width), pointer(packed, start + panel * taps * width)
         for k in range(taps):
             for j in range(0, width, lanes):
                 value = load_first(source, k * outputs + j, outputs - panel * width - j)

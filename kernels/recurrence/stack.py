@@ -211,7 +211,8 @@ def lstm(
         (output (T, B, D P) or (B, T, D P), (h_n (L D, B, P), c_n (L D, B, H))), without B for one sequence.
 
     Raises:
-        TypeError, ValueError: an argument breaks one of the rules above.
+        TypeError, ValueError: an argument breaks one of the rules above. Of values of lengths on a GPU a later call
+            raises it, or `check_device_errors`, and this call takes the nearest length that there is.
         BackendError: the wanted backend cannot run this call.
     """
     if state is not None and not (isinstance(state, (tuple, list)) and len(state) == 2):
@@ -260,7 +261,8 @@ def gru(
         (output (T, B, D H) or (B, T, D H), h_n (L D, B, H)), without B for one sequence.
 
     Raises:
-        TypeError, ValueError: an argument breaks one of the rules above.
+        TypeError, ValueError: an argument breaks one of the rules above. Of values of lengths on a GPU a later call
+            raises it, or `check_device_errors`, and this call takes the nearest length that there is.
         BackendError: the wanted backend cannot run this call.
     """
     settings = _Settings(
@@ -303,7 +305,8 @@ def rnn(
         (output (T, B, D H) or (B, T, D H), h_n (L D, B, H)), without B for one sequence.
 
     Raises:
-        TypeError, ValueError: an argument breaks one of the rules above.
+        TypeError, ValueError: an argument breaks one of the rules above. Of values of lengths on a GPU a later call
+            raises it, or `check_device_errors`, and this call takes the nearest length that there is.
         BackendError: the wanted backend cannot run this call.
     """
     settings = _Settings(

@@ -22,6 +22,7 @@ from kernels.recurrence.plan_gpu import (
     sequence_strides,
 )
 from kernels.recurrence.problem import SUFFIXES, Layer, Weights
+from kernels.runtime.targets import Target
 from kernels.runtime.triton_gpu import (
     DTYPES,
     computed,
@@ -29,6 +30,8 @@ from kernels.runtime.triton_gpu import (
     empty,
     empty_results,
     launch,
+    on_tensor_cores,
+    product_precision,
     target_of,
     target_of_device,
     zero_gradients,
@@ -37,19 +40,18 @@ from kernels.runtime.triton_gpu import (
 Tensor = torch.Tensor
 
 
-def _precision(dtype: torch.dtype, amd: bool) -> str:
-    """How products of float32 are taken: as torch's own are set; AMD's have no tf32."""
-    allowed = dtype == torch.float32 and not amd and torch.get_float32_matmul_precision() != "highest"
-    return "tf32" if allowed else "ieee"
+def _precision(dtype: torch.dtype, target: Target) -> str:
+    """How products of float32 are taken: as torch's own are set."""
+    return product_precision(dtype, target, tf32=torch.get_float32_matmul_precision() != "highest")
 
 
-def _tensor_cores(dtype: torch.dtype, amd: bool) -> bool:
-    return dtype in (torch.float16, torch.bfloat16) or _precision(dtype, amd) == "tf32"
+def _tensor_cores(dtype: torch.dtype, target: Target) -> bool:
+    return on_tensor_cores(dtype, _precision(dtype, target))
 
 
 def _tile(p: Layer, x: Tensor, backward: bool) -> RecurrenceTile:
     target = target_of(x)
-    return recurrence_tile(p, target, tensor_cores=_tensor_cores(x.dtype, target.amd), backward=backward)
+    return recurrence_tile(p, target, tensor_cores=_tensor_cores(x.dtype, target), backward=backward)
 
 
 def _constants(p: Layer, x: Tensor, tile: RecurrenceTile) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def _constants(p: Layer, x: Tensor, tile: RecurrenceTile) -> dict[str, Any]:
         "KIND": kind_of(p),
         "HAS_LENGTHS": p.lengths is not None,
         "ROWS": tile.rows,
-        "PRECISION": _precision(x.dtype, target.amd),
+        "PRECISION": _precision(x.dtype, target),
         "COMPUTED": computed(x.dtype),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
@@ -386,7 +388,7 @@ def _reasons(p: Layer) -> list[str]:
 
 def _describe(p: Layer) -> str:
     target = target_of_device(torch.device(p.x.device).index)
-    path = path_of(p, target, tensor_cores=_tensor_cores(getattr(torch, p.x.dtype), target.amd))
+    path = path_of(p, target, tensor_cores=_tensor_cores(getattr(torch, p.x.dtype), target))
     if path == "stepwise":
         return f"launches a step: {1 + has_second_product(p)} forward, {len(_step_parts(p))} backward"
     where = "held on chip" if path == "held" else "from the L2 cache"

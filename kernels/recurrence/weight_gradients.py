@@ -14,7 +14,19 @@ from kernels.recurrence.backward import steps_back
 from kernels.recurrence.forward import BLOCK_ROWS, GRU_BEFORE, rows_at
 from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, RUN_TAPS, multiply_rows
 from kernels.runtime.numba_cpu import jit, threaded
-from kernels.simd import advance, lanes_of, load, load_first, pointer, store, store_first, zeros_like
+from kernels.simd import (
+    advance,
+    lanes_of,
+    load,
+    load_first,
+    peek,
+    pointer,
+    pointer_at,
+    poke,
+    store,
+    store_first,
+    zeros_like,
+)
 
 
 @jit(inner=True)
@@ -53,8 +65,8 @@ def products_back(g, part, slot, piece, pieces, begin, end, bounds, counts, colu
     """A piece of `pieces` of the products of a part's group of steps begin to end, which lies in the memory of `slot`.
 
     g, bounds, counts, columns, row_taps, state_taps, work, places: see backward.steps_back. x_columns: as columns, of
-    the sums of the input's product. w_x: packed input weights of every direction. dx: elements, rows of inputs at
-    places.
+    the sums of the input's product. w_x: packed input weights of every direction. dx: the address of elements,
+    rows of inputs at places.
     """
     no = np.int64(0)
     lanes = lanes_of(w_x)
@@ -73,7 +85,7 @@ def products_back(g, part, slot, piece, pieces, begin, end, bounds, counts, colu
                           no, no)  # fmt: skip
             for r in range(rows):
                 source = advance(made, r * g.x_stride)
-                target = pointer(dx, places[slot * g.group_rows + row + r])
+                target = advance(pointer_at(dx, work), places[slot * g.group_rows + row + r])
                 for j in range(0, g.inputs, lanes):
                     value = load(source, j)
                     if g.directions == 2:
@@ -166,24 +178,25 @@ def _pieces_back(first, last, d, begin, end, sizes, bounds, counts, columns, x_c
 def _add_blocks(first, last, d, sizes, work, w_ih, w_hh, w_hr):
     """Rows [first, last) of a direction's gradients of w_ih [x_taps, inputs], w_hh and w_hr: the sums of the blocks.
 
-    Rows are counted through w_ih, w_hh, and what w_second met.
+    Rows are counted through w_ih, w_hh, and what w_second met. All three are addresses.
     """
     g = sizes[0]
+    to_w_ih, to_w_hh, to_w_hr = pointer_at(w_ih, work), pointer_at(w_hh, work), pointer_at(w_hr, work)
     lanes = lanes_of(work)
     width = PANEL_VECTORS * lanes
     for number in range(first, last):
-        row, out, wanted = number, pointer(w_ih), g.wants_w_ih
+        row, out, wanted = number, to_w_ih, g.wants_w_ih
         place, panels, features = g.at_w_ih, g.x_panels, g.inputs
         if number >= g.x_taps:
-            row, out, wanted = number - g.x_taps, pointer(w_hh), g.wants_w_hh
+            row, out, wanted = number - g.x_taps, to_w_hh, g.wants_w_hh
             place, panels, features = g.at_w_hh, g.recurrent_panels, g.hidden
         if number >= g.x_taps + g.taps:
             row = number - g.x_taps - g.taps
             place, panels, features = g.at_second, g.unit_panels, g.units
             if g.kind == GRU_BEFORE:
-                out = pointer(w_hh, g.taps * g.hidden)
+                out = advance(to_w_hh, g.taps * g.hidden)
             else:
-                out, wanted = pointer(w_hr), g.wants_w_hr
+                out, wanted = to_w_hr, g.wants_w_hr
         if not wanted:
             continue
         source = pointer(work, d * g.blocks * g.each + place + row * panels * width)
@@ -192,6 +205,25 @@ def _add_blocks(first, last, d, sizes, work, w_ih, w_hh, w_hr):
             for block in range(1, g.blocks):
                 total = total + load(source, block * g.each + j)
             store_first(out, row * features + j, total, features - j)
+
+
+@jit
+def add_biases(d, sizes, work, x_places, places, b_ih, b_hh):
+    """A direction's gradients of b_ih and b_hh, addresses or 0: the sums of the blocks.
+
+    x_places, places: int64, where the sums of each lie among the bias sums.
+    """
+    g = sizes[0]
+    source = pointer(work, d * g.blocks * g.each + g.at_bias)
+    for k in range(2):
+        of_bias, address = (places, b_hh) if k else (x_places, b_ih)
+        if address != 0:
+            out = pointer_at(address, work)
+            for i in range(of_bias.size):
+                total = peek(source, of_bias[i])
+                for block in range(1, g.blocks):
+                    total += peek(source, block * g.each + of_bias[i])
+                poke(out, i, total)
 
 
 run_blocks = threaded(_blocks_back)

@@ -30,6 +30,7 @@ if numba is not None:
     from numba.core.compiler import CompileResult
     from numba.core.serialize import dumps
 
+    from kernels.runtime import callees
     from kernels.runtime.fingerprint import fingerprint
 
     class KernelCache(caching._Cache):
@@ -39,6 +40,7 @@ if numba is not None:
             self._dispatcher = dispatcher
             self._enabled = True
             self._fingerprint: str | None = None
+            self._is_callee = isinstance(dispatcher, callees.Callee)
 
         @property
         def cache_path(self) -> str | None:
@@ -57,20 +59,29 @@ if numba is not None:
         def flush(self) -> None:
             """Does nothing: to empty the cache, remove its folder."""
 
+        def fingerprint(self) -> str:
+            """Of the function, the same for both its forms."""
+            if self._is_callee:
+                found: str = self._dispatcher.kernel._cache.fingerprint()
+                return found
+            if self._fingerprint is None:
+                function = self._dispatcher.py_func
+                self._fingerprint = fingerprint(self._dispatcher)
+                # The name goes into the symbols of the compiled code. Numba tells functions of one name apart by a
+                # number counted in each process, so code loaded from disk could meet another function of its name and
+                # number; with the fingerprint in it, one symbol is one function.
+                function.__qualname__ += f"__{self._fingerprint[:12]}"
+            return self._fingerprint
+
         def _locate(self, signature: Any, codegen: Any) -> tuple[Path, str] | None:
             """File and full key of a signature, or None where nothing is kept."""
             folder = choice()[0]
             if folder is None or not self._enabled:
                 return None
             function = self._dispatcher.py_func
-            if self._fingerprint is None:
-                self._fingerprint = fingerprint(self._dispatcher)
-                # The name goes into the symbols of the compiled code. Numba tells functions of one name apart by a
-                # number counted in each process, so code loaded from disk could meet another function of its name and
-                # number; with the fingerprint in it, one symbol is one function.
-                function.__qualname__ += f"__{self._fingerprint[:12]}"
             arguments, result = sigutils.normalize_signature(signature)
-            key = "\n".join([self._fingerprint, repr(arguments), repr(result), repr(codegen.magic_tuple())])
+            form = "callee" if self._is_callee else "kernel"
+            key = "\n".join([self.fingerprint(), form, repr(arguments), repr(result), repr(codegen.magic_tuple())])
             hashed = hashlib.blake2b(key.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
             name = re.sub(r"\W+", "_", function.__name__)[:60]
             return folder / f"{name}-{hashed}{SUFFIX}", key
@@ -89,12 +100,15 @@ if numba is not None:
                 kept_key, payload = pickle.loads(content[64:])
                 if kept_key != key:
                     return None
-                return CompileResult._rebuild(target_context, *payload)
+                rebuild = callees.rebuild if self._is_callee else CompileResult._rebuild
+                return rebuild(target_context, *payload)
             except Exception:  # Whatever is wrong with what was kept, compiling again is right.
                 return None
 
         def save_overload(self, signature: Any, result: Any) -> None:
             """Keeps a freshly compiled function, where that can be done."""
+            if not self._is_callee:
+                callees.fill_environments(result)
             try:
                 located = self._locate(signature, result.codegen)
                 # An address of this process inside the code, or a part that runs in the interpreter: not for others.
@@ -139,15 +153,16 @@ def jit(function: Any = None, *, inline: str = "never", forceinline: bool = Fals
         return functools.partial(jit, inline=inline, forceinline=forceinline, inner=inner)
     if unavailable() is not None:
         return function
-    compiled = numba.njit(
-        nogil=True,
-        error_model="numpy",
-        inline=inline,
-        forceinline=forceinline,
-        no_cpython_wrapper=inner,
-        no_cfunc_wrapper=inner,
-    )(function)
-    return keep(compiled)
+    options = {
+        "nopython": True,
+        "nogil": True,
+        "error_model": "numpy",
+        "inline": inline,
+        "forceinline": forceinline,
+        "no_cpython_wrapper": inner,
+        "no_cfunc_wrapper": inner,
+    }
+    return keep(callees.Kernel(function, targetoptions=options, pipeline_class=callees.KernelCompiler))
 
 
 def keep(dispatcher: Any) -> Any:

@@ -63,7 +63,7 @@ RELU = ACTIVATION_CODES["relu"]
 """The one activation that a tile applies itself."""
 
 
-@jit(inline="always")
+@jit
 def _pack_panel(b, tap_stride, column_stride, taps, columns, width, panel):
     lanes = lanes_of(b)
     if column_stride == 1:
@@ -98,7 +98,7 @@ def pack_columns(first, last, b, tap_stride, column_stride, taps, columns, panel
         _pack_panel(there, tap_stride, column_stride, taps, count, width, panel)
 
 
-@jit(inline="always")
+@jit
 def _pack_rows(a, row_stride, tap_stride, rows, taps, packed):
     lanes = lanes_of(a)
     if row_stride == 1:
@@ -133,7 +133,7 @@ def _pack_rows(a, row_stride, tap_stride, rows, taps, packed):
                 poke(block, k * TILE_ROWS + i, peek(a, at + i * row_stride))
 
 
-@jit(inline="always")
+@jit
 def _multiply_panel(
     a, row_offsets, tap_offsets, rows, taps, panel, width, sums, old, old_stride, has_old, out, out_stride, rectify
 ):
@@ -186,7 +186,7 @@ def _multiply_panel(
             ahead = advance(ahead, count * step)
 
 
-@jit(inline="always")
+@jit
 def _tile_part(
     p, row_first, row_last, column_first, column_last, tap_first, taps_all, a, b, c, before, bias, scratch, offsets
 ):

@@ -49,7 +49,7 @@ from kernels.simd.tile_panels import multiply_panels
 from kernels.simd.transpose import transpose
 
 
-@jit(inline="always")
+@jit
 def _pack_vectors(a, row_stride, rows, taps, tile_rows, packed):
     """packed [ceil(rows / tile_rows), ceil(taps / lanes), tile_rows, lanes]; zeros where A has nothing."""
     lanes = lanes_of(a)
@@ -62,7 +62,7 @@ def _pack_vectors(a, row_stride, rows, taps, tile_rows, packed):
                 store(packed, m * padded + k * tile_rows + r * lanes, value)
 
 
-@jit(inline="always")
+@jit
 def _dot_part(p, column_first, column_last, a, b, c, before, bias, scratch):
     """Every row and the columns of one part by dot products.
 
@@ -113,7 +113,7 @@ def _dot_part(p, column_first, column_last, a, b, c, before, bias, scratch):
             finish(p, scratch, DOT_COLUMNS, full, p.rows, columns, out, kept, is_first, True, beside)
 
 
-@jit(inline="always")
+@jit(forceinline=True)
 def _add_scaled(sums, columns, a, a_step, b, b_step, taps):
     """sums[:columns] += the sum over k < taps of a[k * a_step] * b[k * b_step + :columns], four k at a time."""
     lanes = lanes_of(sums)
@@ -139,7 +139,7 @@ def _add_scaled(sums, columns, a, a_step, b, b_step, taps):
             store_first(sums, j, total, columns - j)
 
 
-@jit(inline="always")
+@jit(forceinline=True)
 def _add_scaled_twice(sums, sums_step, columns, a, a_row_step, a_step, b, b_step):
     """As `_add_scaled` with four taps, for two rows that share what is read of b: their sums, each the same."""
     lanes = lanes_of(sums)
@@ -167,7 +167,7 @@ def _add_scaled_twice(sums, sums_step, columns, a, a_row_step, a_step, b, b_step
         store_first(below, whole, fma(eighth, v_3, fma(seventh, v_2, another)), left)
 
 
-@jit(inline="always")
+@jit
 def _stream_part(p, row_first, row_last, column_first, column_last, taps, a, b, c, before, bias, scratch):
     """Rows and columns of one part for few rows or few taps: B is read in order, where it lies, four rows at a time.
 
@@ -243,7 +243,7 @@ def stream_parts(first, last, settings, a, b, c, before, bias, scratch):
         _stream_part(p, rows[0], rows[1], columns[0], columns[1], p.taps, start_a, start_b, out, kept, beside, work)
 
 
-@jit(inline="always")
+@jit
 def _panel_part(p, column_first, column_last, a, b, c, before, bias, scratch):
     """Every row and the columns of one part, from packed panels of B.
 
@@ -292,7 +292,7 @@ def _panel_part(p, column_first, column_last, a, b, c, before, bias, scratch):
         finish(p, scratch, stride, full, p.rows, columns, out, kept, is_first, True, beside)
 
 
-@jit(inline="always")
+@jit
 def _narrow_panel(p, a, height, panel, sums, stride):
     """sums[rows, :lanes] = the rows of A, side by side [taps, height], times a panel [taps, lanes]."""
     lanes = lanes_of(a)

@@ -1,6 +1,5 @@
 """Arrays at bare addresses, for calls so small that NumPy's view of a tensor costs more than their kernel.
 
-A place is where the elements of an input lie: a contiguous 1-d array, or the address of the first element as an int.
 Whoever passes an address keeps what lies there alive.
 """
 

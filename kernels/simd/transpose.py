@@ -1,10 +1,11 @@
 """Transposing through registers: whole matrices, single blocks, and rows that are already vectors."""
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from kernels.runtime.numba_cpu import jit
 from kernels.simd import emit
 from kernels.simd.emit import Lanes
 from kernels.simd.memory import advance, lanes_of
@@ -179,7 +180,7 @@ def transpose_tile_rows(typing_context, src, src_stride, dst):
     return types.void(src, types.int64, src), code
 
 
-@njit(nogil=True, error_model="numpy")
+@jit
 def transpose(src, src_stride, rows, columns, dst, dst_stride):
     """dst[c * dst_stride + r] = src[r * src_stride + c] for all r < rows, c < columns.
 

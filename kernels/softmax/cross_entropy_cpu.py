@@ -224,14 +224,14 @@ def reduce_losses(losses, indices, weight, loss, divisor, classes, ignore_index,
             for i in range(rows):
                 kept += indices[i] != ignore_index
             count += kept
-        divisor[()] = count
+        divisor[0] = count
         total /= count
-    loss[()] = total
+    loss[0] = total
 
 
 @jit
 def loss_at(input, target, like, room, loss, rows, classes, ignore_index, hard, even, mean):
-    """loss, 0-d, of rows of logits and their class indices at places (kernels.simd.places); True where one is wrong.
+    """A loss from rows of logits and their class indices, addresses all three; True where a class is wrong.
 
     like: any array of int64; room: scratch, 3 numbers for each row.
     """
@@ -241,7 +241,8 @@ def loss_at(input, target, like, room, loss, rows, classes, ignore_index, hard, 
     losses, maxima, logs = room[:rows], room[rows : 2 * rows], room[2 * rows :]
     losses_of_rows(0, rows, x, indices, x, x, losses, maxima, logs, classes, ignore_index, True, False, hard, even)
     # The divisor is written first, where the loss goes.
-    reduce_losses(losses, indices, x, loss, loss, classes, ignore_index, True, False, mean)
+    found = array_at(room, loss, 1)
+    reduce_losses(losses, indices, x, found, found, classes, ignore_index, True, False, mean)
     return False
 
 

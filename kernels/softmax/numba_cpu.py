@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from kernels.op import Implementation
+from kernels.runtime.by_address import LIKE, Run, backward_through, forward_through, if_plain
 from kernels.runtime.indices import any_outside
-from kernels.runtime.numba_cpu import contiguous, empty, threaded, threads_for
+from kernels.runtime.numba_cpu import Threaded, contiguous, empty, threaded, threads_for
 from kernels.simd import VECTOR_BYTES
 from kernels.softmax import cross_entropy_cpu, softmax_cpu
+from kernels.softmax.cross_entropy_cpu import loss_at
 from kernels.softmax.op import CROSS_ENTROPY, LOG_SOFTMAX, SOFTMAX, CrossEntropyProblem, SoftmaxProblem
 
 Array = np.ndarray[Any, Any]
@@ -20,7 +21,6 @@ Array = np.ndarray[Any, Any]
 GRAIN = 16384
 
 _rows = threaded(softmax_cpu.softmax_rows)
-_rows_at = threaded(softmax_cpu.softmax_rows_at)
 _columns = threaded(softmax_cpu.softmax_columns)
 _rows_backward = threaded(softmax_cpu.softmax_rows_backward)
 _columns_backward = threaded(softmax_cpu.softmax_columns_backward)
@@ -36,64 +36,38 @@ def _vectors(outer: int, inner: int, itemsize: int) -> int:
     return outer * -(-inner // lanes)
 
 
-def softmax(p: SoftmaxProblem, x: Array) -> tuple[Array]:
-    """softmax or log_softmax, contiguous."""
-    outer, size, inner = p.extents
-    x = contiguous(x)
-    out = empty(x.shape, x.dtype)
-    threads = threads_for(x.size, GRAIN)
-    is_log = p.op == "log_softmax"
-    if inner == 1:
-        _rows(outer, threads, x.reshape(-1), out.reshape(-1), size, is_log)
-    else:
-        _columns(_vectors(outer, inner, x.itemsize), threads, x.reshape(-1), out.reshape(-1), size, inner, is_log)
-    return (out,)
-
-
-def softmax_by_address(p: SoftmaxProblem) -> Callable[..., Array] | None:
-    """softmax along the last dimension of a contiguous x."""
+def _over_classes(p: SoftmaxProblem, rows: Threaded, columns: Threaded) -> Run:
+    """A run of one kernel for rows along the last dimension, or of another for columns; contiguous arrays."""
     outer, n, inner = p.extents
-    if p.x.strides is not None or inner != 1:
-        return None
-    size, shape, dtype, is_log = p.x.size, p.x.shape, np.dtype(p.x.dtype), p.op == "log_softmax"
-
-    def run(x: Array | int) -> Array:
-        out = empty(size, dtype)
-        _rows_at(outer, threads_for(size, GRAIN), x, out, n, is_log)
-        return out.reshape(shape)
-
-    return run
-
-
-def softmax_backward(p: SoftmaxProblem, grad_output: Array, output: Array) -> tuple[Array]:
-    """The gradient of x, contiguous."""
-    outer, size, inner = p.extents
-    grad, y = contiguous(grad_output).reshape(-1), contiguous(output).reshape(-1)
-    found = empty(p.x.shape, y.dtype)
-    threads = threads_for(y.size, GRAIN)
-    is_log = p.op == "log_softmax"
+    size, is_log, like = p.x.size, p.op == "log_softmax", LIKE[p.x.dtype]
     if inner == 1:
-        _rows_backward(outer, threads, grad, y, found.reshape(-1), size, is_log)
-    else:
-        vectors = _vectors(outer, inner, y.itemsize)
-        _columns_backward(vectors, threads, grad, y, found.reshape(-1), size, inner, is_log)
-    return (found,)
+        return lambda *places: rows(outer, threads_for(size, GRAIN), like, *places, n, is_log)
+    vectors = _vectors(outer, inner, p.x.itemsize)
+    return lambda *places: columns(vectors, threads_for(size, GRAIN), like, *places, n, inner, is_log)
 
 
-#: What stands in for an array that a kernel does not use, by element type.
-_UNUSED = {name: np.empty(0, name) for name in ("int64", "float32", "float64")}
+def softmax_by_address(p: SoftmaxProblem) -> Run:
+    """x -> softmax or log_softmax."""
+    return _over_classes(p, _rows, _columns)
+
+
+def softmax_backward_by_address(p: SoftmaxProblem) -> Run:
+    """grad_output, output -> gradient of x."""
+    return _over_classes(p, _rows_backward, _columns_backward)
+
+
 
 
 def _operands(
     p: CrossEntropyProblem, input: Array, target: Array, weight: Array | None
 ) -> tuple[Array, Array, Array, Array]:
     """(x, indices, soft, weight) as the kernels take them: 1-d, and something empty for what is not used."""
-    unused = _UNUSED[p.input.dtype]
+    unused = LIKE[p.input.dtype]
     if p.indexed:
         target = target if p.target.dtype == "int64" else target.astype(np.int64)
         indices, soft = contiguous(target).reshape(-1), unused
     else:
-        indices, soft = _UNUSED["int64"], contiguous(target).reshape(-1)
+        indices, soft = LIKE["int64"], contiguous(target).reshape(-1)
     return contiguous(input).reshape(-1), indices, soft, unused if weight is None else contiguous(weight)
 
 
@@ -131,27 +105,26 @@ def cross_entropy(
         mean = p.reduction == "mean"
         loss = empty((), x.dtype)
         divisor = empty((), x.dtype) if mean else loss
-        cross_entropy_cpu.reduce_losses(losses, indices, factors, loss, divisor, classes, *options, mean)
+        summed = loss.reshape(1), divisor.reshape(1)
+        cross_entropy_cpu.reduce_losses(losses, indices, factors, *summed, classes, *options, mean)
         divisor = divisor if mean else None
     if not p.trains:
         return loss, None, None, None
     return loss, maximum.reshape(p.rows_shape), log_sum.reshape(p.rows_shape), divisor
 
 
-def loss_by_address(p: CrossEntropyProblem) -> Callable[..., Array | None] | None:
-    """The reduced loss of rows of contiguous logits and int64 classes, in one thread; None where a class is wrong."""
+def loss_by_address(p: CrossEntropyProblem) -> Run | None:
+    """The reduced loss of rows of contiguous logits and int64 classes, in one thread."""
     rows, classes, inner = p.extents
     plain = p.indexed and p.target.dtype == "int64" and p.weight is None and inner == 1 and p.reduction != "none"
     if not plain or p.trains or p.input.strides or p.target.strides or not 0 < rows * classes < 2 * GRAIN:
         return None
     hard, even = 1 - p.label_smoothing, p.label_smoothing / classes
-    dtype, unused, ignored, mean = np.dtype(p.input.dtype), _UNUSED["int64"], p.ignore_index, p.reduction == "mean"
+    dtype, like, ignored, mean = np.dtype(p.input.dtype), LIKE["int64"], p.ignore_index, p.reduction == "mean"
 
-    def run(input: Array | int, target: Array | int, weight: None) -> Array | None:
-        room, loss = empty(3 * rows, dtype), empty((), dtype)
-        if cross_entropy_cpu.loss_at(input, target, unused, room, loss, rows, classes, ignored, hard, even, mean):
-            return None
-        return loss
+    def run(input: int, target: int, weight: int, loss: int, *_: int) -> bool:
+        room = empty(3 * rows, dtype)
+        return not loss_at(input, target, like, room, loss, rows, classes, ignored, hard, even, mean)
 
     return run
 
@@ -170,7 +143,7 @@ def cross_entropy_backward(
     outer, classes, inner = p.extents
     x, indices, soft, factors = _operands(p, input, target, weight)
     wants_x, wants_soft = p.needs_grad[0], p.needs_grad[1] and not p.indexed
-    unused = _UNUSED[p.input.dtype]
+    unused = LIKE[p.input.dtype]
     grad_x = empty(p.input.shape, x.dtype) if wants_x else None
     grad_soft = empty(p.input.shape, x.dtype) if wants_soft else None
     hard, even = 1 - p.label_smoothing, p.label_smoothing / max(classes, 1)
@@ -219,8 +192,9 @@ def _torch_below(p: SoftmaxProblem) -> int:
 
 for _op in (SOFTMAX, LOG_SOFTMAX):
     Implementation(
-        _op, "numba", softmax, softmax_backward,
-        describe=_describe_softmax, torch_below=_torch_below, by_address=softmax_by_address,
+        _op, "numba", forward_through(_op, softmax_by_address), backward_through(_op, softmax_backward_by_address),
+        describe=_describe_softmax, torch_below=_torch_below, by_address=if_plain(softmax_by_address),
+        backward_by_address=if_plain(softmax_backward_by_address),
     )  # fmt: skip
 Implementation(
     CROSS_ENTROPY, "numba", cross_entropy, cross_entropy_backward,

@@ -307,7 +307,8 @@ def cross_entropy(
         input's kind of array and dtype: 0-d, or with reduction="none" a loss for every row, (), (N,) or (N, d1, ...).
 
     Raises:
-        IndexError: a class index is out of range; the message has the first one's value and position.
+        IndexError: a class index is out of range; the message has the first one's value and position. Of indices on a
+            GPU a later call raises it, or `check_device_errors`, and this call's results have NaN in their place.
         TypeError, ValueError: an argument breaks one of the other rules above.
         BackendError: the wanted backend cannot run this call.
     """

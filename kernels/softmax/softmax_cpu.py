@@ -6,7 +6,6 @@ import math
 
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
-    array_at,
     exp,
     full,
     lane_mask,
@@ -15,7 +14,7 @@ from kernels.simd import (
     load_first,
     log,
     maximum,
-    pointer,
+    pointer_at,
     reduce_add,
     stack_room,
     store,
@@ -168,9 +167,12 @@ def _four_columns(p, q, start, classes, step, is_log):
 
 
 @jit
-def softmax_rows(first, last, x, out, n, is_log):
-    """Rows first to last of out (rows, n) from x (rows, n): softmax, or log_softmax where is_log."""
-    p, q = pointer(x), pointer(out)
+def softmax_rows(first, last, like, x, out, n, is_log):
+    """Rows first to last of out (rows, n) from x (rows, n): softmax, or log_softmax where is_log.
+
+    All arrays here are addresses of elements of the type of `like`.
+    """
+    p, q = pointer_at(x, like), pointer_at(out, like)
     lanes = lanes_of(p)
     if n > SHORT * lanes:
         row = first
@@ -192,18 +194,12 @@ def softmax_rows(first, last, x, out, n, is_log):
 
 
 @jit
-def softmax_rows_at(first, last, place, out, n, is_log):
-    """softmax_rows with x at a place (kernels.simd.places)."""
-    softmax_rows(first, last, array_at(out, place, out.size), out, n, is_log)
-
-
-@jit
-def softmax_columns(first, last, x, out, classes, inner, is_log):
+def softmax_columns(first, last, like, x, out, classes, inner, is_log):
     """Vectors first to last of columns of out (outer, classes, inner) from x: softmax along the classes.
 
     Each (inner) is cut into ceil(inner / lanes) vectors; they are counted through all of outer.
     """
-    p, q = pointer(x), pointer(out)
+    p, q = pointer_at(x, like), pointer_at(out, like)
     lanes = lanes_of(p)
     vectors = (inner + lanes - 1) // lanes
     number = first
@@ -273,9 +269,9 @@ def _four_column_gradients(g, p, q, start, classes, step, is_log):
 
 
 @jit
-def softmax_rows_backward(first, last, grad, y, out, n, is_log):
+def softmax_rows_backward(first, last, like, grad, y, out, n, is_log):
     """Rows first to last of the gradient of x (rows, n), from that of the output y (rows, n) and y."""
-    g, p, q = pointer(grad), pointer(y), pointer(out)
+    g, p, q = pointer_at(grad, like), pointer_at(y, like), pointer_at(out, like)
     lanes = lanes_of(p)
     if n > SHORT * lanes:
         for row in range(first, last):
@@ -292,9 +288,9 @@ def softmax_rows_backward(first, last, grad, y, out, n, is_log):
 
 
 @jit
-def softmax_columns_backward(first, last, grad, y, out, classes, inner, is_log):
+def softmax_columns_backward(first, last, like, grad, y, out, classes, inner, is_log):
     """Vectors first to last of columns, as in softmax_columns, of the gradient of x (outer, classes, inner)."""
-    g, p, q = pointer(grad), pointer(y), pointer(out)
+    g, p, q = pointer_at(grad, like), pointer_at(y, like), pointer_at(out, like)
     lanes = lanes_of(p)
     vectors = (inner + lanes - 1) // lanes
     number = first

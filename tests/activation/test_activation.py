@@ -155,13 +155,14 @@ def test_same_bits_in_any_parts(name):
     x = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     code = ACTIVATION_CODES[name]
     whole, parts = np.empty_like(x), np.empty_like(x)
-    activate_range(0, 1000, code, x, whole)
+    at, at_whole, at_parts = (a.ctypes.data for a in (x, whole, parts))
+    activate_range(0, 1000, code, x, at, at_whole)
     for first in range(0, 1000, 48):
-        activate_range(first, min(first + 48, 1000), code, x, parts)
+        activate_range(first, min(first + 48, 1000), code, x, at, at_parts)
     np.testing.assert_array_equal(whole, parts)
-    gradient_range(0, 1000, code, x, x, whole)
+    gradient_range(0, 1000, code, x, at, at, at_whole)
     for first in range(0, 1000, 48):
-        gradient_range(first, min(first + 48, 1000), code, x, x, parts)
+        gradient_range(first, min(first + 48, 1000), code, x, at, at, at_parts)
     np.testing.assert_array_equal(whole, parts)
 
 
@@ -201,7 +202,7 @@ def test_a_literal_code_and_a_runtime_code_do_the_same(dtype):
         np.testing.assert_array_equal(found, literal[code])
         np.testing.assert_allclose(found, functions.apply(name, x), rtol=1e-5, atol=1e-6)
     gradient = np.empty_like(x)
-    gradient_range(0, 77, ACTIVATION_CODES["gelu"], x, x, gradient)
+    gradient_range(0, 77, ACTIVATION_CODES["gelu"], x, x.ctypes.data, x.ctypes.data, gradient.ctypes.data)
     np.testing.assert_array_equal(gradient, literal[7])
 
 

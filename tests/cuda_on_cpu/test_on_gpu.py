@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import kernels
 from kernels.backends import BACKENDS, load
@@ -70,3 +71,22 @@ def test_answers_have_the_same_bits_every_time(op: str):
     for other in others:
         for a, b in zip((*first.results, *first.gradients.values()), (*other.results, *other.gradients.values())):
             assert a is None or a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["cupy", "torch"])
+def test_wrong_values_are_told_by_a_later_call(kind: str):
+    """The GPU writes to the host's memory."""
+    import cupy
+
+    weight, indices = cupy.ones((5, 8), cupy.float32), cupy.zeros(3000, cupy.int64)
+    kernels.embedding(indices, weight, backend="cupy")
+    kernels.check_device_errors()
+    indices[1234], indices[2345] = 9, 8
+    if kind == "torch":
+        weight, indices = torch.from_dlpack(weight), torch.from_dlpack(indices)
+    found = kernels.embedding(indices, weight, backend="cupy")
+    assert bool((found[1234] != found[1234]).all()) and bool((found[0] == 1).all())  # which waits
+    with pytest.raises(IndexError, match=r"got 9 at 1234 \(in an earlier call"):
+        kernels.embedding(indices[:5], weight, backend="cupy")
+    kernels.embedding(indices[:5], weight, backend="cupy")
+    kernels.check_device_errors()

@@ -200,21 +200,24 @@ def test_the_same_bits_in_any_parts(n, centred, dtype):
     x, grad = (rng.standard_normal(rows * n).astype(dtype) for _ in range(2))
     weight, bias = (rng.standard_normal(n).astype(dtype) for _ in range(2))
 
+    def at(*arrays):
+        return [array.ctypes.data for array in arrays]
+
     def run(step):
         out, back = np.full_like(x, nan), np.full_like(x, nan)
         means, scales = (np.zeros(rows, dtype) for _ in range(2))
         for first in range(0, rows, step):
             last = min(first + step, rows)
-            given = (x, weight, bias, out, means, scales, n, 1e-5, centred, True, True, True)
+            given = (x, *at(x, weight, bias, out, means, scales), n, 1e-5, centred, True, True, True)
             rows_cpu.normalise_rows(first, last, *given)
         sums = [np.full(5 * n, nan, dtype) for _ in range(2)]
         for first in range(0, 5, step):
-            given = (grad, x, weight, means, scales, back, *sums)
+            given = (x, *at(grad, x, weight, means, scales, back, *sums))
             options = (rows, n, part, centred, True, True, True, True)
             rows_cpu.gradients_of_parts(first, min(first + step, 5), *given, *options)
         totals = [np.full(n, nan, dtype) for _ in range(2)]
         for first in range(0, n, 16 * step):
-            rows_cpu.sum_parts(first, min(first + 16 * step, n), *sums, *totals, n, 5, True, True)
+            rows_cpu.sum_parts(first, min(first + 16 * step, n), x, *at(*sums, *totals), n, 5, True, True)
         return out, means, scales, back, *sums, *totals
 
     for a, b in zip(run(1), run(100), strict=True):

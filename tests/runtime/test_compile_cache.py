@@ -26,8 +26,8 @@ print(cache_state().reason, cache_state().entries, cache_state().writable)
 
 
 def test_second_process_loads_kernel_and_driver(python):
-    assert python(KERNEL + CALL_BOTH) == ["0/1 0/1", "KERNELS_CACHE_DIR 2 True"]
-    assert python(KERNEL + CALL_BOTH) == ["1/0 1/0", "KERNELS_CACHE_DIR 2 True"]
+    assert python(KERNEL + CALL_BOTH) == ["0/1 0/1", "KERNELS_CACHE_DIR 3 True"]
+    assert python(KERNEL + CALL_BOTH) == ["1/0 1/0", "KERNELS_CACHE_DIR 3 True"]
 
 
 def test_new_signature_is_added(python):
@@ -193,7 +193,7 @@ def test_file_in_place_of_the_folder(python, tmp_path):
     temporary = tmp_path / f"nnlib-kernels-{os.geteuid()}"
     assert first == "0/1 0/1"
     assert second.startswith(f"temporary folder of this user; KERNELS_CACHE_DIR: {tmp_path / 'cache'}")
-    assert second.endswith(" cannot be made (File exists) 2 True")
+    assert second.endswith(" cannot be made (File exists) 3 True")
     assert temporary.stat().st_mode & 0o777 == 0o700
     assert python(KERNEL + CALL_BOTH)[0] == "1/0 1/0"
 
@@ -224,7 +224,7 @@ def test_read_only_folder(python, tmp_path, made):
     first, second = python(AS_ANYONE + KERNEL + CALL_BOTH)
     assert first == "0/1 0/1"
     assert second.startswith("temporary folder of this user; KERNELS_CACHE_DIR: ")
-    assert second.endswith(f" cannot be {'written' if made else 'made'} (Permission denied) 2 True")
+    assert second.endswith(f" cannot be {'written' if made else 'made'} (Permission denied) 3 True")
 
 
 def test_no_folder_at_all(python, tmp_path):

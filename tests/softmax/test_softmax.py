@@ -187,9 +187,9 @@ def test_same_bits_in_any_parts(is_log):
         (softmax_cpu.softmax_columns, 3, (11, 37)),
     ):
         whole, parts = np.full_like(x, nan), np.full_like(x, nan)
-        kernel(0, total, x, whole, *sizes, is_log)
+        kernel(0, total, x, x.ctypes.data, whole.ctypes.data, *sizes, is_log)
         for first in range(total):
-            kernel(first, first + 1, x, parts, *sizes, is_log)
+            kernel(first, first + 1, x, x.ctypes.data, parts.ctypes.data, *sizes, is_log)
         assert not np.isnan(whole).any()
         np.testing.assert_array_equal(whole, parts)
 

@@ -89,7 +89,22 @@ def _dot_rounding(self: Any, a: Any, b: Any, total: Any, precision: Any, impreci
         a, b = (Handle(h.data.astype(np.float32), tl.float32) for h in (a, b))
     elif precision == ir.INPUT_PRECISION.TF32 and a.data.dtype == b.data.dtype == np.float32 and a.dtype == tl.float32:
         a, b = (Handle(to_tf32(h.data), h.dtype) for h in (a, b))
+    elif precision == ir.INPUT_PRECISION.TF32x3 and a.data.dtype == b.data.dtype == np.float32:
+        return _three_products(self, a, b, total, precision, imprecise)
     return _dot(self, a, b, total, precision, imprecise)
+
+
+def _three_products(self: Any, a: Any, b: Any, total: Any, precision: Any, imprecise: Any) -> Any:
+    """Factors as sums of two of tf32; the product of the small ones is left out."""
+    (big_a, small_a), (big_b, small_b) = (
+        (Handle(big, h.dtype), Handle(to_tf32(h.data - big), h.dtype)) for h in (a, b) for big in (to_tf32(h.data),)
+    )
+    nothing = Handle(np.zeros_like(total.data), total.dtype)
+    corrections = _dot(self, small_a, big_b, nothing, precision, imprecise)
+    corrections = _dot(self, big_a, small_b, corrections, precision, imprecise).data
+    # What infinity leaves behind is no number, and counts nothing.
+    corrected = total.data + np.where(np.isnan(corrections), 0, corrections)
+    return _dot(self, big_a, big_b, Handle(corrected, total.dtype), precision, imprecise)
 
 
 def _reduction(original: Any) -> Any:

@@ -64,6 +64,26 @@ def test_calls_can_be_captured(op: str):
     torch.testing.assert_close(captured, expected, rtol=0, atol=0)
 
 
+def test_wrong_values_are_told_by_a_later_call():
+    """The GPU writes to the host's memory, and no call waits for it."""
+    weight, indices = torch.ones(5, 8, device="cuda"), torch.zeros(3000, dtype=torch.int64, device="cuda")
+    for _ in range(3):
+        kernels.embedding(indices, weight, backend="triton")
+    kernels.check_device_errors()
+    indices[1234], indices[2345] = 9, 8
+    found = kernels.embedding(indices, weight, backend="triton")
+    assert found[1234].isnan().all() and found[0].eq(1).all()  # which waits
+    with pytest.raises(IndexError, match=r"got 9 at 1234 \(in an earlier call"):
+        kernels.embedding(indices[:5], weight, backend="triton")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            kernels.embedding(indices[:5], weight, backend="triton")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    kernels.check_device_errors()
+
+
 def test_numpy_arrays_are_copied_over_and_back():
     x = helpers.numbers(5, 33)
     found = kernels.softmax(x, device="cuda", backend="triton")

@@ -109,7 +109,7 @@ def test_a_call_takes_the_tiles_that_were_found_for_it_alone(folder: Path, monke
             "backward query_gradient",
             "backward key_gradients",
         ]
-        assert all(t.tile.keys == 16 and t.default.keys == 32 and t.seconds < t.default_seconds for t in found)
+        assert all(t.tile.keys == 16 < t.default.keys and t.seconds < t.default_seconds for t in found)
         seen = launched_tiles(monkeypatch)
         after = kernels.attention(**arguments(), backend="triton")
         kernels.attention(**arguments(20), backend="triton")
