@@ -70,7 +70,8 @@ OF_ROWS: dict[str, dict[str, int]] = {
         **{"sum_queries": 16, "sum_rows": 33},
         **{"losses_of_rows": 7, "losses_of_columns": 18, "loss_gradient_rows": 6, "loss_gradient_columns": 13},
         **{"sum_losses": 8, "finish_loss": 4},
-        **{"normalise_rows": 2, "gradients_of_parts": 2, "gradient_of_rows": 2, "sums_of_columns": 6},
+        # A row's mean and deviation; where columns are summed, of the rows of up to five copies of a loop.
+        **{"normalise_rows": 2, "gradients_of_parts": 2, "gradient_of_rows": 2, "sums_of_columns": 10},
         **{"drop_elements": 17, "factors_of_rows": 2, "gather_rows": 2, "bounds_of_rows": 3, "add_rows": 7},
         # A bias that is one number.
         **{"mask_padding": 1, "add_bias_and_activate": 1},

@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from kernels import dispatch
+from kernels.arrays import spec
 from kernels.backends import BACKENDS, BackendError, load
 from kernels.gpu_gates import MATRIX_KERNELS, gates
 from kernels.gpu_workloads import REPORTED_TARGETS, WORKLOADS, Workload
@@ -74,13 +75,13 @@ def _arrays(op: Op, workload: Workload, backend: str) -> tuple[Any, ...]:
             last = workload.channels_last and len(shape) == 4
             return fresh.contiguous(memory_format=torch.channels_last) if last else fresh
     else:
-        from kernels.runtime.cupy_gpu import numpy_dtype
+        from kernels.runtime.cupy_compile import unwritten
 
         def empty(shape: tuple[int, ...], dtype: str) -> Any:
             if workload.channels_last and len(shape) == 4:
                 n, c, h, w = shape
-                return np.empty((n, h, w, c), numpy_dtype(dtype)).transpose(0, 3, 1, 2)
-            return np.empty(shape, numpy_dtype(dtype))
+                return unwritten((n, h, w, c), dtype).transpose(0, 3, 1, 2)
+            return unwritten(shape, dtype)
 
     kinds = ((workload.shapes, workload.dtype), (workload.integers, "int64"), (workload.booleans, "bool"))
     made = {name: empty(shape, dtype) for shapes, dtype in kinds for name, shape in shapes.items()}
@@ -180,7 +181,11 @@ def compile_workload(workload: Workload, target: str, backend: str = "triton") -
 
 def _empty_like(array: Any) -> Any:
     if isinstance(array, np.ndarray):
-        return np.empty_like(array)
+        from kernels.runtime.cupy_compile import unwritten
+
+        order = spec(array).memory_order
+        made = unwritten(tuple(array.shape[axis] for axis in order), array.dtype.name)
+        return made.transpose(sorted(range(array.ndim), key=order.__getitem__))
     import torch
 
     return torch.empty_like(array)

@@ -6,7 +6,7 @@
 #define HIDES 0
 #include "attention/tile_rows.cuh"
 
-// term (B, H, L, rows) contiguous = scale * query (B, H, L, E) . table (rows, E), with strides of theirs.
+// term (B, H, L, rows) contiguous, the caller's, = scale * query (B, H, L, E) . table (rows, E), with strides of theirs.
 // Blocks: tiles of rows of each block of queries of each head.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) shaw_products(
     const STORAGE* query, const STORAGE* table, COMPUTED* term, int H, int L, int E, int rows, INDEX q_b, INDEX q_h,
@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) shaw_products(
   }
 }
 
-// parts (chunks, rows, E) contiguous: the sums over a chunk of all queries of grad_term (B, H, L, rows), contiguous,
+// parts (chunks, rows, E) contiguous, the caller's: the sums over a chunk of all queries of grad_term (B, H, L, rows), contiguous,
 // times query (B, H, L, E). Blocks: parts of the columns (WIDE) of tiles of rows in each chunk.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) shaw_gradient(
     const STORAGE* query, const COMPUTED* grad_term, COMPUTED* parts, int B, int H, int L, int E, int rows, int chunk,

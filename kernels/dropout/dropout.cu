@@ -2,7 +2,7 @@
 // result, a multiple of the 4 that share a block of the generator.
 //
 // Constants: STORAGE, COMPUTED: types of numbers in memory and in registers; VECTOR; WIDE: x lies as the result does, and
-// aligned, so that a thread reads its elements at once.
+// aligned, so that a thread reads its elements at once. All arrays are the caller's.
 #include "runtime/cuda/philox.cuh"
 #include "runtime/cuda/types.cuh"
 

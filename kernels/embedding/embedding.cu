@@ -1,7 +1,7 @@
 // embedding: rows looked up and shortened, their gradients added up in order without atomics.
 //
 // Constants: see runtime/cuda/rows.cuh (nothing is kept); NAMED: the type of indices. An index that is no row of weight
-// is never used as an address; its row is NaN. Half precision is computed in float.
+// is never used as an address; its row is NaN. Half precision is computed in float. All arrays are the caller's.
 #include "runtime/cuda/rows.cuh"
 
 // Rows that indices name, a thread VECTOR columns of one.

@@ -1,5 +1,6 @@
 // layer_norm and rms_norm. Constants: see runtime/cuda/rows.cuh; STEPS = 0 where a row does not stay in registers;
-// CENTRED: 0 takes the mean of a row for 0. Half precision is computed in float. Rows are (rows, n).
+// CENTRED: 0 takes the mean of a row for 0. Half precision is computed in float. Rows are (rows, n). All arrays are the
+// caller's.
 #include "runtime/cuda/rows.cuh"
 
 #define KEPT (STEPS > 0 ? STEPS : 1)

@@ -6,6 +6,7 @@
 // x contiguous in its own order, 0 past the rows' lengths, whatever stands there: grad w_ih multiplies all of it.
 //
 // grid: enough blocks for steps batch features / VECTOR threads; block: 256. A thread copies VECTOR neighbours.
+// All arrays are the caller's.
 extern "C" __global__ void __launch_bounds__(256) mask_padding(
     const STORAGE* __restrict__ x,  // strides x_time, x_row, x_one (1 where VECTOR is more than 1)
     const LENGTH* __restrict__ lengths,  // [batch]

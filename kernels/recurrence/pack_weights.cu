@@ -25,7 +25,7 @@ __device__ __forceinline__ int place_of(int column, int term) {
 // grid: (columns of a tile / 32, terms / 32, tiles), rounded up. block: 256.
 extern "C" __global__ void __launch_bounds__(256) pack_weights(
     const STORAGE* __restrict__ source,  // the caller's weights, any strides
-    STORAGE* __restrict__ packed,  // written
+    STORAGE* __restrict__ packed,  // the caller's, in the order above; written
     int tile_columns, int all_terms, int column_tile, int terms_wide, int columns, int terms, bool along_terms,
     INDEX column_group, INDEX column_step, INDEX term_group, INDEX term_step) {
   __shared__ STORAGE tile[32 * 34];

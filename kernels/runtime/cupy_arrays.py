@@ -97,10 +97,16 @@ def on_numpy(
     Args:
         function, problem, inputs, keywords: ``function(problem, *inputs, **keywords)``; None is passed as it is.
         device: "cuda" for CuPy's current device, or "cuda:1".
+
+    Raises:
+        ValueError: there is no such device.
     """
     import cupy
 
     _, _, index = str(device or "cuda").partition(":")
+    count = cupy.cuda.runtime.getDeviceCount()
+    if index and int(index) >= count:
+        raise ValueError(f"device must be below cuda:{count}, as many as CuPy finds, got {str(device)!r}")
     with current_device(int(index) if index else cupy.cuda.runtime.getDevice()):
         found = function(
             problem,
@@ -108,6 +114,16 @@ def on_numpy(
             **{name: None if a is None else from_numpy(a) for name, a in keywords.items()},
         )
         return tuple(None if a is None else to_numpy(a) for a in found)
+
+
+class _Stream:
+    """A stream of torch's by CUDA's protocol, which older versions of torch have not."""
+
+    def __init__(self, pointer: int) -> None:
+        self.pointer = pointer
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
 
 
 def on_torch(function: Function, problem: Problem, inputs: Sequence[Any], keywords: dict[str, Any]) -> Arrays:
@@ -137,7 +153,7 @@ def on_torch(function: Function, problem: Problem, inputs: Sequence[Any], keywor
     with ExitStack() as stack:
         stack.enter_context(current_device(index))
         stream = torch.cuda.current_stream(first.device).cuda_stream
-        stack.enter_context(cupy.cuda.ExternalStream(stream, index))
+        stack.enter_context(cupy.cuda.Stream.from_external(_Stream(stream)))
         stack.enter_context(cupy_gpu.allocating(allocate))
         found = function(
             problem,

@@ -106,8 +106,16 @@ class _Unwritten(np.ndarray):
         """Nothing: nobody reads it."""
 
 
-def _unwritten(shape: tuple[int, ...], dtype: str) -> Any:
-    return np.empty(shape, cupy_gpu.numpy_dtype(dtype)).view(_Unwritten)
+#: Bytes that the address of an array on a GPU is a multiple of.
+_ALIGNMENT = 512
+
+
+def unwritten(shape: tuple[int, ...], dtype: str) -> Any:
+    """An array of NumPy's whose memory is never touched, aligned as a GPU's arrays are."""
+    kind = cupy_gpu.numpy_dtype(dtype)
+    memory = np.empty(math.prod(shape) * kind.itemsize + _ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % _ALIGNMENT
+    return memory[begin : begin + math.prod(shape) * kind.itemsize].view(kind).reshape(shape).view(_Unwritten)
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,7 @@ def _launching(target: str, each: Callable[[Launch], None]) -> Iterator[None]:
     multiplied = cupy_products._by_numpy
     cupy_products._by_numpy = lambda *_: None
     try:
-        with cupy_gpu.elsewhere(take, TARGETS[target], _unwritten):
+        with cupy_gpu.elsewhere(take, TARGETS[target], unwritten):
             yield
     finally:
         cupy_products._by_numpy = multiplied

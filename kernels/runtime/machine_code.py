@@ -218,8 +218,8 @@ def read_assembly(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Opcodes of a kernel and of its innermost loop with the most work, each with how often it stands there.
 
-    A loop is what lies between a label and a branch back to it. Where some have tensor cores' instructions, the innermost
-    of these: there may be loops in them that have none.
+    A loop is what lies between a label and a branch back to it. Where some have tensor cores' instructions, the
+    innermost of these: there may be loops in them that have none.
     """
     code: list[tuple[str, str]] = []
     labels: dict[str, int] = {}

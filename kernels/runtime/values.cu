@@ -3,9 +3,9 @@
 // Constants: VALUE (type of the values), THREADS (of a block).
 
 // report [3][gridDim.x's most]: the call's number, position and value of the first wrong one of `each` values in turn,
-// for each block. Values: `total` in rows of `columns`. Right are those from least to greatest, and ignored where
-// ignores. What an earlier call left stays. report lies in the host's memory, and is touched only where something is
-// wrong.
+// for each block. Values: `total` in rows of `columns`, with strides of theirs. Right are those from least to greatest,
+// and ignored where ignores. What an earlier call left stays. Both are the caller's; report lies in the host's memory,
+// and is touched only where something is wrong.
 extern "C" __global__ void __launch_bounds__(THREADS) find_wrong_values(
     const VALUE* __restrict__ values, long long* report, int most, long long total, long long columns,
     long long row_stride, long long column_stride, long long each, long long least, long long greatest,

@@ -1,5 +1,5 @@
 // cross_entropy along the rows: the loss of every row, their sum, and the gradients. Constants: see targets.cuh; nothing is
-// kept in registers.
+// kept in registers. All arrays are the caller's.
 #include "softmax/targets.cuh"
 
 // VECTOR weights from class c on.

@@ -1,5 +1,5 @@
 // cross_entropy across the rows, whose elements lie apart: the loss of every row, and the gradients. Constants: see
-// targets.cuh; nothing is kept in registers.
+// targets.cuh; nothing is kept in registers. All arrays are the caller's.
 #include "softmax/targets.cuh"
 
 // Of columns: a number for each of a block's rows in shared memory, of which neighbouring threads take neighbouring rows,

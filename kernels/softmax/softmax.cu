@@ -1,6 +1,6 @@
 // softmax and log_softmax. Constants: see runtime/cuda/rows.cuh; STEPS = 0 where a row does not stay in registers.
 // Half precision is computed in float. In every kernel `outer`, `n`, `inner` are the sizes of arrays seen so, and
-// strides are in elements.
+// strides are in elements. All arrays are the caller's.
 #include "softmax/statistics.cuh"
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1) softmax_rows(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import kernels
+from kernels.attention import gpu_tiles
 from kernels.attention.cuda_tiles import CudaTile, forward_tile, use_cuda_tile
 from kernels.backends import BACKENDS, load
 from kernels.random import keep_mask
@@ -374,9 +375,10 @@ def test_relative_terms_of_wide_rows(kind: str):
         against_reference({"query": q, "key": k, "value": v, "bias": bias, **rest})
 
 
-def test_few_queries_of_wide_keys():
+def test_few_queries_of_wide_keys(monkeypatch: pytest.MonkeyPatch):
     """Keys in splits, their heads in one tile, and columns in parts."""
-    q, k, v = inputs(1, 4, 2, 1100, 260, kv_heads=2, dtype="float64")
+    monkeypatch.setattr(gpu_tiles, "SPLIT_KEYS", 64)
+    q, k, v = inputs(1, 4, 2, 140, 260, kv_heads=2, dtype="float64")
     with on_cpu(target=H100) as launched:
         against_reference({"query": q, "key": k, "value": v, "causal": "bottom_right", "return_lse": True})
     assert launched.kernels[:2] == ["attention_forward", "join_splits"]

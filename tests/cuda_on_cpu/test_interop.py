@@ -174,6 +174,12 @@ def test_numpy_arrays_are_copied_over_and_back(op: str, device: str, index: int)
     np.testing.assert_array_equal(again[0], matrix.results_of(value)[0])
 
 
+def test_a_device_that_is_not_there():
+    with fake_cupy.installed(devices=2):
+        with pytest.raises(ValueError, match="^device must be below cuda:2, as many as CuPy finds, got 'cuda:2'$"):
+            kernels.softmax(helpers.numbers(2, 3), device="cuda:2", backend="cupy")
+
+
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
 def test_layouts_survive_the_way_over_and_back(layout: str):
     a = layouts.LAYOUTS[layout](helpers.numbers(2, 3, 4, 5))

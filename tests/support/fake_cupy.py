@@ -289,24 +289,24 @@ class MemoryPointer:
     offset: int
 
 
-@dataclass
 class Stream:
-    """A stream of CuPy's."""
+    """A stream, current inside a `with`."""
 
-    captured: bool = False
+    def __init__(self, pointer: int) -> None:
+        self.pointer = pointer
 
     def is_capturing(self) -> bool:
         """Whether what is launched becomes part of a graph."""
-        return self.captured
+        return _gpu.capturing
 
+    @classmethod
+    def from_external(cls, stream: Any) -> Stream:
+        """What another library calls its stream, by CUDA's protocol."""
+        version, pointer = stream.__cuda_stream__()
+        assert version == 0
+        return cls(pointer)
 
-class ExternalStream:
-    """Somebody else's stream, current inside a `with`."""
-
-    def __init__(self, pointer: int, device: int = -1) -> None:
-        self.pointer = pointer
-
-    def __enter__(self) -> ExternalStream:
+    def __enter__(self) -> Stream:
         self._before = _gpu.stream
         _gpu.stream = self.pointer
         return self
@@ -413,9 +413,9 @@ def _modules(devices: int) -> dict[str, types.ModuleType]:
     libraries = types.ModuleType("cupy_backends.cuda.libs")
     libraries.cublas = Cublas()  # type: ignore[attr-defined]
     headers = harness._headers()[0]
-    facts = {"Device": Device, "ExternalStream": ExternalStream, "runtime": runtime, "nvrtc": nvrtc, "device": handles}
+    facts = {"Device": Device, "Stream": Stream, "runtime": runtime, "nvrtc": nvrtc, "device": handles}
     facts |= {f.__name__: f for f in (alloc_pinned_memory, UnownedMemory, MemoryPointer)}
-    facts |= {"get_current_stream": lambda: Stream(_gpu.capturing)}
+    facts |= {"get_current_stream": lambda: Stream(_gpu.stream)}
     facts |= {"get_cuda_path": lambda: headers.removesuffix("/include"), "is_available": lambda: devices > 0}
     vars(cuda).update(facts)
     names = (ndarray, asarray, asnumpy, empty, from_dlpack, RawModule)

@@ -33,8 +33,8 @@ CACHE = Path(__file__).resolve().parents[3] / ".pytest_cache" / "cuda_cpu"
 CHECKS = ("full", "fast")
 
 _OPTIONS = [
-    # More optimisation costs more than it saves: a kernel's time is that of what watches it. Lines are asked of the code
-    # alone, never variables.
+    # More optimisation costs more than it saves: what watches a kernel takes its time. Lines of the code are asked for,
+    # its variables never.
     *("-std=c++17", "-O1", "-g1", "-gdwarf-4", "-fno-var-tracking", "-fPIC", "-w"),
     *("-fvisibility=hidden", "-fno-strict-aliasing"),
     # Accesses stay those of the source, one by one.
