@@ -132,7 +132,9 @@ class Bound:
         if self.takes_cupy:
             return self._run_on_cupy(implementation.backward, gradients, dict(zip(self.saved_names, saved)))
         if self.backward_by_address is not None:
-            made = self.backward_by_address((*gradients, *saved))
+            # None comes in for results that the caller does not get, too.
+            absent = (None,) * (self.op.differentiable_results - len(gradients))
+            made = self.backward_by_address((*gradients, *absent, *saved))
             if made is not None:
                 return made
         if self.empty:

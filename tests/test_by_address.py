@@ -204,6 +204,22 @@ def test_inside_autocast_small_calls_keep_their_dtype():
 # ----- backward ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("op", TRAIN_BY_ADDRESS)
+def test_training_goes_by_address(monkeypatch, op):
+    calls = spied(monkeypatch, op, "backward_by_address")
+    for case in CASES:
+        if case.op != op or "ci" not in case.tags or calls:
+            continue
+        given = {n: torch.from_numpy(a.copy()) if type(a) is np.ndarray else a for n, a in case.build().items()}
+        wanted = [t for t in given.values() if isinstance(t, torch.Tensor) and t.is_floating_point()]
+        for tensor in wanted:
+            tensor.requires_grad_()
+        found = matrix.public(op)(**given, backend="numba")
+        first = found[0] if isinstance(found, tuple) else found
+        torch.autograd.grad(first, wanted, torch.ones_like(first), allow_unused=True)
+    assert calls
+
+
 def test_gradients_are_taken_by_address_where_they_lie_as_declared(monkeypatch):
     calls = spied(monkeypatch, "linear", "backward_by_address")
     x, weight, gradient = torch.randn(5, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True), torch.ones(5, 3)
