@@ -122,4 +122,3 @@ def backward_through(op: Op, prepare: Prepare) -> Callable[..., tuple[Array | No
 
     incoming = tuple(f"grad_{name}" for name in op.results[: op.differentiable_results])
     return named(backward, incoming, (*op.inputs, *op.results))
-
