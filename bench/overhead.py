@@ -102,7 +102,7 @@ def _by_address(
 
     def call() -> tuple[Any, ...]:
         made = [None if m is None else m[0](*m[1:]) for m in makers]
-        run(*places, *[0 if a is None or not a.size else address(a) for a in made])
+        run(*places, *[0 if a is None else address(a) if a.flags.c_contiguous else a.ctypes.data for a in made])
         return given, made  # Alive to the end.
 
     return call

@@ -73,6 +73,8 @@ class Bound:
         suits = suits and backward is not None and backward.backend == forward.backend
         self.backward_by_address = _ByAddress.backward(op, problem, backward) if backward and suits else None
         self.saved_names = problem.saved()
+        #: What each saved tensor must be; hooks on saved tensors may make anything of them.
+        self.saved_forms = _arriving_forms(op, problem)[op.differentiable_results :]
         #: Where each saved tensor is among the inputs and the results behind them.
         self.saved_places = tuple((*op.inputs, *op.results).index(name) for name in self.saved_names)
 
@@ -132,16 +134,29 @@ class Bound:
         if self.takes_cupy:
             return self._run_on_cupy(implementation.backward, gradients, dict(zip(self.saved_names, saved)))
         if self.backward_by_address is not None:
-            made = self.backward_by_address((*gradients, *saved))
+            # None comes in for results that the caller does not get, too.
+            absent = (None,) * (self.op.differentiable_results - len(gradients))
+            made = self.backward_by_address((*gradients, *absent, *saved))
             if made is not None:
                 return made
         if self.empty:
             found = self.problem.zero_gradients()
         else:
+            self._check_saved(saved)
             views = _views(self.op.name, (*gradients, *saved))
             count = len(gradients)
             found = implementation.backward(self.problem, *views[:count], **dict(zip(self.saved_names, views[count:])))
         return tuple([None if g is None else _from_numpy(g) for g in found])
+
+    def _check_saved(self, saved: Sequence[torch.Tensor | None]) -> None:
+        """Kernels believe that shapes and element types are those of the forward pass."""
+        for name, tensor, form in zip(self.saved_names, saved, self.saved_forms):
+            if tensor is None or form is None:
+                continue
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            if tensor.shape != form.shape or dtype != form.dtype:
+                rule = f"hooks on saved tensors must give {name} back as {form.dtype} {form.shape}"
+                raise ValueError(f"{self.op.name}: {rule}, got {dtype} {tuple(tensor.shape)}")
 
     def backward_differentiable(
         self, gradients: Sequence[torch.Tensor | None], saved: Sequence[torch.Tensor | None]
@@ -191,7 +206,7 @@ class _ByAddress:
             return None
         from kernels.runtime import by_address
 
-        return cls(run, by_address.arriving_forms(op, problem), by_address.gradient_forms(problem), True)
+        return cls(run, _arriving_forms(op, problem), by_address.gradient_forms(problem), True)
 
     def __call__(self, tensors: Sequence[torch.Tensor | None]) -> Tensors | None:
         if forward_ad._current_level >= 0:
@@ -223,6 +238,13 @@ class _ByAddress:
         except RuntimeError:
             return None  # A tensor has no memory of its own: the careful way sees to it.
         return None if self.run(*places) is False else tuple(made)
+
+
+def _arriving_forms(op: Op, problem: Problem) -> tuple[ArraySpec | None, ...]:
+    """Specs of what goes into a backward pass: gradients of the differentiable results, and what is saved."""
+    results = problem.results()
+    known = dict(zip((*op.inputs, *op.results), (*[getattr(problem, name) for name in op.inputs], *results)))
+    return (*results[: op.differentiable_results], *[known[name] for name in problem.saved()])
 
 
 def _form_of(form: ArraySpec | None) -> tuple[Any, ...] | None:

@@ -116,14 +116,14 @@ def test_every_op_has_it(op: str):
         assert any(own.backward_by_address(p) is not None for p in wants)
 
 
-def spied(monkeypatch: pytest.MonkeyPatch, op: str) -> list[tuple[Any, ...]]:
-    """The places of every call of `op` by address from here on."""
+def spied(monkeypatch: pytest.MonkeyPatch, op: str, way: str = "by_address") -> list[tuple[Any, ...]]:
+    """The places of every call of `op` by address from here on; way: or "backward_by_address"."""
     calls: list[tuple[Any, ...]] = []
     declared = OPS[op].implementations["numba"]
     changed = copy.copy(declared)
 
     def by_address(problem: Problem) -> Any:
-        run = declared.by_address(problem)
+        run = getattr(declared, way)(problem)
 
         def traced(*places: Any) -> Any:
             calls.append(places)
@@ -131,7 +131,7 @@ def spied(monkeypatch: pytest.MonkeyPatch, op: str) -> list[tuple[Any, ...]]:
 
         return None if run is None else traced
 
-    object.__setattr__(changed, "by_address", by_address)
+    object.__setattr__(changed, way, by_address)
     monkeypatch.setitem(OPS[op].implementations, "numba", changed)
     monkeypatch.setattr(OPS[op], "plans", {})
     return calls
@@ -199,3 +199,75 @@ def test_inside_autocast_small_calls_keep_their_dtype():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert kernels.relu(x).dtype == torch.float32
         assert kernels.linear(x, x).dtype == torch.float32
+
+
+# ----- backward ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", TRAIN_BY_ADDRESS)
+def test_training_goes_by_address(monkeypatch, op):
+    calls = spied(monkeypatch, op, "backward_by_address")
+    for case in CASES:
+        if case.op != op or "ci" not in case.tags or calls:
+            continue
+        given = {n: torch.from_numpy(a.copy()) if type(a) is np.ndarray else a for n, a in case.build().items()}
+        wanted = [t for t in given.values() if isinstance(t, torch.Tensor) and t.is_floating_point()]
+        for tensor in wanted:
+            tensor.requires_grad_()
+        found = matrix.public(op)(**given, backend="numba")
+        first = found[0] if isinstance(found, tuple) else found
+        torch.autograd.grad(first, wanted, torch.ones_like(first), allow_unused=True)
+    assert calls
+
+
+def test_gradients_are_taken_by_address_where_they_lie_as_declared(monkeypatch):
+    calls = spied(monkeypatch, "linear", "backward_by_address")
+    x, weight, gradient = torch.randn(5, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True), torch.ones(5, 3)
+    found = kernels.linear(x, weight, backend="numba")
+    plain = torch.autograd.grad(found, (x, weight), gradient, retain_graph=True)
+    ((dy, at_x, at_weight, dx, dw, db),) = calls
+    assert (dy, at_x, at_weight, db) == (gradient.data_ptr(), x.data_ptr(), weight.data_ptr(), 0)
+    assert (dx, dw) == (plain[0].data_ptr(), plain[1].data_ptr())
+    torch.testing.assert_close(plain[0], gradient @ weight.detach())
+    torch.testing.assert_close(plain[1], gradient.T @ x.detach())
+    # One number for all: it is expanded, and has no memory to go through.
+    expanded = torch.autograd.grad(found, (x, weight), torch.ones(()).expand(5, 3), retain_graph=True)
+    turned = torch.autograd.grad(found, (x, weight), torch.ones(3, 5).T)
+    assert len(calls) == 1
+    for other in (expanded, turned):
+        assert all(map(torch.equal, other, plain))
+
+
+def test_what_hooks_make_of_saved_tensors_is_looked_at(monkeypatch):
+    calls = spied(monkeypatch, "silu", "backward_by_address")
+    x = torch.randn(6, 8, requires_grad=True)
+    expected = torch.autograd.grad(torch.nn.functional.silu(x).sum(), x)[0]
+
+    def gradient(unpack: Any) -> torch.Tensor:
+        calls.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+            found = kernels.silu(x, backend="numba")
+        return torch.autograd.grad(found, x, torch.ones(6, 8))[0]
+
+    for taken, unpack in ((1, lambda t: t), (0, lambda t: t.T.contiguous().T), (1, lambda t: t.clone())):
+        torch.testing.assert_close(gradient(unpack), expected)
+        assert len(calls) == taken
+    rule = r"^silu: hooks on saved tensors must give x back as float32 \(6, 8\), got "
+    for unpack, got in ((lambda t: t.half(), r"float16 \(6, 8\)"), (lambda t: t[:, 1:], r"float32 \(6, 7\)")):
+        with pytest.raises(ValueError, match=rule + got):
+            gradient(unpack)
+        assert calls == []
+
+
+def test_tensors_between_addresses_of_their_elements_go_the_careful_way(monkeypatch):
+    calls = spied(monkeypatch, "silu")
+    x = torch.randn(6, 8)
+    expected = kernels.silu(x, backend="numba")
+    room = bytearray(x.nbytes + 1)
+    unaligned = torch.frombuffer(room, dtype=torch.uint8)[1:].view(-1)
+    unaligned.numpy()[...] = x.numpy().reshape(-1).view(np.uint8)
+    off = torch.from_numpy(unaligned.numpy().view(np.float32)).reshape(6, 8)
+    assert off.data_ptr() % 4 == 1
+    calls.clear()
+    assert torch.equal(kernels.silu(off, backend="numba"), expected)
+    assert calls == []

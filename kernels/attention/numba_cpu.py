@@ -32,6 +32,7 @@ from kernels.runtime.numba_cpu import address, contiguous, empty, scratch, threa
 
 Array = np.ndarray[Any, Any]
 
+
 def widened(*given: Array) -> tuple[Array, ...]:
     """Queries and keys with a last dimension of one zero in place of none: all scores are 0."""
     return tuple(np.zeros((*a.shape[:3], 1), a.dtype) for a in given)

@@ -39,7 +39,8 @@ def _four(array: Any, rank: int) -> Any:
     if getattr(array, "ndim", 0) != rank or rank == 4:
         return array
     if rank == 2:
-        return array[None, None]
+        # One view for autograd to go back through, not two.
+        return array.reshape(1, 1, *array.shape)
     if rank == 3:
         return array[:, None]
     return array.reshape(-1, *array.shape[-3:])
@@ -77,10 +78,9 @@ def _back(result: Any, query: Any) -> Any:
     rank = getattr(query, "ndim", 4)
     if rank == 4:
         return result
-    if rank == 2:
-        return result[0, 0]
-    if rank == 3:
-        return result[:, 0]
+    if rank <= 3:
+        # An index would have zeros made in backward, and a copy into them.
+        return result.reshape(*result.shape[: rank - 2], *result.shape[2:])
     return result.reshape(*query.shape[:-2], *result.shape[2:])
 
 

@@ -54,9 +54,7 @@ def _prepare(p: DropoutProblem) -> Run:
     """x, seed -> output."""
     size, kept, threshold = p.x.size, np.full(1, p.kept, p.x.dtype), drop_threshold(p.p)
     pieces = -(-size // _PIECE)
-    return lambda x, seed, out: _drop(
-        pieces, threads_for(size, _GRAIN), size, threshold, seed, p.stream, kept, x, out
-    )
+    return lambda x, seed, out: _drop(pieces, threads_for(size, _GRAIN), size, threshold, seed, p.stream, kept, x, out)
 
 
 def _prepare_backward(p: DropoutProblem) -> Run:

@@ -227,9 +227,7 @@ def gather(p: Pooling, above: Array, beside: Array, row_divisors: Array, column_
     if p.x.channels_last:
         rows = p.x.shape[0] * p.x.shape[2]
         return lambda dy, dx: gradients.gather_channels(rows, threads(p), sizes, like, dy, *given, dx)
-    return lambda dy, dx: gradients.gather_planes(
-        total, threads(p), sizes, like, dy, *given, dx, empty(lines, dtype)
-    )
+    return lambda dy, dx: gradients.gather_planes(total, threads(p), sizes, like, dy, *given, dx, empty(lines, dtype))
 
 
 def gather_sliding(p: AvgPool2dProblem | LpPool2dProblem) -> Run:

@@ -122,10 +122,3 @@ def backward_through(op: Op, prepare: Prepare) -> Callable[..., tuple[Array | No
 
     incoming = tuple(f"grad_{name}" for name in op.results[: op.differentiable_results])
     return named(backward, incoming, (*op.inputs, *op.results))
-
-
-def arriving_forms(op: Op, p: Problem) -> tuple[ArraySpec | None, ...]:
-    """Specs of what goes into a backward pass: gradients of the differentiable results, and what `p.saved` names."""
-    results = p.results()
-    known = dict(zip((*op.inputs, *op.results), (*[getattr(p, name) for name in op.inputs], *results)))
-    return (*results[: op.differentiable_results], *[known[name] for name in p.saved()])

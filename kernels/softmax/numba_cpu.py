@@ -56,8 +56,6 @@ def softmax_backward_by_address(p: SoftmaxProblem) -> Run:
     return _over_classes(p, _rows_backward, _columns_backward)
 
 
-
-
 def _operands(
     p: CrossEntropyProblem, input: Array, target: Array, weight: Array | None
 ) -> tuple[Array, Array, Array, Array]:
