@@ -202,7 +202,7 @@ def backward_tiles(
             of_queries = of_keys = _least_tile(target)
     elif itemsize == 2:
         of_queries = AttentionTile(64, 64, 4 if width <= 64 else 8, 2) if width <= 128 else AttentionTile(32, 32, 4, 1)
-        of_keys = of_queries
+        of_keys = AttentionTile(32, 64, 4, 2) if target.amd and width <= 128 else of_queries
     elif itemsize == 4:
         of_queries = of_keys = AttentionTile(32, 32, 8, 2)
     else:
