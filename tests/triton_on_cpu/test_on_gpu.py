@@ -1,4 +1,4 @@
-"""The same cases on a real GPU: ``pytest -m gpu``. Until somebody runs this, no kernel has been seen on one."""
+"""The same cases on a real GPU: ``pytest -m gpu``."""
 
 from __future__ import annotations
 
