@@ -135,7 +135,7 @@ def _attentions() -> Iterator[Call]:
     for dtype, tf32 in KINDS:
         half = dtype == "bfloat16"
         for block, queries in itertools.product(blocks[dtype], (2048, 64, 32, 1) if half else (2048, 1)):
-            for extras in EXTRAS if half else (EXTRAS[0], EXTRAS[-1]):
+            for extras in EXTRAS if half else (EXTRAS[0], EXTRAS[2], EXTRAS[-1]):
                 for width in (block, block - 8) if half or queries > 1 else (block,):
                     yield _attention_call(dtype, width, extras, queries, tf32)
     for shape in ((4, 16, 1, 4096), (1, 16, 2048, 4096), (4, 1, 2048, 1), (1, 1, 1, 1)):

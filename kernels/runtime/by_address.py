@@ -32,12 +32,17 @@ Maker = tuple[Callable[..., Array], tuple[int, ...], np.dtype[Any]]
 LIKE = {name: np.empty(0, name) for name in ("float32", "float64", "int64", "uint8")}
 
 
+def _is_plain(form: ArraySpec) -> bool:
+    """Whether an array has no gaps, and sizes that are known: those of torch's nested tensors are not."""
+    return form.strides is None and all(type(size) is int for size in form.shape)
+
+
 def if_plain(prepare: Prepare) -> Callable[[Any], Run | None]:
     """`prepare` for problems whose inputs are all C-contiguous; None for others."""
 
     def by_address(p: Problem) -> Run | None:
         specs = [getattr(p, name) for name in input_names(type(p))]
-        return prepare(p) if all(s is None or s.strides is None for s in specs) else None
+        return prepare(p) if all(s is None or _is_plain(s) for s in specs) else None
 
     return by_address
 

@@ -72,10 +72,10 @@ def test_tiles_are_what_tensor_cores_take(target: str, itemsize: int):
 
 
 def test_tiles_by_hand():
-    assert forward_tile(4096, 64, 2, False, H100) == AttentionTile(128, 64, 4, 3)
+    assert forward_tile(4096, 64, 2, False, H100) == AttentionTile(64, 128, 4, 2)
     assert forward_tile(4096, 64, 2, False, TARGETS["gfx942"]) == AttentionTile(128, 64, 4, 1)
-    assert backward_tiles(4096, 128, 2, False, H100) == (AttentionTile(64, 64, 8, 2),) * 2
-    assert backward_tiles(4096, 128, 2, True, H100) == (AttentionTile(64, 32, 4, 2), AttentionTile(32, 64, 8, 2))
+    assert backward_tiles(4096, 128, 2, False, H100) == (AttentionTile(64, 64, 4, 2),) * 2
+    assert backward_tiles(4096, 128, 2, True, H100) == (AttentionTile(64, 64, 4, 2), AttentionTile(32, 64, 4, 2))
 
 
 def test_tiles_of_what_has_much_beside_its_products():

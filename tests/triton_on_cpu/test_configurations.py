@@ -115,7 +115,8 @@ def test_convolutions_in_every_tile(target: str):
     wanted = set()
     for (dtype, tf32), vectors in itertools.product(gpu_configurations.KINDS, (True, False)):
         itemsize = getattr(torch, dtype).itemsize
-        cores = itemsize == 2 or (gpu.amd if itemsize == 4 and (gpu.amd or not tf32) else tf32)
+        precision = triton_gpu.product_precision(getattr(torch, dtype), gpu, tf32=tf32)
+        cores = triton_gpu.on_tensor_cores(getattr(torch, dtype), precision) or (gpu.amd and itemsize == 4)
         for rows, columns, inner in itertools.product(
             (16, 32, 64, 128, 500, 5000, 10**6), (3, 16, 32, 64, 128), (16, 32, 64, 128)
         ):

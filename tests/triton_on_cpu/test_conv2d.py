@@ -209,11 +209,11 @@ def test_infinite_weights_do_not_reach_the_padding(groups: int):
 @pytest.mark.parametrize(
     "sizes, itemsize, cores, vectors, target, expected",
     [
-        ((100_352, 64, 64), 2, True, True, "sm_90", ConvTile(128, 64, 64, 4, 4)),
-        ((100_352, 256, 64), 2, True, True, "sm_90", ConvTile(128, 128, 64, 8, 4)),
+        ((100_352, 64, 64), 2, True, True, "sm_90", ConvTile(128, 64, 64, 4, 3)),
+        ((100_352, 256, 64), 2, True, True, "sm_90", ConvTile(128, 128, 64, 8, 3)),
         ((100_352, 256, 64), 2, True, True, "sm_80", ConvTile(128, 128, 64, 8, 3)),
         ((100_352, 256, 64), 4, True, True, "sm_100", ConvTile(128, 128, 32, 8, 4)),
-        ((1568, 512, 512), 2, True, True, "sm_90", ConvTile(64, 128, 64, 4, 4)),  # idle multiprocessors
+        ((1568, 512, 512), 2, True, True, "sm_90", ConvTile(64, 128, 64, 4, 3)),  # idle multiprocessors
         ((100_352, 256, 64), 4, False, True, "sm_90", ConvTile(64, 64, 16, 4, 2)),
         ((100_352, 256, 64), 2, True, False, "sm_90", ConvTile(64, 64, 32, 4, 1)),
         ((100_352, 256, 64), 4, True, False, "sm_90", ConvTile(64, 64, 16, 4, 2)),
@@ -231,7 +231,7 @@ def test_sums_across_memory_have_tiles_of_their_own():
             512, 4608, 10**5, itemsize, TARGETS[target], tensor_cores=True, vectors=True, across=True
         )  # fmt: skip
 
-    assert of(2, "sm_90") == ConvTile(128, 128, 64, 8, 4)
+    assert of(2, "sm_90") == ConvTile(64, 64, 128, 4, 3)
     assert of(4, "sm_90") == ConvTile(128, 128, 32, 8, 1)
     small = conv_tile(64, 576, 10**5, 2, TARGETS["sm_100"], tensor_cores=True, vectors=True, across=True)
     assert small == ConvTile(64, 128, 64, 8, 4)

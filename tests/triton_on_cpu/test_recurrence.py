@@ -97,7 +97,7 @@ def errors(case: Case, path: str) -> list[float]:
 def test_float32_is_multiplied_as_torch_is_set(op: str):
     case = named(op, "plain")
     with torch_set_to("highest"):
-        assert max(errors(case, "streamed")) < 4e-6
+        assert max(errors(case, "held")) < 4e-6  # on tensor cores too: three products of tf32
     with torch_set_to("high"):
         found = errors(case, "held")
     # Factors of the recurrent products are rounded to 11 bits.
@@ -114,7 +114,10 @@ def test_steps_need_their_barriers(op: str, name: str, monkeypatch: pytest.Monke
     """Without them one thread would read what another one has yet to store, which no interpreter shows by itself."""
     monkeypatch.setattr(Watch, "barrier", lambda self: None)
     arguments = matrix.as_tensors(named(op, name).build("float32"))
-    with on_cpu(), pytest.raises(KernelFault, match=r"loads what it stored of .*, with no barrier between"):
+    with (
+        on_cpu(TARGETS["sm_80"]),  # where float32's weights are streamed
+        pytest.raises(KernelFault, match=r"loads what it stored of .*, with no barrier between"),
+    ):
         matrix.public(op)(**arguments, backend="triton")
 
 
@@ -200,7 +203,7 @@ def test_a_stack_of_layers():
     with on_cpu() as launched:
         found, h_n = kernels.gru(x, params(3, 5, 6, 2, 2), **given, backend="triton")
     expected, h_expected = kernels.gru(x, params(3, 5, 6, 2, 2), **given, backend="reference")
-    assert launched == ["forward_sequence"] * 2
+    assert launched == ["held_forward"] * 2
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose(h_n, h_expected, rtol=0, atol=1e-6)
 
