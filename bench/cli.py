@@ -336,9 +336,10 @@ def time_on_gpu(given: argparse.Namespace) -> int:
         _complain([f"gpu: {missing}"])
         return BAD_INPUT
     cases: Sequence[Case]
-    cases, complaints = selection.choose_cases(given.ops, given.case, given.tag)
     if given.large:
         cases, complaints = gpu_sizes.choose(given.ops, given.case)
+    else:
+        cases, complaints = selection.choose_cases(given.ops, given.case, given.tag)
     _complain(complaints)
     rows = gpu.run(
         cases, given.dtype, given.passes, given.backend or gpu.backends(), given.seconds, gpu.EventClock()

@@ -233,8 +233,8 @@ def measure(
     for name, function in functions.items():
         arguments = _copies(numbers, dtype, wanted)
         try:
-            found = _answer(function, arguments, wanted, drawn)
             incoming = _incoming(function, arguments, wanted, drawn)
+            found = [t.detach() for t in _run(function, arguments, wanted, incoming)]
         except (RuntimeError, NotImplementedError) as error:  # BackendError too: it says why it cannot run this
             rows.append(row(name, FAILED, _first_line(error)))
             continue

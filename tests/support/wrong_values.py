@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 import kernels
 
@@ -95,3 +96,18 @@ VIEWS: dict[str, Callable[[Any], Any]] = {
     "turned": lambda a: a.transpose(0, 2) if hasattr(a, "is_cuda") else a.transpose(2, 1, 0),
     "one": lambda a: a[3, 4, 1],
 }
+
+
+def check_gradients(call: Call, backend: str) -> None:
+    """Backward of a call with wrong values has a gradient of its shape for each input of numbers."""
+    leaves: list[torch.Tensor] = []
+
+    def as_leaf(array: Any) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if tensor.is_floating_point():
+            leaves.append(tensor.requires_grad_())
+        return tensor
+
+    found = call.run(as_leaf, np.array([2, 10**9, -(10**9)]), backend)
+    gradients = torch.autograd.grad(found.sum(), leaves, allow_unused=True)
+    assert all(g is not None and g.shape == x.shape for g, x in zip(gradients, leaves))
