@@ -416,9 +416,7 @@ def _describe_torchs(p: ScaledDotProductAttentionProblem) -> str:
     return _describe(p.attention)
 
 
-Implementation(
-    ATTENTION, "triton", attention, attention_backward, dtypes=DTYPES, describe=_describe, measured=measured
-)
+Implementation(ATTENTION, "triton", attention, attention_backward, dtypes=DTYPES, describe=_describe, measured=measured)
 Implementation(
     SCALED_DOT_PRODUCT_ATTENTION, "triton", *through_attention(attention, attention_backward), dtypes=DTYPES,
     describe=_describe_torchs, measured=measured_torchs,
