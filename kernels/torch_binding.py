@@ -347,7 +347,7 @@ def runner(
         return run_on_numpy
     if kind == "cupy":
         check = None if forward.checks_values else value_reports.checker(problem, backend.name, kind)
-        return lambda inputs: problem.public(dlpack.on_cupy(forward.forward, problem, inputs, check))
+        return lambda inputs: problem.public(dlpack.on_cupy(forward.forward, problem, inputs, {}, check))
     device_type = next(s.device for s in map(problem.__getattribute__, op.inputs) if s).split(":")[0]
     direct = forward.direct(problem) if problem.returned == 1 and not problem.empty else None
     if direct is not None and not problem.checks_values:
