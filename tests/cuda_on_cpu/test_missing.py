@@ -1,4 +1,4 @@
-"""What the backend "cupy" says where something that it needs is missing: packages, driver, device, compiler, headers."""
+"""What the backend "cupy" says where something that it needs is missing: a package, driver, device, compiler."""
 
 from __future__ import annotations
 
