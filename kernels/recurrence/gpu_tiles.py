@@ -110,9 +110,8 @@ def recurrence_tile(p: Layer, target: Target, *, tensor_cores: bool, backward: b
     if not tensor_cores:
         units = min(32 if item == 4 else LEAST, most)
         hopper = target.name == "sm_90" and item == 4
-        # Of float64 an LSTM spills when it is not told, a GRU when it is.
-        lstm = item == 8 and p.gates == 4
-        registers = _registers(4, target, spills="sm" if lstm else "sm_90" if hopper else "sm_8")
+        # Of float64 an LSTM spills when it is not told, a GRU when it is; float32 may when it is not.
+        registers = _registers(4, target, spills="sm" if item == 4 or p.gates == 4 else "sm_8")
         return RecurrenceTile(path, LEAST, units, LEAST, 4, 1 if hopper else 2, registers)
     line = 128 // item
     stages = 2 if target.amd else 3
