@@ -176,3 +176,33 @@ def test_no_backend_of_torchs_is_cast(op: str):
         found = matrix.results_of(matrix.public(op)(**tensors, backend="torch"))
     for mine, right in zip(found, expected, strict=True):
         assert torch.equal(mine, right) and mine.dtype == torch.float32
+
+
+# ----- a GPU -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU that torch can use")
+@pytest.mark.parametrize("causal", [False, True])
+def test_on_a_gpu_it_is_as_near_as_tritons(causal: bool):
+    """Against float64 on the same numbers, forward and backward; and a second derivative."""
+    drawn = [torch.randn(1, 2, 1024, 64, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
+
+    def answer(dtype: torch.dtype, backend: str) -> list[Tensor]:
+        given = [t.to(dtype).requires_grad_() for t in drawn[:3]]
+        output = kernels.scaled_dot_product_attention(*given, is_causal=causal, backend=backend)
+        assert output.is_contiguous()
+        return [t.detach().double() for t in (output, *torch.autograd.grad(output, given, drawn[3].to(dtype)))]
+
+    exact = answer(torch.float64, "triton")
+    theirs, ours = answer(torch.bfloat16, "torch"), answer(torch.bfloat16, "triton")
+    for right, their, mine in zip(exact, theirs, ours, strict=True):
+        assert (their - right).abs().max() <= 2 * (mine - right).abs().max()
+    given = [t[:, :, :16].float().requires_grad_() for t in drawn[:3]]
+    found = []
+    for backend in ("torch", "triton"):
+        output = kernels.scaled_dot_product_attention(*given, is_causal=causal, backend=backend)
+        first = torch.autograd.grad(output.square().sum(), given, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), given))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
