@@ -71,9 +71,9 @@ def test_every_packed_plan_is_taken():
 
 
 def test_packed_and_plain_have_the_same_bits():
-    """Where the same tiles run; a few rows, and many columns beside few rows, go other ways unless they are packed."""
+    """Where the same tiles run; few rows and dot products go other ways unless they are packed."""
     rng = np.random.default_rng(4)
-    for rows, taps, columns in ((64, 576, 64), (100, 1100, 90), (300, 70, 10), (70, 300, 1000)):
+    for rows, taps, columns in ((164, 576, 164), (140, 1100, 190), (300, 60, 10), (170, 300, 1000)):
         a, b = rng.standard_normal((rows, taps)).astype("f"), rng.standard_normal((columns, taps)).astype("f").T
         np.testing.assert_array_equal(multiply(a, b)[0], multiply(a, b, is_packed=True)[0])
 
@@ -83,11 +83,18 @@ def test_every_plan_is_taken():
         p = plan(sizes, a_strides, b_strides, sizes[2], 4)
         if p.is_streamed:
             return "streamed"
+        if p.is_dot and p.rows > matmul_plan.DOT_ROWS:
+            return "dot blocks", bool(p.is_transposed), bool(p.packs_a)
         return bool(p.is_dot), bool(p.is_transposed), bool(p.packs_a), p.segments > 1
 
     assert kind((1, 512, 400), (512, 1), (1, 512)) == (True, False, False, False)
     assert kind((400, 512, 1), (512, 1), (1, 512)) == (True, True, False, False)
-    assert kind((20, 512, 400), (512, 1), (1, 512)) == (False, True, False, False)
+    assert kind((20, 512, 400), (512, 1), (1, 512)) == ("dot blocks", False, False)
+    assert kind((20, 512, 600), (512, 1), (1, 512)) == ("dot blocks", False, True)
+    assert kind((400, 512, 20), (512, 1), (1, 512)) == ("dot blocks", True, False)
+    assert kind((64, 576, 64), (576, 1), (1, 576)) == ("dot blocks", False, False)
+    assert kind((64, 64, 64), (64, 1), (1, 64)) == (False, False, False, False)
+    assert kind((32, 512, 400), (512, 1), (1, 512)) == (False, True, False, False)
     assert kind((200, 512, 300), (512, 1), (1, 512)) == (False, False, False, False)
     assert kind((200, 512, 3000), (512, 1), (1, 512)) == (False, False, True, False)
     assert kind((200, 512, 100), (1, 200), (100, 1)) == (False, False, True, False)
