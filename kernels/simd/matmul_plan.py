@@ -106,8 +106,8 @@ def _ceil(size: int, step: int) -> int:
 def _pays_dots(rows: int, taps: int, columns: int, full: int) -> bool:
     """Whether dot products are the faster way: few rows, or little to gain from packing.
 
-    The costs are in hundredths of a product: dot products run a tenth slower than tiles, and add lanes up after each run
-    of taps; tiles pack one side, and compute whole panels of it.
+    The costs are in hundredths of a product: dot products run a tenth slower than tiles, and add lanes up after each
+    run of taps; tiles pack one side, and compute whole panels of it.
     """
     if min(rows, columns) <= DOT_ROWS:
         return True

@@ -158,8 +158,9 @@ def sum_lanes(vectors: list[Lanes]) -> Lanes:
             # The halves of each piece, in which `size` sums repeat: the first vector's and the second's in turn.
             for start in range(0, lanes, piece):
                 for at in range(0, piece, size):
-                    for source in (0, lanes):
-                        (low if at < piece // 2 else high).extend(range(source + start + at, source + start + at + size))
+                    half = low if at < piece // 2 else high
+                    for source in (start + at, lanes + start + at):
+                        half.extend(range(source, source + size))
         else:
             for source in (0, lanes):
                 for start in range(0, lanes, lanes * piece // size):
