@@ -33,7 +33,7 @@ from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.conv2d.gather import CHUNK, LINE
 from kernels.conv2d.geometry import Gather, filter_order
 from kernels.conv2d.image_pass import GRAIN, direct_products
-from kernels.conv2d.launch import APART, Job, Launch, Run, in_lines
+from kernels.conv2d.launch import Job, Launch, Run, in_lines
 from kernels.conv2d.moves import apply_activation, write_sums
 from kernels.conv2d.winograd_transforms import GROUP, output_row, transform_filters, transform_rows
 from kernels.runtime.numba_cpu import empty, jit, scratch, threaded
@@ -95,7 +95,7 @@ class Spaces(NamedTuple):
     pixels: int
     panel: int
     tables: int
-    room: int  # elements from there to that of the next part
+    room: int  # elements of all of it
 
 
 FIELDS, SPACES = len(Tiles._fields), len(Spaces._fields)
@@ -308,7 +308,7 @@ def launch(job: Job) -> Launch:
         room = tiles + TILE_ROWS | 1
         tables = (pitch + inputs) * 8 // job.dtype.itemsize
         sizes = (16 * filter_step, 16 * step, 16 * room * width, 4 * room * width, GROUP * 9 * width, tables)
-        starts = in_lines((*sizes, APART))
+        starts = in_lines(sizes)
         p = Tiles(
             job.images,
             inputs,
@@ -329,7 +329,7 @@ def launch(job: Job) -> Launch:
             row_parts,
         )
         settings = np.array(p, np.int64)
-        spaces = np.array(Spaces(*job.weight_steps[:2], int(job.keeps_sums), *starts[1:6], starts[-1]), np.int64)
+        spaces = np.array(Spaces(*job.weight_steps[:2], int(job.keeps_sums), *starts[1:]), np.int64)
         parts, size, dtype = row_parts * block_parts, row_parts * block_parts * starts[-1], job.dtype
 
         def run(x: int, weight: int, bias: int, y: int, before: int) -> bool:
