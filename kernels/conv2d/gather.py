@@ -52,7 +52,10 @@ FIELDS, SOURCE_FIELDS = len(Pass._fields), len(Source._fields)
 
 
 class Ahead(NamedTuple):
-    """Weights to ask for while others are in use: `runs` runs of `run` elements, `apart` elements apart."""
+    """Weights to ask for while others are in use: `runs` runs of `run` elements, `apart` elements apart.
+
+    No runs: what lies behind the weights in use, and after the last of these as much from `start` on.
+    """
 
     start: Any
     runs: int
@@ -99,8 +102,8 @@ def sum_class(
         count = channels * taps
         a = advance(inputs, c * p.padded_channel)
         b = advance(weights, (c - first) * p.kernel_taps * width)
-        # Without a place of their own to ask for, the weights that lie behind these.
-        behind = advance(b, channels * p.kernel_taps * width)
+        # Never past the panels: there begins what another thread writes, and a line asked for is taken from it.
+        behind = advance(b, channels * p.kernel_taps * width) if c + channels < last else ahead.start
         lines = 0 if ahead.runs else channels * p.kernel_taps * width // LINE
         start = 0
         while True:
@@ -161,18 +164,17 @@ def _gather_parts(first, last, settings, tables, x, w, bias, y, before, scratch)
 
     settings: int64, the fields of Pass and Source; arrays and numbers cost a call less than tuples do. tables: Meetings
     as a plain tuple. x, w, bias, y, before: addresses of the source's elements, the weight's, of [groups *
-    group_outputs], of the output's, and of as many for the sums before the activation, which are p.keeps_sums. scratch:
-    the padded images, elements [parts, p.room]; from p.panels on, panels, elements [groups * blocks, group_inputs,
-    kernel_taps, tile width], zero past a group's channels, or, with p.panel_inputs, [parts, panel_inputs, kernel_taps,
-    tile width]; from p.totals on, totals [parts, block + 1, tile width]; from p.lists on, int64 [parts, 3 * list_size +
-    2 * (classes + 1)].
+    group_outputs], of the output's, and of as many for the sums before the activation, which are p.keeps_sums.
+    scratch: without p.panel_inputs panels, elements [groups * blocks, group_inputs, kernel_taps, tile width], zero past
+    a group's channels; and from p.parts on for each part, p.part_size apart, the padded images; with p.panel_inputs
+    panels [panel_inputs, kernel_taps, tile width]; totals [block + 1, tile width]; and int64 [3 * list_size + 2 *
+    (classes + 1)].
     """
     p = Pass(*to_fixed_tuple(settings, FIELDS))
     s = Source(*to_fixed_tuple(settings[FIELDS:], SOURCE_FIELDS))
     m = Meetings(*tables)
     given, weight = pointer_at(x, scratch), pointer_at(w, scratch)
     shifts, results, kept = pointer_at(bias, scratch), pointer_at(y, scratch), pointer_at(before, scratch)
-    sorted_parts = as_integers(pointer(scratch, p.lists))
     lanes = lanes_of(scratch)
     width = 2 * lanes
     group_blocks = (p.group_outputs + width - 1) // width
@@ -189,12 +191,11 @@ def _gather_parts(first, last, settings, tables, x, w, bias, y, before, scratch)
         end = min(pixels, tiles * (pixel_part + 1) // p.pixel_parts * TILE_ROWS)
         first_block = blocks * block_part // p.block_parts
         last_block = blocks * (block_part + 1) // p.block_parts
-        totals = pointer(scratch, p.totals + part * (p.block + 1) * width)
-        sorted_lists = advance(sorted_parts, part * (3 * p.list_size + 2 * (classes + 1)))
+        own = pointer(scratch, p.parts + part * p.part_size)
+        totals = advance(own, p.totals)
+        sorted_lists = as_integers(advance(own, p.lists))
         bounds = advance(sorted_lists, 3 * p.list_size)
-        source = given
-        if p.slots:
-            source = pointer(scratch, part * p.room)
+        source = own if p.slots else given
         ready = begin // plane  # images before this one are padded, or not ours
         while begin < end:
             count = min(p.block, end - begin)
@@ -206,10 +207,13 @@ def _gather_parts(first, last, settings, tables, x, w, bias, y, before, scratch)
                 inputs = advance(source, group * p.group_inputs * p.padded_channel)
                 for c in range(0, p.group_inputs, step):
                     c_end = min(c + step, p.group_inputs)
-                    weights = pointer(scratch, p.panels + block * p.group_inputs * p.kernel_taps * width)
-                    ahead = Ahead(weights, 0, 0, 0)
+                    panel = p.group_inputs * p.kernel_taps * width
+                    weights = pointer(scratch, block * panel)
+                    following = block + 1 if block + 1 < last_block else first_block
+                    ahead = Ahead(pointer(scratch, following * panel), 0, 0, 0)
                     if p.panel_inputs:
-                        weights = pointer(scratch, p.panels + part * step * p.kernel_taps * width)
+                        weights = advance(own, p.panels)
+                        ahead = Ahead(weights, 0, 0, 0)
                         at = _weights_at(p, weight, block, c)
                         pack_panel(at.start, p.weight_out, p.weight_in, valid, c_end - c, p.kernel_taps, weights)
                         if c_end < p.group_inputs:

@@ -22,7 +22,14 @@ MOST_PARTS = 256
 
 
 def conv_tile(
-    rows: int, columns: int, inner: int, itemsize: int, target: Target, *, tensor_cores: bool, vectors: bool,
+    rows: int,
+    columns: int,
+    inner: int,
+    itemsize: int,
+    target: Target,
+    *,
+    tensor_cores: bool,
+    vectors: bool,
     across: bool = False,
 ) -> ConvTile:
     """The tile of a product of (rows, inner) and (inner, columns).

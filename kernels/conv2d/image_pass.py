@@ -10,9 +10,9 @@ import numpy as np
 
 from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.conv2d import geometry
-from kernels.conv2d.gather import BLOCK, CHUNK, FEW_PIXELS, LINE, PLAIN_BLOCK, gather_parts, pack_parts
+from kernels.conv2d.gather import BLOCK, CHUNK, FEW_PIXELS, PLAIN_BLOCK, gather_parts, pack_parts
 from kernels.conv2d.geometry import Gather
-from kernels.conv2d.launch import Job, Launch, Run, in_lines
+from kernels.conv2d.launch import APART, Job, Launch, Run, in_lines
 from kernels.conv2d.moves import Source
 from kernels.conv2d.pixels import FEW_ROWS, Meetings, Pass
 from kernels.runtime.numba_cpu import address, scratch, threads_for
@@ -158,11 +158,12 @@ def launch(job: Job) -> Launch:
         # Few pixels and many channels: the parts share the pixels and divide the channels.
         divides_pixels = pixels >= threads * 8 * TILE_ROWS or blocks < threads
         pixel_parts, block_parts = (threads, 1) if divides_pixels else (1, threads)
-        # One allocation for everything: whole cache lines, the next one begins where the last ends.
-        room = -(-slots * padded.image // LINE) * LINE
-        panels = threads * panel_inputs if panel_inputs else blocks * job.group_inputs
-        sizes = (threads * room, panels * kernel_taps * width, threads * (block + 1) * width, threads * lists)
-        starts = in_lines(sizes)
+        # One allocation for everything: the panels, and what each part writes.
+        panel = kernel_taps * width
+        panels = 0 if panel_inputs else blocks * job.group_inputs * panel
+        parts = in_lines((panels, APART))[-1]
+        sizes = (slots * padded.image, panel_inputs * panel, (block + 1) * width, lists)
+        _, *begins, part_size = in_lines((*sizes, APART))
         p = Pass(
             images,
             len(t.meetings.row_class),
@@ -184,17 +185,18 @@ def launch(job: Job) -> Launch:
             panel_inputs,
             *job.weight_steps,
             int(job.keeps_sums),
-            room,
-            *starts[1:4],
+            parts,
+            part_size,
+            *begins[:3],
         )
         settings = np.array((*p, *source), np.int64)
-        packers = 0 if panel_inputs else threads_for(sizes[1], MOVE_GRAIN)
-        total, dtype = starts[-1], job.dtype
+        packers = threads_for(panels, MOVE_GRAIN) if panels else 0
+        total, dtype = parts + threads * part_size, job.dtype
 
         def run(x: int, weight: int, bias: int, y: int, before: int) -> bool:
             room = scratch(total, dtype)
             if packers:
-                pack_parts(blocks, packers, weight, *pack, room, p.panels)
+                pack_parts(blocks, packers, weight, *pack, room, 0)
             gather_parts(threads, threads, settings, meetings, x, weight, bias, y, before, room)
             return True
 

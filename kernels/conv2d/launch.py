@@ -24,6 +24,11 @@ from kernels.runtime.numba_cpu import threads_for
 Run = Callable[[int, int, int, int, int], bool]
 
 
+#: Elements between the memory of one thread and that of another. A processor reads on past the end of what it reads in
+#: order, and what another one writes there is taken from it each time.
+APART = 4096
+
+
 def in_lines(sizes: Iterable[int]) -> list[int]:
     """Where pieces of scratch of these sizes begin, each at a cache line of float32, and where the last one ends."""
     return list(itertools.accumulate((-(-size // LINE) * LINE for size in sizes), initial=0))

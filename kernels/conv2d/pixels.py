@@ -44,8 +44,9 @@ class Pass(NamedTuple):
     weight_in: int
     weight_group: int
     keeps_sums: int  # the sums before the activation are wanted too
-    room: int  # scratch elements of a part's padded images
-    panels: int  # where in scratch the panels begin, the totals, and the int64 lists
+    parts: int  # where in scratch the memory of the parts begins, behind the panels that all of them read
+    part_size: int  # from there to that of the next part
+    panels: int  # where in a part's the panels that it packs itself begin, the totals, and the int64 lists
     totals: int
     lists: int
 

@@ -183,7 +183,7 @@ def _sum_odd(p, planes, w, first_output, last_output, column, sums):
         for o in range(first_output, last_output, DOTS):
             left = last_output - o
             rows = advance(w, o * p.weight_out)
-            dot_tile(1, DOTS, column, rows, p.weight_out, left, p.group_inputs, found, DOTS, 0, 0)
+            dot_tile(1, DOTS, 0, column, 0, lanes, rows, p.weight_out, left, p.group_inputs, found, DOTS, 0, rows)
             for r in range(min(DOTS, left)):
                 poke(sums, (o + r - first_output) * lanes + odd, peek(found, r))
 

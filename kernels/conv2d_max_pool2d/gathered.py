@@ -11,7 +11,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from kernels.conv2d.gather import BLOCK, Ahead, pack_parts, sum_class
 from kernels.conv2d.geometry import Gather
 from kernels.conv2d.image_pass import GRAIN, MOVE_GRAIN, source_within, tables, tile_width
-from kernels.conv2d.launch import in_lines
+from kernels.conv2d.launch import APART, in_lines
 from kernels.conv2d.moves import Source, add_bias, apply_activation, copy_run, pad_image
 from kernels.conv2d.pixels import Meetings, end_class, repeat_last
 from kernels.conv2d_max_pool2d.bands import Windows, plan_bands
@@ -35,14 +35,13 @@ class PooledPass(NamedTuple):
     group_outputs: int  # output channels of a group
     kernel_taps: int  # taps of a whole filter
     block: int  # pixels of the maps that a band computes at most
-    room: int  # pixels of the sums in scratch
     carried: int  # pixels that are carried over from band to band
-    pooled: int  # windows of a band at most
     list_size: int
     block_parts: int  # the work falls into the bands' parts * block_parts parts
-    at_starts: int  # of the lists, int64, where the table of classes begins
-    # Where in scratch begin the panels, the sums, pooled, kept and carried ones, and the lists with the table.
-    at_panels: int
+    # Where in scratch the memory of the parts begins, and that of the next one; before it lie the panels.
+    at_parts: int
+    part_size: int
+    # Where in a part's begin the sums, pooled, kept and carried ones, and the lists with the table of classes.
     at_sums: int
     at_pooled: int
     at_kept: int
@@ -109,10 +108,10 @@ def _gather_parts(
     settings: int64, the fields of PooledPass, Source, Windows and Target. meetings: Meetings as a plain tuple. bands,
     part_starts: see bands.py. bytes_like: any array of uint8. x, bias .. before: addresses. x: the source's elements.
     bias, late_bias: elements [outputs]; late_bias is what the windows add, zeros where the bias is added before. y,
-    winners, before: see `pool_band`. scratch: padded images, elements [parts, p.slots, padded image]; panels [blocks,
-    group_inputs, kernel_taps, tile width]; sums [parts, room + 1, tile width]; pooled, kept [parts, p.pooled, tile
-    width]; carries [parts, blocks, p.carried, tile width]; and lists, starts, int64 [parts, 2, list_size], [parts, 2,
-    classes + 1].
+    winners, before: see `pool_band`. scratch: panels, elements [blocks, group_inputs, kernel_taps, tile width]; and
+    from p.at_parts on for each part, p.part_size apart, padded images [p.slots, padded image]; sums [pixels of a band
+    and those carried over and one, tile width]; pooled, kept [windows of a band, tile width]; carries [blocks,
+    p.carried, tile width]; and lists, starts, int64 [2, list_size], [2, classes + 1].
     """
     p = PooledPass(*to_fixed_tuple(settings, FIELDS))
     s = Source(*to_fixed_tuple(settings[FIELDS:], SOURCE_FIELDS))
@@ -123,8 +122,6 @@ def _gather_parts(
     x, y, before = array_at(scratch, x, 1), array_at(scratch, y, 1), array_at(scratch, before, 1)
     bias, late_bias = array_at(scratch, bias, 1), array_at(scratch, late_bias, 1)
     winners = array_at(bytes_like, winners, 1)
-    lists = as_integers(pointer(scratch, p.at_lists))
-    starts = advance(lists, p.at_starts)
     lanes = lanes_of(x)
     width = 2 * lanes
     group_blocks = (p.group_outputs + width - 1) // width
@@ -136,12 +133,11 @@ def _gather_parts(
         block_part = part - band_part * p.block_parts
         first_block = blocks * block_part // p.block_parts
         last_block = blocks * (block_part + 1) // p.block_parts
-        totals = pointer(scratch, p.at_sums + part * (p.room + 1) * width)
-        out = pointer(scratch, p.at_pooled + part * p.pooled * width)
-        known = pointer(scratch, p.at_kept + part * p.pooled * width)
-        band_lists = advance(lists, part * 2 * p.list_size)
-        bounds = advance(starts, part * 2 * (classes + 1))
-        padded = pointer(scratch, part * p.slots * p.padded_image)
+        padded = pointer(scratch, p.at_parts + part * p.part_size)
+        totals, out, known = advance(padded, p.at_sums), advance(padded, p.at_pooled), advance(padded, p.at_kept)
+        carries = advance(padded, p.at_carries)
+        band_lists = as_integers(advance(padded, p.at_lists))
+        bounds = advance(band_lists, 2 * p.list_size)
         listed_images = listed_top = listed_bottom = -1
         ready = -1  # the image that alone is in the slots
         for index in range(part_starts[band_part], part_starts[band_part + 1]):
@@ -165,14 +161,17 @@ def _gather_parts(
                 group = block // group_blocks
                 channel = (block - group * group_blocks) * width
                 inputs = advance(source, group * p.group_inputs * p.padded_channel)
-                weights = pointer(scratch, p.at_panels + block * p.group_inputs * p.kernel_taps * width)
-                carry = pointer(scratch, p.at_carries + (part * blocks + block) * p.carried * width)
+                panel = p.group_inputs * p.kernel_taps * width
+                weights = pointer(scratch, block * panel)
+                following = block + 1 if block + 1 < last_block else first_block
+                ahead = Ahead(pointer(scratch, following * panel), 0, 0, 0)
+                carry = advance(carries, block * p.carried * width)
                 copy_run(carry, totals, old * width)
                 for k in range(classes):
                     sum_class(
                         p, m.classes[k, 0], peek(bounds, k), peek(bounds, k + 1), inputs, 0, p.group_inputs,
                         m.classes[k, 1], pointer(m.source_taps, m.classes[k, 2]),
-                        pointer(m.weight_taps, m.classes[k, 2]), weights, band_lists, fresh, Ahead(weights, 0, 0, 0),
+                        pointer(m.weight_taps, m.classes[k, 2]), weights, band_lists, fresh, ahead,
                     )  # fmt: skip
                 valid = min(width, p.group_outputs - channel)
                 channel += group * p.group_outputs
@@ -234,13 +233,13 @@ def launch(
         bands = plan_bands(w, images, BAND, split[0])
         room, list_size = bands.carried + bands.block, bands.block + classes * TILE_ROWS
         slots = bands.images if any(t.margin) else 0
-        integers = parts * 2 * (list_size + classes + 1)
+        integers = 2 * (list_size + classes + 1)
         sizes = (
-            parts * slots * t.padded.image, panels, parts * (room + 1) * width, parts * bands.outputs * width,
-            parts * bands.outputs * width * keeps_sums, parts * blocks * bands.carried * width,
-            -(-integers * 8 // dtype.itemsize),
+            slots * t.padded.image, (room + 1) * width, bands.outputs * width, bands.outputs * width * keeps_sums,
+            blocks * bands.carried * width, -(-integers * 8 // dtype.itemsize),
         )  # fmt: skip
-        begins = in_lines(sizes)
+        _, *begins, part_size = in_lines((*sizes, APART))
+        at_parts = in_lines((panels, APART))[-1]
         p = PooledPass(
             t.padded.image,
             t.padded.channel,
@@ -249,20 +248,19 @@ def launch(
             outputs // groups,
             kernel_taps,
             bands.block,
-            room,
             bands.carried,
-            bands.outputs,
             list_size,
             split[1],
-            parts * 2 * list_size,
-            *begins[1:7],
+            at_parts,
+            part_size,
+            *begins[:5],
         )
-        settings, total = np.array((*p, *source, *w, *target), np.int64), begins[-1]
+        settings, total = np.array((*p, *source, *w, *target), np.int64), at_parts + parts * part_size
         packers = threads_for(panels, MOVE_GRAIN)
 
         def run(x: int, weight: int, bias: int, y: int, winners: int, before: int) -> bool:
             memory = scratch(total, dtype)
-            pack_parts(blocks, packers, weight, *pack, memory, p.at_panels)
+            pack_parts(blocks, packers, weight, *pack, memory, 0)
             late = address(no_bias) if target.activates_sums else bias
             _run_parts(
                 parts, parts, settings, meetings, bands.table, bands.parts, bytes_like, x, bias, late, y, winners,

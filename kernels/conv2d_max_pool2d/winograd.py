@@ -17,7 +17,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from kernels.conv2d.geometry import Gather
 from kernels.conv2d.image_pass import GRAIN, MOVE_GRAIN
-from kernels.conv2d.launch import in_lines
+from kernels.conv2d.launch import APART, in_lines
 from kernels.conv2d.moves import apply_activation, copy_run
 from kernels.conv2d.winograd import SMALL_ROWS, Tiles, filter_order, multiply_all
 from kernels.conv2d.winograd_transforms import GROUP, column_sums, filter_parts, output_row, transform_rows
@@ -61,14 +61,15 @@ BAND_BYTES = 1 << 19
 class PooledTiles(NamedTuple):
     """Sizes of a pass beside those in `Tiles`."""
 
-    room: int  # pixels of the sums in scratch
     carried: int  # pixels that are carried over from band to band
-    pooled: int  # windows of a band at most
     tiles_are_windows: int
-    # Where in scratch begin the panels, the transformed source, the products, the sums, pooled, kept and carried ones,
-    # and the tables; the filters are the first.
+    # Where in scratch begin the panels and the memory of the parts, and that of the next part; the filters are the
+    # first.
     at_panels: int
-    at_source: int
+    at_parts: int
+    part_size: int
+    # Where in a part's begin the products, the sums, pooled, kept and carried ones, and the tables; the transformed
+    # source is the first.
     at_products: int
     at_sums: int
     at_pooled: int
@@ -147,10 +148,10 @@ def _winograd_parts(
 
     settings: int64, the fields of Tiles, PooledTiles, Windows and Target. bands, part_starts: see bands.py. bytes_like:
     any array of uint8. x, bias .. before: addresses. x, bias, failed: as of `kernels.conv2d.winograd`. late_bias:
-    zeros. y, winners, before: see `pool_band`. scratch: the filters that `filter_parts` put there; from s.at_source on
-    the transformed source [parts, 16, p.step]; products [parts, 16, p.room, tile width]; sums [parts, s.room, tile
-    width]; pooled, kept [parts, s.pooled, tile width]; carries [parts, blocks, s.carried, tile width]; tables, int64
-    [parts, p.pitch + p.inputs].
+    zeros. y, winners, before: see `pool_band`. scratch: the filters that `filter_parts` put there; and from s.at_parts
+    on for each part, s.part_size apart, the transformed source [16, p.step]; products [16, p.room, tile width]; sums
+    [pixels of a band and those carried over, tile width]; pooled, kept [windows of a band, tile width]; carries
+    [blocks, s.carried, tile width]; tables, int64 [p.pitch + p.inputs].
     """
     p = Tiles(*to_fixed_tuple(settings, FIELDS))
     s = PooledTiles(*to_fixed_tuple(settings[FIELDS:], POOLED_FIELDS))
@@ -160,19 +161,16 @@ def _winograd_parts(
     x, y, before = array_at(scratch, x, 1), array_at(scratch, y, 1), array_at(scratch, before, 1)
     bias, late_bias = array_at(scratch, bias, 1), array_at(scratch, late_bias, 1)
     winners = array_at(bytes_like, winners, 1)
-    tables = as_integers(pointer(scratch, s.at_tables))
     lanes = lanes_of(x)
     width = 2 * lanes
     blocks = (p.outputs + width - 1) // width
     for part in range(first, last):
         band_part = part // p.block_parts
         block_part = part - band_part * p.block_parts
-        transformed = pointer(scratch, s.at_source + part * 16 * p.step)
-        product = pointer(scratch, s.at_products + part * 16 * p.room * width)
-        totals = pointer(scratch, s.at_sums + (0 if s.tiles_are_windows else part * s.room * width))
-        out = pointer(scratch, s.at_pooled + part * s.pooled * width)
-        known = pointer(scratch, s.at_kept + part * s.pooled * width)
-        row_table = advance(tables, part * (p.pitch + p.inputs))
+        transformed = pointer(scratch, s.at_parts + part * s.part_size)
+        product, totals = advance(transformed, s.at_products), advance(transformed, s.at_sums)
+        out, known = advance(transformed, s.at_pooled), advance(transformed, s.at_kept)
+        carries, row_table = advance(transformed, s.at_carries), as_integers(advance(transformed, s.at_tables))
         tap_table = advance(row_table, p.pitch)
         for c in range(p.inputs):
             poke(tap_table, c, c * p.pitch)
@@ -205,7 +203,7 @@ def _winograd_parts(
                     first_window = (image * w.rows + begin) * w.columns
                     write_pooled(t, w, first_window, tiles, width, valid, channel, out, y)
                     continue
-                carry = pointer(scratch, s.at_carries + (part * blocks + block) * s.carried * width)
+                carry = advance(carries, block * s.carried * width)
                 copy_run(carry, totals, old * width)
                 at = old
                 for row in range(images * tile_rows):
@@ -260,13 +258,13 @@ def launch(
         step = (inputs * pitch // lanes | 1) * lanes
         room = tiles + TILE_ROWS | 1
         transformers = threads_for(outputs * inputs * 9, MOVE_GRAIN)
+        _, at_panels, *_, at_parts = in_lines((blocks * 16 * filter_step, transformers * GROUP * 9 * width, APART))
         sizes = (
-            blocks * 16 * filter_step, transformers * GROUP * 9 * width, parts * 16 * step, parts * 16 * room * width,
-            0 if in_tiles else parts * bands.room * width, parts * (bands.outputs + 1) * width,
-            parts * bands.outputs * width * keeps_sums, parts * blocks * bands.carried * width,
-            -(-parts * (pitch + inputs) * 8 // dtype.itemsize),
+            16 * step, 16 * room * width, 0 if in_tiles else bands.room * width, (bands.outputs + 1) * width,
+            bands.outputs * width * keeps_sums, blocks * bands.carried * width,
+            -(-(pitch + inputs) * 8 // dtype.itemsize),
         )  # fmt: skip
-        begins = in_lines(sizes)
+        _, *begins, part_size = in_lines((*sizes, APART))
         p = Tiles(
             images,
             inputs,
@@ -287,8 +285,8 @@ def launch(
             block_parts,
             band_parts,
         )
-        s = PooledTiles(bands.room, bands.carried, bands.outputs, in_tiles, *begins[1:9])
-        settings, total = np.array((*p, *s, *w, *target), np.int64), begins[-1]
+        s = PooledTiles(bands.carried, in_tiles, at_panels, at_parts, part_size, *begins[:6])
+        settings, total = np.array((*p, *s, *w, *target), np.int64), at_parts + parts * part_size
 
         def run(x: int, weight: int, bias: int, y: int, winners: int, before: int) -> bool:
             failed, memory = empty(parts, np.int64), scratch(total, dtype)

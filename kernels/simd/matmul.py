@@ -10,7 +10,8 @@ panels as wide as a tile, a block of rows of A passes a panel in runs of at most
 panel stays in L1. They differ in that the sums gather in scratch, so that C is touched once per `BLOCK_TAPS` taps: the
 last run adds them to its own and writes C, with the bias and relu done. What a tile cannot write (columns that do not
 fill a panel, other activations, sums that are kept, C transposed) goes through an epilogue. A product with few rows,
-columns or taps has no panels (matmul_few.py).
+columns or taps has no panels (matmul_few.py), nor has one of up to some rows whose operands both lie along the taps
+(matmul_dots.py).
 
 A sum has a fixed form: fma in order within a run, runs in order within a block of taps, blocks in order, segments in
 order (or for dot products, by lane within a run); a tile that writes C begins with the bias and goes through all runs,
@@ -29,10 +30,12 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.runtime.numba_cpu import SMALLEST_POOLED, address, empty, jit, small, threaded
+from kernels.simd.matmul_dots import dot_block_parts, dot_parts
 from kernels.simd.matmul_epilogue import finish, split
-from kernels.simd.matmul_few import dot_parts, panel_parts, stream_parts
+from kernels.simd.matmul_few import panel_parts, stream_parts
 from kernels.simd.matmul_plan import (
     BLOCK_TAPS,
+    DOT_ROWS,
     FIELDS,
     PACKED_TAPS,
     PASS_TAPS,
@@ -319,6 +322,7 @@ __all__ = ["Product", "launcher", "multiply_parts", "plan", "run_product"]
 
 _run_tiles = threaded(multiply_parts)
 _run_dots = threaded(dot_parts)
+_run_dot_blocks = threaded(dot_block_parts)
 _run_stream = threaded(stream_parts)
 _run_panels = threaded(panel_parts)
 _run_segments = threaded(_add_segments)
@@ -351,7 +355,10 @@ def launcher(p: Product, threads: int, dtype: np.dtype[Any]) -> Callable[[int, i
     if p.segments > 1:
         return partial(_run_in_segments, p, threads, dtype)
     # Kernels of their own, so that a first call compiles one of them.
-    kernel = _run_dots if p.is_dot else _run_stream if p.is_streamed else _run_panels if p.is_few else _run_tiles
+    if p.is_dot:
+        kernel = _run_dots if p.rows <= DOT_ROWS else _run_dot_blocks
+    else:
+        kernel = _run_stream if p.is_streamed else _run_panels if p.is_few else _run_tiles
     settings = np.array(p, np.int64)
     # One part needs no driver.
     compute = partial(kernel.serial, 0, 1, settings) if parts == 1 else partial(kernel, parts, threads, settings)

@@ -1,7 +1,7 @@
-"""Matrix products with few rows, columns or taps: as fast as B can be read once, without a packed copy of it.
+"""Matrix products with few rows, columns or taps: as fast as B can be read once.
 
-`dot_parts` has B along the taps: dot products of its columns with up to `DOT_ROWS` rows of A. `stream_parts` has B
-along the columns: up to `DOT_ROWS` rows of C gather multiples of B's rows, or many rows of C those of a few.
+`stream_parts` has B along the columns: up to `DOT_ROWS` rows of C gather multiples of B's rows, or many rows of C those
+of a few. B along the taps is for matmul_dots.py.
 `panel_parts` has B packed: up to `PANEL_ROWS` rows go through several of its panels at once.
 """
 
@@ -13,12 +13,8 @@ from kernels.runtime.numba_cpu import jit
 from kernels.simd.arithmetic import fma
 from kernels.simd.matmul_epilogue import finish, split
 from kernels.simd.matmul_plan import (
-    DOT_COLUMNS,
     DOT_ROWS,
-    DOT_TILE_COLUMNS,
-    DOT_TILE_ROWS,
     FIELDS,
-    HAS_ALL_ROWS,
     PANELS_AHEAD,
     PANELS_OF_EIGHT,
     PANELS_OF_FOUR,
@@ -44,73 +40,8 @@ from kernels.simd.memory import (
     zeros_like,
 )
 from kernels.simd.target import TILE_ROWS, TILE_VECTORS
-from kernels.simd.tile_dots import dot_tile
 from kernels.simd.tile_panels import multiply_panels
 from kernels.simd.transpose import transpose
-
-
-@jit
-def _pack_vectors(a, row_stride, rows, taps, tile_rows, packed):
-    """packed [ceil(rows / tile_rows), ceil(taps / lanes), tile_rows, lanes]; zeros where A has nothing."""
-    lanes = lanes_of(a)
-    padded = (taps + lanes - 1) // lanes * lanes
-    for m in range(0, rows, tile_rows):
-        for k in range(0, taps, lanes):
-            for r in range(tile_rows):
-                left = taps - k if m + r < rows else 0
-                value = load_first(a, (m + r) * row_stride + k, left)
-                store(packed, m * padded + k * tile_rows + r * lanes, value)
-
-
-@jit
-def _dot_part(p, column_first, column_last, a, b, c, before, bias, scratch):
-    """Every row and the columns of one part by dot products.
-
-    scratch: sums [DOT_ROWS, DOT_COLUMNS], the same transposed where C is, and the rows of A by vectors.
-    """
-    lanes = lanes_of(a)
-    turned = advance(scratch, DOT_ROWS * DOT_COLUMNS)
-    packed = advance(turned, DOT_ROWS * DOT_COLUMNS if p.is_transposed else 0)
-    takes_all = HAS_ALL_ROWS and p.rows > DOT_TILE_ROWS
-    tile_rows = DOT_ROWS if takes_all else DOT_TILE_ROWS
-    if p.rows == 1:
-        tile_rows, packed = 1, a
-    else:
-        _pack_vectors(a, p.a_row_stride, p.rows, p.taps, tile_rows, packed)
-    block = (p.taps + lanes - 1) // lanes * lanes * tile_rows
-    along = p.b_column_stride
-    # Runs of taps whose rows of A stay in L1, and as errors grow with the length of a run.
-    run = PASS_TAPS * lanes // (1 if p.rows <= DOT_TILE_ROWS else 2)
-    # A column ends before the processor has seen that it is read in order: the next tile's columns are asked for.
-    ahead = DOT_TILE_COLUMNS * along
-    for j in range(column_first, column_last, DOT_COLUMNS):
-        columns = min(DOT_COLUMNS, column_last - j)
-        for k in range(0, p.taps, run):
-            count, left = min(run, p.taps - k), advance(packed, k * tile_rows)
-            # A tile may reach past the last row and column; scratch has room for those results.
-            for n in range(0, columns, DOT_TILE_COLUMNS):
-                right, found, many = advance(b, (j + n) * along + k), advance(scratch, n), columns - n
-                if p.rows == 1:
-                    dot_tile(1, DOT_TILE_COLUMNS, left, right, along, many, count, found, DOT_COLUMNS, k, ahead)
-                    continue
-                if HAS_ALL_ROWS and takes_all:
-                    dot_tile(DOT_ROWS, DOT_TILE_COLUMNS, left, right, along, many, count, found, DOT_COLUMNS, k, ahead)
-                    continue
-                for m in range(0, p.rows, DOT_TILE_ROWS):
-                    dot_tile(
-                        DOT_TILE_ROWS, DOT_TILE_COLUMNS, advance(left, m // DOT_TILE_ROWS * block), right, along, many,
-                        count, advance(found, m * DOT_COLUMNS), DOT_COLUMNS, k, 0 if m else ahead,
-                    )  # fmt: skip
-        is_first = not p.accumulates
-        if p.is_transposed:
-            transpose(scratch, DOT_COLUMNS, p.rows, columns, turned, p.rows)
-            at = j * p.c_stride
-            finish(p, turned, p.rows, 0, columns, p.rows, advance(c, at), advance(before, at), is_first, True, bias)
-        else:
-            beside = advance(bias, j * max(p.bias_stride, 0))
-            full = TILE_VECTORS * lanes
-            out, kept = advance(c, j), advance(before, j)
-            finish(p, scratch, DOT_COLUMNS, full, p.rows, columns, out, kept, is_first, True, beside)
 
 
 @jit(forceinline=True)
@@ -216,18 +147,6 @@ def _stream_part(p, row_first, row_last, column_first, column_last, taps, a, b, 
                 out, kept = advance(c, place), advance(before, place)
                 is_first = not p.accumulates
                 finish(p, scratch, STREAM_COLUMNS, full, rows, columns, out, kept, is_first, True, beside)
-
-
-@jit
-def dot_parts(first, last, settings, a, b, c, before, bias, scratch):
-    """As `multiply_parts` of matmul.py, by dot products: the parts divide the columns."""
-    p = Product(*to_fixed_tuple(settings, FIELDS))
-    start_a, start_b, out = pointer_at(a, scratch), pointer_at(b, scratch), pointer_at(c, scratch)
-    kept, beside = pointer_at(before, scratch), pointer_at(bias, scratch)
-    for part in range(first, last):
-        columns = split(p.columns, p.column_parts, part, TILE_VECTORS * lanes_of(start_a))
-        work = aligned(pointer(scratch, part * p.scratch_size))
-        _dot_part(p, columns[0], columns[1], start_a, start_b, out, kept, beside, work)
 
 
 @jit

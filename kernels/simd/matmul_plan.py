@@ -33,6 +33,18 @@ PANEL_ROWS = 8 if PANELS_OF_EIGHT else 4
 PANELS_AHEAD = 4096
 #: Columns of dot products between two epilogues.
 DOT_COLUMNS = 256
+#: More rows than DOT_ROWS, up to so many, which lie in L2, may be done by dot products too. Measured costs, in
+#: hundredths of a product of the tiles: of one of theirs, and of a lane of a panel that is one vector wide; and what
+#: else counts as so many taps, or rows: the sums over lanes, and packing a panel.
+DOT_BLOCK_ROWS = 128
+DOT_COST, NARROW_PANEL, DOT_SUM_TAPS, PACKING_ROWS = 110, 72, 30, 14
+#: Columns of their tile, which is of three or two rows, and vectors of taps of a run: eight columns of 4 KiB lie in L1.
+DOT_BLOCK_TILE_COLUMNS = 8 if HAS_ALL_ROWS else 4
+DOT_BLOCK_RUN = 64
+#: Columns that a tile asks for in advance.
+DOT_ASKED = 2
+#: From so many columns on the rows are copied, so that they lie side by side.
+DOT_COPY_COLUMNS = 512
 #: Bytes of a block of A, about an L2: smaller ones were slower, as B passes by once for each. Elements of a block of B,
 #: which streams from farther out.
 BLOCK_A_BYTES, BLOCK_B = 1 << 20, 2097152
@@ -91,6 +103,29 @@ def _ceil(size: int, step: int) -> int:
     return -(-size // step) * step
 
 
+def _pays_dots(rows: int, taps: int, columns: int, full: int) -> bool:
+    """Whether dot products are the faster way: few rows, or little to gain from packing.
+
+    The costs are in hundredths of a product: dot products run a tenth slower than tiles, and add lanes up after each
+    run of taps; tiles pack one side, and compute whole panels of it.
+    """
+    if min(rows, columns) <= DOT_ROWS:
+        return True
+    if min(rows, columns) > DOT_BLOCK_ROWS:
+        return False
+    packed, passing = (rows, columns) if _swaps_tiles(rows, columns, full) else (columns, rows)
+    rest = packed % full
+    last = 0 if rest == 0 else NARROW_PANEL * full if rest <= full // TILE_VECTORS else 100 * full
+    tiles = (passing + PACKING_ROWS) * (packed // full * full * 100 + last)
+    dots = rows * columns * DOT_COST
+    return dots * (taps + DOT_SUM_TAPS) <= tiles * taps
+
+
+def _swaps_tiles(rows: int, columns: int, full: int) -> bool:
+    """Whether few rows become the panels, and the columns, many rows along the taps, are read where they lie."""
+    return columns > rows and rows <= 2 * full
+
+
 @lru_cache(4096)
 def plan(
     sizes: tuple[int, int, int],
@@ -124,12 +159,15 @@ def plan(
     is_packed = b_strides is None
     b_strides = b_strides or (0, 0)
     along_taps = a_strides[1] == 1 and b_strides[0] == 1
-    is_dot = not is_packed and along_taps and min(rows, columns) <= DOT_ROWS and taps >= 4 * lanes
+    is_dot = not is_packed and along_taps and taps >= 4 * lanes and _pays_dots(rows, taps, columns, full)
     is_streamed = not is_dot and not is_packed and b_strides[1] == 1 and min(rows, taps) <= DOT_ROWS
     is_few = is_packed and rows <= PANEL_ROWS
     is_tiled = not (is_dot or is_streamed or is_few)
-    # C^T = B^T A^T: A's few rows become the panels, and B, many rows along the taps, is read where it lies.
-    swaps = columns < rows if is_dot else is_tiled and b_strides[0] == 1 and columns > rows and rows <= 2 * full
+    # C^T = B^T A^T: of dot products A is the side that fits in cache.
+    if is_dot:
+        swaps = columns < rows and (columns <= DOT_ROWS or rows > DOT_BLOCK_ROWS)
+    else:
+        swaps = is_tiled and b_strides[0] == 1 and _swaps_tiles(rows, columns, full)
     if swaps:
         rows, columns = columns, rows
         a_strides, b_strides = (b_strides[1], b_strides[0]), (a_strides[1], a_strides[0])
@@ -147,8 +185,13 @@ def plan(
         max(BLOCK_A_BYTES // itemsize // block_taps // TILE_ROWS * TILE_ROWS, TILE_ROWS), 240, _ceil(rows, TILE_ROWS)
     )
     block_columns = min(max(BLOCK_B // block_taps // full * full, 2 * full), 4096, _ceil(columns, full))
-    packs_a = is_tiled and columns > full and (a_strides[1] != 1 or columns >= PACKING_COLUMNS)
     if is_dot:
+        packs_a = rows > DOT_ROWS and columns >= DOT_COPY_COLUMNS
+    else:
+        packs_a = is_tiled and columns > full and (a_strides[1] != 1 or columns >= PACKING_COLUMNS)
+    if is_dot and rows > DOT_ROWS:
+        scratch = rows * DOT_COLUMNS * (2 if swaps else 1) + (rows * (_ceil(taps, lanes) + lanes) if packs_a else 0)
+    elif is_dot:
         scratch = DOT_ROWS * DOT_COLUMNS * (2 if swaps else 1) + (DOT_ROWS * _ceil(taps, lanes) if rows > 1 else 0)
     elif is_streamed:
         scratch = 2 * DOT_ROWS * STREAM_COLUMNS

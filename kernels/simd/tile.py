@@ -5,7 +5,6 @@ is read through two tables of offsets, which makes it at once a plain matrix (ro
 transposed matrix, or the shifted pixels of a convolution.
 """
 
-
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils

@@ -1,6 +1,7 @@
 """The matrix product core: every form of plan, sizes about block edges, accumulation, segments, rows apart."""
 
 import itertools
+import platform
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from kernels.linear.numba_cpu import pack
 from kernels.runtime.numba_cpu import zeros
 from kernels.simd import matmul_plan
 from kernels.simd.matmul import plan, run_product
+from tests.support.calls import run_python
+from tests.support.targets import TARGETS
 
 
 def multiply(a, b, out=None, threads=1, is_packed=False, **settings):
@@ -71,11 +74,34 @@ def test_every_packed_plan_is_taken():
 
 
 def test_packed_and_plain_have_the_same_bits():
-    """Where the same tiles run; a few rows, and many columns beside few rows, go other ways unless they are packed."""
+    """Where the same tiles run; few rows and dot products go other ways unless they are packed."""
     rng = np.random.default_rng(4)
-    for rows, taps, columns in ((64, 576, 64), (100, 1100, 90), (300, 70, 10), (70, 300, 1000)):
+    for rows, taps, columns in ((164, 576, 164), (140, 1100, 190), (300, 60, 10), (170, 300, 1000)):
         a, b = rng.standard_normal((rows, taps)).astype("f"), rng.standard_normal((columns, taps)).astype("f").T
         np.testing.assert_array_equal(multiply(a, b)[0], multiply(a, b, is_packed=True)[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("sizes", [(9, 300, 70), (21, 1100, 600), (64, 576, 64), (600, 2100, 20)])
+def test_blocks_of_dot_products(dtype, sizes):
+    """Tiles of three rows and of two, one run of taps and several, copied rows, C transposed; the bits of any parts."""
+    rows, taps, columns = sizes
+    rng = np.random.default_rng(6)
+    a, b = rng.standard_normal((rows, taps)).astype(dtype), rng.standard_normal((columns, taps)).astype(dtype).T
+    bias = rng.standard_normal(columns).astype(dtype)
+    found = []
+    for threads in (1, 2, 5):
+        c, p = multiply(a, b, threads=threads, bias=bias, bias_stride=1, activation=1)
+        assert p.is_dot and p.rows > matmul_plan.DOT_ROWS and p.column_parts <= threads
+        found.append(c)
+    exact = np.maximum(a.astype(np.longdouble) @ b.astype(np.longdouble) + bias, 0)
+    assert np.abs(found[0] - exact).max() <= np.abs(np.maximum(a @ b + bias, 0) - exact).max() * 1.5
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+    for row in (0, rows - 1):  # Nor do they depend on the rows beside.
+        beside = multiply(a[row // 9 * 9 :][:9], b, bias=bias, bias_stride=1, activation=1)[0]
+        if len(beside) == 9 and rows <= matmul_plan.DOT_BLOCK_ROWS:
+            np.testing.assert_array_equal(beside[row % 9], found[0][row])
 
 
 def test_every_plan_is_taken():
@@ -83,11 +109,18 @@ def test_every_plan_is_taken():
         p = plan(sizes, a_strides, b_strides, sizes[2], 4)
         if p.is_streamed:
             return "streamed"
+        if p.is_dot and p.rows > matmul_plan.DOT_ROWS:
+            return "dot blocks", bool(p.is_transposed), bool(p.packs_a)
         return bool(p.is_dot), bool(p.is_transposed), bool(p.packs_a), p.segments > 1
 
     assert kind((1, 512, 400), (512, 1), (1, 512)) == (True, False, False, False)
     assert kind((400, 512, 1), (512, 1), (1, 512)) == (True, True, False, False)
-    assert kind((20, 512, 400), (512, 1), (1, 512)) == (False, True, False, False)
+    assert kind((20, 512, 400), (512, 1), (1, 512)) == ("dot blocks", False, False)
+    assert kind((20, 512, 600), (512, 1), (1, 512)) == ("dot blocks", False, True)
+    assert kind((400, 512, 20), (512, 1), (1, 512)) == ("dot blocks", True, False)
+    assert kind((64, 576, 64), (576, 1), (1, 576)) == ("dot blocks", False, False)
+    assert kind((64, 64, 64), (64, 1), (1, 64)) == (False, False, False, False)
+    assert kind((32, 512, 400), (512, 1), (1, 512)) == (False, True, False, False)
     assert kind((200, 512, 300), (512, 1), (1, 512)) == (False, False, False, False)
     assert kind((200, 512, 3000), (512, 1), (1, 512)) == (False, False, True, False)
     assert kind((200, 512, 100), (1, 200), (100, 1)) == (False, False, True, False)
@@ -173,3 +206,30 @@ def test_error_stays_below_numpy():
         for second in (b, np.ascontiguousarray(b.T).T):
             assert np.abs(multiply(a, second)[0] - exact).max() <= 1.5 * theirs
     assert matmul_plan.PASS_TAPS <= 256
+
+
+SHORTER_VECTORS = """
+import itertools
+import numpy as np
+from kernels.simd import VECTOR_BYTES, matmul_plan
+from kernels.simd.matmul import plan, run_product
+taken = 0
+for dtype, rows, taps, columns in itertools.product(("f", "d"), (1, 5, 8, 9, 21, 64), (130, 1100), (3, 33, 70)):
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-4, 5, shape).astype(dtype) for shape in ((rows, taps), (columns, taps)))
+    p = plan((rows, taps, columns), (taps, 1), (1, taps), columns, a.itemsize, 2)
+    c = np.full((rows, columns), np.nan, dtype)
+    run_product(p, 2, a[0, :1], b[0, :1], c.reshape(-1))
+    np.testing.assert_array_equal(c, a @ b.T, err_msg=str(p))
+    taken += p.is_dot and p.rows > matmul_plan.DOT_ROWS
+print(VECTOR_BYTES, taken > 0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX2 and SSE are of x86-64 processors")
+@pytest.mark.parametrize("vector_bytes", TARGETS)
+def test_shorter_vectors(vector_bytes):
+    """Dot products with tiles of four columns, for which there are the registers."""
+    finished = run_python(SHORTER_VECTORS, **TARGETS[vector_bytes])
+    assert finished.stdout == f"{vector_bytes} True\n", finished.stderr[-2000:]

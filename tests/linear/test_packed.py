@@ -345,10 +345,11 @@ for where, dtype in itertools.product(("end", "start"), ("f", "d")):
     for batch, inputs, outputs in itertools.product((1, 2, 3, 5, 12, 70), (1, 37, 1030), (1, 16, 35, 130)):
         rng = np.random.default_rng(0)
         x, w, b = (rng.standard_normal(s).astype(dtype) for s in ((batch, inputs), (outputs, inputs), (outputs,)))
-        expected = kernels.linear(x, kernels.pack_linear(w), b)
+        expected, plain = kernels.linear(x, kernels.pack_linear(w), b), kernels.linear(x, w, b)
         x, w, b = (memory.guarded_copy(a, where) for a in (x, w, b))
         with memory.allocator(memory.guarded_allocator(where)):
             assert (kernels.linear(x, kernels.pack_linear(w), b) == expected).all()
+            assert (kernels.linear(x, w, b) == plain).all()
 print("done")
 """
 

@@ -69,9 +69,19 @@ def run_onto_4x2(a, rows, taps, count, b, old, old_start, old_stride, out, out_s
     )  # fmt: skip
 
 
-@njit(nogil=True, error_model="numpy")
-def run_dots_2x3(a, b, b_start, b_stride, b_count, taps, out, stride, accumulate):
-    dot_tile(2, 3, pointer(a), pointer(b, b_start), b_stride, b_count, taps, pointer(out), stride, accumulate, 0)
+def dots_of(rows, columns):
+    @njit(nogil=True, error_model="numpy")
+    def run(a, row_stride, step, b, b_start, b_stride, b_count, taps, out, out_stride, accumulate):
+        start = pointer(b, b_start)
+        dot_tile(
+            rows, columns, 1, pointer(a), row_stride, step, start, b_stride, b_count, taps, pointer(out), out_stride,
+            accumulate, start,
+        )  # fmt: skip
+
+    return run
+
+
+DOTS = {(2, 3): dots_of(2, 3), (1, 2): dots_of(1, 2), (3, 8): dots_of(3, 8), (8, 2): dots_of(8, 2)}
 
 
 @njit(nogil=True, error_model="numpy")
@@ -197,23 +207,37 @@ def test_rectified_tile_keeps_nan():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_dot_tile(dtype):
-    """Every number of taps up to three vectors; integers, so that results have to agree to the bit."""
+@pytest.mark.parametrize("size", DOTS)
+def test_dot_tile(dtype, size):
+    """Every number of taps up to three vectors, A by vectors and by rows; integers, so results agree to the bit."""
+    rows, columns = size
     lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
     rng = np.random.default_rng(2)
-    for taps, (start, stride, count) in itertools.product(
-        range(3 * lanes + 1), ((0, 55, 3), (150, -50, 2), (3, 60, 1))
-    ):
-        a = rng.integers(-9, 9, (2, 3 * lanes)).astype(dtype)
-        b = rng.integers(-9, 9, 200).astype(dtype)
-        packed = np.ascontiguousarray(a.reshape(2, 3, lanes).swapaxes(0, 1)).reshape(-1)
-        out = np.full(20, np.nan, dtype)
-        expected = np.full(20, np.nan, dtype)
-        for r, c in np.ndindex(2, 3):
+    a = rng.integers(-9, 9, (rows, 3 * lanes)).astype(dtype)
+    b = rng.integers(-9, 9, 600).astype(dtype)
+    packed = np.ascontiguousarray(a.reshape(rows, 3, lanes).swapaxes(0, 1)).reshape(-1)
+    places = ((0, 55, columns), (500, -50, columns - 1), (3, 60, 1))
+    for taps, (start, stride, count) in itertools.product(range(3 * lanes + 1), places):
+        out = np.full(8 * 11, np.nan, dtype)
+        expected = out.copy()
+        for r, c in np.ndindex(rows, columns):
             expected[r * 11 + c] = a[r, :taps] @ b[start + min(c, count - 1) * stride :][:taps]
-        for times in (1, 2, 3):
-            run_dots_2x3(packed, b, start, stride, count, taps, out, 11, times - 1)
-            np.testing.assert_array_equal(out, times * expected)
+        for left, row_stride, step in ((packed, lanes, rows * lanes), (a.reshape(-1), 3 * lanes, lanes)):
+            found = out.copy()
+            for times in (1, 2, 3):
+                DOTS[size](left, row_stride, step, b, start, stride, count, taps, found, 11, times - 1)
+                np.testing.assert_array_equal(found, times * expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_dot_product_has_the_same_bits_anywhere_in_a_tile(dtype):
+    numbers = np.random.default_rng(3).standard_normal(100).astype(dtype)
+    sums = set()
+    for rows, columns in DOTS:
+        out = np.zeros(8 * 11, dtype)
+        DOTS[rows, columns](numbers, 0, VECTOR_BYTES // out.itemsize, numbers, 7, 0, columns, 85, out, 11, 0)
+        sums |= {out[r * 11 + c] for r, c in np.ndindex(rows, columns)}
+    assert len(sums) == 1
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
