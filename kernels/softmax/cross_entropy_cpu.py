@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import math
 
-from kernels.runtime.indices import any_outside
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
-    array_at,
     broadcast,
     exp,
     full,
@@ -112,7 +110,7 @@ def _short_row_statistics(p, r, v, first, last, classes):
         store_first(v, row, log(total), rows)
 
 
-@jit
+@jit(inner=True)
 def losses_of_rows(
     first, last, x, indices, soft, weight, losses, maxima, logs, classes, ignore_index, indexed, weighted, hard, even
 ):
@@ -151,7 +149,7 @@ def _vectors_together(number, last, column, inner, lanes):
     return 4 if number + 4 <= last and column + 4 * lanes <= inner else 1
 
 
-@jit
+@jit(inner=True)
 def losses_of_columns(
     first, last, x, indices, soft, weight, losses, maxima, logs, classes, inner, ignore_index,
     indexed, weighted, hard, even
@@ -196,7 +194,7 @@ def losses_of_columns(
         number += count
 
 
-@jit
+@jit(inner=True)
 def reduce_losses(losses, indices, weight, loss, divisor, classes, ignore_index, indexed, weighted, mean):
     """loss = the sum of the losses, for the mean divided by that of the rows' weights, which is divisor; both 0-d."""
     rows = losses.size
@@ -229,24 +227,7 @@ def reduce_losses(losses, indices, weight, loss, divisor, classes, ignore_index,
     loss[0] = total
 
 
-@jit
-def loss_at(input, target, like, room, loss, rows, classes, ignore_index, hard, even, mean):
-    """A loss from rows of logits and their class indices, addresses all three; True where a class is wrong.
-
-    like: any array of int64; room: scratch, 3 numbers for each row.
-    """
-    x, indices = array_at(room, input, rows * classes), array_at(like, target, rows)
-    if any_outside(indices, classes, ignore_index):
-        return True
-    losses, maxima, logs = room[:rows], room[rows : 2 * rows], room[2 * rows :]
-    losses_of_rows(0, rows, x, indices, x, x, losses, maxima, logs, classes, ignore_index, True, False, hard, even)
-    # The divisor is written first, where the loss goes.
-    found = array_at(room, loss, 1)
-    reduce_losses(losses, indices, x, found, found, classes, ignore_index, True, False, mean)
-    return False
-
-
-@jit
+@jit(inner=True)
 def gradient_of_rows(
     first, last, grad, x, indices, soft, weight, maxima, logs, divisor, grad_x, grad_soft, classes, ignore_index,
     indexed, weighted, hard, even, each, mean, wants_x, wants_soft
@@ -300,7 +281,7 @@ def gradient_of_rows(
             poke(q, i, peek(q, i) - g * here)
 
 
-@jit
+@jit(inner=True)
 def gradient_of_columns(
     first, last, grad, x, indices, soft, weight, maxima, logs, divisor, grad_x, grad_soft, row_u, row_g, classes, inner,
     ignore_index, indexed, weighted, hard, even, each, mean, wants_x, wants_soft
