@@ -74,9 +74,10 @@ def call(
     if wanted is not None:
         backend = backend or wanted.backend
         if wanted.inspect is not None:
-            inputs = tuple(map(arrays.from_dlpack, inputs))
-            inputs = inputs if ones is None else ones.put_into_inputs(inputs)
-            return wanted.inspect(op, inputs, attributes, device, backend)
+            inspect, inputs = wanted.inspect, tuple(map(arrays.from_dlpack, inputs))
+            if ones is None:
+                return inspect(op, inputs, attributes, device, backend)
+            return ones.returned(inspect(op, ones.put_into_inputs(inputs), attributes, device, backend))
     try:
         # One input is the commonest number by far, and a comprehension is a call.
         forms = (
@@ -110,8 +111,8 @@ def _call_registered(
 
     if ones is None:
         return torch_library.call_registered(op, inputs, attributes, device, backend)
-    found = torch_library.call_registered(op, ones.put_into_inputs(inputs), attributes, device, backend)
-    return tuple(map(ones.taken_out, found)) if isinstance(found, tuple) else ones.taken_out(found)
+    inputs = ones.put_into_inputs(inputs)
+    return ones.returned(torch_library.call_registered(op, inputs, attributes, device, backend))
 
 
 def make_plan(
@@ -139,23 +140,17 @@ def _runner(
         from kernels import torch_binding
 
         return torch_binding.runner(op, problem, kind, backend, forward, backward, device, ones)
-    run = _runner_on_arrays(op, problem, kind, backend, forward, backward, device)
+    run = whole = _runner_on_arrays(op, problem, kind, backend, forward, backward, device)
     if ones is not None:
-        run = _without_ones(run, ones)
+
+        def run(inputs: tuple[Any, ...]) -> Any:
+            return ones.returned(whole(ones.put_into_inputs(inputs)))
+
     is_unchecked = problem.checks_values and not forward.checks_values
     if backend.arrays != "numpy" or problem.empty or is_unchecked:
         return run
     places = forward.by_address(problem)
     return run if places is None else _runner_by_address(problem, run, places, ones)
-
-
-def _without_ones(run: Callable[[tuple[Any, ...]], Any], ones: Ones) -> Callable[[tuple[Any, ...]], Any]:
-
-    def without(inputs: tuple[Any, ...]) -> Any:
-        found = run(ones.put_into_inputs(inputs))
-        return tuple(map(ones.taken_out, found)) if isinstance(found, tuple) else ones.taken_out(found)
-
-    return without
 
 
 def _runner_on_arrays(

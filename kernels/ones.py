@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Ones(NamedTuple):
-    """Where the dimensions are: in the first `inputs` inputs of the op and in all its results, at these axes of them."""
+    """Where the dimensions are: in the op's first `inputs` inputs and in all its results, at these axes."""
 
     axes: tuple[int, ...]
     inputs: int
@@ -41,6 +41,10 @@ class Ones(NamedTuple):
         """The way back, of an array of the op's (or None)."""
         # An index would have zeros made in backward, and a copy into them.
         return None if array is None else array.reshape(self._without(array.shape))
+
+    def returned(self, found: Any) -> Any:
+        """The same of what the op returns, one array or a tuple of them."""
+        return tuple(map(self.taken_out, found)) if isinstance(found, tuple) else self.taken_out(found)
 
     def taken_out_of(self, form: ArraySpec | None) -> ArraySpec | None:
         """The same of a spec."""

@@ -12,6 +12,7 @@ Two ways in, both generic over `Op`:
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -82,6 +83,8 @@ class Bound:
         self.saved_forms = _arriving_forms(op, problem)[op.differentiable_results :]
         #: Where each saved tensor is among the inputs and the results behind them.
         self.saved_places = tuple((*op.inputs, *op.results).index(name) for name in self.saved_names)
+        #: Takes them from there, as a tuple.
+        self.saved_of: Callable[[tuple[Any, ...]], tuple[Any, ...]] = _taker(self.saved_places)
         takes_numpy = not self.takes_tensors and not self.takes_cupy
         suits = takes_numpy and not self.empty and not self.checks_values
         #: The passes by address (kernels.torch_by_address), where there are: of the inputs; of the gradients and what
@@ -181,6 +184,14 @@ class Bound:
             return self._backward_carefully(gradients, saved)
         return self._around(self._backward_carefully, gradients, saved)
 
+    def backward_of(self, gradients: Sequence[torch.Tensor | None], ctx: Any) -> Tensors:
+        """What a Function of torch's returns of its backward: nothing for this object, and the inputs' gradients."""
+        gradients = gradients[: self.op.differentiable_results]
+        if all(g is None for g in gradients):
+            return (None,) * (len(self.op.inputs) + 1)
+        run = self.backward_differentiable if _is_grad_enabled() else self.backward
+        return (None, *run(gradients, ctx.saved_tensors))
+
     def _around(
         self, backward: Callable[..., Tensors], gradients: Sequence[torch.Tensor | None],
         saved: Sequence[torch.Tensor | None],
@@ -246,37 +257,42 @@ def _arriving_forms(op: Op, problem: Problem) -> tuple[ArraySpec | None, ...]:
     return (*results[: op.differentiable_results], *[known[name] for name in problem.saved()])
 
 
+def _taker(places: tuple[int, ...]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Takes the elements at these places of a tuple, as a tuple."""
+    return itemgetter(*places) if len(places) > 1 else lambda known: tuple([known[place] for place in places])
+
+
 class _Apply(torch.autograd.Function):
     """Any op under autograd. `bound` carries everything that is known before the values are."""
 
     @staticmethod
     def forward(ctx: Any, bound: Bound, *inputs: torch.Tensor | None) -> Any:
-        results = bound.forward(inputs)
+        by_address = bound.by_address
+        results = None if by_address is None else by_address(inputs)
+        if results is None:
+            results = bound.forward_carefully(inputs)
         ctx.bound = bound
         ctx.set_materialize_grads(False)
-        known = (*inputs, *results)
-        ctx.save_for_backward(*[known[place] for place in bound.saved_places])
+        ctx.save_for_backward(*bound.saved_of((*inputs, *results)))
         if bound.returned == 1:
             return results[0]
-        extra = [r for r in results[bound.op.differentiable_results : bound.returned] if r is not None]
-        if extra:
-            ctx.mark_non_differentiable(*extra)
+        if bound.returned > bound.incoming:
+            ctx.mark_non_differentiable(*[r for r in results[bound.incoming : bound.returned] if r is not None])
         return results[: bound.returned]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
         bound: Bound = ctx.bound
-        if bound.backward_by_address is not None and not _is_grad_enabled():
-            found = bound.backward_by_address(gradients, ctx.saved_tensors)
+        by_address = bound.backward_by_address
+        if by_address is not None and not _is_grad_enabled():
+            found = by_address(gradients, ctx.saved_tensors)
             if found is not None:
                 return found
-        gradients = gradients[: bound.op.differentiable_results]
-        if all(g is None for g in gradients):
-            return (None,) * (len(bound.op.inputs) + 1)
-        if _is_grad_enabled():
-            return (None, *bound.backward_differentiable(gradients, ctx.saved_tensors))
-        return (None, *bound.backward(gradients, ctx.saved_tensors))
+        return bound.backward_of(gradients, ctx)
 
+
+# torch calls this for a node that backward comes to, and has a function there that looks for the one above each time.
+_Apply._backward_cls.apply = _Apply.backward
 
 #: Function.apply in C: what Function's own adds in Python is for torch.func's transforms.
 _apply: Any = super(torch.autograd.Function, _Apply).apply
@@ -295,17 +311,12 @@ class _Transformed(torch.autograd.Function):
         ctx.bound = bound
         ctx.set_materialize_grads(False)
         known = (*given, *output)
-        ctx.save_for_backward(*[known[place] for place in bound.saved_places])
+        ctx.save_for_backward(*bound.saved_of(known))
         ctx.mark_non_differentiable(*[r for r in output[bound.op.differentiable_results :] if r is not None])
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
-        bound: Bound = ctx.bound
-        gradients = gradients[: bound.op.differentiable_results]
-        if all(g is None for g in gradients):
-            return (None,) * (len(bound.op.inputs) + 1)
-        run = bound.backward_differentiable if _is_grad_enabled() else bound.backward
-        return (None, *run(gradients, ctx.saved_tensors))
+        return ctx.bound.backward_of(gradients, ctx)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, bound: Bound, *inputs: Any) -> Any:
