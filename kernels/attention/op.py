@@ -79,15 +79,13 @@ def _back(result: Any, query: Any) -> Any:
 def _rank(op: str, query: Any, key: Any, value: Any) -> int | None:
     """How many dimensions the three have; None when query has none to tell."""
     rank: int | None = getattr(query, "ndim", None)
-    if rank is None:
-        return None
+    if rank is None or (rank > 1 and rank == getattr(key, "ndim", rank) == getattr(value, "ndim", rank)):
+        return rank
     if rank < 2:
         checks.fail(op, "query", "must have shape (..., L, E)", f"{rank} dimensions {tuple(query.shape)}")
-    for name, array in (("key", key), ("value", value)):
-        if getattr(array, "ndim", rank) != rank:
-            rule = f"must have as many dimensions as query ({rank})"
-            checks.fail(op, name, rule, f"{array.ndim} dimensions {tuple(array.shape)}")
-    return rank
+    name, array = ("key", key) if getattr(key, "ndim", rank) != rank else ("value", value)
+    rule = f"must have as many dimensions as query ({rank})"
+    checks.fail(op, name, rule, f"{array.ndim} dimensions {tuple(array.shape)}")
 
 
 # ----- attention ---------------------------------------------------------------------------------------------------
@@ -163,7 +161,7 @@ def attention(
     if rank is None:
         query, key, value = map(arrays.from_dlpack, (query, key, value))
         rank = _rank(op, query, key, value) or 4  # Of what is no array, the call says so.
-    kind, table, limit, bidirectional = _relative_parts(op, relative)
+    kind, table, limit, bidirectional = (None, None, 0, False) if relative is None else _relative_parts(op, relative)
     if dropout_p == 0 and type(dropout_p) is float:
         seed = None
     else:
@@ -195,8 +193,6 @@ def _flat_lengths(op: str, lengths: Any, rank: int) -> Any:
 
 def _relative_parts(op: str, relative: Any) -> tuple[str | None, Any, int | None, bool]:
     """(kind, table, limit, bidirectional) of a relative term."""
-    if relative is None:
-        return None, None, 0, False
     if isinstance(relative, RelativeShaw):
         return "shaw", relative.table, relative.clip, False
     if isinstance(relative, RelativeT5):
@@ -319,7 +315,8 @@ def scaled_dot_product_attention(
     """
     op = "scaled_dot_product_attention"
     checks.boolean(op, "enable_gqa", enable_gqa)
-    dropout_p = check_probability(op, "dropout_p", dropout_p)
+    if type(dropout_p) is not float or dropout_p != 0:
+        dropout_p = check_probability(op, "dropout_p", dropout_p)
     if attn_mask is not None and checks.boolean(op, "is_causal", is_causal):
         checks.fail(op, "attn_mask", "must be None when is_causal is True", "both")
     query, key, value, added = _broadcast_leading(op, query, key, value, enable_gqa)
