@@ -2,10 +2,10 @@
 
 Two ways in, both generic over `Op`:
 
-* eager without gradients: the implementation runs on NumPy views of the tensors;
-* eager with gradients: :class:`_Apply`, one ``torch.autograd.Function`` for every op. First derivatives run on the
-  chosen backend; with ``create_graph=True`` backward runs on the op's differentiable torch formulas instead, so that
-  second derivatives are right.
+* eager without gradients: the implementation is told where the tensors lie, or runs on NumPy views of them;
+* eager with gradients: :class:`kernels.torch_autograd.Apply`, one ``torch.autograd.Function`` for every op. First
+  derivatives run on the chosen backend; with ``create_graph=True`` backward runs on the op's differentiable torch
+  formulas instead, so that second derivatives are right.
 
 ``torch.compile``, ``torch.export`` and fake tensors take the ops that `kernels.torch_library` registers.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
-from kernels import arrays
+from kernels import arrays, torch_autograd
 from kernels.arrays import ArraySpec
 from kernels.backends import BACKENDS, Backend, BackendError, load
 from kernels.op import Implementation, Op, Problem
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from kernels.ones import Ones
 
-_NO_VMAP = "torch.func.vmap is not supported; the op takes a whole batch"
-_NO_TANGENTS = "forward-mode derivatives (jvp) are not supported"
 Tensors = tuple[torch.Tensor | None, ...]
 _from_numpy = torch.from_numpy
 _is_grad_enabled = torch.is_grad_enabled
@@ -48,7 +46,7 @@ def _views(name: str, tensors: Sequence[torch.Tensor | None]) -> list[Any]:
 
 def _refuse_tangents(name: str, tensors: Sequence[torch.Tensor | None]) -> None:
     if forward_ad._current_level >= 0 and any(map(_has_tangent, tensors)):
-        raise NotImplementedError(f"{name}: {_NO_TANGENTS}")
+        raise NotImplementedError(f"{name}: {torch_autograd.NO_TANGENTS}")
 
 
 def _has_tangent(tensor: torch.Tensor | None) -> bool:
@@ -87,7 +85,7 @@ class Bound:
         self.saved_of: Callable[[tuple[Any, ...]], tuple[Any, ...]] = _taker(self.saved_places)
         takes_numpy = not self.takes_tensors and not self.takes_cupy
         suits = takes_numpy and not self.empty and not self.checks_values
-        #: The passes by address (kernels.torch_by_address), where there are: of the inputs; of the gradients and what
+        #: The passes by address (kernels.runtime.written_calls), where there are: of the inputs; of the gradients and what
         #: is saved. The gradients that it returns come behind one None, as autograd wants them.
         self.by_address = self._by_address(forward) if suits else None
         suits = suits and backward is not None and backward.backend == forward.backend
@@ -165,7 +163,7 @@ class Bound:
     def forward_carefully(self, inputs: Sequence[torch.Tensor | None]) -> Tensors:
         """The same of any tensors."""
         if _is_transforming() and not self.takes_tensors:
-            return cast("Tensors", _Transformed.apply(self, *inputs))
+            return cast("Tensors", torch_autograd.Transformed.apply(self, *inputs))
         results = self.run(inputs if self.ones is None else self.ones.put_into_inputs(inputs))
         if not self.takes_tensors and not self.takes_cupy:
             results = tuple([None if r is None else _from_numpy(r) for r in results])
@@ -262,79 +260,14 @@ def _taker(places: tuple[int, ...]) -> Callable[[tuple[Any, ...]], tuple[Any, ..
     return itemgetter(*places) if len(places) > 1 else lambda known: tuple([known[place] for place in places])
 
 
-class _Apply(torch.autograd.Function):
-    """Any op under autograd. `bound` carries everything that is known before the values are."""
-
-    @staticmethod
-    def forward(ctx: Any, bound: Bound, *inputs: torch.Tensor | None) -> Any:
-        by_address = bound.by_address
-        results = None if by_address is None else by_address(inputs)
-        if results is None:
-            results = bound.forward_carefully(inputs)
-        ctx.bound = bound
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*bound.saved_of((*inputs, *results)))
-        if bound.returned == 1:
-            return results[0]
-        if bound.returned > bound.incoming:
-            ctx.mark_non_differentiable(*[r for r in results[bound.incoming : bound.returned] if r is not None])
-        return results[: bound.returned]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
-        bound: Bound = ctx.bound
-        by_address = bound.backward_by_address
-        if by_address is not None and not _is_grad_enabled():
-            found = by_address(gradients, ctx.saved_tensors)
-            if found is not None:
-                return found
-        return bound.backward_of(gradients, ctx)
-
-
-# torch calls this for a node that backward comes to, and has a function there that looks for the one above each time.
-_Apply._backward_cls.apply = _Apply.backward
-
-#: Function.apply in C: what Function's own adds in Python is for torch.func's transforms.
-_apply: Any = super(torch.autograd.Function, _Apply).apply
-
-
-class _Transformed(torch.autograd.Function):
-    """The same inside torch.func's grad and vjp, whose forward must return all that backward needs."""
-
-    @staticmethod
-    def forward(bound: Bound, *inputs: torch.Tensor | None) -> Any:
-        return bound.forward(inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        bound, *given = inputs
-        ctx.bound = bound
-        ctx.set_materialize_grads(False)
-        known = (*given, *output)
-        ctx.save_for_backward(*bound.saved_of(known))
-        ctx.mark_non_differentiable(*[r for r in output[bound.op.differentiable_results :] if r is not None])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
-        return ctx.bound.backward_of(gradients, ctx)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, bound: Bound, *inputs: Any) -> Any:
-        raise NotImplementedError(f"{bound.op.name}: {_NO_VMAP}")
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise NotImplementedError(f"{ctx.bound.op.name}: {_NO_TANGENTS}")
-
-
 def _under_autograd(bound: Bound) -> Callable[[tuple[Any, ...]], Any]:
     """The op on a tuple of inputs, recorded by autograd."""
-    apply, is_transforming, returned = _apply, _is_transforming, bound.returned
+    apply, is_transforming, returned = torch_autograd.apply, _is_transforming, bound.returned
 
     def run(inputs: tuple[Any, ...]) -> Any:
         if not is_transforming():
             return apply(bound, *inputs)
-        results = _Transformed.apply(bound, *inputs)
+        results = torch_autograd.Transformed.apply(bound, *inputs)
         return results[0] if returned == 1 else results[:returned]
 
     return run
