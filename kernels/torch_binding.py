@@ -85,8 +85,8 @@ class Bound:
         self.saved_of: Callable[[tuple[Any, ...]], tuple[Any, ...]] = _taker(self.saved_places)
         takes_numpy = not self.takes_tensors and not self.takes_cupy
         suits = takes_numpy and not self.empty and not self.checks_values
-        #: The passes by address (kernels.runtime.written_calls), where there are: of the inputs; of the gradients and what
-        #: is saved. The gradients that it returns come behind one None, as autograd wants them.
+        #: The passes by address (kernels.runtime.written_calls), where there are: of the inputs; of the gradients and
+        #: what is saved. The gradients that it returns come behind one None, as autograd wants them.
         self.by_address = self._by_address(forward) if suits else None
         suits = suits and backward is not None and backward.backend == forward.backend
         self.backward_by_address = self._backward_by_address(backward) if backward and suits else None
