@@ -6,7 +6,7 @@ for what is not used; everything else is as in cross_entropy_cpu.py. target: of 
 
 from __future__ import annotations
 
-from kernels.runtime.indices import any_outside_at
+from kernels.runtime.indices import any_outside
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import array_at
 from kernels.softmax.cross_entropy_cpu import (
@@ -62,12 +62,15 @@ def losses_of_columns_at(
 def reduce_losses_at(
     like, int64, losses, target, weight, loss, divisor, rows, classes, ignore_index, indexed, weighted, mean
 ):
-    """reduce_losses; a divisor that nobody wants goes where the loss will be."""
+    """reduce_losses; a divisor that nobody wants goes where the loss will be. True where a class is wrong."""
+    indices = array_at(int64, target, rows)
+    if indexed and any_outside(indices, classes, ignore_index):
+        return True
     reduce_losses(
-        array_at(like, losses, rows), array_at(int64, target, rows), array_at(like, weight, classes),
-        array_at(like, loss, 1), array_at(like, divisor if divisor else loss, 1), classes, ignore_index, indexed,
-        weighted, mean,
+        array_at(like, losses, rows), indices, array_at(like, weight, classes), array_at(like, loss, 1),
+        array_at(like, divisor if divisor else loss, 1), classes, ignore_index, indexed, weighted, mean,
     )  # fmt: skip
+    return False
 
 
 @jit
@@ -79,8 +82,6 @@ def loss_of_rows_at(
 
     room: 3 numbers for each row, of which all are used where maxima and logs are 0.
     """
-    if indexed and any_outside_at(target, rows, int64, classes, ignore_index):
-        return True
     step = rows * like.itemsize
     if not maxima:
         maxima, logs = room + step, room + 2 * step
@@ -88,10 +89,9 @@ def loss_of_rows_at(
         0, rows, like, int64, x, target, weight, room, maxima, logs, rows, classes, ignore_index, indexed, weighted,
         hard, even,
     )  # fmt: skip
-    reduce_losses_at(
+    return reduce_losses_at(
         like, int64, room, target, weight, loss, divisor, rows, classes, ignore_index, indexed, weighted, mean
     )
-    return False
 
 
 @jit

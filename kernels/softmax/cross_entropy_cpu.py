@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
     broadcast,
@@ -85,11 +87,13 @@ def _dense_column(s, i, w, c, whole, mask, indexed, weighted, hard, even):
 def _add_index_terms(
     first, last, x, indices, weight, losses, maxima, logs, classes, inner, ignore_index, weighted, hard
 ):
-    """Add to the losses of rows first to last the term of their class; 0 for an ignored row."""
+    """Add to the losses of rows first to last the term of their class; 0 for a row that is ignored, or whose class is
+    wrong."""
     p, w = pointer(x), pointer(weight)
     for row in range(first, last):
         target = indices[row]
-        if target == ignore_index:
+        # As an unsigned number, a negative one is large.
+        if target == ignore_index or np.uint64(target) >= np.uint64(classes):
             losses[row] = 0
         else:
             found = peek(p, (row // inner * classes + target) * inner + row % inner)

@@ -89,7 +89,7 @@ def cross_entropy_by_address(p: CrossEntropyProblem) -> Run:
                 like, int64, input, target, weight, at, loss, maximum, log_sum, divisor, rows, classes, *options,
                 *smooth, mean,
             )  # fmt: skip
-        if p.indexed and any_outside_at(target, rows, int64, classes, p.ignore_index):
+        if each and p.indexed and any_outside_at(target, rows, int64, classes, p.ignore_index):
             return False
         losses = loss if each else at
         made = (losses, maximum or at + step, log_sum or at + 2 * step, rows, classes)
@@ -97,9 +97,9 @@ def cross_entropy_by_address(p: CrossEntropyProblem) -> Run:
             _losses_of_rows(rows, threads, like, int64, input, target, weight, *made, *options, *smooth)
         elif rows:
             _losses_of_columns(vectors, threads, like, int64, input, target, weight, *made, inner, *options, *smooth)
-        if not each:
-            reduce_losses_at(like, int64, losses, target, weight, loss, divisor, rows, classes, *options, mean)
-        return True
+        return each or not reduce_losses_at(
+            like, int64, losses, target, weight, loss, divisor, rows, classes, *options, mean
+        )
 
     return run
 
