@@ -11,8 +11,8 @@ from kernels.runtime.by_address import LIKE, Run, array_from, backward_through, 
 from kernels.runtime.indices import any_outside_at
 from kernels.runtime.numba_cpu import SMALLEST_ALIGNED, Threaded, address, scratch, small, threaded, threads_for
 from kernels.simd import VECTOR_BYTES
-from kernels.softmax import cross_entropy_at, softmax_cpu
-from kernels.softmax.cross_entropy_at import loss_of_rows_at, reduce_losses_at
+from kernels.softmax import cross_entropy_cpu, softmax_cpu
+from kernels.softmax.cross_entropy_cpu import loss_of_rows, reduce_losses
 from kernels.softmax.op import CROSS_ENTROPY, LOG_SOFTMAX, SOFTMAX, CrossEntropyProblem, SoftmaxProblem
 
 Array = np.ndarray[Any, Any]
@@ -24,10 +24,10 @@ _rows = threaded(softmax_cpu.softmax_rows)
 _columns = threaded(softmax_cpu.softmax_columns)
 _rows_backward = threaded(softmax_cpu.softmax_rows_backward)
 _columns_backward = threaded(softmax_cpu.softmax_columns_backward)
-_losses_of_rows = threaded(cross_entropy_at.losses_of_rows_at)
-_losses_of_columns = threaded(cross_entropy_at.losses_of_columns_at)
-_gradient_of_rows = threaded(cross_entropy_at.gradient_of_rows_at)
-_gradient_of_columns = threaded(cross_entropy_at.gradient_of_columns_at)
+_losses_of_rows = threaded(cross_entropy_cpu.losses_of_rows)
+_losses_of_columns = threaded(cross_entropy_cpu.losses_of_columns)
+_gradient_of_rows = threaded(cross_entropy_cpu.gradient_of_rows)
+_gradient_of_columns = threaded(cross_entropy_cpu.gradient_of_columns)
 
 
 def _vectors(outer: int, inner: int, itemsize: int) -> int:
@@ -85,7 +85,7 @@ def cross_entropy_by_address(p: CrossEntropyProblem) -> Run:
             wide = _in_int64(p, target)  # Its name keeps it alive to the end.
             target = address(wide)
         if inner == 1 and threads == 1 and not each:
-            return not loss_of_rows_at(
+            return not loss_of_rows(
                 like, int64, input, target, weight, at, loss, maximum, log_sum, divisor, rows, classes, *options,
                 *smooth, mean,
             )  # fmt: skip
@@ -97,7 +97,7 @@ def cross_entropy_by_address(p: CrossEntropyProblem) -> Run:
             _losses_of_rows(rows, threads, like, int64, input, target, weight, *made, *options, *smooth)
         elif rows:
             _losses_of_columns(vectors, threads, like, int64, input, target, weight, *made, inner, *options, *smooth)
-        return each or not reduce_losses_at(
+        return each or not reduce_losses(
             like, int64, losses, target, weight, loss, divisor, rows, classes, *options, mean
         )
 
@@ -114,7 +114,7 @@ def reduction_by_address(p: CrossEntropyProblem) -> Run:
         if not as_given:
             wide = _in_int64(p, target)  # Its name keeps it alive to the end.
             target = address(wide)
-        reduce_losses_at(like, int64, losses, target, weight, loss, divisor, outer * inner, *options)
+        reduce_losses(like, int64, losses, target, weight, loss, divisor, outer * inner, *options)
 
     return run
 
