@@ -164,13 +164,14 @@ class _Nothing(torch.autograd.Function):
 
 def _engine(workload: Workload) -> Callable[[], Any]:
     """The autograd engine around a Function that computes nothing."""
-    arguments = tensors_of(workload)
-    inputs = _inputs_of(workload.case.op, arguments)
+    # Leaves of their own: the op may see views of the tensors, with more dimensions.
+    given = _inputs_of(workload.case.op, tensors_of(workload))
+    inputs = [x if x is None else x.detach().requires_grad_(x.requires_grad) for x in given]
     problem: Problem = explain_on_tensors(workload).problem
     returned = [form for form in problem.results()[: problem.returned] if form is not None]
     forms = [(f.shape, f.strides or contiguous_strides(f.shape), getattr(torch, f.dtype)) for f in returned]
     gradients = [torch.zeros_like(x) if x is not None and x.requires_grad else None for x in inputs]
-    wanted = [arguments[name] for name in workload.wanted]
+    wanted = [x for x in inputs if x is not None and x.requires_grad]
     # The public function may have given the op more dimensions.
     incoming = [torch.from_numpy(g).reshape(form[0]) for g, form in zip(workload.incoming, forms)]
 

@@ -1,21 +1,20 @@
-"""The call: from a user's arguments to a kernel. A warm call costs one dictionary look-up."""
+"""The call: from a user's arguments to a kernel. A warm call costs a dictionary look-up, and a few questions or one
+more."""
 
 from __future__ import annotations
 
-from ctypes import addressof, c_char
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from kernels import arrays, dispatch
+from kernels import arrays, dispatch, recent
 from kernels.arrays import KEYS
-from kernels.op import Implementation, Op, Problem
+from kernels.op import Implementation, Op, Problem, input_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kernels.backends import Backend
+    from kernels.ones import Ones
 
 #: Plans kept per op; past it the cache starts anew, so that ever-changing shapes do not grow without end.
 MAX_PLANS = 4096
@@ -50,8 +49,17 @@ def _is_compiling() -> bool:
 _is_compiling()
 
 
-def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, backend: str | None) -> Any:
+def call(
+    op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, backend: str | None,
+    ones: Ones | None = None,
+) -> Any:  # fmt: skip
     """Run `op` on its inputs (None for an absent optional one) and the user's attributes.
+
+    Args:
+        op: the op.
+        inputs, attributes: as its declaration has them.
+        device, backend: as the user named them.
+        ones: dimensions of size 1 that the op has and these arrays have not.
 
     Returns:
         the first result, or a tuple when the declaration returns several; of the same kind as the inputs. (Arrays of
@@ -62,14 +70,23 @@ def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: A
         BackendError: the wanted backend cannot run this call; the message says why.
     """
     if _is_compiling():
-        from kernels import torch_library
-
-        return torch_library.call_registered(op, inputs, attributes, device, backend)
+        return _call_registered(op, inputs, attributes, device, backend, ones)
     wanted = dispatch.current_override.get()
     if wanted is not None:
         backend = backend or wanted.backend
         if wanted.inspect is not None:
-            return wanted.inspect(op, tuple(map(arrays.from_dlpack, inputs)), attributes, device, backend)
+            inspect, inputs = wanted.inspect, tuple(map(arrays.from_dlpack, inputs))
+            if ones is None:
+                return inspect(op, inputs, attributes, device, backend)
+            return ones.returned(inspect(op, ones.put_into_inputs(inputs), attributes, device, backend))
+    if len(inputs) >= recent.LEAST:
+        try:
+            known = op.plans.get(inputs[0].shape, ())
+        except (AttributeError, TypeError):
+            known = ()  # No array, as the making of a plan will say.
+        for fits, run in known:
+            if fits(inputs, attributes, device, backend, ones):
+                return run(inputs)
     try:
         # One input is the commonest number by far, and a comprehension is a call.
         forms = (
@@ -79,41 +96,79 @@ def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: A
         )
         # The types too: True and 1.0 equal 1, but an argument that must be an int refuses them.
         types = tuple(map(type, attributes)) if attributes else ()
-        key: tuple[Any, ...] | None = (backend, device, attributes, types, forms)
+        key: tuple[Any, ...] | None = (backend, device, attributes, types, ones, forms)
         plan = op.plans.get(key)
     except TypeError:  # something unhashable, such as stride=[1, 1], or no array: planned each time
         key = plan = None
     if plan is None:
         if any(map(arrays.has_no_memory, inputs)):
-            from kernels import torch_library
-
-            return torch_library.call_registered(op, inputs, attributes, device, backend)
+            return _call_registered(op, inputs, attributes, device, backend, ones)
         inputs = tuple(map(arrays.from_dlpack, inputs))
-        plan = make_plan(op, inputs, attributes, device, backend)
-        if len(op.plans) >= MAX_PLANS:
+        plan = make_plan(op, inputs, attributes, device, backend, ones)
+        if len(op.plans) > MAX_PLANS - 2:
             op.plans.clear()
         if key is not None:
             op.plans[key] = plan
+            recent.remember(op.plans, inputs, (attributes, device, backend, ones), plan.run)
     return plan.run(inputs)
 
 
-def make_plan(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, backend: str | None) -> Plan:
-    """Check a call and choose its implementations."""
+def _call_registered(
+    op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, backend: str | None, ones: Ones | None
+) -> Any:
+    """The op as torch knows it."""
+    from kernels import torch_library
+
+    if ones is None:
+        return torch_library.call_registered(op, inputs, attributes, device, backend)
+    inputs = ones.put_into_inputs(inputs)
+    return ones.returned(torch_library.call_registered(op, inputs, attributes, device, backend))
+
+
+def make_plan(
+    op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, backend: str | None,
+    ones: Ones | None = None,
+) -> Plan:  # fmt: skip
+    """Check a call and choose its implementations; arguments as those of `call`."""
+    if ones is not None:
+        inputs = ones.put_into_inputs(inputs)
     kind, specs, needs_grad = dispatch.describe_inputs(op, inputs)
     place = dispatch.place_of(op, specs, kind, device)
     problem = replace(op.problem.check(*specs, *attributes), needs_grad=needs_grad)
     chosen = dispatch.resolve(op, problem, dispatch.choice(op, backend), kind, place)
     assert chosen.implementation is not None
     backward = dispatch.backward_of(op, problem, chosen, kind, place) if problem.trains else None
-    run = _runner(op, problem, kind, chosen.backend, chosen.implementation, backward, device)
+    run = _runner(op, problem, kind, chosen.backend, chosen.implementation, backward, device, ones)
     return Plan(op, problem, kind, chosen.backend, chosen.implementation, backward, run)
 
 
 def _runner(
     op: Op, problem: Problem, kind: str, backend: Backend, forward: Implementation, backward: Implementation | None,
+    device: Any, ones: Ones | None,
+) -> Callable[[tuple[Any, ...]], Any]:  # fmt: skip
+    if kind == "torch":
+        from kernels import torch_binding
+
+        return torch_binding.runner(op, problem, kind, backend, forward, backward, device, ones)
+    run = whole = _runner_on_arrays(op, problem, kind, backend, forward, backward, device)
+    if ones is not None:
+
+        def run(inputs: tuple[Any, ...]) -> Any:
+            return ones.returned(whole(ones.put_into_inputs(inputs)))
+
+    is_unchecked = problem.checks_values and not forward.checks_values
+    if backend.arrays != "numpy" or problem.empty or is_unchecked:
+        return run
+    places = forward.by_address(problem)
+    return run if places is None else _runner_by_address(problem, run, places, ones)
+
+
+def _runner_on_arrays(
+    op: Op, problem: Problem, kind: str, backend: Backend, forward: Implementation, backward: Implementation | None,
     device: Any,
 ) -> Callable[[tuple[Any, ...]], Any]:  # fmt: skip
-    if kind == "torch" or backend.arrays == "torch":
+    """Calls with arrays of NumPy's or CuPy's."""
+    if backend.arrays == "torch":
         from kernels import torch_binding
 
         return torch_binding.runner(op, problem, kind, backend, forward, backward, device)
@@ -131,48 +186,28 @@ def _runner(
             return results[0] if alone else problem.public(results)
 
         return run_checked
-    run = forward.by_address(problem)
-    if run is not None:
-        return _runner_by_address(problem, forward, run)
     if alone:
         return lambda inputs: compute(problem, *inputs)[0]
     return lambda inputs: problem.public(compute(problem, *inputs))
 
 
 def _runner_by_address(
-    problem: Problem, forward: Implementation, run: Callable[..., Any]
+    problem: Problem, carefully: Callable[[tuple[Any, ...]], Any], run: Callable[..., Any], ones: Ones | None
 ) -> Callable[[tuple[Any, ...]], Any]:
-    """Calls with NumPy arrays that the kernels can take as they are; others go through ``forward``."""
-    from kernels.runtime import by_address
+    """Calls with NumPy arrays that the kernels can take as they are; others go the careful way."""
+    from kernels.runtime.written_calls import ABSENT, KNOWN, written
 
-    first_byte: Callable[[Any], c_char] = c_char.from_buffer
-    compute, alone = forward.forward, problem.returned == 1
-    makers = tuple(map(by_address.maker, problem.results()))
-    plain = np.ndarray
+    forms = [getattr(problem, name) for name in input_names(type(problem))]
+    # What is asked of NumPy's arrays does not hang on their shapes, which are without `ones` here.
+    given = [(ABSENT if form is None else KNOWN, form) for form in forms]
+    made = problem.results() if ones is None else tuple(map(ones.taken_out_of, problem.results()))
+    call, returned = written("numpy", run, [given], made), problem.returned
 
     def run_on_numpy(inputs: tuple[Any, ...]) -> Any:
-        places = []
-        for array in inputs:
-            if array is None:
-                places.append(0)
-            elif type(array) is plain and array.flags.carray and array.size:
-                # numba_cpu.address written out, here and below: a call is a tenth of a small one's time.
-                places.append(addressof(first_byte(array)))
-            else:
-                return problem.public(compute(problem, *inputs))
-        made: list[np.ndarray | None] = []
-        for make in makers:
-            if make is None:
-                made.append(None)
-                places.append(0)
-            else:
-                allocate, shape, dtype = make
-                result = allocate(shape, dtype)
-                made.append(result)
-                places.append(addressof(first_byte(result)) if result.size else 0)
-        if run(*places) is False:
-            return problem.public(compute(problem, *inputs))
-        return made[0] if alone else problem.public(tuple(made))
+        found = call(inputs)
+        if found is None:
+            return carefully(inputs)
+        return found[0] if returned == 1 else found[:returned]
 
     return run_on_numpy
 

@@ -2,23 +2,24 @@
 
 Two ways in, both generic over `Op`:
 
-* eager without gradients: the implementation runs on NumPy views of the tensors;
-* eager with gradients: :class:`_Apply`, one ``torch.autograd.Function`` for every op. First derivatives run on the
-  chosen backend; with ``create_graph=True`` backward runs on the op's differentiable torch formulas instead, so that
-  second derivatives are right.
+* eager without gradients: the implementation is told where the tensors lie, or runs on NumPy views of them;
+* eager with gradients: :class:`kernels.torch_autograd.Apply`, one ``torch.autograd.Function`` for every op. First
+  derivatives run on the chosen backend; with ``create_graph=True`` backward runs on the op's differentiable torch
+  formulas instead, so that second derivatives are right.
 
 ``torch.compile``, ``torch.export`` and fake tensors take the ops that `kernels.torch_library` registers.
 """
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch.autograd import forward_ad
 
-from kernels import arrays
+from kernels import arrays, torch_autograd
 from kernels.arrays import ArraySpec
 from kernels.backends import BACKENDS, Backend, BackendError, load
 from kernels.op import Implementation, Op, Problem
@@ -27,10 +28,11 @@ from kernels.runtime import dlpack, value_reports
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_NO_VMAP = "torch.func.vmap is not supported; the op takes a whole batch"
-_NO_TANGENTS = "forward-mode derivatives (jvp) are not supported"
+    from kernels.ones import Ones
+
 Tensors = tuple[torch.Tensor | None, ...]
 _from_numpy = torch.from_numpy
+_is_grad_enabled = torch.is_grad_enabled
 #: Whether the call is inside grad, vjp, vmap or the like of torch.func: then tensors may have no memory of their own.
 _is_transforming = torch._C._are_functorch_transforms_active
 arrays.loaded_torch()  # Asked before torch.compile can come upon the question.
@@ -44,7 +46,7 @@ def _views(name: str, tensors: Sequence[torch.Tensor | None]) -> list[Any]:
 
 def _refuse_tangents(name: str, tensors: Sequence[torch.Tensor | None]) -> None:
     if forward_ad._current_level >= 0 and any(map(_has_tangent, tensors)):
-        raise NotImplementedError(f"{name}: {_NO_TANGENTS}")
+        raise NotImplementedError(f"{name}: {torch_autograd.NO_TANGENTS}")
 
 
 def _has_tangent(tensor: torch.Tensor | None) -> bool:
@@ -52,13 +54,18 @@ def _has_tangent(tensor: torch.Tensor | None) -> bool:
 
 
 class Bound:
-    """A problem bound to its implementations: forward and backward on tensors, whatever arrays the backend takes."""
+    """A problem bound to its implementations: forward and backward on tensors, whatever arrays the backend takes.
+
+    With `ones`, the tensors are without these dimensions, which those of the problem have.
+    """
 
     def __init__(
-        self, op: Op, problem: Problem, backend: Backend, forward: Implementation, backward: Implementation | None
-    ) -> None:
+        self, op: Op, problem: Problem, backend: Backend, forward: Implementation, backward: Implementation | None,
+        ones: Ones | None = None,
+    ) -> None:  # fmt: skip
         self.op = op
         self.problem = problem
+        self.ones = ones
         self.returned = problem.returned
         self.empty = problem.empty
         self.takes_tensors = backend.arrays == "torch"
@@ -67,16 +74,60 @@ class Bound:
         self.backward_implementation = backward
         self.check = None if forward.checks_values else value_reports.checker(problem, backend.name, "torch")
         self.checks_values = self.check is not None
-        takes_numpy = not self.takes_tensors and not self.takes_cupy
-        suits = takes_numpy and not self.empty and not self.checks_values
-        self.by_address = _ByAddress.forward(op, problem, forward) if suits else None
-        suits = suits and backward is not None and backward.backend == forward.backend
-        self.backward_by_address = _ByAddress.backward(op, problem, backward) if backward and suits else None
         self.saved_names = problem.saved()
+        #: How many gradients flow in at most.
+        self.incoming = min(problem.returned, op.differentiable_results)
         #: What each saved tensor must be; hooks on saved tensors may make anything of them.
         self.saved_forms = _arriving_forms(op, problem)[op.differentiable_results :]
         #: Where each saved tensor is among the inputs and the results behind them.
         self.saved_places = tuple((*op.inputs, *op.results).index(name) for name in self.saved_names)
+        #: Takes them from there, as a tuple.
+        self.saved_of: Callable[[tuple[Any, ...]], tuple[Any, ...]] = _taker(self.saved_places)
+        takes_numpy = not self.takes_tensors and not self.takes_cupy
+        suits = takes_numpy and not self.empty and not self.checks_values
+        #: The passes by address (kernels.runtime.written_calls), where there are: of the inputs; of the gradients and
+        #: what is saved. The gradients that it returns come behind one None, as autograd wants them.
+        self.by_address = self._by_address(forward) if suits else None
+        suits = suits and backward is not None and backward.backend == forward.backend
+        self.backward_by_address = self._backward_by_address(backward) if backward and suits else None
+
+    def _by_address(self, own: Implementation) -> Callable[[Sequence[torch.Tensor | None]], Tensors | None] | None:
+        run = own.by_address(self.problem)
+        if run is None:
+            return None
+        from kernels.torch_by_address import ABSENT, KNOWN, written
+
+        names = self.op.inputs
+        forms = [getattr(self.problem, name) for name in names]
+        given = [(ABSENT if f is None else KNOWN, self._outside(n, f)) for n, f in zip(names, forms)]
+        return written(run, [given], [self._outside(None, form) for form in self.problem.results()])
+
+    def _backward_by_address(self, own: Implementation) -> Callable[..., Tensors | None] | None:
+        run = own.backward_by_address(self.problem) if self.problem.trains else None
+        if run is None:
+            return None
+        from kernels.runtime import by_address
+        from kernels.torch_by_address import ABSENT, CHECKED, OPTIONAL, written
+
+        count = self.op.differentiable_results
+        gradients: list[tuple[str, ArraySpec | None]] = []
+        for n, form in enumerate(_arriving_forms(self.op, self.problem)[:count]):
+            there = form is not None and n < self.incoming
+            gradients.append((OPTIONAL if there else ABSENT, self._outside(None, form)))
+        saved = [
+            (ABSENT if form is None else CHECKED, self._outside(name, form))
+            for name, form in zip(self.saved_names, self.saved_forms)
+        ]
+        made = [self._outside(n, f) for n, f in zip(self.op.inputs, by_address.gradient_forms(self.problem))]
+        return written(run, [gradients, saved], made, leading=1)
+
+    def _has_ones(self, name: str | None) -> bool:
+        """Whether an input (a result: None) is a caller's without the dimensions `ones`."""
+        return self.ones is not None and name not in self.op.inputs[self.ones.inputs :]
+
+    def _outside(self, name: str | None, form: ArraySpec | None) -> ArraySpec | None:
+        """The spec of the caller's tensor for that of an input, or of a result (None), of the problem."""
+        return self.ones.taken_out_of(form) if self.ones is not None and self._has_ones(name) else form
 
     def run(self, inputs: Sequence[torch.Tensor | None]) -> tuple[Any, ...]:
         """All results, of the kind of array that the backend makes (of CuPy's, tensors); None for an absent one."""
@@ -107,25 +158,52 @@ class Bound:
             found = self.by_address(inputs)
             if found is not None:
                 return found
-        if _is_transforming() and not self.takes_tensors:
-            return cast("Tensors", _Transformed.apply(self, *inputs))
-        results = self.run(inputs)
-        tensors = self.takes_tensors or self.takes_cupy
-        return results if tensors else tuple([None if r is None else _from_numpy(r) for r in results])
+        return self.forward_carefully(inputs)
 
-    def first(self, inputs: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-        """The first result alone, which saves the others their way to torch."""
-        if self.by_address is not None:
-            found = self.by_address(inputs)
-            if found is not None:
-                return found[0]
+    def forward_carefully(self, inputs: Sequence[torch.Tensor | None]) -> Tensors:
+        """The same of any tensors."""
         if _is_transforming() and not self.takes_tensors:
-            return cast("Tensors", _Transformed.apply(self, *inputs))[0]
-        result = self.run(inputs)[0]
-        return result if self.takes_tensors or self.takes_cupy else _from_numpy(result)
+            return cast("Tensors", torch_autograd.Transformed.apply(self, *inputs))
+        results = self.run(inputs if self.ones is None else self.ones.put_into_inputs(inputs))
+        if not self.takes_tensors and not self.takes_cupy:
+            results = tuple([None if r is None else _from_numpy(r) for r in results])
+        return results if self.ones is None else tuple(map(self.ones.taken_out, results))
 
     def backward(self, gradients: Sequence[torch.Tensor | None], saved: Sequence[torch.Tensor | None]) -> Tensors:
-        """Gradients of the inputs as tensors; None for one that is not wanted."""
+        """Gradients of the inputs as tensors; None for one that is not wanted.
+
+        gradients: of each result that is differentiable, or of those alone that the caller gets.
+        """
+        if self.backward_by_address is not None and all(g is None for g in gradients[self.incoming :]):
+            made = self.backward_by_address(gradients, saved)
+            if made is not None:
+                return made[1:]
+        if self.ones is None:
+            return self._backward_carefully(gradients, saved)
+        return self._around(self._backward_carefully, gradients, saved)
+
+    def backward_of(self, gradients: Sequence[torch.Tensor | None], ctx: Any) -> Tensors:
+        """What a Function of torch's returns of its backward: nothing for this object, and the inputs' gradients."""
+        gradients = gradients[: self.op.differentiable_results]
+        if all(g is None for g in gradients):
+            return (None,) * (len(self.op.inputs) + 1)
+        run = self.backward_differentiable if _is_grad_enabled() else self.backward
+        return (None, *run(gradients, ctx.saved_tensors))
+
+    def _around(
+        self, backward: Callable[..., Tensors], gradients: Sequence[torch.Tensor | None],
+        saved: Sequence[torch.Tensor | None],
+    ) -> Tensors:  # fmt: skip
+        """A backward pass with the dimensions `ones` put into what it takes, and taken out of what it returns."""
+        assert self.ones is not None
+        ones, names = self.ones, self.saved_names
+        kept = [ones.put_in(t) if self._has_ones(name) else t for name, t in zip(names, saved)]
+        found = backward(tuple(map(ones.put_in, gradients)), kept)
+        return (*map(ones.taken_out, found[: ones.inputs]), *found[ones.inputs :])
+
+    def _backward_carefully(
+        self, gradients: Sequence[torch.Tensor | None], saved: Sequence[torch.Tensor | None]
+    ) -> Tensors:
         implementation = self.backward_implementation
         if implementation is None or implementation.backward is None:
             raise BackendError(f"{self.op.name}: no backend here has a backward pass for this call")
@@ -133,12 +211,6 @@ class Bound:
             return implementation.backward(self.problem, *gradients, **dict(zip(self.saved_names, saved)))
         if self.takes_cupy:
             return self._run_on_cupy(implementation.backward, gradients, dict(zip(self.saved_names, saved)))
-        if self.backward_by_address is not None:
-            # None comes in for results that the caller does not get, too.
-            absent = (None,) * (self.op.differentiable_results - len(gradients))
-            made = self.backward_by_address((*gradients, *absent, *saved))
-            if made is not None:
-                return made
         if self.empty:
             found = self.problem.zero_gradients()
         else:
@@ -162,82 +234,18 @@ class Bound:
         self, gradients: Sequence[torch.Tensor | None], saved: Sequence[torch.Tensor | None]
     ) -> Tensors:
         """The same gradients by the op's torch formulas, recorded by autograd: for second derivatives."""
+        if self.ones is not None:
+            return self._around(self._backward_recorded, gradients, saved)
+        return self._backward_recorded(gradients, saved)
+
+    def _backward_recorded(
+        self, gradients: Sequence[torch.Tensor | None], saved: Sequence[torch.Tensor | None]
+    ) -> Tensors:
         load(self.op.family, BACKENDS["torch"])
         stock = self.op.implementations.get("torch")
         if stock is None or stock.backward is None:
             raise NotImplementedError(f"{self.op.name}: second derivatives (create_graph=True) are not supported")
         return stock.backward(self.problem, *gradients, **dict(zip(self.saved_names, saved)))
-
-
-class _ByAddress:
-    """A pass of a problem on the CPU that is told addresses alone: see kernels.runtime.by_address.
-
-    Called with tensors (None for an absent one), it makes the results. None where an address is not all that there is
-    to a tensor: it lies otherwise than it was declared, is negated when it is read, belongs to a transform of
-    torch.func, or may have a tangent; and where the run itself would not do it.
-    """
-
-    __slots__ = ("expected", "makers", "mask", "run")
-
-    def __init__(
-        self, run: Callable[..., Any], arriving: Sequence[ArraySpec | None], forms: Sequence[ArraySpec | None],
-        checks: bool,
-    ) -> None:  # fmt: skip
-        from kernels.runtime import by_address
-
-        self.run = run
-        self.makers = tuple(map(by_address.maker, forms))
-        self.mask = by_address.mask_of(arriving)
-        #: What each tensor must be where the key of the plan does not say it.
-        self.expected = tuple(map(_form_of, arriving)) if checks else None
-
-    @classmethod
-    def forward(cls, op: Op, problem: Problem, own: Implementation) -> _ByAddress | None:
-        """That of the forward pass, whose inputs are as the problem says; None where there is none."""
-        run = own.by_address(problem)
-        specs = [getattr(problem, name) for name in op.inputs]
-        return None if run is None else cls(run, specs, problem.results(), False)
-
-    @classmethod
-    def backward(cls, op: Op, problem: Problem, own: Implementation) -> _ByAddress | None:
-        """That of the backward pass; None where there is none."""
-        run = own.backward_by_address(problem) if problem.trains else None
-        if run is None:
-            return None
-        from kernels.runtime import by_address
-
-        return cls(run, _arriving_forms(op, problem), by_address.gradient_forms(problem), True)
-
-    def __call__(self, tensors: Sequence[torch.Tensor | None]) -> Tensors | None:
-        if forward_ad._current_level >= 0:
-            return None
-        mask = self.mask
-        places = []
-        made: list[torch.Tensor | None] = []
-        try:
-            for tensor in tensors:
-                if tensor is None:
-                    places.append(0)
-                    continue
-                place = tensor.data_ptr()
-                # 0: a zero tensor of forward-mode differentiation, zeros that lie nowhere.
-                if not place or place & mask or tensor.is_neg():
-                    return None
-                places.append(place)
-            if self.expected is not None and not all(map(_lies_as, tensors, self.expected)):
-                return None
-            for make in self.makers:
-                if make is None:
-                    made.append(None)
-                    places.append(0)
-                else:
-                    allocate, shape, dtype = make
-                    result = _from_numpy(allocate(shape, dtype))
-                    made.append(result)
-                    places.append(result.data_ptr())
-        except RuntimeError:
-            return None  # A tensor has no memory of its own: the careful way sees to it.
-        return None if self.run(*places) is False else tuple(made)
 
 
 def _arriving_forms(op: Op, problem: Problem) -> tuple[ArraySpec | None, ...]:
@@ -247,84 +255,37 @@ def _arriving_forms(op: Op, problem: Problem) -> tuple[ArraySpec | None, ...]:
     return (*results[: op.differentiable_results], *[known[name] for name in problem.saved()])
 
 
-def _form_of(form: ArraySpec | None) -> tuple[Any, ...] | None:
-    return None if form is None else (form.shape, getattr(torch, form.dtype), form.strides)
+def _taker(places: tuple[int, ...]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Takes the elements at these places of a tuple, as a tuple."""
+    return itemgetter(*places) if len(places) > 1 else lambda known: tuple([known[place] for place in places])
 
 
-def _lies_as(tensor: torch.Tensor | None, form: tuple[Any, ...] | None) -> bool:
-    """Whether a tensor on the CPU has a shape, element type and strides; hooks on saved tensors may change them all."""
-    if tensor is None or form is None:
-        return tensor is None
-    shape, dtype, strides = form
-    layout = tensor.is_contiguous() if strides is None else tensor.stride() == strides
-    return layout and tensor.shape == shape and tensor.dtype is dtype and tensor.is_cpu
+def _under_autograd(bound: Bound) -> Callable[[tuple[Any, ...]], Any]:
+    """The op on a tuple of inputs, recorded by autograd."""
+    apply, is_transforming, returned = torch_autograd.apply, _is_transforming, bound.returned
+
+    def run(inputs: tuple[Any, ...]) -> Any:
+        if not is_transforming():
+            return apply(bound, *inputs)
+        results = torch_autograd.Transformed.apply(bound, *inputs)
+        return results[0] if returned == 1 else results[:returned]
+
+    return run
 
 
-class _Apply(torch.autograd.Function):
-    """Any op under autograd. `bound` carries everything that is known before the values are."""
+def _without_gradients(bound: Bound) -> Callable[[tuple[Any, ...]], Any]:
+    """The op on a tuple of inputs, of whose results only the caller's come back."""
+    by_address, carefully, returned = bound.by_address, bound.forward_carefully, bound.returned
+    if by_address is None:
+        return lambda inputs: bound.problem.public(carefully(inputs))
 
-    @staticmethod
-    def forward(ctx: Any, bound: Bound, *inputs: torch.Tensor | None) -> Any:
-        results = bound.forward(inputs)
-        ctx.bound = bound
-        ctx.set_materialize_grads(False)
-        known = (*inputs, *results)
-        ctx.save_for_backward(*[known[place] for place in bound.saved_places])
-        if bound.returned == 1:
-            return results[0]
-        extra = [r for r in results[bound.op.differentiable_results : bound.returned] if r is not None]
-        if extra:
-            ctx.mark_non_differentiable(*extra)
-        return results[: bound.returned]
+    def run(inputs: tuple[Any, ...]) -> Any:
+        found = by_address(inputs)
+        if found is None:
+            found = carefully(inputs)
+        return found[0] if returned == 1 else found[:returned]
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
-        bound: Bound = ctx.bound
-        gradients = gradients[: bound.op.differentiable_results]
-        if gradients[0] is None and all(g is None for g in gradients):
-            return (None,) * (len(bound.op.inputs) + 1)
-        if torch.is_grad_enabled():
-            return (None, *bound.backward_differentiable(gradients, ctx.saved_tensors))
-        return (None, *bound.backward(gradients, ctx.saved_tensors))
-
-
-#: Function.apply in C: what Function's own adds in Python is for torch.func's transforms.
-_apply: Any = super(torch.autograd.Function, _Apply).apply
-
-
-class _Transformed(torch.autograd.Function):
-    """The same inside torch.func's grad and vjp, whose forward must return all that backward needs."""
-
-    @staticmethod
-    def forward(bound: Bound, *inputs: torch.Tensor | None) -> Any:
-        return bound.forward(inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        bound, *given = inputs
-        ctx.bound = bound
-        ctx.set_materialize_grads(False)
-        known = (*given, *output)
-        ctx.save_for_backward(*[known[place] for place in bound.saved_places])
-        ctx.mark_non_differentiable(*[r for r in output[bound.op.differentiable_results :] if r is not None])
-
-    backward = _Apply.backward
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, bound: Bound, *inputs: Any) -> Any:
-        raise NotImplementedError(f"{bound.op.name}: {_NO_VMAP}")
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise NotImplementedError(f"{ctx.bound.op.name}: {_NO_TANGENTS}")
-
-
-def _apply_to(bound: Bound, inputs: tuple[Any, ...]) -> Any:
-    """The op under autograd."""
-    if not _is_transforming():
-        return _apply(bound, *inputs)
-    results = _Transformed.apply(bound, *inputs)
-    return results[0] if bound.returned == 1 else results[: bound.returned]
+    return run
 
 
 def runner(
@@ -335,8 +296,12 @@ def runner(
     forward: Implementation,
     backward: Implementation | None,
     device: Any = None,
+    ones: Ones | None = None,
 ) -> Callable[[tuple[Any, ...]], Any]:
-    """The function that runs calls of one form when tensors are involved on either side; `device`: as it was named."""
+    """The function that runs calls of one form when tensors are involved on either side; `device`: as it was named.
+
+    ones: of the problem's tensors, which those of the calls have not; for NumPy's and CuPy's arrays there are none.
+    """
     if kind == "numpy":
         function = forward.forward
 
@@ -351,11 +316,12 @@ def runner(
     device_type = next(s.device for s in map(problem.__getattribute__, op.inputs) if s).split(":")[0]
     direct = forward.direct(problem) if problem.returned == 1 and not problem.empty else None
     if direct is not None and not problem.checks_values:
-        return _without_autocast(direct, device_type)
-    bound = Bound(op, problem, backend, forward, backward)
+        found = _without_autocast(direct, device_type)
+        return found if ones is None else lambda inputs: ones.taken_out(found(ones.put_into_inputs(inputs)))
+    bound = Bound(op, problem, backend, forward, backward, ones)
     if problem.trains and not backend.differentiates:
-        return lambda inputs: _apply_to(bound, inputs)
-    run = bound.first if problem.returned == 1 else lambda inputs: problem.public(bound.forward(inputs))
+        return _under_autograd(bound)
+    run = _without_gradients(bound)
     return _without_autocast(lambda *inputs: run(inputs), device_type) if backend.differentiates else run
 
 

@@ -22,16 +22,7 @@ OPS_BY_ADDRESS = (
     "relu", "gelu", "silu", "sigmoid", "tanh", "softmax", "log_softmax", "layer_norm", "rms_norm", "embedding",
     "cross_entropy", "linear", "conv2d", "conv_transpose2d", "attention",
     "scaled_dot_product_attention", "rnn_layer", "gru_layer", "lstm_layer", "max_pool2d", "avg_pool2d",
-    "adaptive_max_pool2d", "adaptive_avg_pool2d", "dropout", "conv2d_max_pool2d",
-)  # fmt: skip
-
-
-#: Those whose backward pass has it too.
-TRAIN_BY_ADDRESS = (
-    "relu", "gelu", "silu", "sigmoid", "tanh", "softmax", "log_softmax", "layer_norm", "rms_norm", "linear",
-    "conv2d", "conv_transpose2d", "rnn_layer", "gru_layer", "lstm_layer",
-    "attention", "scaled_dot_product_attention", "max_pool2d", "avg_pool2d", "adaptive_max_pool2d",
-    "adaptive_avg_pool2d", "dropout", "conv2d_max_pool2d",
+    "adaptive_max_pool2d", "adaptive_avg_pool2d", "dropout", "conv2d_max_pool2d", "lp_pool2d", "linear_cross_entropy",
 )  # fmt: skip
 
 
@@ -111,9 +102,8 @@ def test_every_op_has_it(op: str):
     own = OPS[op].implementations["numba"]
     problems = [call_of(case, "float32")[0] for case in CASES if case.op == op]
     assert any(not p.empty and own.by_address(p) is not None for p in problems)
-    if op in TRAIN_BY_ADDRESS:
-        wants = [replace(p, needs_grad=(True, *[False] * (len(OPS[op].inputs) - 1))) for p in problems if not p.empty]
-        assert any(own.backward_by_address(p) is not None for p in wants)
+    wants = [replace(p, needs_grad=(True, *[False] * (len(OPS[op].inputs) - 1))) for p in problems if not p.empty]
+    assert any(own.backward_by_address(p) is not None for p in wants)
 
 
 def spied(monkeypatch: pytest.MonkeyPatch, op: str, way: str = "by_address") -> list[tuple[Any, ...]]:
@@ -204,7 +194,7 @@ def test_inside_autocast_small_calls_keep_their_dtype():
 # ----- backward ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("op", TRAIN_BY_ADDRESS)
+@pytest.mark.parametrize("op", OPS_BY_ADDRESS)
 def test_training_goes_by_address(monkeypatch, op):
     calls = spied(monkeypatch, op, "backward_by_address")
     for case in CASES:

@@ -19,6 +19,7 @@ from kernels.attention.problem import (
 from kernels.attention.relative import RelativeALiBi, RelativeShaw, RelativeT5
 from kernels.call import call
 from kernels.dropout.op import as_seed
+from kernels.ones import Ones
 from kernels.op import Op, Problem
 
 ATTENTION = Op(
@@ -34,16 +35,13 @@ ATTENTION = Op(
 # ----- any number of leading dimensions, as four -------------------------------------------------------------------
 
 
+#: What (L, E) and (B, L, E) lack of (B, H, L, E), of query, key and value, by the number of dimensions.
+_ONES = {2: Ones((0, 1), 3), 3: Ones((1,), 3)}
+
+
 def _four(array: Any, rank: int) -> Any:
-    """(L, E), (B, L, E), (B, H, L, E) or (..., H, L, E) as (B, H, L, E); what is no such array is left as it is."""
-    if getattr(array, "ndim", 0) != rank or rank == 4:
-        return array
-    if rank == 2:
-        # One view for autograd to go back through, not two.
-        return array.reshape(1, 1, *array.shape)
-    if rank == 3:
-        return array[:, None]
-    return array.reshape(-1, *array.shape[-3:])
+    """(..., H, L, E) of more than four dimensions as (B, H, L, E); what is no such array is left as it is."""
+    return array.reshape(-1, *array.shape[-3:]) if rank > 4 and getattr(array, "ndim", 0) == rank else array
 
 
 def _four_scores(op: str, name: str, array: Any, query: Any) -> Any:
@@ -58,7 +56,7 @@ def _four_scores(op: str, name: str, array: Any, query: Any) -> Any:
     # Leading dimensions of size 1; for (B, L, E) the heads come second.
     array = array.reshape((1,) * (rank - array.ndim) + tuple(array.shape)) if array.ndim < rank else array
     if rank <= 4:
-        return _four(array, rank)
+        return array if rank == 4 else _ONES[rank].put_in(array)
     batch = tuple(array.shape[:-3])
     if batch != tuple(query.shape[:-3]) and any(size != 1 for size in batch):
         if any(mine != 1 and mine != theirs for mine, theirs in zip(batch, query.shape)):
@@ -74,28 +72,20 @@ def _expand(array: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _back(result: Any, query: Any) -> Any:
-    """A result (B, H, L, ...) with query's own leading dimensions."""
-    rank = getattr(query, "ndim", 4)
-    if rank == 4:
-        return result
-    if rank <= 3:
-        # An index would have zeros made in backward, and a copy into them.
-        return result.reshape(*result.shape[: rank - 2], *result.shape[2:])
+    """A result (B, H, L, ...) with the leading dimensions of a query of more than four."""
     return result.reshape(*query.shape[:-2], *result.shape[2:])
 
 
 def _rank(op: str, query: Any, key: Any, value: Any) -> int | None:
     """How many dimensions the three have; None when query has none to tell."""
     rank: int | None = getattr(query, "ndim", None)
-    if rank is None:
-        return None
+    if rank is None or (rank > 1 and rank == getattr(key, "ndim", rank) == getattr(value, "ndim", rank)):
+        return rank
     if rank < 2:
         checks.fail(op, "query", "must have shape (..., L, E)", f"{rank} dimensions {tuple(query.shape)}")
-    for name, array in (("key", key), ("value", value)):
-        if getattr(array, "ndim", rank) != rank:
-            rule = f"must have as many dimensions as query ({rank})"
-            checks.fail(op, name, rule, f"{array.ndim} dimensions {tuple(array.shape)}")
-    return rank
+    name, array = ("key", key) if getattr(key, "ndim", rank) != rank else ("value", value)
+    rule = f"must have as many dimensions as query ({rank})"
+    checks.fail(op, name, rule, f"{array.ndim} dimensions {tuple(array.shape)}")
 
 
 # ----- attention ---------------------------------------------------------------------------------------------------
@@ -171,27 +161,24 @@ def attention(
     if rank is None:
         query, key, value = map(arrays.from_dlpack, (query, key, value))
         rank = _rank(op, query, key, value) or 4  # Of what is no array, the call says so.
-    kind, table, limit, bidirectional = _relative_parts(op, relative)
+    kind, table, limit, bidirectional = (None, None, 0, False) if relative is None else _relative_parts(op, relative)
     if dropout_p == 0 and type(dropout_p) is float:
         seed = None
     else:
         seed = as_seed(op, seed, query) if check_probability(op, "dropout_p", dropout_p) > 0 else None
-    if rank != 4:
-        query_given = query
-        query, key, value = _four(query, rank), _four(key, rank), _four(value, rank)
+    if lengths is not None and rank != 4:
         lengths = _flat_lengths(op, lengths, rank)
     if mask is not None:
-        mask = _four_scores(op, "mask", mask, query if rank == 4 else query_given)
+        mask = _four_scores(op, "mask", mask, query)
     if bias is not None:
-        bias = _four_scores(op, "bias", bias, query if rank == 4 else query_given)
-    inputs = (query, key, value, mask, bias, lengths, table, seed)
+        bias = _four_scores(op, "bias", bias, query)
+    three = (query, key, value) if rank <= 4 else (_four(query, rank), _four(key, rank), _four(value, rank))
+    inputs = (*three, mask, bias, lengths, table, seed)
     attributes = (causal, window, softcap, scale, dropout_p, kind, limit, bidirectional, return_lse)
-    result = call(ATTENTION, inputs, attributes, device, backend)
-    if rank == 4:
+    result = call(ATTENTION, inputs, attributes, device, backend, _ONES.get(rank))
+    if rank <= 4:
         return result
-    if return_lse:
-        return _back(result[0], query_given), _back(result[1], query_given)
-    return _back(result, query_given)
+    return tuple(_back(each, query) for each in result) if return_lse else _back(result, query)
 
 
 def _flat_lengths(op: str, lengths: Any, rank: int) -> Any:
@@ -206,8 +193,6 @@ def _flat_lengths(op: str, lengths: Any, rank: int) -> Any:
 
 def _relative_parts(op: str, relative: Any) -> tuple[str | None, Any, int | None, bool]:
     """(kind, table, limit, bidirectional) of a relative term."""
-    if relative is None:
-        return None, None, 0, False
     if isinstance(relative, RelativeShaw):
         return "shaw", relative.table, relative.clip, False
     if isinstance(relative, RelativeT5):
@@ -331,24 +316,28 @@ def scaled_dot_product_attention(
     """
     op = "scaled_dot_product_attention"
     checks.boolean(op, "enable_gqa", enable_gqa)
-    dropout_p = check_probability(op, "dropout_p", dropout_p)
+    if type(dropout_p) is not float or dropout_p != 0:
+        dropout_p = check_probability(op, "dropout_p", dropout_p)
     if attn_mask is not None and checks.boolean(op, "is_causal", is_causal):
         checks.fail(op, "attn_mask", "must be None when is_causal is True", "both")
     query, key, value, added = _broadcast_leading(op, query, key, value, enable_gqa)
     rank = getattr(query, "ndim", 4)
-    attn_mask = _four_scores(op, "attn_mask", attn_mask, query)
-    given = (_four(query, rank), _four(key, rank), _four(value, rank))
+    if attn_mask is not None:
+        attn_mask = _four_scores(op, "attn_mask", attn_mask, query)
+    given = (query, key, value) if rank <= 4 else (_four(query, rank), _four(key, rank), _four(value, rank))
+    ones = _ONES.get(rank)
     if dropout_p == 0:
-        result = call(SCALED_DOT_PRODUCT_ATTENTION, (*given, attn_mask), (is_causal, scale), device, backend)
-        return _back(result, query)[0] if added else _back(result, query)
+        inputs = (*given, attn_mask)
+        result = call(SCALED_DOT_PRODUCT_ATTENTION, inputs, (is_causal, scale), device, backend, ones)
+        return result[0] if added else result if rank <= 4 else _back(result, query)
     mask, bias = attn_mask, None
     if attn_mask is not None and arrays.kind(attn_mask) is not None and "float" in str(attn_mask.dtype):
         mask, bias = None, attn_mask
     everything = (*given, mask, bias, None, None, as_seed(op, None, query))
     causal = "top_left" if is_causal else None
     attributes = (causal, None, None, scale, dropout_p, None, 0, False, False)
-    result = call(ATTENTION, everything, attributes, device, backend)
-    return _back(result, query)[0] if added else _back(result, query)
+    result = call(ATTENTION, everything, attributes, device, backend, ones)
+    return result[0] if added else result if rank <= 4 else _back(result, query)
 
 
 def _broadcast_leading(op: str, query: Any, key: Any, value: Any, enable_gqa: bool) -> tuple[Any, Any, Any, bool]:
@@ -356,10 +345,13 @@ def _broadcast_leading(op: str, query: Any, key: Any, value: Any, enable_gqa: bo
 
     The last result says whether a batch dimension was added in front.
     """
-    if all(getattr(array, "ndim", 0) == 4 for array in (query, key, value)):
-        batch = query.shape[0], query.shape[1]
-        if batch == (key.shape[0], key.shape[1]) == (value.shape[0], value.shape[1]):
-            return query, key, value, False  # the usual case, and of a small call half the time
+    shape = getattr(query, "shape", ())
+    if len(shape) == 4 or (len(shape) > 1 and not enable_gqa):
+        lead = shape[:-2]
+        if lead == getattr(key, "shape", ())[:-2] and lead == getattr(value, "shape", ())[:-2]:
+            # The usual case, and of a small call half the time.
+            if len(shape) == key.ndim == value.ndim:
+                return query, key, value, False
     query, key, value = map(arrays.from_dlpack, (query, key, value))
     given = (("query", query), ("key", key), ("value", value))
     if any(arrays.kind(array) is None for _, array in given):

@@ -9,9 +9,9 @@ import numpy as np
 
 from kernels.embedding.op import EMBEDDING, EmbeddingProblem
 from kernels.op import Implementation
-from kernels.runtime.by_address import LIKE, Run
+from kernels.runtime.by_address import LIKE, Run, array_from, backward_through, if_plain
 from kernels.runtime.indices import any_outside, any_outside_at
-from kernels.runtime.numba_cpu import contiguous, empty, jit, threaded, threads_for
+from kernels.runtime.numba_cpu import address, contiguous, empty, jit, threaded, threads_for
 from kernels.simd import (
     absolute,
     array_at,
@@ -158,6 +158,13 @@ def add_rows(first, last, indices, grad, out, n, shift, padding):
 
 
 @jit
+def add_rows_at(first, last, indices, grad, out, like, int64, places, rows, n, shift, padding):
+    """add_rows with indices (places,), grad (places, n) and out (rows, n) at addresses; like, int64: see above."""
+    grad, out = array_at(like, grad, places * n), array_at(like, out, rows * n)
+    add_rows(first, last, array_at(int64, indices, places), grad, out, n, shift, padding)
+
+
+@jit
 def divide_rows(first, last, counts, out, n):
     """Rows first to last of out (rows, n), 1-d, divided by their counts (rows,) where these are above 1."""
     q = pointer(out)
@@ -170,7 +177,7 @@ def divide_rows(first, last, counts, out, n):
 _gather = threaded(gather_rows)
 _gather_at = threaded(gather_rows_at)
 _shorten = threaded(shorten_rows)
-_add = threaded(add_rows)
+_add_at = threaded(add_rows_at)
 _divide = threaded(divide_rows)
 
 
@@ -212,23 +219,34 @@ def by_address(p: EmbeddingProblem) -> Run | None:
     return run
 
 
-def backward(p: EmbeddingProblem, grad_output: Array, input: Array) -> tuple[Array, None]:
-    """The gradient of weight."""
+def _prepare_backward(p: EmbeddingProblem) -> Run:
+    """grad_output, input -> gradient of weight."""
     rows, n = p.weight.shape
-    found = empty((rows, n), grad_output.dtype)
-    flat = found.reshape(-1)
-    indices = _indices(input)
-    threads = threads_for(grad_output.size + found.size, GRAIN_BACKWARD)
+    places, dtype, like, int64 = p.input.size, np.dtype(p.weight.dtype), LIKE[p.weight.dtype], LIKE["int64"]
+    work = (places + rows) * n
     padding = -1 if p.padding_idx is None else p.padding_idx
-    shift = max(0, (RUN_BYTES // max(1, n * found.itemsize)).bit_length() - 1)
-    _add(RUNS, threads, indices, contiguous(grad_output).reshape(-1), flat, n, shift, padding)
-    if p.scale_grad_by_freq:
-        _divide(rows, threads, np.bincount(indices, minlength=rows), flat, n)
-    return found, None
+    shift = max(0, (RUN_BYTES // max(1, n * dtype.itemsize)).bit_length() - 1)
+    is_wide = p.input.dtype == "int64"
+
+    def run(grad_output: int, input: int, grad_weight: int, _: int) -> None:
+        if not is_wide:
+            # Its name keeps it alive to the end.
+            wide = array_from(input, (places,), np.dtype(p.input.dtype)).astype(np.int64)
+            input = address(wide)
+        threads = threads_for(work, GRAIN_BACKWARD)
+        _add_at(RUNS, threads, input, grad_output, grad_weight, like, int64, places, rows, n, shift, padding)
+        if p.scale_grad_by_freq:
+            counts = np.bincount(array_from(input, (places,), int64.dtype), minlength=rows)
+            _divide(rows, threads, counts, array_from(grad_weight, (rows * n,), dtype), n)
+
+    return run
 
 
 def _describe(p: EmbeddingProblem) -> str:
     return f"{p.input.size} rows of {p.features} copied"
 
 
-Implementation(EMBEDDING, "numba", forward, backward, describe=_describe, checks_values=True, by_address=by_address)
+Implementation(
+    EMBEDDING, "numba", forward, backward_through(EMBEDDING, _prepare_backward), describe=_describe,
+    checks_values=True, by_address=by_address, backward_by_address=if_plain(_prepare_backward),
+)  # fmt: skip

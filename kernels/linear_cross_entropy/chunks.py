@@ -58,14 +58,14 @@ def chunk_rows(p: LinearCrossEntropyProblem) -> int:
     return max(min(rows - rows % TILE if rows > TILE else rows, p.rows), 1)
 
 
-def _chunks(p: LinearCrossEntropyProblem) -> Iterator[slice]:
+def chunks_of(p: LinearCrossEntropyProblem) -> Iterator[slice]:
     """The rows of each chunk in turn."""
     step = chunk_rows(p)
     return (slice(first, min(first + step, p.rows)) for first in range(0, p.rows, step))
 
 
 @lru_cache(maxsize=1024)
-def _problems(p: LinearCrossEntropyProblem, rows: int) -> tuple[LinearProblem, CrossEntropyProblem]:
+def problems_of(p: LinearCrossEntropyProblem, rows: int) -> tuple[LinearProblem, CrossEntropyProblem]:
     """The two calls of a chunk."""
     outputs = p.classes * p.inner
     bias = None if p.linear_bias is None else p.linear_bias.like((outputs,))
@@ -119,8 +119,8 @@ def in_chunks(parts: Parts) -> tuple[Function, Function]:
         x, matrix, labels, bias = _seen(p, input, linear_weight, target, linear_bias)
         whole = parts.losses(p, x, matrix, labels, bias, weight)
         chunks = [] if whole is None else [whole]
-        for part in _chunks(p) if whole is None else ():
-            problems = _problems(p, part.stop - part.start)
+        for part in chunks_of(p) if whole is None else ():
+            problems = problems_of(p, part.stop - part.start)
             chunks.append(parts.run(_losses, parts, problems, x[part], matrix, labels[part], bias, weight))
         if chunks:
             losses, maximum, log_sum = (None if kept[0] is None else parts.concatenate(kept) for kept in zip(*chunks))
@@ -165,9 +165,9 @@ def in_chunks(parts: Parts) -> tuple[Function, Function]:
         of_x: list[Any] = []
         of_target: list[Any] = []
         sums: list[Any] = [None, None]
-        for part in _chunks(p):
+        for part in chunks_of(p):
             count = part.stop - part.start
-            problems = _problems(p, count)
+            problems = problems_of(p, count)
             logits = _logits(parts, problems, x[part], matrix, bias)
             each = grad[part] if p.reduction == "none" else parts.expand(grad, (count, p.inner))
             of_logits, of_labels, _ = parts.cross_entropy_backward(

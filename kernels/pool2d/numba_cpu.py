@@ -16,8 +16,16 @@ from kernels.pool2d.adaptive import (
     AdaptiveAvgPool2dProblem,
     AdaptiveMaxPool2dProblem,
 )
-from kernels.pool2d.lp_cpu import lp_pool2d, lp_pool2d_backward
-from kernels.pool2d.op import AVG_POOL2D, INTEGERS, LP_POOL2D, MAX_POOL2D, AvgPool2dProblem, MaxPool2dProblem
+from kernels.pool2d.lp_cpu import prepare_lp, prepare_lp_backward
+from kernels.pool2d.op import (
+    AVG_POOL2D,
+    INTEGERS,
+    LP_POOL2D,
+    MAX_POOL2D,
+    AvgPool2dProblem,
+    LpPool2dProblem,
+    MaxPool2dProblem,
+)
 from kernels.pool2d.passes_cpu import (
     gather,
     gather_sliding,
@@ -163,6 +171,20 @@ def adaptive_avg_pool2d_backward(p: AdaptiveAvgPool2dProblem, grad_output: Array
     return run_on(p, _kept(p, "_backward_run", _prepare_adaptive_avg_backward), (grad_output,), p.gradients())
 
 
+def lp_pool2d(p: LpPool2dProblem, x: Array) -> tuple[Array | None, ...]:
+    """x (N, C, H, W) -> output, indices of the extrema."""
+    return run_on(p, _kept(p, "_forward_run", prepare_lp), (x,), p.results())
+
+
+def lp_pool2d_backward(
+    p: LpPool2dProblem, grad_output: Array, x: Array, output: Array | None = None, indices: Array | None = None
+) -> tuple[Array | None, ...]:
+    """grad_output (N, C, H_out, W_out) -> gradient of x."""
+    known = indices if p.is_extremum else output
+    assert known is not None
+    return run_on(p, _kept(p, "_backward_run", prepare_lp_backward), (grad_output, x, known), p.gradients())
+
+
 def _describe(p: Pooling) -> str:
     """Which kernel runs."""
     if p.x.channels_last:
@@ -215,4 +237,7 @@ Implementation(
     torch_below=_adaptive_below, by_address=_if_dense(_prepare_adaptive_avg),
     backward_by_address=_if_dense(_prepare_adaptive_avg_backward),
 )  # fmt: skip
-Implementation(LP_POOL2D, "numba", lp_pool2d, lp_pool2d_backward, _max_reasons, describe=_describe)
+Implementation(
+    LP_POOL2D, "numba", lp_pool2d, lp_pool2d_backward, _max_reasons, describe=_describe,
+    by_address=_if_dense(prepare_lp), backward_by_address=_if_dense(prepare_lp_backward),
+)  # fmt: skip

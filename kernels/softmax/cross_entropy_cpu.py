@@ -4,14 +4,17 @@ With u the targets of a row (made smooth and weighted, see reference.py), m its 
 the loss of the row is sum_c u_c (m - x_c + l). u is split: a dense part (hard * t_c + even) * w_c, left out where it is
 zero, and for class indices one term hard * w_t at the class t.
 
-Arguments that all of them take: x (outer, classes, inner); indices, int64, one for each row, or unused; soft,
-probabilities in x's shape, or unused; weight (classes,), or unused; indexed, weighted: whether indices and weight are
-used; hard = 1 - smoothing; even = smoothing / classes. Unused arrays may have any size. All arrays are 1-d.
+Arguments that all of them take: x (outer, classes, inner), rows = outer * inner; target: class indices, int64, one for
+each row, or probabilities in x's shape; weight (classes,), or unused; indexed, weighted: whether target are indices,
+and weight is used; hard = 1 - smoothing; even = smoothing / classes. These arrays and what is made are addresses; like,
+int64: any arrays of the element type and of int64.
 """
 
 from __future__ import annotations
 
 import math
+
+import numpy as np
 
 from kernels.runtime.indices import any_outside
 from kernels.runtime.numba_cpu import jit
@@ -25,6 +28,7 @@ from kernels.simd import (
     log,
     peek,
     pointer,
+    pointer_at,
     poke,
     reduce_add,
     select,
@@ -85,13 +89,14 @@ def _dense_column(s, i, w, c, whole, mask, indexed, weighted, hard, even):
 
 @jit
 def _add_index_terms(
-    first, last, x, indices, weight, losses, maxima, logs, classes, inner, ignore_index, weighted, hard
+    first, last, p, indices, w, losses, maxima, logs, classes, inner, ignore_index, weighted, hard
 ):
-    """Add to the losses of rows first to last the term of their class; 0 for an ignored row."""
-    p, w = pointer(x), pointer(weight)
+    """Add to the losses of rows first to last the term of their class; 0 for a row that is ignored, or whose class is
+    wrong."""
     for row in range(first, last):
         target = indices[row]
-        if target == ignore_index:
+        # As an unsigned number, a negative one is large.
+        if target == ignore_index or np.uint64(target) >= np.uint64(classes):
             losses[row] = 0
         else:
             found = peek(p, (row // inner * classes + target) * inner + row % inner)
@@ -114,10 +119,12 @@ def _short_row_statistics(p, r, v, first, last, classes):
 
 @jit
 def losses_of_rows(
-    first, last, x, indices, soft, weight, losses, maxima, logs, classes, ignore_index, indexed, weighted, hard, even
-):
+    first, last, like, int64, x, target, weight, losses, maxima, logs, rows, classes, ignore_index, indexed, weighted,
+    hard, even
+):  # fmt: skip
     """losses, maxima and logs (of the sums of exponentials), each (rows,), of rows first to last, inner being 1."""
-    p, s, w = pointer(x), pointer(soft), pointer(weight)
+    p, s, w = pointer_at(x, like), pointer_at(target, like), pointer_at(weight, like)
+    losses, maxima, logs = array_at(like, losses, rows), array_at(like, maxima, rows), array_at(like, logs, rows)
     lanes = lanes_of(p)
     dense = not indexed or even != 0
     short = classes <= SHORT * lanes
@@ -140,9 +147,8 @@ def losses_of_rows(
                 sums = sums + select(mask, u * distance, 0.0)
             losses[row] = reduce_add(sums)
     if indexed:
-        _add_index_terms(
-            first, last, x, indices, weight, losses, maxima, logs, classes, 1, ignore_index, weighted, hard
-        )
+        indices = array_at(int64, target, rows)
+        _add_index_terms(first, last, p, indices, w, losses, maxima, logs, classes, 1, ignore_index, weighted, hard)
 
 
 @jit
@@ -153,11 +159,13 @@ def _vectors_together(number, last, column, inner, lanes):
 
 @jit
 def losses_of_columns(
-    first, last, x, indices, soft, weight, losses, maxima, logs, classes, inner, ignore_index,
-    indexed, weighted, hard, even
+    first, last, like, int64, x, target, weight, losses, maxima, logs, rows, classes, inner, ignore_index, indexed,
+    weighted, hard, even
 ):  # fmt: skip
     """The same for vectors first to last of columns, ceil(inner / lanes) of them in each of outer."""
-    p, s, w = pointer(x), pointer(soft), pointer(weight)
+    p, s, w = pointer_at(x, like), pointer_at(target, like), pointer_at(weight, like)
+    indices = array_at(int64, target, rows)
+    losses, maxima, logs = array_at(like, losses, rows), array_at(like, maxima, rows), array_at(like, logs, rows)
     q, r, v = pointer(losses), pointer(maxima), pointer(logs)
     lanes = lanes_of(p)
     dense = not indexed or even != 0
@@ -189,17 +197,23 @@ def losses_of_columns(
                     sums = sums + u * (level - load_part(p, i, whole, mask, 0.0) + rest)
             store_part(q, j, sums, whole, mask)
         if indexed:
-            rows = min(count * lanes, inner - column)
+            end = row + min(count * lanes, inner - column)
             _add_index_terms(
-                row, row + rows, x, indices, weight, losses, maxima, logs, classes, inner, ignore_index, weighted, hard
+                row, end, p, indices, w, losses, maxima, logs, classes, inner, ignore_index, weighted, hard
             )
         number += count
 
 
 @jit
-def reduce_losses(losses, indices, weight, loss, divisor, classes, ignore_index, indexed, weighted, mean):
-    """loss = the sum of the losses, for the mean divided by that of the rows' weights, which is divisor; both 0-d."""
-    rows = losses.size
+def reduce_losses(
+    like, int64, losses, target, weight, loss, divisor, rows, classes, ignore_index, indexed, weighted, mean
+):
+    """loss = the sum of the losses, for the mean divided by that of the rows' weights, which is divisor. True where a
+    class is wrong."""
+    indices, factors = array_at(int64, target, rows), array_at(like, weight, classes)
+    if indexed and any_outside(indices, classes, ignore_index):
+        return True
+    losses, found = array_at(like, losses, rows), array_at(like, loss, 1)
     # Four sums, always the same four, so that no addition waits for the one before.
     a, b, c, d = 0.0, 0.0, 0.0, 0.0
     whole = rows - rows % 4
@@ -218,41 +232,54 @@ def reduce_losses(losses, indices, weight, loss, divisor, classes, ignore_index,
         elif weighted:
             for i in range(rows):
                 if indices[i] != ignore_index:
-                    count += weight[indices[i]]
+                    count += factors[indices[i]]
         else:
             kept = 0
             for i in range(rows):
                 kept += indices[i] != ignore_index
             count += kept
-        divisor[0] = count
+        # One that nobody wants goes where the loss will be.
+        array_at(like, divisor if divisor else loss, 1)[0] = count
         total /= count
-    loss[0] = total
-
-
-@jit
-def loss_at(input, target, like, room, loss, rows, classes, ignore_index, hard, even, mean):
-    """A loss from rows of logits and their class indices, addresses all three; True where a class is wrong.
-
-    like: any array of int64; room: scratch, 3 numbers for each row.
-    """
-    x, indices = array_at(room, input, rows * classes), array_at(like, target, rows)
-    if any_outside(indices, classes, ignore_index):
-        return True
-    losses, maxima, logs = room[:rows], room[rows : 2 * rows], room[2 * rows :]
-    losses_of_rows(0, rows, x, indices, x, x, losses, maxima, logs, classes, ignore_index, True, False, hard, even)
-    # The divisor is written first, where the loss goes.
-    found = array_at(room, loss, 1)
-    reduce_losses(losses, indices, x, found, found, classes, ignore_index, True, False, mean)
+    found[0] = total
     return False
 
 
 @jit
-def gradient_of_rows(
-    first, last, grad, x, indices, soft, weight, maxima, logs, divisor, grad_x, grad_soft, classes, ignore_index,
-    indexed, weighted, hard, even, each, mean, wants_x, wants_soft
+def loss_of_rows(
+    like, int64, x, target, weight, room, loss, maxima, logs, divisor, rows, classes, ignore_index, indexed, weighted,
+    hard, even, mean
 ):  # fmt: skip
-    """Gradients of x and soft, rows first to last, inner being 1; grad: one for every row if `each`, else grad[0]."""
-    p, s, w, q, t = pointer(x), pointer(soft), pointer(weight), pointer(grad_x), pointer(grad_soft)
+    """The reduced loss of all rows in one call, inner being 1; True where a class is wrong.
+
+    room: 3 numbers for each row, of which all are used where maxima and logs are 0.
+    """
+    step = rows * like.itemsize
+    if not maxima:
+        maxima, logs = room + step, room + 2 * step
+    losses_of_rows(
+        0, rows, like, int64, x, target, weight, room, maxima, logs, rows, classes, ignore_index, indexed, weighted,
+        hard, even,
+    )  # fmt: skip
+    return reduce_losses(
+        like, int64, room, target, weight, loss, divisor, rows, classes, ignore_index, indexed, weighted, mean
+    )
+
+
+@jit
+def gradient_of_rows(
+    first, last, like, int64, grad, x, target, weight, maxima, logs, divisor, grad_x, grad_soft, rows, classes,
+    ignore_index, indexed, weighted, hard, even, each, mean
+):  # fmt: skip
+    """Gradients of x and soft, rows first to last, inner being 1; grad: one for every row if `each`, else grad[0].
+
+    grad_x may be x. Of the two what is 0 is not wanted.
+    """
+    p, s, w = pointer_at(x, like), pointer_at(target, like), pointer_at(weight, like)
+    q, t = pointer_at(grad_x, like), pointer_at(grad_soft, like)
+    wants_x, wants_soft = grad_x != 0, grad_soft != 0
+    indices, grad, divisor = array_at(int64, target, rows), array_at(like, grad, rows), array_at(like, divisor, 1)
+    maxima, logs = array_at(like, maxima, rows), array_at(like, logs, rows)
     lanes = lanes_of(p)
     dense = not indexed or even != 0
     even_sum = even * _weight_sum(w, classes, weighted)
@@ -302,15 +329,19 @@ def gradient_of_rows(
 
 @jit
 def gradient_of_columns(
-    first, last, grad, x, indices, soft, weight, maxima, logs, divisor, grad_x, grad_soft, row_u, row_g, classes, inner,
-    ignore_index, indexed, weighted, hard, even, each, mean, wants_x, wants_soft
+    first, last, like, int64, grad, x, target, weight, maxima, logs, divisor, grad_x, grad_soft, room, rows, classes,
+    inner, ignore_index, indexed, weighted, hard, even, each, mean
 ):  # fmt: skip
-    """The same for vectors first to last of columns. row_u, row_g: scratch, one number for each row.
+    """The same for vectors first to last of columns. room: scratch, two numbers for each row.
 
-    In row_u are the sums of the targets first, then their products with row_g.
+    The first are the sums of the targets, then their products with the second ones, which are the rows' gradients.
     """
-    p, s, w, q, t = pointer(x), pointer(soft), pointer(weight), pointer(grad_x), pointer(grad_soft)
-    r, v, a, b = pointer(maxima), pointer(logs), pointer(row_u), pointer(row_g)
+    p, s, w = pointer_at(x, like), pointer_at(target, like), pointer_at(weight, like)
+    q, t = pointer_at(grad_x, like), pointer_at(grad_soft, like)
+    wants_x, wants_soft = grad_x != 0, grad_soft != 0
+    indices, grad, divisor = array_at(int64, target, rows), array_at(like, grad, rows), array_at(like, divisor, 1)
+    row_u, row_g = array_at(like, room, rows), array_at(like, room + rows * like.itemsize, rows)
+    r, v, a, b = pointer_at(maxima, like), pointer_at(logs, like), pointer(row_u), pointer(row_g)
     lanes = lanes_of(p)
     dense = not indexed or even != 0
     even_sum = even * _weight_sum(w, classes, weighted)
@@ -322,10 +353,10 @@ def gradient_of_columns(
         start = outer * classes * inner + column
         row = outer * inner + column
         count = _vectors_together(number, last, column, inner, lanes)
-        rows = min(count * lanes, inner - column)
+        end = row + min(count * lanes, inner - column)
         whole = column + lanes <= inner
         mask = lane_mask(p, 0, inner - column)
-        for j in range(row, row + rows):
+        for j in range(row, end):
             g = grad[j] if each else grad[0]
             row_g[j] = g / divisor[0] if mean else g
             row_u[j] = 0
@@ -357,7 +388,7 @@ def gradient_of_columns(
                         found = found * broadcast(w, c)
                     store_part(t, i, found, whole, mask)
         if indexed:
-            for j in range(row, row + rows):
+            for j in range(row, end):
                 i = start + j - row
                 if indices[j] == ignore_index:
                     for c in range(classes):

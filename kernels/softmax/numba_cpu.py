@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from kernels.op import Implementation
-from kernels.runtime.by_address import LIKE, Run, backward_through, forward_through, if_plain
-from kernels.runtime.indices import any_outside
-from kernels.runtime.numba_cpu import Threaded, contiguous, empty, threaded, threads_for
+from kernels.runtime.by_address import LIKE, Run, array_from, backward_through, forward_through, if_plain
+from kernels.runtime.indices import any_outside_at
+from kernels.runtime.numba_cpu import SMALLEST_ALIGNED, Threaded, address, scratch, small, threaded, threads_for
 from kernels.simd import VECTOR_BYTES
 from kernels.softmax import cross_entropy_cpu, softmax_cpu
-from kernels.softmax.cross_entropy_cpu import loss_at
+from kernels.softmax.cross_entropy_cpu import loss_of_rows, reduce_losses
 from kernels.softmax.op import CROSS_ENTROPY, LOG_SOFTMAX, SOFTMAX, CrossEntropyProblem, SoftmaxProblem
 
 Array = np.ndarray[Any, Any]
@@ -56,118 +56,97 @@ def softmax_backward_by_address(p: SoftmaxProblem) -> Run:
     return _over_classes(p, _rows_backward, _columns_backward)
 
 
-def _operands(
-    p: CrossEntropyProblem, input: Array, target: Array, weight: Array | None
-) -> tuple[Array, Array, Array, Array]:
-    """(x, indices, soft, weight) as the kernels take them: 1-d, and something empty for what is not used."""
-    unused = LIKE[p.input.dtype]
-    if p.indexed:
-        target = target if p.target.dtype == "int64" else target.astype(np.int64)
-        indices, soft = contiguous(target).reshape(-1), unused
-    else:
-        indices, soft = LIKE["int64"], contiguous(target).reshape(-1)
-    return contiguous(input).reshape(-1), indices, soft, unused if weight is None else contiguous(weight)
+def _takes_targets(p: CrossEntropyProblem) -> bool:
+    """Whether the kernels take the targets as they are: probabilities, or class indices in int64."""
+    return not p.indexed or p.target.dtype == "int64"
 
 
-def _room_for_rows(p: CrossEntropyProblem, rows: int, dtype: Any) -> tuple[Array, Array, Array]:
-    """(losses, maximum, log_sum), one number for each row; one block of scratch where none of them is a result."""
-    if p.trains or p.reduction == "none":
-        return empty(rows, dtype), empty(rows, dtype), empty(rows, dtype)
-    scratch = empty(3 * rows, dtype)
-    return scratch[:rows], scratch[rows : 2 * rows], scratch[2 * rows :]
+def _in_int64(p: CrossEntropyProblem, target: int) -> Array:
+    """The class indices at an address."""
+    return array_from(target, p.target.shape, np.dtype(p.target.dtype)).astype(np.int64)
 
 
-def cross_entropy(
-    p: CrossEntropyProblem, input: Array, target: Array, weight: Array | None
-) -> tuple[Array | None, ...]:
-    """loss, maximum, log_sum, divisor."""
+def cross_entropy_by_address(p: CrossEntropyProblem) -> Run:
+    """input, target, weight -> loss, maximum, log_sum, divisor."""
     outer, classes, inner = p.extents
-    x, indices, soft, factors = _operands(p, input, target, weight)
-    if p.indexed and any_outside(indices, classes, p.ignore_index):
-        p.check_values(input, target, weight)
-    rows = outer * inner
-    losses, maximum, log_sum = _room_for_rows(p, rows, x.dtype)
-    hard, even = 1 - p.label_smoothing, p.label_smoothing / max(classes, 1)
-    threads = threads_for(x.size, GRAIN)
-    arrays = (x, indices, soft, factors, losses, maximum, log_sum)
-    options = (p.ignore_index, p.indexed, weight is not None)
-    if inner == 1:
-        _losses_of_rows(rows, threads, *arrays, classes, *options, hard, even)
-    elif rows:
-        vectors = _vectors(outer, inner, x.itemsize)
-        _losses_of_columns(vectors, threads, *arrays, classes, inner, *options, hard, even)
-    divisor = None
-    if p.reduction == "none":
-        loss = losses.reshape(p.rows_shape)
-    else:
-        mean = p.reduction == "mean"
-        loss = empty((), x.dtype)
-        divisor = empty((), x.dtype) if mean else loss
-        summed = loss.reshape(1), divisor.reshape(1)
-        cross_entropy_cpu.reduce_losses(losses, indices, factors, *summed, classes, *options, mean)
-        divisor = divisor if mean else None
-    if not p.trains:
-        return loss, None, None, None
-    return loss, maximum.reshape(p.rows_shape), log_sum.reshape(p.rows_shape), divisor
+    rows, size, dtype = outer * inner, p.input.size, np.dtype(p.input.dtype)
+    like, int64, step = LIKE[p.input.dtype], LIKE["int64"], rows * dtype.itemsize
+    options = (p.ignore_index, p.indexed, p.weight is not None)
+    smooth = (1.0 - p.label_smoothing, p.label_smoothing / max(classes, 1))
+    each, mean = p.reduction == "none", p.reduction == "mean"
+    vectors, as_given = _vectors(outer, inner, dtype.itemsize), _takes_targets(p)
+    allocate = small if 3 * step < SMALLEST_ALIGNED else scratch
 
-
-def loss_by_address(p: CrossEntropyProblem) -> Run | None:
-    """The reduced loss of rows of contiguous logits and int64 classes, in one thread."""
-    rows, classes, inner = p.extents
-    plain = p.indexed and p.target.dtype == "int64" and p.weight is None and inner == 1 and p.reduction != "none"
-    if not plain or p.trains or p.input.strides or p.target.strides or not 0 < rows * classes < 2 * GRAIN:
-        return None
-    hard, even = 1 - p.label_smoothing, p.label_smoothing / classes
-    dtype, like, ignored, mean = np.dtype(p.input.dtype), LIKE["int64"], p.ignore_index, p.reduction == "mean"
-
-    def run(input: int, target: int, weight: int, loss: int, *_: int) -> bool:
-        room = empty(3 * rows, dtype)
-        return not loss_at(input, target, like, room, loss, rows, classes, ignored, hard, even, mean)
+    def run(input: int, target: int, weight: int, loss: int, maximum: int, log_sum: int, divisor: int) -> bool:
+        room = allocate(3 * rows, dtype)
+        at = address(room)
+        threads = threads_for(size, GRAIN)
+        if not as_given:
+            wide = _in_int64(p, target)  # Its name keeps it alive to the end.
+            target = address(wide)
+        if inner == 1 and threads == 1 and not each:
+            return not loss_of_rows(
+                like, int64, input, target, weight, at, loss, maximum, log_sum, divisor, rows, classes, *options,
+                *smooth, mean,
+            )  # fmt: skip
+        if each and p.indexed and any_outside_at(target, rows, int64, classes, p.ignore_index):
+            return False
+        losses = loss if each else at
+        made = (losses, maximum or at + step, log_sum or at + 2 * step, rows, classes)
+        if inner == 1:
+            _losses_of_rows(rows, threads, like, int64, input, target, weight, *made, *options, *smooth)
+        elif rows:
+            _losses_of_columns(vectors, threads, like, int64, input, target, weight, *made, inner, *options, *smooth)
+        return each or not reduce_losses(
+            like, int64, losses, target, weight, loss, divisor, rows, classes, *options, mean
+        )
 
     return run
 
 
-def cross_entropy_backward(
-    p: CrossEntropyProblem,
-    grad_loss: Array,
-    input: Array,
-    target: Array,
-    weight: Array | None,
-    maximum: Array,
-    log_sum: Array,
-    divisor: Array | None = None,
-) -> tuple[Array | None, ...]:
-    """Gradients of input and of target probabilities."""
+def reduction_by_address(p: CrossEntropyProblem) -> Run:
+    """losses, target, weight -> loss, divisor, of losses one for each row."""
     outer, classes, inner = p.extents
-    x, indices, soft, factors = _operands(p, input, target, weight)
-    wants_x, wants_soft = p.needs_grad[0], p.needs_grad[1] and not p.indexed
-    unused = LIKE[p.input.dtype]
-    grad_x = empty(p.input.shape, x.dtype) if wants_x else None
-    grad_soft = empty(p.input.shape, x.dtype) if wants_soft else None
-    hard, even = 1 - p.label_smoothing, p.label_smoothing / max(classes, 1)
-    each, mean = p.reduction == "none", divisor is not None
-    arrays = (
-        contiguous(grad_loss).reshape(-1),
-        x,
-        indices,
-        soft,
-        factors,
-        contiguous(maximum).reshape(-1),
-        contiguous(log_sum).reshape(-1),
-        unused if divisor is None else contiguous(divisor).reshape(-1),
-        unused if grad_x is None else grad_x.reshape(-1),
-        unused if grad_soft is None else grad_soft.reshape(-1),
-    )
-    options = (p.ignore_index, p.indexed, weight is not None, hard, even, each, mean, wants_x, wants_soft)
-    threads = threads_for(x.size, GRAIN)
-    if wants_x or wants_soft:
+    like, int64, as_given = LIKE[p.input.dtype], LIKE["int64"], _takes_targets(p)
+    options = (classes, p.ignore_index, p.indexed, p.weight is not None, p.reduction == "mean")
+
+    def run(losses: int, target: int, weight: int, loss: int, divisor: int) -> None:
+        if not as_given:
+            wide = _in_int64(p, target)  # Its name keeps it alive to the end.
+            target = address(wide)
+        reduce_losses(like, int64, losses, target, weight, loss, divisor, outer * inner, *options)
+
+    return run
+
+
+def cross_entropy_backward_by_address(p: CrossEntropyProblem) -> Run:
+    """grad_loss, input, target, weight, maximum, log_sum (divisor) -> gradients of input and target probabilities."""
+    outer, classes, inner = p.extents
+    rows, size, dtype = outer * inner, p.input.size, np.dtype(p.input.dtype)
+    like, int64, mean = LIKE[p.input.dtype], LIKE["int64"], p.reduction == "mean"
+    options = (
+        p.ignore_index, p.indexed, p.weight is not None, 1.0 - p.label_smoothing,
+        p.label_smoothing / max(classes, 1), p.reduction == "none", mean,
+    )  # fmt: skip
+    vectors, as_given = _vectors(outer, inner, dtype.itemsize), _takes_targets(p)
+
+    def run(*places: int) -> None:
+        grad, input, target, weight, maximum, log_sum, *rest = places
+        divisor, grad_input, grad_target = (rest if mean else (0, *rest))[:3]
+        if not as_given:
+            wide = _in_int64(p, target)  # Its name keeps it alive to the end.
+            target = address(wide)
+        threads = threads_for(size, GRAIN)
+        arrays = (grad, input, target, weight, maximum, log_sum, divisor, grad_input, grad_target)
         if inner == 1:
-            _gradient_of_rows(outer, threads, *arrays, classes, *options)
-        elif outer * inner:
-            scratch = (empty(outer * inner, x.dtype), empty(outer * inner, x.dtype))
-            vectors = _vectors(outer, inner, x.itemsize)
-            _gradient_of_columns(vectors, threads, *arrays, *scratch, classes, inner, *options)
-    return grad_x, grad_soft, None
+            _gradient_of_rows(outer, threads, like, int64, *arrays, rows, classes, *options)
+        elif rows:
+            room = scratch(2 * rows, dtype)
+            _gradient_of_columns(
+                vectors, threads, like, int64, *arrays, address(room), rows, classes, inner, *options
+            )
+
+    return run
 
 
 def _describe_softmax(p: SoftmaxProblem) -> str:
@@ -195,6 +174,8 @@ for _op in (SOFTMAX, LOG_SOFTMAX):
         backward_by_address=if_plain(softmax_backward_by_address),
     )  # fmt: skip
 Implementation(
-    CROSS_ENTROPY, "numba", cross_entropy, cross_entropy_backward,
-    describe=_describe_cross_entropy, checks_values=True, by_address=loss_by_address,
+    CROSS_ENTROPY, "numba", forward_through(CROSS_ENTROPY, cross_entropy_by_address),
+    backward_through(CROSS_ENTROPY, cross_entropy_backward_by_address),
+    describe=_describe_cross_entropy, checks_values=True, by_address=if_plain(cross_entropy_by_address),
+    backward_by_address=if_plain(cross_entropy_backward_by_address),
 )  # fmt: skip
