@@ -25,7 +25,7 @@ from kernels.attention.gpu_call import (
     unit_of,
     widest_row,
 )
-from kernels.attention.gpu_tiles import backward_tiles
+from kernels.attention.gpu_tiles import LEAST, backward_tiles
 from kernels.attention.problem import AttentionProblem
 from kernels.runtime.row_tiles import power_of_two
 from kernels.runtime.triton_gpu import (
@@ -118,11 +118,13 @@ def attention_backward(
     if wants[4] and p.bias is not None:
         shape = p.bias.shape
         grad_bias = empty(shape, dtype, device)
+        # On sm_100 Triton does not take a loop over rows of 16 numbers apart into stages.
+        short = target.name == "sm_100" and constants["BLOCK_E"] == LEAST
         sums_over = {f"SUM_{n}": mine == 1 for n, mine in zip("BHIJ", shape)}
         tiles = shape[0] * shape[1] * triton.cdiv(shape[2], tile.queries) * triton.cdiv(shape[3], tile.keys)
         launch(
             terms_backward_triton.bias_gradient, (tiles,), *stand_in, grad_bias, *sizes_of(p), batch, *shape, *steps,
-            **constants, **sums_over,
+            **(constants | ({"num_stages": 1} if short else {})), **sums_over,
         )  # fmt: skip
     found = (grad_query, grad_key, grad_value, None, grad_bias, None, grad_table, None)
     return tuple(g if wanted else None for g, wanted in zip(found, wants))
@@ -136,6 +138,10 @@ def _table_gradient(
     blocks, buckets = triton.cdiv(queries, constants["BLOCK_M"]), power_of_two(table.shape[0])
     sums = empty((batch, heads, blocks, buckets), computed_dtype(table.dtype), table.device)
     options = constants | {"num_stages": 1, "BUCKETS": buckets}
+    if table.dtype == torch.float32:
+        # Without tensor cores whole rows of all four factors are in registers at a time: more of them than there are.
+        columns = {n: min(constants[n], 32) for n in ("BLOCK_E", "BLOCK_V")}
+        options |= columns | {"WIDE": constants["WIDE"] or columns != {n: constants[n] for n in columns}}
     launch(
         terms_backward_triton.bucket_gradient, (batch * heads * blocks,), *arrays, buckets_of(p, table.device), sums,
         *sizes_of(p), *steps, **options,
