@@ -211,12 +211,17 @@ def backward_tiles(
     elif itemsize == 2:
         of_queries = AttentionTile(64, 64, 4 if width <= 64 else 8, 2) if width <= 128 else AttentionTile(32, 32, 4, 1)
         of_keys = of_queries
+        if width > 128 and target.products_in_registers:
+            of_keys = AttentionTile(32, 32, 8, 1)  # with a window, four warps spill on sm_80
         if target.amd and width <= 128:
             of_keys = AttentionTile(32, 64, 4, 2)
             of_queries = AttentionTile(64, 32, 4, 1) if width <= 64 else of_keys
     elif itemsize == 4:
         of_queries = AttentionTile(32, 32, 8, 2)
-        of_keys = replace(of_queries, registers=255) if extras > MANY_EXTRAS else of_queries
+        told = extras > MANY_EXTRAS or (extras > 0 and width > 64)
+        of_keys = replace(of_queries, registers=255) if told else of_queries
+        if not vectors:
+            of_keys = AttentionTile(16, 32, 8, 2)
     else:
         of_queries = of_keys = AttentionTile(16, 16, 8, 1)
     if itemsize == 2 and not vectors:
@@ -253,7 +258,7 @@ def _fitted(tile: AttentionTile, queries: int, width: int, itemsize: int, target
         tile = replace(tile, warps=min(tile.warps, 4), stages=min(tile.stages, 2))
     if tile.registers is None and (scores < 1024 or scores < 2048 and width <= 64):
         tile = replace(tile, warps=min(tile.warps, 4))
-    if width <= LEAST and itemsize == 2 and tile.registers is None:
+    if width <= LEAST and itemsize != 4 and tile.registers is None:
         # Left to itself, the assembler spills a few of these small kernels for the sake of one program more.
         tile = replace(tile, registers=255)
     if target.amd:

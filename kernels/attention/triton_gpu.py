@@ -121,8 +121,8 @@ def attention(
     if turned is not None:
         ours, own_mask, own_bias = (_turned(a, p.group) for a in (query, mask, bias))
         assert ours is not None
-        found = attention(turned, ours, key, value, own_mask, own_bias, lengths, None, seed)
-        return tuple(None if f is None else f.view(p.query.shape[:3] + f.shape[3:]) for f in found)
+        results = attention(turned, ours, key, value, own_mask, own_bias, lengths, None, seed)
+        return tuple(None if r is None else r.view(p.query.shape[:3] + r.shape[3:]) for r in results)
     batch, heads, queries, keys = p.score_shape
     device, dtype, wide = query.device, query.dtype, computed_dtype(query.dtype)
     target, parts_v = target_of(query), column_parts(p, p.value.shape[3])
