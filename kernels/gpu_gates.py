@@ -56,7 +56,7 @@ OF_ROWS: dict[str, dict[str, int]] = {
         # gradients a thread of 64 by 64 in eight warps has eight rows.
         **{"attention_forward": 5, "query_gradient": 20, "key_gradients": 17, "bias_gradient": 2},
         # A row's log-sum-exp in each of the copies of two loops over splits.
-        **{"join_splits": 11, "row_products": 3},
+        **{"join_splits": 13, "row_products": 3},
         # Which row of the table a place names, its factor, where a row's places begin and end; the seed.
         **{"gather_rows": 2, "factors_of_rows": 2, "add_rows": 3, "drop_elements": 1},
         # A channel's bias, to where tensor cores leave sums; images of three channels, of which no pixel is a vector.
