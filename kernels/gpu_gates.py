@@ -52,9 +52,11 @@ OF_ROWS: dict[str, dict[str, int]] = {
         # A result a thread.
         **{"runtime/sum_parts": 1, "sums_of_pixels": 1},
         # A row's length and slope; a query's log-sum-exp and delta and two neighbours of bias, where scores are left.
-        # In backward the loop for whole tiles has these once more, that of an edge before and behind.
-        **{"attention_forward": 5, "query_gradient": 13, "key_gradients": 12, "bias_gradient": 2},
-        **{"join_splits": 3, "row_products": 3},
+        # In backward the loop for whole tiles has these once more, that of an edge before and behind; of queries' own
+        # gradients a thread of 64 by 64 in eight warps has eight rows.
+        **{"attention_forward": 5, "query_gradient": 20, "key_gradients": 17, "bias_gradient": 2},
+        # A row's log-sum-exp in each of the copies of two loops over splits.
+        **{"join_splits": 13, "row_products": 3},
         # Which row of the table a place names, its factor, where a row's places begin and end; the seed.
         **{"gather_rows": 2, "factors_of_rows": 2, "add_rows": 3, "drop_elements": 1},
         # A channel's bias, to where tensor cores leave sums; images of three channels, of which no pixel is a vector.
@@ -153,6 +155,9 @@ def gates(kernel: Compiled, dtype: str = "float32", vectors: bool = True) -> lis
     scattered = kernel.options.get("HAS_MASK") or added or _follows_windows(kernel)
     # A second launch is for blocks whose sums are no numbers: as a rule there are none.
     scattered = scattered or kernel.options.get("SELECTS")
+    # A bias of which only the keys that a query sees are read is so too, as the gradient of that bias shows.
+    within = max(kernel.options.get("LEFT", -1), kernel.options.get("RIGHT", -1)) >= 0
+    scattered = scattered or (kernel.name == "bias_gradient" and kernel.backend == "triton" and within)
     scattered = scattered or (kernel.name in OF_SINGLES[kernel.backend] and kernel.wide > 0)
     scattered = scattered or (kernel.target.amd and kernel.name in OF_WAVES)
     scattered = scattered or (kernel.backend == "cupy" and kernel.name in OF_TURNED)

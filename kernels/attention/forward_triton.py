@@ -77,12 +77,11 @@ def add_product(left, right, sums, seen, SELECTS: tl.constexpr, PRECISION: tl.co
         clean = tl.where(finite, wide, 0.0).to(right.dtype)
         sums = tl.dot(left.to(right.dtype), clean, sums, input_precision=PRECISION, out_dtype=COMPUTED)
         sign = tl.where(left > 0, 1.0, tl.where(left < 0, -1.0, 0.0)).to(tl.float16)
+        # The same again, behind a maximum, which the compiler moves nothing across. Else it would bring `seen`, as
+        # bits, to where tensor cores read, for which it has no way and fails (Triton 3.9: as tf32 with a mask, in half
+        # precision with a mask and a bias of one number a query).
         visible = tl.where(seen, 1.0, 0.0)
-        if PRECISION == "tf32":
-            # The same again, behind a maximum, which the compiler moves nothing across. Else it would bring `seen`, as
-            # bits, to where tensor cores read, for which it has no way and fails (Triton 3.9, with a mask).
-            visible = tl.max(tl.join(visible, visible), 2)
-        visible = visible.to(tl.float16)
+        visible = tl.max(tl.join(visible, visible), 2).to(tl.float16)
         zero = tl.where(left == 0, visible, 0.0).to(tl.float16)
         size = tl.abs(infinite)
         difference = tl.dot(sign, infinite)

@@ -92,11 +92,14 @@ def parts_of(width: int, itemsize: int, extras: int) -> int:
     return max(-(-width // wide_block(itemsize, extras)), 1)
 
 
-def _wide_tile(itemsize: int, target: Target, vectors: bool) -> AttentionTile:
-    """The tile where some width is above `widest`."""
+def _wide_tiles(itemsize: int, target: Target, vectors: bool) -> tuple[AttentionTile, AttentionTile]:
+    """(tile for queries, tile for keys) where some width is above `widest`."""
     if itemsize == 2 and vectors and target.name == "sm_90":
-        return AttentionTile(64, 64, 4, 2)  # 512 columns on an H100: 217 us forward, 32 by 32 with one stage 532
-    return AttentionTile(32, 32, 4, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1)
+        return (AttentionTile(64, 64, 4, 2),) * 2  # 512 columns on an H100: 217 us forward, 32 by 32, one stage: 532
+    if itemsize == 4:
+        # On sm_90 16 by 16 spills in all three kernels, as do both of these on the other side.
+        return AttentionTile(16, 32, 8, 1, 255), AttentionTile(32, 16, 8, 1, 255)
+    return (AttentionTile(32, 32, 4, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1),) * 2
 
 
 def _needs_least(width: int, itemsize: int, extras: int, vectors: bool) -> bool:
@@ -129,10 +132,11 @@ def forward_tile(
     if _needs_least(width, itemsize, extras, vectors):
         return _least_tile(target)
     if width > widest(itemsize, extras):
-        return _fitted(_wide_tile(itemsize, target, vectors), queries, width, target)
+        return _fitted(_wide_tiles(itemsize, target, vectors)[0], queries, width, itemsize, target)
     width = width_block(width)
+    in_registers = target.products_in_registers and not target.amd
     if itemsize == 2 and vectors and extras <= 2 and target.name == "sm_90":
-        return _fitted(_MEASURED_FORWARD[_class(width, extras)], queries, width, target)
+        return _fitted(_MEASURED_FORWARD[_class(width, extras)], queries, width, itemsize, target)
     if itemsize == 2:
         if extras > MANY_EXTRAS:
             tile = AttentionTile(64 if width <= 128 else 32, 32, 8, 2, 255)
@@ -143,11 +147,12 @@ def forward_tile(
         elif width <= 64 and extras:
             tile = AttentionTile(128, 64, 8, 2)
         elif width <= 64:
-            # Left to itself, the assembler spills at 32 columns for the sake of a third program.
+            # With a window, four warps spill at 64 columns; at 32 the assembler, left to itself, for a third program.
+            warps = 8 if in_registers and width > 32 else 4
             told = 255 if target.name == "sm_80" and width <= 32 else None
-            tile = AttentionTile(128, 64, 4, 3, told)
+            tile = AttentionTile(128, 64, warps, 3, told)
         elif width <= 128:
-            tile = AttentionTile(128, 32 if extras and target.products_in_registers else 64, 8, 2)
+            tile = AttentionTile(128, 32 if in_registers or extras and target.amd else 64, 8, 2)
         else:
             tile = AttentionTile(64, 32, 8, 2)
     elif itemsize == 4 and extras > MANY_EXTRAS:
@@ -160,7 +165,7 @@ def forward_tile(
         tile = AttentionTile(32, 16, 8, 1)
     if itemsize == 2 and not vectors:
         tile = AttentionTile(64, 32, 8, 1, 255)
-    return _fitted(tile, queries, width, target)
+    return _fitted(tile, queries, width, itemsize, target)
 
 
 def backward_tiles(
@@ -176,11 +181,12 @@ def backward_tiles(
     if _needs_least(width, itemsize, extras, vectors):
         return (_least_tile(target),) * 2
     if width > widest(itemsize, extras):
-        return (_fitted(_wide_tile(itemsize, target, vectors), queries, width, target),) * 2
+        of_queries, of_keys = _wide_tiles(itemsize, target, vectors)
+        return _fitted(of_queries, queries, width, itemsize, target), _fitted(of_keys, queries, width, itemsize, target)
     width = width_block(width)
     if itemsize == 2 and vectors and extras <= 2 and target.name == "sm_90":
         of_queries, of_keys = _MEASURED_BACKWARD[_class(width, extras)]
-        return _fitted(of_queries, queries, width, target), _fitted(of_keys, queries, width, target)
+        return _fitted(of_queries, queries, width, itemsize, target), _fitted(of_keys, queries, width, itemsize, target)
     if itemsize == 2 and width <= 128 and extras:
         of_queries = of_keys = AttentionTile(64, 32, 4, 2)
         # Where tensor cores read shared memory, the side that is summed up should have 64 places.
@@ -193,6 +199,8 @@ def backward_tiles(
             of_queries, of_keys = replace(of_queries, warps=8), replace(of_keys, warps=8)
             if width > 64 and (target.name == "sm_90" or extras > MANY_EXTRAS):
                 of_keys = AttentionTile(32, 32, 8, 2)
+            elif width <= 32 and target.products_in_registers:
+                of_keys = AttentionTile(32, 32, 8, 2, 255)  # 64 by 32 spilled up to 240 instructions on sm_80
         if extras > MANY_EXTRAS:
             of_queries = AttentionTile(32, 32, 8, 2) if target.products_in_registers else of_queries
             of_queries, of_keys = replace(of_queries, registers=255), replace(of_keys, registers=255)
@@ -202,14 +210,23 @@ def backward_tiles(
             of_queries = of_keys = _least_tile(target)
     elif itemsize == 2:
         of_queries = AttentionTile(64, 64, 4 if width <= 64 else 8, 2) if width <= 128 else AttentionTile(32, 32, 4, 1)
-        of_keys = AttentionTile(32, 64, 4, 2) if target.amd and width <= 128 else of_queries
+        of_keys = of_queries
+        if width > 128 and target.products_in_registers:
+            of_keys = AttentionTile(32, 32, 8, 1)  # with a window, four warps spill on sm_80
+        if target.amd and width <= 128:
+            of_keys = AttentionTile(32, 64, 4, 2)
+            of_queries = AttentionTile(64, 32, 4, 1) if width <= 64 else of_keys
     elif itemsize == 4:
-        of_queries = of_keys = AttentionTile(32, 32, 8, 2)
+        of_queries = AttentionTile(32, 32, 8, 2)
+        told = extras > MANY_EXTRAS or (extras > 0 and width > 64)
+        of_keys = replace(of_queries, registers=255) if told else of_queries
+        if not vectors:
+            of_keys = AttentionTile(16, 32, 8, 2)
     else:
         of_queries = of_keys = AttentionTile(16, 16, 8, 1)
     if itemsize == 2 and not vectors:
         of_queries = of_keys = AttentionTile(32, 32, 8, 1, 255)
-    return _fitted(of_queries, queries, width, target), _fitted(of_keys, queries, width, target)
+    return _fitted(of_queries, queries, width, itemsize, target), _fitted(of_keys, queries, width, itemsize, target)
 
 
 def selecting_tile(tile: AttentionTile, target: Target, *, told: bool = False) -> AttentionTile:
@@ -232,7 +249,7 @@ def _least_tile(target: Target) -> AttentionTile:
     return AttentionTile(LEAST, LEAST, 4, 1) if target.amd else AttentionTile(LEAST, LEAST, 8, 1, 255)
 
 
-def _fitted(tile: AttentionTile, queries: int, width: int, target: Target) -> AttentionTile:
+def _fitted(tile: AttentionTile, queries: int, width: int, itemsize: int, target: Target) -> AttentionTile:
     """No more queries than there are; a warp of AMD's has 64 threads, and its local memory holds one stage."""
     tile = replace(tile, queries=min(tile.queries, width_block(queries)))
     scores = tile.queries * tile.keys
@@ -241,6 +258,9 @@ def _fitted(tile: AttentionTile, queries: int, width: int, target: Target) -> At
         tile = replace(tile, warps=min(tile.warps, 4), stages=min(tile.stages, 2))
     if tile.registers is None and (scores < 1024 or scores < 2048 and width <= 64):
         tile = replace(tile, warps=min(tile.warps, 4))
+    if width <= LEAST and itemsize != 4 and tile.registers is None:
+        # Left to itself, the assembler spills a few of these small kernels for the sake of one program more.
+        tile = replace(tile, registers=255)
     if target.amd:
         tile = replace(tile, warps=min(tile.warps, 4), stages=1, registers=None)
     return tile

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kernels
-from kernels.attention import gpu_tiles, triton_gpu
+from kernels.attention import gpu_backward, gpu_tiles, triton_gpu
 from kernels.attention.gpu_tiles import AttentionTile, backward_tiles, forward_tile, split_count
 from kernels.case import Case
 from kernels.runtime.targets import TARGETS
@@ -213,7 +213,8 @@ def test_float32_with_much_beside_its_products_is_wide_above_64(monkeypatch: pyt
         seen.append(options.get("PARTS", 0))
         launch(kernel, grid, *given, **options)
 
-    monkeypatch.setattr(triton_gpu, "launch", watch)
+    for module in (triton_gpu, gpu_backward):
+        monkeypatch.setattr(module, "launch", watch)
     exact, exact_gradients = gradients("reference", arguments("float64"))
     with on_cpu():
         found, found_gradients = gradients("triton", arguments("float32"))

@@ -85,7 +85,7 @@ def arguments(columns: int = 40) -> dict[str, torch.Tensor]:
 
 def launched_tiles(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     """(kernel, BLOCK_M, BLOCK_N) of every launch from now on."""
-    from kernels.attention import triton_gpu
+    from kernels.attention import gpu_backward, triton_gpu
 
     seen: list[tuple[str, int, int]] = []
     launch = triton_gpu.launch
@@ -95,7 +95,8 @@ def launched_tiles(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]
             seen.append((kernel.fn.__name__, options["BLOCK_M"], options["BLOCK_N"]))
         launch(kernel, grid, *arguments, **options)
 
-    monkeypatch.setattr(triton_gpu, "launch", watch)
+    for module in (triton_gpu, gpu_backward):
+        monkeypatch.setattr(module, "launch", watch)
     return seen
 
 
