@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from kernels.runtime.product_tiles import ProductTile
 from kernels.runtime.row_tiles import power_of_two
 from kernels.runtime.targets import Target
 from kernels.runtime.tuning import asked
 
 
+@dataclass(frozen=True)
 class ConvTile(ProductTile):
     """Of a convolution: rows and columns are pixels and output channels, or in a weight's gradient output channels and
-    taps; inner are terms of a sum at a time: channels, or in a weight's gradient pixels."""
+    taps; inner are terms of a sum at a time: channels, or in a weight's gradient pixels.
+
+    Attributes:
+        registers: that NVIDIA's assembler is told a thread may have; None leaves it to itself.
+    """
+
+    registers: int | None = None
 
 
 #: The least side of a matrix product on tensor cores that Triton takes.
@@ -31,6 +40,7 @@ def conv_tile(
     tensor_cores: bool,
     vectors: bool,
     across: bool = False,
+    thrice: bool = False,
 ) -> ConvTile:
     """The tile of a product of (rows, inner) and (inner, columns).
 
@@ -47,10 +57,34 @@ def conv_tile(
         vectors: whether the elements of a tile lie side by side, 128 bits of them: channels-last. Without, each
             thread keeps the place of every element it loads, so that tiles must be small.
         across: the sum goes across these vectors, not along them: a weight's gradient.
+        thrice: a product of float32 is three of tf32.
     """
     wanted = asked(ConvTile)
     if wanted is not None:
         return wanted
+    tile = _tile(rows, columns, inner, itemsize, target, tensor_cores, vectors, across, thrice)
+    told = _spills_untold(tile, itemsize, target, tensor_cores, vectors)
+    return replace(tile, registers=255) if told else tile
+
+
+def _spills_untold(tile: ConvTile, itemsize: int, target: Target, tensor_cores: bool, vectors: bool) -> bool:
+    """Whether NVIDIA's assembler, left to itself, spills a few registers for the sake of one program more; found by
+    compiling. Told of all registers elsewhere, it takes more of them than it needs."""
+    if target.amd:
+        return False
+    sides = {tile.rows, tile.columns}
+    if itemsize == 2:
+        return (tile.rows, tile.columns) == (128, 32) and target.name.startswith("sm_8")
+    if tensor_cores and vectors:
+        return tile.rows == LEAST and target.name == "sm_90"
+    return sides == {32, 64} or itemsize == 8 and sides == {16, 64}
+
+
+def _tile(
+    rows: int, columns: int, inner: int, itemsize: int, target: Target, tensor_cores: bool, vectors: bool,
+    across: bool, thrice: bool,
+) -> ConvTile:  # fmt: skip
+    """The tile of `conv_tile`, with as many registers as the assembler likes."""
     large = tensor_cores and vectors
     wide = min(max(power_of_two(columns), LEAST), 128 if large else 64)
     tall = 128 if large else 64
@@ -60,7 +94,10 @@ def conv_tile(
     tall = min(tall, max(power_of_two(rows), LEAST))
     warps = 4
     if not tensor_cores:
-        return ConvTile(tall, wide, LEAST, warps, 2)
+        if itemsize == 8 and not vectors and target.name == "sm_90":
+            wide = min(wide, 32)  # with 64 columns up to 68 registers spill
+        # Asynchronous copies that turn a tile of float64 would be of 64 bits.
+        return ConvTile(tall, wide, LEAST, warps, 1 if across and itemsize == 8 else 2)
     # 128 bytes of channels: a line of memory.
     deep = min(max(power_of_two(inner), LEAST), 128 // itemsize if vectors else LEAST * 4 // itemsize)
     if target.amd:
@@ -73,7 +110,7 @@ def conv_tile(
     if target.name == "sm_90" and itemsize == 2 and across:
         # Measured on an H100: 56 us for 64 channels at 56x56, where 128 rows and 64 pixels at a time took 73.
         return ConvTile(min(tall, 64), min(wide, 64), max(deep, min(power_of_two(inner), 128)), warps, 3)
-    if tall * wide >= 128 * 128 or (across and itemsize == 2 and target.name == "sm_100"):
+    if tall * wide >= 128 * 128 or (thrice and tall == 128) or (across and itemsize == 2 and target.name == "sm_100"):
         warps = 8  # with fewer, registers spill
     if across and itemsize == 4:
         # Asynchronous copies that turn a tile of float32 would be of 32 bits.

@@ -82,7 +82,10 @@ def _tile(
     target = target_of(tensor)
     cores = on_tensor_cores(tensor.dtype, precision) or (target.amd and tensor.element_size() == 4)
     itemsize = tensor.element_size()
-    tile = conv_tile(rows, columns, inner, itemsize, target, tensor_cores=cores, vectors=vectors, across=across)
+    tile = conv_tile(
+        rows, columns, inner, itemsize, target, tensor_cores=cores, vectors=vectors, across=across,
+        thrice=precision == "tf32x3",
+    )  # fmt: skip
     return choose(kernel, p, target, tile)
 
 
@@ -95,6 +98,7 @@ def _constants(tile: ConvTile, dtype: torch.dtype, precision: str) -> dict[str, 
         "COMPUTED": computed(dtype),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
+        **({} if tile.registers is None else {"maxnreg": tile.registers}),
     }
 
 
