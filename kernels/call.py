@@ -81,7 +81,8 @@ def call(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: A
         types = tuple(map(type, attributes)) if attributes else ()
         key: tuple[Any, ...] | None = (backend, device, attributes, types, forms)
         plan = op.plans.get(key)
-    except TypeError:  # something unhashable, such as stride=[1, 1], or no array: planned each time
+    # Something unhashable, such as stride=[1, 1], no array, or a tensor without strides: planned each time.
+    except (TypeError, RuntimeError):
         key = plan = None
     if plan is None:
         if any(map(arrays.has_no_memory, inputs)):

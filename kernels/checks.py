@@ -17,17 +17,25 @@ if TYPE_CHECKING:
     from kernels.arrays import ArraySpec
 
 Pair = tuple[int, int]
+#: Characters of a value that a message shows.
+LONGEST_SHOWN = 200
 FLOATING = ("float16", "bfloat16", "float32", "float64")
+
+
+def shown(text: str) -> str:
+    """A value's text in a message: on one line, and no more than its beginning where it is long, as an array's is."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_SHOWN else f"{line[:LONGEST_SHOWN]}..."
 
 
 def fail(op: str, argument: str, rule: str, got: object) -> NoReturn:
     """Raise ``ValueError`` with the house's one-line message."""
-    raise ValueError(f"{op}: {argument} {rule}, got {got}")
+    raise ValueError(f"{op}: {argument} {rule}, got {shown(str(got))}")
 
 
 def fail_type(op: str, argument: str, rule: str, got: object) -> NoReturn:
     """Raise ``TypeError`` with the house's one-line message; `got` is shown with its type."""
-    raise TypeError(f"{op}: {argument} {rule}, got {got!r} ({type(got).__name__})")
+    raise TypeError(f"{op}: {argument} {rule}, got {shown(repr(got))} ({type(got).__name__})")
 
 
 def place(position: tuple[int, ...]) -> str:

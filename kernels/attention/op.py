@@ -36,7 +36,7 @@ ATTENTION = Op(
 
 def _four(array: Any, rank: int) -> Any:
     """(L, E), (B, L, E), (B, H, L, E) or (..., H, L, E) as (B, H, L, E); what is no such array is left as it is."""
-    if getattr(array, "ndim", 0) != rank or rank == 4:
+    if rank == 4 or type(rank) is not int or getattr(array, "ndim", 0) != rank or not hasattr(array, "reshape"):
         return array
     if rank == 2:
         # One view for autograd to go back through, not two.
@@ -87,12 +87,12 @@ def _back(result: Any, query: Any) -> Any:
 def _rank(op: str, query: Any, key: Any, value: Any) -> int | None:
     """How many dimensions the three have; None when query has none to tell."""
     rank: int | None = getattr(query, "ndim", None)
-    if rank is None:
+    if not isinstance(rank, int):  # None, or what a class has in its place
         return None
     if rank < 2:
         checks.fail(op, "query", "must have shape (..., L, E)", f"{rank} dimensions {tuple(query.shape)}")
     for name, array in (("key", key), ("value", value)):
-        if getattr(array, "ndim", rank) != rank:
+        if getattr(array, "ndim", rank) != rank and arrays.kind(arrays.from_dlpack(array)) is not None:
             rule = f"must have as many dimensions as query ({rank})"
             checks.fail(op, name, rule, f"{array.ndim} dimensions {tuple(array.shape)}")
     return rank
