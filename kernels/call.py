@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kernels import arrays, dispatch
+from kernels import arrays, checks, dispatch
 from kernels.arrays import KEYS
 from kernels.op import Implementation, Op, Problem
 
@@ -103,6 +103,7 @@ def make_plan(op: Op, inputs: tuple[Any, ...], attributes: tuple[Any, ...], devi
     kind, specs, needs_grad = dispatch.describe_inputs(op, inputs)
     place = dispatch.place_of(op, specs, kind, device)
     problem = replace(op.problem.check(*specs, *attributes), needs_grad=needs_grad)
+    checks.results_fit(op.name, problem.results())
     chosen = dispatch.resolve(op, problem, dispatch.choice(op, backend), kind, place)
     assert chosen.implementation is not None
     backward = dispatch.backward_of(op, problem, chosen, kind, place) if problem.trains else None

@@ -172,7 +172,7 @@ def attention(
         query, key, value = map(arrays.from_dlpack, (query, key, value))
         rank = _rank(op, query, key, value) or 4  # Of what is no array, the call says so.
     kind, table, limit, bidirectional = _relative_parts(op, relative)
-    if dropout_p == 0 and type(dropout_p) is float:
+    if type(dropout_p) is float and dropout_p == 0:
         seed = None
     else:
         seed = as_seed(op, seed, query) if check_probability(op, "dropout_p", dropout_p) > 0 else None

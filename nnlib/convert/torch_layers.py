@@ -209,14 +209,14 @@ def _reshape(layer: Any) -> list[nn.Module]:
 def _batch_normalization(layer: Any) -> list[nn.Module]:
     rank = len(layer.built_input_shape)
     axis = layer.axis % rank
-    if layer.center != layer.scale:
-        raise _refuse(
-            layer, "center", layer.center, f"torch has weight and bias or neither, and scale is {layer.scale}"
-        )
+    if layer.center and not layer.scale:
+        raise _refuse(layer, "scale", layer.scale, "torch has no bias without a weight")
     kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}.get(rank)
     if kind is None:
         raise _refuse(layer, "axis", layer.axis, f"torch has no module for an input of {rank} axes")
     norm = kind(layer.channels, layer.epsilon, 1 - layer.momentum, layer.scale)
+    if not layer.center:
+        norm.register_parameter("bias", None)  # older torch's constructor cannot leave it out alone
     state = {name: getattr(layer, name) for name in ("weight", "bias", "running_mean", "running_var")}
     order = [0, axis, *(other for other in range(1, rank) if other != axis)]
     back = [order.index(position) for position in range(rank)]
