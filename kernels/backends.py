@@ -31,6 +31,8 @@ class Backend:
         missing: returns why it cannot run on this machine at all, or None.
         arrays: kind of array that its implementations take.
         differentiates: torch differentiates its forward pass itself.
+        target: of a backend on GPUs that is not missing: ``target(index)`` is the name of what its kernels are compiled
+            for on the device of that number, "sm_90" say; None is the current device.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Backend:
     missing: Callable[[], str | None]
     arrays: str = "numpy"
     differentiates: bool = False
+    target: Callable[[int | None], str | None] = lambda _: None
 
 
 def _installed(package: str) -> bool:
@@ -75,12 +78,24 @@ def _triton_missing() -> str | None:
     return triton_gpu.missing()
 
 
+def _cupy_target(index: int | None) -> str:
+    from kernels.runtime import cupy_gpu
+
+    return cupy_gpu.target_of_device(index).name
+
+
+def _triton_target(index: int | None) -> str:
+    from kernels.runtime import triton_gpu
+
+    return triton_gpu.target_of_device(index).name
+
+
 #: Every backend, best first: automatic choice takes the first one without a reason against it.
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("triton", ("cuda",), "triton_gpu", _triton_missing, arrays="torch"),
-        Backend("cupy", ("cuda",), "cupy_gpu", _cupy_missing, arrays="cupy"),
+        Backend("triton", ("cuda",), "triton_gpu", _triton_missing, arrays="torch", target=_triton_target),
+        Backend("cupy", ("cuda",), "cupy_gpu", _cupy_missing, arrays="cupy", target=_cupy_target),
         Backend("numba", ("cpu",), "numba_cpu", _numba_missing),
         Backend("torch", ("cpu", "cuda"), "torch_stock", _torch_missing, arrays="torch", differentiates=True),
         Backend("reference", ("cpu",), "reference", lambda: None),

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from kernels import gpu_gates
+from kernels.gpu_capture import capture, why_not
 from kernels.gpu_configurations import FAMILIES, Call, _conv_call, updated
-from kernels.gpu_report import capture, why_not
 from kernels.gpu_workloads import REPORTED_TARGETS
 from kernels.runtime import cuda_source
 from kernels.runtime.cupy_compile import Launch, compiled, recording, version

@@ -3,6 +3,10 @@
 The order of choice: the ``backend=`` argument, ``with use_backend(...)``, the environment variable ``KERNELS_BACKEND``
 (read at import), then automatically the first backend of `kernels.backends.BACKENDS` without a reason against it. A
 named backend runs or raises `BackendError`; nothing falls back silently.
+
+That another backend is faster is such a reason. It is a number that stands beside the kernel, measured once and never
+at a call: of tensors on the CPU a limit below which torch's own function is faster (`Implementation.torch_below`), on
+a GPU the speeds of a class of calls (`Implementation.measured`).
 """
 
 from __future__ import annotations
@@ -33,6 +37,10 @@ class Override:
     backend: str | None = None
     inspect: Callable[..., Any] | None = None
 
+
+#: A backend is passed over where another one was measured to be faster than so many times: what a quiet machine shows
+#: twice in a row.
+MARGIN = 1.05
 
 #: What the innermost `with` block asks for.
 current_override: ContextVar[Override | None] = ContextVar("kernels_override", default=None)
@@ -159,10 +167,13 @@ def candidate(
         reasons.append("torch finds no CUDA device or driver")
     if automatic and backend.name == "torch" and kind == "numpy":
         reasons.append("it is taken for NumPy arrays only by name")
-    if automatic and eager and kind == "torch" and place == "cpu":
-        faster = _torch_is_faster(op, problem, implementation)
-        if faster is not None:
-            reasons.append(faster)
+    if automatic and not reasons:
+        faster = None
+        if place == "cuda":
+            faster = _another_is_faster(op, problem, implementation, kind, eager)
+        elif eager and kind == "torch":
+            faster = _torch_is_faster(op, problem, implementation)
+        reasons += [] if faster is None else [faster]
     return Candidate(backend, implementation, tuple(reasons))
 
 
@@ -181,6 +192,40 @@ def _torch_is_faster(op: Op, problem: Problem, implementation: Implementation) -
     return f"torch is faster {passes} gradients below {limit} operations, this call has {work} (python -m bench auto)"
 
 
+def _another_is_faster(op: Op, problem: Problem, own: Implementation, kind: str, eager: bool) -> str | None:
+    """Why automatic choice leaves a call on a GPU to another backend than this one, or None.
+
+    The fastest of those that can run it, as far as such calls were measured on such a GPU.
+    """
+    measured = None if problem.empty else own.measured(problem)
+    if measured is None or BACKENDS[own.backend].target(_index(op, problem)) != measured.gpu:
+        return None
+    mine = measured.speed(own.backend, problem.trains)
+    if mine is None:
+        return None
+    fastest, name = mine * MARGIN, None
+    for backend in BACKENDS.values():
+        speed = measured.speed(backend.name, problem.trains) if "cuda" in backend.devices else None
+        # torch's own checks of values wait for the GPU; see `resolve` for compiled graphs.
+        suits = backend.name != "torch" or (kind == "torch" and eager and not problem.checks_values)
+        if speed is not None and speed > fastest and suits:
+            if not candidate(op, problem, backend, kind, "cuda", automatic=False).reasons:
+                fastest, name = speed, backend.name
+    if name is None:
+        return None
+    passes = "with" if problem.trains else "without"
+    return (
+        f"{name} was measured {fastest / mine:.2g} times as fast on {measured.gpu} {passes} gradients, for "
+        f"{measured.calls} (docs/gpu_times.md)"
+    )
+
+
+def _index(op: Op, problem: Problem) -> int | None:
+    """Number of the GPU that a call's arrays are on; None where they are on none."""
+    where = next(s.device for s in map(problem.__getattribute__, op.inputs) if s is not None)
+    return int(where.partition(":")[2] or 0) if where.startswith("cuda") else None
+
+
 def _torch_has_cuda() -> bool:
     import torch
 
@@ -196,7 +241,7 @@ def resolve(op: Op, problem: Problem, wanted: str, kind: str, place: str, *, eag
     """The candidate that runs: the named one, or the first without a reason against it.
 
     Inside a compiled graph (not `eager`) no call is left to torch for its speed: there an op of ours is one node that
-    the compiler calls, whatever runs in it.
+    the compiler calls, whatever runs in it, and its backward pass is another.
 
     Raises:
         BackendError: there is none; lists the inputs and every reason.

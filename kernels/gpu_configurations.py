@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels import gpu_gates
-from kernels.gpu_report import capture
+from kernels.gpu_capture import capture
 from kernels.gpu_workloads import REPORTED_TARGETS, Workload, _attention, _conv, _entropy, _norm, _recurrent
 from kernels.runtime.machine_code import Compiled
 from kernels.runtime.triton_compile import Launch, compile_launches, digest, recording, version

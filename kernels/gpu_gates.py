@@ -61,7 +61,7 @@ OF_ROWS: dict[str, dict[str, int]] = {
         "convolve": 16,
         # Places and lengths of rows, to wherever tensor cores take rows from or leave them; of the GRU a bias.
         **{"held_forward": 5, "held_backward": 4, "forward_sequence": 3, "backward_sequence": 5},
-        **{"forward_step": 4, "backward_step": 6},
+        **{"forward_step": 5, "backward_step": 6},
     },
     "cupy": {
         **{"attention_forward": 6, "query_gradient": 10, "key_gradients": 11, "row_products": 2, "join_splits": 20},

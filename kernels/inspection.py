@@ -260,6 +260,10 @@ def _caller(given: str, taken: str, device: Any) -> Callable[..., tuple[Any, ...
         from kernels.runtime import cupy_arrays
 
         return cupy_arrays.on_cupy if given == "cupy" else functools.partial(cupy_arrays.on_numpy, device=device)
+    if given == "cupy":
+        from kernels.runtime import dlpack
+
+        return dlpack.on_cupy
     from kernels import torch_binding
 
     return functools.partial(torch_binding.on_numpy, device=device)

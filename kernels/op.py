@@ -255,6 +255,28 @@ def _no_function(_: Any) -> None:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """How many times as fast as torch's backend the GPU kernels ran one class of calls (docs/gpu_times.md).
+
+    Attributes:
+        calls: the class in words, as `explain` shows it.
+        triton, cupy: of calls without gradients, and of calls with them, both passes; None where there is no time.
+        gpu: name of the target in `kernels.runtime.targets.TARGETS` that it was measured on.
+    """
+
+    calls: str
+    triton: tuple[float | None, float | None]
+    cupy: tuple[float | None, float | None]
+    gpu: str = "sm_90"
+
+    def speed(self, backend: str, trains: bool) -> float | None:
+        """That of a backend on a GPU: 1 for torch."""
+        if backend == "torch":
+            return 1.0
+        return (self.triton if backend == "triton" else self.cupy)[trains]
+
+
+@dataclass(frozen=True)
 class Implementation:
     """One backend's way to run an op. Constructing it registers it: this is the one line that adds a backend to an op.
 
@@ -275,6 +297,8 @@ class Implementation:
         torch_below: ``torch_below(problem)``: automatic choice leaves calls on CPU tensors of fewer operations
             (`Problem.flops`) than this to torch's own function, which was measured to be faster there, call and all.
             ``python -m bench auto`` measures it anew.
+        measured: of a backend on a GPU: ``measured(problem)`` is what was measured of such calls, beside the backend
+            "torch" as it runs them; automatic choice leaves them to a faster backend. None where nothing was.
         by_address: of a backend that takes NumPy's arrays: ``by_address(problem)`` is a function that does what
             ``forward`` does when it is told where the inputs and the results lie, at the cost of no array; None where
             there is no such function. See kernels.runtime.by_address.
@@ -293,6 +317,7 @@ class Implementation:
     describe: Callable[[Any], str] = _no_words
     checks_values: bool = False
     torch_below: Callable[[Any], int] = _no_operations
+    measured: Callable[[Any], Measured | None] = _no_function
     by_address: Callable[[Any], Callable[..., Any] | None] = _no_function
     backward_by_address: Callable[[Any], Callable[..., Any] | None] = _no_function
     direct: Callable[[Any], Callable[..., Any] | None] = _no_function

@@ -347,21 +347,20 @@ def runner(
         return run_on_numpy
     if kind == "cupy":
         check = None if forward.checks_values else value_reports.checker(problem, backend.name, kind)
-        return lambda inputs: problem.public(dlpack.on_cupy(forward.forward, problem, inputs, check))
+        return lambda inputs: problem.public(dlpack.on_cupy(forward.forward, problem, inputs, {}, check))
+    device_type = next(s.device for s in map(problem.__getattribute__, op.inputs) if s).split(":")[0]
     direct = forward.direct(problem) if problem.returned == 1 and not problem.empty else None
     if direct is not None and not problem.checks_values:
-        return _without_autocast(direct, next(s.device for s in map(problem.__getattribute__, op.inputs) if s))
+        return _without_autocast(direct, device_type)
     bound = Bound(op, problem, backend, forward, backward)
     if problem.trains and not backend.differentiates:
         return lambda inputs: _apply_to(bound, inputs)
-    if problem.returned == 1:
-        return bound.first
-    return lambda inputs: problem.public(bound.forward(inputs))
+    run = bound.first if problem.returned == 1 else lambda inputs: problem.public(bound.forward(inputs))
+    return _without_autocast(lambda *inputs: run(inputs), device_type) if backend.differentiates else run
 
 
-def _without_autocast(function: Callable[..., Any], device: str) -> Callable[[tuple[Any, ...]], Any]:
+def _without_autocast(function: Callable[..., Any], place: str) -> Callable[[tuple[Any, ...]], Any]:
     """Call torch's own function on a tuple of inputs, in their dtype whatever torch.autocast would make of it."""
-    place = device.split(":")[0]
     is_autocast_enabled = torch.is_autocast_enabled
     # Asked for any device it takes a quarter of the time.
     is_any_enabled = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)

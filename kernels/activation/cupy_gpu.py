@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kernels.activation.cuda_codes import code_of
+from kernels.activation.gpu_speeds import measured
 from kernels.activation.op import OPS, ActivationProblem
 from kernels.arrays import ArraySpec
 from kernels.op import Implementation
@@ -88,4 +89,4 @@ def _describe(p: ActivationProblem) -> str:
 
 
 for _op in OPS:
-    Implementation(_op, "cupy", forward, backward, dtypes=DTYPES, describe=_describe)
+    Implementation(_op, "cupy", forward, backward, dtypes=DTYPES, describe=_describe, measured=measured)

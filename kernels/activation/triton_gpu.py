@@ -8,6 +8,7 @@ import torch
 import triton
 
 from kernels.activation import activation_triton
+from kernels.activation.gpu_speeds import measured
 from kernels.activation.op import OPS, ActivationProblem
 from kernels.arrays import ArraySpec
 from kernels.op import Implementation
@@ -57,4 +58,4 @@ def _describe(p: ActivationProblem) -> str:
 
 
 for _op in OPS:
-    Implementation(_op, "triton", forward, backward, dtypes=DTYPES, describe=_describe)
+    Implementation(_op, "triton", forward, backward, dtypes=DTYPES, describe=_describe, measured=measured)

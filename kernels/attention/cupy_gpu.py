@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from kernels.attention.cuda_call import WARPS, CudaCall, blocks_of
 from kernels.attention.cuda_tiles import CudaTile, forward_tile, key_tile, packs, parts_of, query_tile
+from kernels.attention.gpu_speeds import measured, measured_torchs
 from kernels.attention.gpu_tiles import split_count
 from kernels.attention.op import ATTENTION, SCALED_DOT_PRODUCT_ATTENTION, ScaledDotProductAttentionProblem
 from kernels.attention.problem import AttentionProblem
@@ -234,8 +235,11 @@ def _describe_torchs(p: ScaledDotProductAttentionProblem) -> str:
     return _describe(p.attention)
 
 
-Implementation(ATTENTION, "cupy", attention, attention_backward, dtypes=DTYPES, reasons=_reasons, describe=_describe)
+Implementation(
+    ATTENTION, "cupy", attention, attention_backward, dtypes=DTYPES, reasons=_reasons, describe=_describe,
+    measured=measured,
+)  # fmt: skip
 Implementation(
     SCALED_DOT_PRODUCT_ATTENTION, "cupy", *through_attention(attention, attention_backward), dtypes=DTYPES,
-    reasons=_reasons_torchs, describe=_describe_torchs,
+    reasons=_reasons_torchs, describe=_describe_torchs, measured=measured_torchs,
 )  # fmt: skip

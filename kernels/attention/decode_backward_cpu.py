@@ -15,9 +15,8 @@ from kernels.attention.backward_rows import row_products
 from kernels.attention.decode_rows import add_rows, copy_row, outer_rows, row_dots, row_scores
 from kernels.attention.layout import DISTANCE, Given, read_sizes, read_terms
 from kernels.attention.products import clear
-from kernels.attention.scores import fill_rows
+from kernels.attention.scores import fill_rows, weight_again
 from kernels.attention.tiles import SEGMENT_KEYS
-from kernels.attention.vectors import weight_of
 from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     advance,
@@ -62,7 +61,7 @@ def _weights_and_gradients(t, scores, products, keys, shift, delta, whole):
         for k in range(0, keys, lanes):
             s = load(scores, k)
             hidden = s == -math.inf
-            weight = select(hidden, zeros_like(s), weight_of(s - shift, 1.0))
+            weight = select(hidden, zeros_like(s), weight_again(s, shift))
             # What is hidden, or past the last key, may be no number.
             row = fma(weight, select(hidden, zeros_like(s), load(products, k)), row)
             total = total + weight
@@ -72,7 +71,7 @@ def _weights_and_gradients(t, scores, products, keys, shift, delta, whole):
     for k in range(0, keys, lanes):
         s = load(scores, k)
         hidden = s == -math.inf
-        weight = weight_of(s - shift, 1.0) * norm
+        weight = weight_again(s, shift) * norm
         gradient = weight * (load(products, k) - delta)
         if t.softcap != 0.0:
             part = s * inverse

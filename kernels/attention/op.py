@@ -304,7 +304,8 @@ def scaled_dot_product_attention(
     """torch.nn.functional.scaled_dot_product_attention, argument for argument, in memory that grows with L and S alone.
 
     Beyond torch: a query that sees no key has output and gradients 0 on every path, and NaN in a key or value that a
-    query does not see does not reach it. `attention` has more to offer.
+    query does not see does not reach it; but where automatic choice leaves a causal call on a GPU to torch's kernels
+    (`explain` says so), these multiply what is not finite in such a value by 0. `attention` has more to offer.
 
     Args:
         query: (..., L, E); any strides.

@@ -246,6 +246,17 @@ def add_relative_gradient(t, tile, keys, position, key, by_distance, skewed):
 
 
 @jit(inner=True)
+def weight_again(score, log_sum):
+    """The weight of a score by its row's log-sum-exp, 1 at most; NaN passes.
+
+    Where another backend made the log-sum-exp, sums in another order may leave the score a unit in the last place above
+    it, which of large scores is a large number.
+    """
+    difference = score - log_sum
+    return weight_of(select(difference > 0.0, zeros_like(score), difference), 1.0)
+
+
+@jit(inner=True)
 def weights_and_gradients(t, scores, products, keys, lse, delta, whole, dropped, factors):
     """Scores and the products dO V^T of a tile become the weights and the gradients of the scores, in place.
 
@@ -266,7 +277,7 @@ def weights_and_gradients(t, scores, products, keys, lse, delta, whole, dropped,
                 at = k * width + j
                 s = load(scores, at)
                 hidden = s == -math.inf
-                weight = select(hidden, zeros_like(scores), weight_of(s * t.unit - shift, 1.0))
+                weight = select(hidden, zeros_like(scores), weight_again(s * t.unit, shift))
                 # What is hidden may be no number.
                 product = select(hidden, zeros_like(scores), load(products, at))
                 if dropped:
@@ -279,7 +290,7 @@ def weights_and_gradients(t, scores, products, keys, lse, delta, whole, dropped,
             at = k * width + j
             s = load(scores, at)
             hidden = s == -math.inf
-            weight = select(hidden, zeros_like(scores), weight_of(s * t.unit - shift, 1.0)) * norm
+            weight = select(hidden, zeros_like(scores), weight_again(s * t.unit, shift)) * norm
             product = load(products, at)
             if dropped:
                 factor = load(factors, at)

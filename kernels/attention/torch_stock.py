@@ -1,21 +1,24 @@
 """Attention in torch's own ops, all scores in memory; its backward is differentiable once more.
 
 torch's fused kernels have no second derivative and know neither windows, caps, lengths, relative terms nor a mask by
-counting, so the scores are made here as in `reference`. In the forward pass the weights of a key that is hidden from
+counting, so the scores are made here as in `reference`; on a GPU torch_fused.py leaves plain calls on tensors to them.
+In the forward pass the weights of a key that is hidden from
 some queries but not from others are zeros, which NaN in its value passes, as in torch's own op.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from kernels.attention.op import ATTENTION, SCALED_DOT_PRODUCT_ATTENTION
+from kernels.attention.op import ATTENTION, SCALED_DOT_PRODUCT_ATTENTION, ScaledDotProductAttentionProblem
 from kernels.attention.problem import AttentionProblem
 from kernels.attention.relative import t5_buckets
 from kernels.attention.scaled_dot_product import through_attention
+from kernels.attention.torch_fused import fused
 from kernels.op import Implementation
 from kernels.random import block_words, drop_threshold
 
@@ -199,5 +202,18 @@ def attention_backward(
     return tuple(g if wanted else None for g, wanted in zip(found, p.needs_grad))
 
 
-Implementation(ATTENTION, "torch", attention, attention_backward, dtypes=DTYPES)
-Implementation(SCALED_DOT_PRODUCT_ATTENTION, "torch", *through_attention(attention, attention_backward), dtypes=DTYPES)
+def direct(p: AttentionProblem) -> Callable[..., Tensor] | None:
+    """torch's fused function on a GPU, where it computes the same."""
+    return fused(p, attention_backward, p.query.device)
+
+
+def direct_torchs(p: ScaledDotProductAttentionProblem) -> Callable[..., Tensor] | None:
+    """The same of scaled_dot_product_attention."""
+    return direct(p.attention)
+
+
+Implementation(ATTENTION, "torch", attention, attention_backward, dtypes=DTYPES, direct=direct)
+Implementation(
+    SCALED_DOT_PRODUCT_ATTENTION, "torch", *through_attention(attention, attention_backward), dtypes=DTYPES,
+    direct=direct_torchs,
+)  # fmt: skip

@@ -16,6 +16,7 @@ import torch
 import triton
 
 from kernels.attention import backward_triton, forward_triton, terms_backward_triton
+from kernels.attention.gpu_speeds import measured, measured_torchs
 from kernels.attention.gpu_tiles import (
     AttentionTile,
     backward_tiles,
@@ -415,8 +416,8 @@ def _describe_torchs(p: ScaledDotProductAttentionProblem) -> str:
     return _describe(p.attention)
 
 
-Implementation(ATTENTION, "triton", attention, attention_backward, dtypes=DTYPES, describe=_describe)
+Implementation(ATTENTION, "triton", attention, attention_backward, dtypes=DTYPES, describe=_describe, measured=measured)
 Implementation(
     SCALED_DOT_PRODUCT_ATTENTION, "triton", *through_attention(attention, attention_backward), dtypes=DTYPES,
-    describe=_describe_torchs,
+    describe=_describe_torchs, measured=measured_torchs,
 )  # fmt: skip

@@ -13,6 +13,7 @@ from kernels.conv2d.cuda_tiles import LEAST_COLUMNS, product_tile, splits_of_ste
 from kernels.conv2d.cupy_sums import Order, finish_parts, sum_of_parts, sums_over_pixels
 from kernels.conv2d.cupy_weights import packed_weight
 from kernels.conv2d.gpu_launches import Problem, depthwise, reasons
+from kernels.conv2d.gpu_speeds import measured
 from kernels.conv2d.gpu_tiles import parts_of_pixels
 from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
 from kernels.op import Implementation
@@ -263,8 +264,10 @@ def describe(p: Problem) -> str:
     return f"implicit matrix product in {by}, {p.weight.shape[1] * p.kernel[0] * p.kernel[1]} terms"
 
 
-Implementation(CONV2D, "cupy", conv2d, conv2d_backward, reasons=reasons, dtypes=DTYPES, describe=describe)
+Implementation(
+    CONV2D, "cupy", conv2d, conv2d_backward, reasons=reasons, dtypes=DTYPES, describe=describe, measured=measured
+)
 Implementation(
     CONV_TRANSPOSE2D, "cupy", conv_transpose2d, conv_transpose2d_backward,
-    reasons=reasons, dtypes=DTYPES, describe=describe,
+    reasons=reasons, dtypes=DTYPES, describe=describe, measured=measured,
 )  # fmt: skip

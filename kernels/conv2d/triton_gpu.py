@@ -13,6 +13,7 @@ from kernels.activation.triton_gpu import gradient as activation_gradient
 from kernels.arrays import ArraySpec
 from kernels.conv2d import depthwise_triton, product_triton
 from kernels.conv2d.gpu_launches import Problem, depthwise, reasons
+from kernels.conv2d.gpu_speeds import FEW_CHANNELS, measured, multiplies_in_tf32
 from kernels.conv2d.gpu_tiles import ConvTile, conv_tile, parts_of_pixels
 from kernels.conv2d.op import CONV2D, CONV_TRANSPOSE2D, Conv2dProblem, ConvTranspose2dProblem
 from kernels.op import Implementation
@@ -37,17 +38,13 @@ from kernels.runtime.tuning import choose
 
 Tensor = torch.Tensor
 
-#: Channels of a group below which a step of a product goes across taps.
-FEW_CHANNELS = 16
 #: Elements of the tile of a sum over pixels.
 SUM_TILE = 1024
 
 
 def precision_of(dtype: torch.dtype, target: Target) -> str:
     """How float32 is multiplied: as torch is set for its own convolutions."""
-    cudnn = torch.backends.cudnn
-    allowed = cudnn.conv.fp32_precision == "tf32" if hasattr(cudnn, "conv") else cudnn.allow_tf32
-    return product_precision(dtype, target, tf32=bool(allowed))
+    return product_precision(dtype, target, tf32=multiplies_in_tf32())
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:
@@ -311,8 +308,10 @@ def _describe(p: Problem) -> str:
     return f"implicit matrix product{few}, {p.weight.shape[1] * p.kernel[0] * p.kernel[1]} terms"
 
 
-Implementation(CONV2D, "triton", conv2d, conv2d_backward, reasons=reasons, dtypes=DTYPES, describe=_describe)
+Implementation(
+    CONV2D, "triton", conv2d, conv2d_backward, reasons=reasons, dtypes=DTYPES, describe=_describe, measured=measured
+)
 Implementation(
     CONV_TRANSPOSE2D, "triton", conv_transpose2d, conv_transpose2d_backward,
-    reasons=reasons, dtypes=DTYPES, describe=_describe,
+    reasons=reasons, dtypes=DTYPES, describe=_describe, measured=measured,
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kernels.embedding.gpu_speeds import measured
 from kernels.embedding.op import EMBEDDING, EmbeddingProblem
 from kernels.op import Implementation
 from kernels.runtime.cuda_tiles import FLAT_THREADS
@@ -91,4 +92,4 @@ def _describe(p: EmbeddingProblem) -> str:
     return f"{p.input.size} rows of {p.features} copied"
 
 
-Implementation(EMBEDDING, "cupy", forward, backward, dtypes=DTYPES, describe=_describe)
+Implementation(EMBEDDING, "cupy", forward, backward, dtypes=DTYPES, describe=_describe, measured=measured)

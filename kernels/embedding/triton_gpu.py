@@ -7,6 +7,7 @@ import torch
 import triton
 
 from kernels.embedding import embedding_triton
+from kernels.embedding.gpu_speeds import measured
 from kernels.embedding.op import EMBEDDING, EmbeddingProblem
 from kernels.op import Implementation
 from kernels.runtime.row_tiles import power_of_two
@@ -72,4 +73,4 @@ def _describe(p: EmbeddingProblem) -> str:
     return f"{p.input.size} rows of {p.features} copied"
 
 
-Implementation(EMBEDDING, "triton", forward, backward, dtypes=DTYPES, describe=_describe)
+Implementation(EMBEDDING, "triton", forward, backward, dtypes=DTYPES, describe=_describe, measured=measured)

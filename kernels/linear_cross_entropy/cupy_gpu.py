@@ -13,6 +13,7 @@ from kernels.arrays import ArraySpec
 from kernels.conv2d.cupy_sums import Order, sum_of_parts
 from kernels.linear.cupy_gpu import finish_sums
 from kernels.linear_cross_entropy.chunks import chunk_rows, describe
+from kernels.linear_cross_entropy.gpu_speeds import measured
 from kernels.linear_cross_entropy.op import LINEAR_CROSS_ENTROPY, LinearCrossEntropyProblem
 from kernels.op import Implementation
 from kernels.runtime.cupy_gpu import DTYPES, computed_dtype, contiguous, empty, full, zero_gradients
@@ -139,5 +140,6 @@ def _rounded(sums: Array | None, form: ArraySpec | None) -> Array | None:
 
 
 Implementation(
-    LINEAR_CROSS_ENTROPY, "cupy", linear_cross_entropy, linear_cross_entropy_backward, dtypes=DTYPES, describe=describe
-)
+    LINEAR_CROSS_ENTROPY, "cupy", linear_cross_entropy, linear_cross_entropy_backward, dtypes=DTYPES, describe=describe,
+    measured=measured,
+)  # fmt: skip

@@ -19,6 +19,7 @@ from kernels.linear import triton_gpu as linear
 from kernels.linear_cross_entropy import losses_triton
 from kernels.linear_cross_entropy.chunks import Parts, in_chunks
 from kernels.linear_cross_entropy.chunks import describe as describe_chunks
+from kernels.linear_cross_entropy.gpu_speeds import MOST_FEATURES, measured
 from kernels.linear_cross_entropy.op import LINEAR_CROSS_ENTROPY, LinearCrossEntropyProblem
 from kernels.linear_cross_entropy.torch_stock import cast, concatenate, expand, full
 from kernels.op import Implementation
@@ -40,10 +41,6 @@ from kernels.softmax import triton_gpu as softmax
 
 Tensor = torch.Tensor
 
-#: The most features with which losses are fused. A logit costs 2 * features operations, which for 1024 are 2.8 ps of
-#: a whole H100 at three quarters of its peak; in chunks it also goes to the L2 cache and back, 4 bytes, at 5.5 TB/s
-#: 0.7 ps: a fourth, which is about what a product by Triton may be slower than cuBLAS's. Arithmetic, not measured.
-MOST_FEATURES = 1024
 #: The least side of a matrix product on tensor cores that Triton takes.
 LEAST = 16
 #: Rows of a program that joins the parts.
@@ -146,4 +143,6 @@ _PARTS = Parts(
     linear.linear, linear.linear_backward, softmax.cross_entropy, softmax.cross_entropy_backward,
     cast, concatenate, expand, full, operator.iadd, losses=_losses,
 )  # fmt: skip
-Implementation(LINEAR_CROSS_ENTROPY, "triton", *in_chunks(_PARTS), dtypes=DTYPES, describe=_describe)
+Implementation(
+    LINEAR_CROSS_ENTROPY, "triton", *in_chunks(_PARTS), dtypes=DTYPES, describe=_describe, measured=measured
+)

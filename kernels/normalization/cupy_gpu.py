@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kernels.normalization.gpu_speeds import measured
 from kernels.normalization.op import LAYER_NORM, RMS_NORM, LayerNormProblem, NormProblem, RMSNormProblem
 from kernels.op import Implementation
 from kernels.runtime.cupy_gpu import (
@@ -149,5 +150,6 @@ def _describe(p: NormProblem) -> str:
     return f"{rows} rows of {n}, threads along a row"
 
 
-Implementation(LAYER_NORM, "cupy", layer_norm, layer_norm_backward, dtypes=DTYPES, describe=_describe)
-Implementation(RMS_NORM, "cupy", rms_norm, rms_norm_backward, dtypes=DTYPES, describe=_describe)
+_FACTS: dict[str, Any] = {"dtypes": DTYPES, "describe": _describe, "measured": measured}
+Implementation(LAYER_NORM, "cupy", layer_norm, layer_norm_backward, **_FACTS)
+Implementation(RMS_NORM, "cupy", rms_norm, rms_norm_backward, **_FACTS)

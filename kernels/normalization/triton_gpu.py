@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 
 from kernels.normalization import rows_triton
+from kernels.normalization.gpu_speeds import measured
 from kernels.normalization.op import LAYER_NORM, RMS_NORM, LayerNormProblem, NormProblem, RMSNormProblem
 from kernels.op import Implementation
 from kernels.runtime.row_tiles import RowTile, row_tile
@@ -164,5 +167,6 @@ def _describe(p: NormProblem) -> str:
     return f"{rows} rows of {n}, threads along a row"
 
 
-Implementation(LAYER_NORM, "triton", layer_norm, layer_norm_backward, dtypes=DTYPES, describe=_describe)
-Implementation(RMS_NORM, "triton", rms_norm, rms_norm_backward, dtypes=DTYPES, describe=_describe)
+_FACTS: dict[str, Any] = {"dtypes": DTYPES, "describe": _describe, "measured": measured}
+Implementation(LAYER_NORM, "triton", layer_norm, layer_norm_backward, **_FACTS)
+Implementation(RMS_NORM, "triton", rms_norm, rms_norm_backward, **_FACTS)

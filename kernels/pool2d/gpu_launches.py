@@ -13,6 +13,7 @@ from kernels.pool2d.adaptive import (
     AdaptiveAvgPool2dProblem,
     AdaptiveMaxPool2dProblem,
 )
+from kernels.pool2d.gpu_speeds import measured
 from kernels.pool2d.op import (
     AVG_POOL2D,
     INTEGERS,
@@ -66,7 +67,7 @@ def implement(
         (LP_POOL2D, powers),
     )  # fmt: skip
     for op, passes in pairs:
-        Implementation(op, backend, *passes, reasons=reasons, dtypes=dtypes, describe=_describe)
+        Implementation(op, backend, *passes, reasons=reasons, dtypes=dtypes, describe=_describe, measured=measured)
 
 
 def _describe(p: Pooling) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from kernels.recurrence.gpu_speeds import measured
 from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER, implement
 from kernels.recurrence.plan_gpu import sequence_strides
 from kernels.recurrence.problem import SUFFIXES, Layer, Weights
@@ -358,4 +359,4 @@ def describe(p: Layer) -> str:
 
 
 for _op in _OPS.values():
-    implement(_op, "cupy", forward, backward, dtypes=DTYPES, reasons=reasons, describe=describe)
+    implement(_op, "cupy", forward, backward, dtypes=DTYPES, reasons=reasons, describe=describe, measured=measured)

@@ -104,21 +104,23 @@ def recurrence_tile(p: Layer, target: Target, *, tensor_cores: bool, backward: b
     path = path_of(p, target, tensor_cores=tensor_cores)
     item, most = p.x.itemsize, _width(max(p.units, p.hidden))
     if path == "held":
-        warps = _warps(LEAST * most, item, target)
+        # Of float32 sixteen warps spill where a product is three of tf32.
+        warps = min(_warps(LEAST * most, item, target), 8 if item == 4 else 16)
         return RecurrenceTile(path, LEAST, most, most, warps, 1, _registers(warps, target, spills="sm"))
     if not tensor_cores:
         units = min(32 if item == 4 else LEAST, most)
         hopper = target.name == "sm_90" and item == 4
-        # Of float64 an LSTM spills when it is not told, a GRU when it is.
-        lstm = item == 8 and p.gates == 4
-        registers = _registers(4, target, spills="sm" if lstm else "sm_90" if hopper else "sm_8")
+        # Of float64 an LSTM spills when it is not told, a GRU when it is; float32 may when it is not.
+        registers = _registers(4, target, spills="sm" if item == 4 or p.gates == 4 else "sm_8")
         return RecurrenceTile(path, LEAST, units, LEAST, 4, 1 if hopper else 2, registers)
     line = 128 // item
     stages = 2 if target.amd else 3
     if path == "streamed" and target.name == "sm_90" and not p.projects:
         # Measured on an H100: an LSTM of 256 units in bfloat16 takes 13.5 us a step, 23.3 with 64 units at a time.
         if item == 2:
-            return RecurrenceTile(path, LEAST, min(256, most), line, 8, 2)
+            # Backward an LSTM with lengths would spill 28 registers on 256 units, which was not measured.
+            units = 128 if backward and p.gates == 4 else 256
+            return RecurrenceTile(path, LEAST, min(units, most), line, 8, 2)
         units = min(2 * line, most)
         inner = units if backward else line
         return RecurrenceTile(path, LEAST, units, inner, 4, 2, _registers(4, target, "sm"))
@@ -126,7 +128,9 @@ def recurrence_tile(p: Layer, target: Target, *, tensor_cores: bool, backward: b
         rows = min(_width(p.batch), 64)
         if backward and item == 4:
             stages = 1  # its weights lie across the sums: asynchronous copies that turn float32 would be of 32 bits
-        return RecurrenceTile(path, rows, 32, line, min(_warps(rows * 32, item, target), 8), stages)
+        # An LSTM of 32 rows in float32 spills with a whole line of each row at a time.
+        inner = line // 2 if item == 4 and p.gates == 4 and rows == 32 and not backward else line
+        return RecurrenceTile(path, rows, 32, inner, min(_warps(rows * 32, item, target), 8), stages)
     units = inner = line
     if (backward or p.gates == 1) and not p.projects:
         # With one gate at a time a step's products are short: more of them is on its way at once.

@@ -84,6 +84,11 @@ class Layer(Problem):
         return False
 
     @property
+    def is_torchs(self) -> bool:
+        """Whether torch has an op for it."""
+        return self.lengths is None
+
+    @property
     def kept_gates(self) -> int:
         """How many numbers a unit keeps for backward as gate_values."""
         return self.gates
@@ -275,6 +280,11 @@ class GruProblem(_PlainLayer):
         _check_layer(problem)
         checks.boolean(cls.op, "reset_after", problem.reset_after)
         return problem
+
+    @property
+    def is_torchs(self) -> bool:
+        """Whether torch has an op for it: it has none with the reset before the product."""
+        return self.reset_after and super().is_torchs
 
     @property
     def kept_gates(self) -> int:

@@ -12,7 +12,7 @@ import torch
 from kernels.op import input_names
 from kernels.recurrence import equations
 from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER, implement
-from kernels.recurrence.problem import GruProblem, Layer, RnnProblem
+from kernels.recurrence.problem import Layer, RnnProblem
 
 Tensor = torch.Tensor
 
@@ -26,11 +26,6 @@ def _join(tensors: list[Tensor]) -> Tensor:
 
 
 TORCH = equations.Math(torch.sigmoid, torch.tanh, torch.where, _join, torch.stack, _zeros)
-
-
-def has_stock_form(p: Layer) -> bool:
-    """Whether torch has an op for it."""
-    return p.lengths is None and not (isinstance(p, GruProblem) and not p.reset_after)
 
 
 def _stock(p: Layer, named: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -57,7 +52,7 @@ def _stock(p: Layer, named: dict[str, Any]) -> tuple[Tensor, ...]:
 def forward(p: Layer, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
     """The op's inputs -> its results."""
     named = p.named(inputs)
-    if not has_stock_form(p):
+    if not p.is_torchs:
         return _contiguous(equations.results(TORCH, p, named, equations.run(TORCH, p, named)))
     full, *states = _stock(p, named)
     output = (full[:, -1] if p.batch_first else full[-1]) if p.return_last else full

@@ -12,6 +12,7 @@ import triton
 
 from kernels.op import input_names
 from kernels.recurrence import backward_triton, forward_triton, held_triton
+from kernels.recurrence.gpu_speeds import measured
 from kernels.recurrence.gpu_tiles import RecurrenceTile, path_of, recurrence_tile
 from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER, implement
 from kernels.recurrence.plan_gpu import (
@@ -396,4 +397,4 @@ def _describe(p: Layer) -> str:
 
 
 for _op in (RNN_LAYER, LSTM_LAYER, GRU_LAYER):
-    implement(_op, "triton", forward, backward, dtypes=DTYPES, reasons=_reasons, describe=_describe)
+    implement(_op, "triton", forward, backward, dtypes=DTYPES, reasons=_reasons, describe=_describe, measured=measured)

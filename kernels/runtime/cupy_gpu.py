@@ -225,13 +225,18 @@ def empty_like_form(form: ArraySpec) -> Any:
 
 def target_of(array: Any) -> Target:
     """What the kernels that take this array are compiled for; of None: those on the current device."""
+    return _target if _target is not None else target_of_device(None if array is None else array.device.id)
+
+
+def target_of_device(index: int | None) -> Target:
+    """The same of a device's number; None is the current one."""
     if _target is not None:
         return _target
-    if array is not None:
-        return _target_of_device(array.device.id)
-    import cupy
+    if index is None:
+        import cupy
 
-    return _target_of_device(cupy.cuda.runtime.getDevice())
+        index = cupy.cuda.runtime.getDevice()
+    return _target_of_device(index)
 
 
 @functools.cache

@@ -33,11 +33,14 @@ def on_cupy(
     function: Callable[..., Sequence[torch.Tensor | None]],
     problem: Any,
     inputs: Sequence[Any],
-    check: Callable[[Sequence[Any]], None] | None,
+    keywords: dict[str, Any],
+    check: Callable[[Sequence[Any]], None] | None = None,
 ) -> tuple[Any, ...]:
-    """``function(problem, *inputs)`` of tensors, called with CuPy's arrays, behind `check`; not in a captured graph."""
+    """``function(problem, *inputs, **keywords)`` of tensors, called with CuPy's arrays, behind `check` of the inputs;
+    not in a captured graph."""
     tensors = [as_tensor(array) for array in inputs]
     if check is not None and not captured(tensors):
         check(tensors)
     with torch.no_grad():
-        return tuple(map(as_cupy, function(problem, *tensors)))
+        found = function(problem, *tensors, **{name: as_tensor(array) for name, array in keywords.items()})
+        return tuple(map(as_cupy, found))

@@ -17,6 +17,8 @@ from tests.support import matrix
 
 Array = np.ndarray[Any, Any]
 BACKENDS = ("numba", "torch", "reference")
+#: What a kernel may be off by, of numbers around 1.
+TOLERANCES = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 2e-6, "float64": 1e-12}
 #: The package is hidden behind the public function of its name.
 layout = importlib.import_module("kernels.attention.layout")
 numba_cpu = importlib.import_module("kernels.attention.numba_cpu")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels import cupy_configurations, gpu_gates, gpu_report
+from kernels import cupy_configurations, gpu_capture, gpu_gates, gpu_report
 from kernels.backends import BACKENDS, load
 from kernels.case import Case, all_cases
 from kernels.conv2d.cuda_tiles import product_tiles
@@ -233,7 +233,7 @@ def committed() -> dict[str, Any]:
 
 
 REPORTED = [
-    w for w in WORKLOADS if w.op in cupy_ops() and w.targets("cupy") and gpu_report.why_not(w, "cupy") is None
+    w for w in WORKLOADS if w.op in cupy_ops() and w.targets("cupy") and gpu_capture.why_not(w, "cupy") is None
 ]
 COMPILED = [pytest.param(w, t, id=f"{w.id}-{t}") for w in REPORTED for t in w.targets("cupy")]
 

@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,40 +23,8 @@ from kernels.runtime import cupy_gpu, values_cupy
 from kernels.runtime.cuda_source import Signature, kernels_of, signature_of
 from tests.support.cuda_cpu import module as harness
 from tests.support.cuda_cpu.run import launch
-
-
-@dataclass
-class Launch:
-    """One launch: its kernel, and the device and stream that were current."""
-
-    kernel: str
-    device: int
-    stream: int
-
-
-@dataclass
-class Gpu:
-    """What the fake has seen.
-
-    Attributes:
-        device, stream: those that are current; stream 0 is the default one.
-        launches: in order.
-        copied: arrays that went to a device, and that came back.
-        capability: of every device.
-        waits: how often the host waited for a device.
-        capturing: whether the current stream is being captured.
-    """
-
-    device: int = 0
-    stream: int = 0
-    launches: list[Launch] = field(default_factory=list)
-    copied: dict[str, int] = field(default_factory=lambda: {"over": 0, "back": 0})
-    capability: str = "90"
-    waits: int = 0
-    capturing: bool = False
-
-
-_gpu = Gpu()
+from tests.support.fake_cublas import Cublas
+from tests.support.fake_gpu import Gpu, Launch, begin, gpu
 
 
 class ndarray:  # CuPy's name
@@ -69,7 +37,7 @@ class ndarray:  # CuPy's name
             device = memory.device
         self._host = host
         self._keeps = keeps
-        self.device = Device(_gpu.device if device is None else device)
+        self.device = Device(gpu().device if device is None else device)
 
     def __array__(self, *_: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`.")
@@ -186,13 +154,13 @@ def asarray(host: Any) -> ndarray:
     """A copy on the current device."""
     if isinstance(host, ndarray):
         return host
-    _gpu.copied["over"] += 1
+    gpu().copied["over"] += 1
     return ndarray(np.array(host, order="C"))
 
 
 def asnumpy(array: ndarray) -> Any:
     """A copy on the host, C-contiguous as CuPy makes it."""
-    _gpu.copied["back"] += 1
+    gpu().copied["back"] += 1
     return np.array(array._host, order="C")
 
 
@@ -237,24 +205,24 @@ class Device:
     """A device, current inside a `with`."""
 
     def __init__(self, index: int | None = None) -> None:
-        self.id = _gpu.device if index is None else index
+        self.id = gpu().device if index is None else index
 
     def synchronize(self) -> None:
         """Wait for all that was launched."""
-        _gpu.waits += 1
+        gpu().waits += 1
 
     @property
     def compute_capability(self) -> str:
         """As CuPy spells it: "90"."""
-        return _gpu.capability
+        return gpu().capability
 
     def __enter__(self) -> Device:
-        self._before = _gpu.device
-        _gpu.device = self.id
+        self._before = gpu().device
+        gpu().device = self.id
         return self
 
     def __exit__(self, *_: Any) -> None:
-        _gpu.device = self._before
+        gpu().device = self._before
 
 
 class PinnedMemory(np.ndarray):  # whose buffer NumPy takes
@@ -297,7 +265,7 @@ class Stream:
 
     def is_capturing(self) -> bool:
         """Whether what is launched becomes part of a graph."""
-        return _gpu.capturing
+        return gpu().capturing
 
     @classmethod
     def from_external(cls, stream: Any) -> Stream:
@@ -307,12 +275,12 @@ class Stream:
         return cls(pointer)
 
     def __enter__(self) -> Stream:
-        self._before = _gpu.stream
-        _gpu.stream = self.pointer
+        self._before = gpu().stream
+        gpu().stream = self.pointer
         return self
 
     def __exit__(self, *_: Any) -> None:
-        _gpu.stream = self._before
+        gpu().stream = self._before
 
 
 class RawModule:
@@ -322,7 +290,7 @@ class RawModule:
         pairs = (option.removeprefix("-D").partition("=") for option in options)
         self._constants = tuple((name, value) for name, _, value in pairs)
         self._code = code
-        self.device = _gpu.device
+        self.device = gpu().device
 
     def get_function(self, name: str) -> RawKernel:
         """A kernel."""
@@ -342,54 +310,19 @@ class RawKernel:
         self.max_dynamic_shared_size_bytes = 48 << 10
 
     def __call__(self, grid: Any, block: Any, arguments: tuple[Any, ...], *, shared_mem: int = 0) -> None:
-        assert self._device == _gpu.device, "a function of another device's module"
+        assert self._device == gpu().device, "a function of another device's module"
         assert shared_mem <= self.max_dynamic_shared_size_bytes, "more shared memory than was asked for"
         given: list[Any] = []
         for argument, parameter in zip(arguments, self._parameters, strict=True):
             if isinstance(argument, ndarray):
-                assert argument.device.id == _gpu.device, "an array of another device"
+                assert argument.device.id == gpu().device, "an array of another device"
                 given.append(argument._host)
             else:
                 assert isinstance(argument, np.generic), f"CuPy would guess a type for {argument!r}"
                 assert not parameter.pointer or argument == 0, "a number for a pointer"
                 given.append(None if parameter.pointer else argument)
-        _gpu.launches.append(Launch(self._name, _gpu.device, _gpu.stream))
+        gpu().launches.append(Launch(self._name, gpu().device, gpu().stream))
         launch(self._compiled, self._name, grid, block, tuple(given), shared_mem)
-
-
-class Cublas:
-    """Products column after column, of what lies at addresses; nothing else is known of the arrays."""
-
-    CUBLAS_OP_N, CUBLAS_OP_T = 0, 1
-    CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_64F, CUBLAS_GEMM_DEFAULT = 68, 70, -1
-    #: cudaDataType: its number and what it is.
-    TYPES = {"CUDA_R_32F": (0, "float32"), "CUDA_R_64F": (1, "float64"), "CUDA_R_16F": (2, "float16")}
-    TYPES |= {"CUDA_R_16BF": (14, "bfloat16")}
-
-    @staticmethod
-    def _matrix(at: int, kind: int, down: int, across: int, distance: int) -> Any:
-        """What lies there, columns `distance` elements apart."""
-        assert distance >= down
-        dtype = cupy_gpu.numpy_dtype(next(name for number, name in Cublas.TYPES.values() if number == kind))
-        size = (distance * (across - 1) + down) * dtype.itemsize
-        flat = np.frombuffer((ctypes.c_char * size).from_address(at), dtype)
-        return np.lib.stride_tricks.as_strided(flat, (down, across), (dtype.itemsize, dtype.itemsize * distance))
-
-    def gemmEx(
-        self, handle: int, op_a: int, op_b: int, m: int, n: int, k: int, alpha: int, a: int, type_a: int, lda: int,
-        b: int, type_b: int, ldb: int, beta: int, c: int, type_c: int, ldc: int, compute: int, algorithm: int,
-    ) -> None:  # fmt: skip
-        """C = alpha op(A) op(B) + beta C."""
-        assert (handle, algorithm) == (_gpu.device, -1), "another device's handle"
-        wide = np.dtype("float64" if compute == self.CUBLAS_COMPUTE_64F else "float32")
-        left = self._matrix(a, type_a, k, m, lda).T if op_a else self._matrix(a, type_a, m, k, lda)
-        right = self._matrix(b, type_b, n, k, ldb).T if op_b else self._matrix(b, type_b, k, n, ldb)
-        to = self._matrix(c, type_c, m, n, ldc)
-        factor, kept = ((ctypes.c_char * wide.itemsize).from_address(at) for at in (alpha, beta))
-        factor, kept = np.frombuffer(factor, wide)[0], np.frombuffer(kept, wide)[0]
-        product = factor * (left.astype(wide) @ right.astype(wide))
-        to[...] = product + kept * to.astype(wide) if kept else product
-        _gpu.launches.append(Launch("gemmEx", _gpu.device, _gpu.stream))
 
 
 class CUDARuntimeError(RuntimeError):
@@ -405,17 +338,17 @@ def _modules(devices: int) -> dict[str, types.ModuleType]:
     runtime = types.SimpleNamespace(
         driverGetVersion=lambda: 13000,
         getDeviceCount=lambda: devices,
-        getDevice=lambda: _gpu.device,
+        getDevice=lambda: gpu().device,
         CUDARuntimeError=CUDARuntimeError,
         **{name: number for name, (number, _) in Cublas.TYPES.items()},
     )
-    handles = types.SimpleNamespace(get_cublas_handle=lambda: _gpu.device)
+    handles = types.SimpleNamespace(get_cublas_handle=lambda: gpu().device)
     libraries = types.ModuleType("cupy_backends.cuda.libs")
     libraries.cublas = Cublas()  # type: ignore[attr-defined]
     headers = harness._headers()[0]
     facts = {"Device": Device, "Stream": Stream, "runtime": runtime, "nvrtc": nvrtc, "device": handles}
     facts |= {f.__name__: f for f in (alloc_pinned_memory, UnownedMemory, MemoryPointer)}
-    facts |= {"get_current_stream": lambda: Stream(_gpu.stream)}
+    facts |= {"get_current_stream": lambda: Stream(gpu().stream)}
     facts |= {"get_cuda_path": lambda: headers.removesuffix("/include"), "is_available": lambda: devices > 0}
     vars(cuda).update(facts)
     names = (ndarray, asarray, asnumpy, empty, from_dlpack, RawModule)
@@ -437,13 +370,12 @@ def installed(devices: int = 2) -> Iterator[Gpu]:
     Yields:
         what it has seen.
     """
-    global _gpu
     before = {name: sys.modules.get(name) for name in MODULES}
-    _gpu = Gpu()
+    begin()
     _forget()
     sys.modules.update(_modules(devices))
     try:
-        yield _gpu
+        yield gpu()
     finally:
         for name, was in before.items():
             if was is None:

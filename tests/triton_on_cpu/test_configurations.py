@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from kernels import gpu_configurations, gpu_report
+from kernels import gpu_capture, gpu_configurations, gpu_report
 from kernels.attention.gpu_tiles import backward_tiles, forward_tile
 from kernels.conv2d.gpu_tiles import conv_tile
 from kernels.gpu_configurations import FAMILIES, TARGETS, Call, launches
@@ -50,7 +50,7 @@ def test_what_was_compiled_is_what_there_is(family: str, target: str, found: dic
 
 def known_of(call: Call, target: str) -> list[tuple[Call, Launch]]:
     with gpu_configurations._precision(call.tf32):
-        captured = gpu_report.capture(call.workload, "triton", lambda: recording(target))
+        captured = gpu_capture.capture(call.workload, "triton", lambda: recording(target))
     return [(call, launch) for launch in (*captured.forward, *captured.backward)]
 
 

@@ -15,7 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import kernels
 from kernels.runtime import triton_gpu
+from tests.support import matrix, oracle
 from tests.support.triton_interpreter import on_cpu
+from tests.triton_on_cpu import helpers
 
 
 class FakeArray:
@@ -24,8 +26,20 @@ class FakeArray:
     def __init__(self, host: np.ndarray[Any, Any]) -> None:
         self.host = host
         self.shape, self.strides, self.dtype, self.flags = host.shape, host.strides, host.dtype, host.flags
-        self.itemsize, self.ndim = host.itemsize, host.ndim
+        self.itemsize, self.ndim, self.size = host.itemsize, host.ndim, host.size
         self.device = types.SimpleNamespace(id=0)
+
+    def __array__(self, *_: Any) -> Any:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`.")
+
+    def astype(self, dtype: Any, copy: bool = True) -> FakeArray:
+        return FakeArray(self.host.astype(dtype, copy=copy))
+
+    def reshape(self, *shape: Any) -> FakeArray:
+        return FakeArray(self.host.reshape(*shape))
+
+    def __getitem__(self, key: Any) -> FakeArray:
+        return FakeArray(self.host[key])
 
     def copy(self) -> FakeArray:
         return FakeArray(self.host.copy())
@@ -70,6 +84,23 @@ def test_cupys_arrays_are_taken_without_a_copy(cupy: Any, monkeypatch: pytest.Mo
     np.testing.assert_allclose(found.host, expected, rtol=1e-5)
     np.testing.assert_allclose(turned.host, expected[:, ::-1], rtol=1e-5)
     np.testing.assert_array_equal(both[1].host, kernels.max_pool2d(x.reshape(1, 1, 10, 15), 2, return_indices=True)[1])
+
+
+@pytest.mark.parametrize("op", matrix.OP_NAMES)
+def test_gradients_of_cupys_arrays(op: str, cupy: Any):
+    """`vjp`: results and gradients are CuPy's, by Triton's kernels, of everything that backward has saved."""
+    expected = oracle.expect_case(matrix.cases_of(op, "ci")[0], "float32")
+    pairs = expected.arguments.items()
+    arguments = {n: cupy.ndarray(a) if isinstance(a, np.ndarray) else a for n, a in pairs}
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), on_cpu() as launched:
+        value, pullback = kernels.vjp(op, **arguments, backend="triton")
+        found = dict(zip(matrix.OPS[op].inputs, pullback(*map(cupy.ndarray, expected.incoming))))
+    results = matrix.results_of(value)
+    wanted = matrix.differentiable_names(op, expected.arguments)
+    assert launched or op == "linear"  # which is torch's product
+    assert all(isinstance(a, FakeArray) for a in (*results, *(found[n] for n in wanted)))
+    gradients = {n: found[n].host.reshape(expected.arguments[n].shape) for n in wanted}
+    helpers.report(expected.complaints(oracle.Answer(tuple(r.host for r in results), gradients)))
 
 
 def test_values_of_cupys_arrays_are_checked(cupy: Any):
