@@ -59,7 +59,7 @@ def _modules(model: Sequential) -> list[nn.Module]:
 
 def _convert(layer: Layer) -> list[nn.Module]:
     for kind in type(layer).__mro__:
-        if kind in CONVERTERS:
+        if issubclass(kind, Layer) and kind in CONVERTERS:
             if type(layer).call is not kind.call or type(layer).forward is not kind.forward:
                 raise TypeError(f"{layer.name}: a {type(layer).__name__} has a call of its own, which does not convert")
             if not layer.built and list(layer.expected_input()) and kind not in NEVER_BUILT:

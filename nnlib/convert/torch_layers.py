@@ -322,7 +322,7 @@ def _transformer_block(layer: Any) -> list[nn.Module]:
 
 
 #: From a layer's class to its function; that of the nearest base class is taken.
-CONVERTERS: dict[type, Callable[[Any], list[nn.Module]]] = {
+CONVERTERS: dict[type[Layer], Callable[[Any], list[nn.Module]]] = {
     layers.Activation: lambda layer: _activation(layer, layer.activation),
     layers.AveragePooling1D: lambda layer: _pooling_1d(layer, nn.AvgPool1d),
     layers.AveragePooling2D: _average_pooling,
