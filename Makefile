@@ -13,10 +13,10 @@ DEMO_ARGUMENTS ?=
 BENCH_ARGUMENTS ?=
 
 # The tests run and compile the GPU kernels with one version of Triton, and with CUDA's compiler and headers. These come
-# by themselves, because torch's wheels with CUDA demand other ones, and pip finds no set that satisfies both.
-LINUX := ; platform_system == 'Linux'
-GPU_COMPILERS := "triton$(LINUX)" "nvidia-cuda-nvrtc$(LINUX)" "nvidia-cuda-runtime$(LINUX)" "nvidia-cuda-crt$(LINUX)" \
-	"nvidia-cuda-cccl$(LINUX)"
+# by themselves and are no constraints, because torch's wheels with CUDA demand other ones, and pip finds no set that
+# satisfies both.
+GPU_COMPILERS := $(patsubst %,"%; platform_system == 'Linux'",triton==3.9.0 nvidia-cuda-nvrtc==13.0.88 \
+	nvidia-cuda-runtime==13.0.96 nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,10 +43,10 @@ lint: $(VENV)/installed-lint
 
 setup: $(VENV)/installed-lint $(VENV)/installed-bench
 
-# One stamp for each set of extras of pyproject.toml, made anew when either file changes.
-$(VENV)/installed-%: pyproject.toml constraints.txt | $(BIN)/python
+# One stamp for each set of extras of pyproject.toml, made anew when what says the versions changes.
+$(VENV)/installed-%: pyproject.toml constraints.txt Makefile | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
-	$(if $(filter test lint,$*),$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(GPU_COMPILERS))
+	$(if $(filter test lint,$*),$(BIN)/python -m pip install --quiet --no-deps $(GPU_COMPILERS))
 	touch $@
 
 .PRECIOUS: $(VENV)/installed-%

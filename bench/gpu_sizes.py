@@ -112,8 +112,5 @@ def _case(workload: Workload) -> Sized:
 def choose(patterns: Sequence[str] = (), texts: Sequence[str] = ()) -> tuple[tuple[Sized, ...], list[str]]:
     """The workloads whose op matches one of `patterns` and whose name contains one of `texts`, and what finds none."""
     ops, complaints = selection.choose_ops(patterns, tuple(dict.fromkeys(w.op for w in WORKLOADS)))
-    made = tuple(_case(w) for w in WORKLOADS if w.op in ops)
-    for text in texts:
-        if not any(text.lower() in c.id.lower() for c in made):
-            complaints.append(f"no workload of {', '.join(ops)} contains {text!r}")
-    return tuple(c for c in made if not texts or any(text.lower() in c.id.lower() for text in texts)), complaints
+    made, without_text = selection.containing([_case(w) for w in WORKLOADS if w.op in ops], texts, ops)
+    return tuple(made), complaints + without_text

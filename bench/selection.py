@@ -6,11 +6,14 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import kernels
 from kernels.backends import BACKENDS, load
 from kernels.case import TAGS, Case, all_cases
 from kernels.op import OPS
+
+C = TypeVar("C", bound=Case)
 
 LAYOUTS = ("given", "channels-last", "contiguous")
 PASSES = ("forward", "training")
@@ -23,8 +26,9 @@ def known_ops() -> tuple[str, ...]:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name."""
     found = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
-    return f"; did you mean {' or '.join(found)}?" if found else ""
+    return f"; did you mean {' or '.join(found)}?" if found else "."
 
 
 def choose_ops(patterns: Sequence[str], known: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
@@ -37,6 +41,20 @@ def choose_ops(patterns: Sequence[str], known: Sequence[str]) -> tuple[tuple[str
         if not any(fnmatchcase(name, pattern) for name in known)
     ]
     return tuple(name for name in known if any(fnmatchcase(name, p) for p in patterns)), complaints
+
+
+def containing(cases: Sequence[C], texts: Sequence[str], ops: Sequence[str]) -> tuple[list[C], list[str]]:
+    """The cases of `ops` whose name contains one of `texts`, in any case (all without any), and what finds none."""
+    if not (cases and texts):
+        return list(cases), []
+
+    def holds(case: Case, text: str) -> bool:
+        return text.lower() in case.name.lower()
+
+    complaints = [
+        f"no case of {', '.join(ops)} contains {text!r}" for text in texts if not any(holds(c, text) for c in cases)
+    ]
+    return [case for case in cases if any(holds(case, text) for text in texts)], complaints
 
 
 def choose_cases(
@@ -54,11 +72,8 @@ def choose_cases(
     complaints += unknown
     good = [tag for tag in tags if tag in TAGS]
     cases = [case for case in all_cases(*good) if case.op in ops] if good else []
-    if texts:
-        for text in texts:
-            if cases and not any(text.lower() in case.name.lower() for case in cases):
-                complaints.append(f"no case of {', '.join(ops)} contains {text!r}")
-        cases = [case for case in cases if any(text.lower() in case.name.lower() for text in texts)]
+    cases, without_text = containing(cases, texts, ops)
+    complaints += without_text
     without = [op for op in ops if not any(case.op == op for case in cases)]
     if patterns and not texts and without:
         complaints.append(f"no case tagged {' or '.join(tags)}: {', '.join(without)}")

@@ -170,7 +170,7 @@ class _Keys(dict[type, "Callable[[Any], Hashable]"]):
 
     def __missing__(self, array_type: type) -> Callable[[Any], Hashable]:
         array_kind = _kind_of(array_type)
-        if array_kind is None:
+        if array_kind is None or issubclass(array_type, np.ma.MaskedArray):  # see `unfit`
             raise TypeError(f"no key for {array_type.__name__}")
         found = {"numpy": lambda: _key_numpy, "torch": lambda: _torch_key(array_type), "cupy": lambda: _key_cupy}
         make = self[array_type] = found[array_kind]()
@@ -228,13 +228,28 @@ def _kind_of(array_type: type) -> str | None:
     return None
 
 
+def unfit(array: Any) -> str | None:
+    """The rule that an array of one of `KINDS` breaks all the same, and what it is; None where it is fit."""
+    if isinstance(array, np.ndarray):
+        if not array.dtype.isnative:
+            return f"must be in native byte order, got {array.dtype.str}"
+        if isinstance(array, np.ma.MaskedArray):
+            return "must be an array without a mask (filled() gives one), got a MaskedArray"
+        return None
+    if kind(array) == "torch" and (array.layout is not loaded_torch().strided or array.is_nested):
+        layout = "nested" if array.is_nested else str(array.layout).removeprefix("torch.").lstrip("_")
+        return f"must be a dense tensor (to_dense() or to_padded_tensor() gives one), got a {layout} one"
+    return None
+
+
 def from_dlpack(array: Any) -> Any:
     """An array of a library that is none of `KINDS`, seen without a copy by DLPack's protocol; all else as it is.
 
     On a CUDA device it is seen as CuPy's, where CuPy is not installed as torch's; on the CPU as NumPy's. An array on
     any other device is left, and so is one where its device has neither library.
     """
-    if not hasattr(array, "__dlpack_device__") or kind(array) is not None:
+    # Of the type, as Python looks up protocols: a class that is handed over in place of an array has the method too.
+    if not hasattr(type(array), "__dlpack_device__") or kind(array) is not None:
         return array
     device = int(array.__dlpack_device__()[0])
     for name in ("numpy",) if device in _DLPACK_CPU else ("cupy", "torch") if device in _DLPACK_CUDA else ():

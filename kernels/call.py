@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kernels import arrays, dispatch, recent
+from kernels import arrays, checks, dispatch, recent
 from kernels.arrays import KEYS
 from kernels.op import Implementation, Op, Problem, input_names
 
@@ -98,7 +98,8 @@ def call(
         types = tuple(map(type, attributes)) if attributes else ()
         key: tuple[Any, ...] | None = (backend, device, attributes, types, ones, forms)
         plan = op.plans.get(key)
-    except TypeError:  # something unhashable, such as stride=[1, 1], or no array: planned each time
+    # Something unhashable, such as stride=[1, 1], no array, or a tensor without strides: planned each time.
+    except (TypeError, RuntimeError):
         key = plan = None
     if plan is None:
         if any(map(arrays.has_no_memory, inputs)):
@@ -135,6 +136,7 @@ def make_plan(
     kind, specs, needs_grad = dispatch.describe_inputs(op, inputs)
     place = dispatch.place_of(op, specs, kind, device)
     problem = replace(op.problem.check(*specs, *attributes), needs_grad=needs_grad)
+    checks.results_fit(op.name, problem.results())
     chosen = dispatch.resolve(op, problem, dispatch.choice(op, backend), kind, place)
     assert chosen.implementation is not None
     backward = dispatch.backward_of(op, problem, chosen, kind, place) if problem.trains else None

@@ -11,23 +11,37 @@ import math
 import operator
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kernels.arrays import ArraySpec
 
 Pair = tuple[int, int]
+#: Of windows, strides and the like: torch's own limit, and products of a few stay small.
+LARGEST_EXTENT = 2**31 - 1
+#: Bytes that a processor can address. A larger result is refused before anything is made for it.
+ADDRESSABLE = 2**47
+#: Characters of a value that a message shows.
+LONGEST_SHOWN = 200
 FLOATING = ("float16", "bfloat16", "float32", "float64")
+
+
+def shown(text: str) -> str:
+    """A value's text in a message: on one line, and no more than its beginning where it is long, as an array's is."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_SHOWN else f"{line[:LONGEST_SHOWN]}..."
 
 
 def fail(op: str, argument: str, rule: str, got: object) -> NoReturn:
     """Raise ``ValueError`` with the house's one-line message."""
-    raise ValueError(f"{op}: {argument} {rule}, got {got}")
+    raise ValueError(f"{op}: {argument} {rule}, got {shown(str(got))}")
 
 
 def fail_type(op: str, argument: str, rule: str, got: object) -> NoReturn:
     """Raise ``TypeError`` with the house's one-line message; `got` is shown with its type."""
-    raise TypeError(f"{op}: {argument} {rule}, got {got!r} ({type(got).__name__})")
+    raise TypeError(f"{op}: {argument} {rule}, got {shown(repr(got))} ({type(got).__name__})")
 
 
 def place(position: tuple[int, ...]) -> str:
@@ -36,15 +50,17 @@ def place(position: tuple[int, ...]) -> str:
 
 
 def integer(op: str, argument: str, value: Any, minimum: int | None = None) -> int:
-    """`value` as an int of at least `minimum`. Accepts NumPy integers; refuses bools and floats."""
+    """`value` as an int of 64 bits and of at least `minimum`. Accepts NumPy integers; refuses bools and floats."""
     if isinstance(value, bool):
         fail_type(op, argument, "must be an int", value)
     try:
         number = operator.index(value)
-    except TypeError:
+    except (TypeError, RuntimeError):  # the latter of tensors without values
         fail_type(op, argument, "must be an int", value)
     if minimum is not None and number < minimum:
         fail(op, argument, f"must be at least {minimum}", value)
+    if not -(2**63) <= number < 2**63:
+        fail(op, argument, "must fit into 64 bits", value)
     return number
 
 
@@ -53,23 +69,31 @@ def pair(op: str, argument: str, value: Any, minimum: int) -> Pair:
     if isinstance(value, (tuple, list)):
         if len(value) not in (1, 2):
             fail(op, argument, "must be an int or a pair of ints", value)
-        numbers = [integer(op, argument, v) for v in value]
-        if any(v < minimum for v in numbers):
-            fail(op, argument, f"must be at least {minimum}", value)
-        return numbers[0], numbers[-1]
-    if isinstance(value, str) or value is None:
+    elif isinstance(value, str) or value is None:
         fail_type(op, argument, "must be an int or a pair of ints", value)
-    number = integer(op, argument, value, minimum)
-    return number, number
+    numbers = [integer(op, argument, v) for v in (value if isinstance(value, (tuple, list)) else (value,))]
+    if any(v < minimum for v in numbers):
+        fail(op, argument, f"must be at least {minimum}", value)
+    if any(v > LARGEST_EXTENT for v in numbers):
+        fail(op, argument, f"must be at most {LARGEST_EXTENT}", value)
+    return numbers[0], numbers[-1]
 
 
 def number(op: str, argument: str, value: Any) -> float:
-    """`value` as a Python float; refuses bools, strings and arrays."""
+    """`value` as a Python float; refuses bools, complex numbers, strings, arrays, and tensors that want a gradient."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, int) and not -(2**1023) <= value <= 2**1023:
+            fail(op, argument, "must fit into a float", value)
         return float(value)  # first, and all that torch.compile has to follow
-    if isinstance(value, bool) or not hasattr(value, "__float__") or getattr(value, "ndim", 0) != 0:
+    other = isinstance(value, (bool, np.bool_, np.complexfloating, str, type))
+    if other or not hasattr(value, "__float__") or getattr(value, "ndim", 0) != 0:
         fail_type(op, argument, "must be a number", value)
-    return float(value)
+    if getattr(value, "requires_grad", False):
+        fail_type(op, argument, "must be a number, which has no gradient (detach it)", value)
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # what is none, or a tensor without a value
+        fail_type(op, argument, "must be a number", value)
 
 
 def finite(op: str, argument: str, value: Any) -> float:
@@ -132,6 +156,13 @@ def same_dtype(op: str, first: tuple[str, ArraySpec], *others: tuple[str, ArrayS
     for argument, other in others:
         if other is not None and other.dtype != spec.dtype:
             fail_type_name(op, argument, f"must have the dtype of {name} ({spec.dtype})", other.dtype)
+
+
+def results_fit(op: str, results: Sequence[ArraySpec | None]) -> None:
+    """Each of the `results` can be addressed. A MemoryError says so, as it would of one that only does not fit."""
+    for spec in results:
+        if spec is not None and spec.nbytes >= ADDRESSABLE:
+            raise MemoryError(f"{op}: results must take less than 2^47 bytes, got one of shape {spec.shape}")
 
 
 def no_zero_size(op: str, argument: str, spec: ArraySpec, dimensions: Sequence[int]) -> None:

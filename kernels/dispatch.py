@@ -113,8 +113,9 @@ def describe_inputs(op: Op, inputs: tuple[Any, ...]) -> tuple[str, tuple[ArraySp
         if kind is None:
             shown = "None" if array is None else type(array).__name__
             raise TypeError(f"{op.name}: {name} must be a NumPy, torch or CuPy array, got {shown}")
-        if kind == "numpy" and not array.dtype.isnative:
-            raise TypeError(f"{op.name}: {name} must be in native byte order, got {array.dtype.str}")
+        rule = arrays.unfit(array)
+        if rule is not None:
+            raise TypeError(f"{op.name}: {name} {rule}")
         form = arrays.spec(array)
         if first is None:
             first = (name, kind, form.device)

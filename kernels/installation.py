@@ -6,11 +6,14 @@ import platform
 import sys
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kernels import dispatch
 from kernels.backends import BACKENDS, load
 from kernels.op import OPS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: Packages whose versions matter to somebody who reads a bug report.
 PACKAGES = ("nnlib-kernels", "numpy", "numba", "llvmlite", "torch", "triton", "cupy-cuda13x", "nvidia-cuda-nvrtc")
@@ -37,19 +40,23 @@ class Info:
     chosen: str
 
     def __str__(self) -> str:
-        lines = ["versions"]
-        lines += [f"  {name:<16} {version or 'not installed'}" for name, version in self.versions.items()]
-        lines += ["machine", *(f"  {name:<16} {value}" for name, value in self.machine.items())]
-        lines += ["cache of compiled code", *(f"  {name:<16} {value}" for name, value in self.cache.items())]
-        lines += ["backends"]
-        lines += [f"  {name:<16} {why or 'runs here'}" for name, why in self.backends.items()]
-        lines += [f"  {'chosen':<16} {self.chosen}", "ops"]
+        lines = ["versions", *_aligned({name: version or "not installed" for name, version in self.versions.items()})]
+        lines += ["machine", *_aligned(self.machine)]
+        lines += ["cache of compiled code", *_aligned(self.cache)]
+        backends = {name: why or "runs here" for name, why in self.backends.items()}
+        lines += ["backends", *_aligned({**backends, "chosen": self.chosen})]
         names = list(self.backends)
-        lines.append("  " + f"{'':<22}" + "".join(f"{name:<11}" for name in names))
-        for op, row in self.ops.items():
-            cells = "".join(f"{'yes' if row[name] == 'yes' else '-':<11}" for name in names)
-            lines.append(f"  {op:<22}{cells}".rstrip())
+        heading = "".join(f"{name:<11}" for name in names)
+        marks = {op: ["yes" if row[name] == "yes" else "-" for name in names] for op, row in self.ops.items()}
+        rows = {op: "".join(f"{mark:<11}" for mark in row) for op, row in marks.items()}
+        lines += ["ops", *_aligned({"": heading, **rows})]
         return "\n".join(lines)
+
+
+def _aligned(lines: Mapping[str, object]) -> list[str]:
+    """A line for each name and what is said of it, one below the other."""
+    width = max(map(len, lines), default=0)
+    return [f"  {name:<{width}}  {value}".rstrip() for name, value in lines.items()]
 
 
 def _version(package: str) -> str | None:

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import kernels
 from kernels.op import OPS
 from tests.support import matrix
 from tests.support.calls import ERRORS, simple_case
@@ -226,6 +228,50 @@ def test_foreign_byte_order(op: str, backend: str | None):
             assert b.dtype.isnative
     else:
         assert complaint is None, complaint
+
+
+@pytest.mark.parametrize("op", OP_NAMES)
+def test_arrays_with_a_mask_and_classes(op: str):
+    """What NumPy's own arithmetic would mind, and kernels would read over; and a class in place of an array."""
+    arguments = simple_case(op).build()
+    complaints = []
+    for name in matrix.array_names(arguments):
+        array = arguments[name]
+        if isinstance(array, np.ndarray):
+            for bad in (np.ma.masked_array(array, np.zeros(array.shape, bool)), np.ndarray):
+                complaint = check_refusal(op, lambda given=arguments | {name: bad}: matrix.public(op)(**given))
+                complaints += [f"{name} {type(bad).__name__}: {complaint}"] if complaint else []
+    assert not complaints, "\n".join(complaints)
+
+
+UNUSUAL = {
+    "sparse_coo": torch.Tensor.to_sparse,
+    "sparse_csr": torch.Tensor.to_sparse_csr,
+    "mkldnn": torch.Tensor.to_mkldnn,
+    "nested": lambda tensor: torch.nested.as_nested_tensor([tensor, tensor]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_tensors_that_are_not_dense(kind: str):
+    tensor = torch.ones(6, 8)
+    unusual = UNUSUAL[kind](tensor)
+    rule = rf"must be a dense tensor \(to_dense\(\) or to_padded_tensor\(\) gives one\), got a {kind} one"
+    with pytest.raises(TypeError, match=f"^softmax: x {rule}$"):
+        kernels.softmax(unusual)
+    with pytest.raises(TypeError, match=f"^linear: weight {rule}$"):
+        kernels.linear(tensor, unusual)
+    with pytest.raises(TypeError, match=f"^pack_linear: weight {rule}$"):
+        kernels.pack_linear(unusual)
+
+
+def test_a_value_in_a_message_is_short_and_on_one_line():
+    with pytest.raises(TypeError, match=r"^softmax: dim must be an int, got tensor.*\.\.\. \(Tensor\)$") as caught:
+        kernels.softmax(np.ones(3, "float32"), torch.ones(20, 20))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 280
+    with pytest.raises(ValueError, match=r"^conv2d: stride must fit into 64 bits, got -1000+\.\.\.$"):
+        kernels.conv2d(np.ones((1, 1, 3, 3), "float32"), np.ones((1, 1, 1, 1), "float32"), stride=-(10**300))
 
 
 @pytest.mark.parametrize("op", OP_NAMES)

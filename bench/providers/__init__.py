@@ -25,7 +25,7 @@ def provider(name: str) -> Provider:
     """The provider of that name; a ``ValueError`` lists the known ones."""
     if name not in _PLACES:
         near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise ValueError(f"unknown provider {name!r}{hint} Known: {', '.join(NAMES)}")
     module, attribute = _PLACES[name]
     made: Provider = getattr(importlib.import_module(module), attribute)()

@@ -59,7 +59,7 @@ class Tile(NamedTuple):
     keys: int
 
 
-@jit(inner=True)
+@jit
 def _load_queries(s, t, table, at, room, count, query, grad, grad_row, output, output_row, whole):
     """Bring up to P panels of queries and of the output's gradients into the room; the log-sum-exps are there.
 
@@ -89,7 +89,7 @@ def _load_queries(s, t, table, at, room, count, query, grad, grad_row, output, o
             poke(room.delta, q, 0.0)
 
 
-@jit(inner=True)
+@jit
 def _make_tile(
     s, t, seed, at, room, tile, start, key, value, by_distance, whole, careful, asks_keys, asks_queries, next_query,
     next_grad, grad_row,
@@ -131,7 +131,7 @@ def _make_tile(
     weights_and_gradients(t, scores, products, tile.keys, shift, delta, whole, t.threshold != 0, room.extra)
 
 
-@jit(inner=True)
+@jit
 def _add_products(careful, rows, a, at, taps, b, panel_rows, columns, out, room):
     """out [rows, panels of columns] += a [rows, taps] times b, panels [columns, panel_rows, W] of which `taps` rows."""
     width = TILE_VECTORS * lanes_of(a)
@@ -144,7 +144,7 @@ def _add_products(careful, rows, a, at, taps, b, panel_rows, columns, out, room)
             multiply_into(rows, a, at.tile, at.lanes, taps, panel, into, across * width, room.spare)
 
 
-@jit(inner=True)
+@jit
 def _finish_panel(s, t, table, at, room, start, queries, wants_query, wants_table, grad_table, grad_query):
     """Shaw's share of the gradients of a panel, and the queries' gradients to their place."""
     width = TILE_VECTORS * lanes_of(grad_query)

@@ -50,7 +50,7 @@ class Places(NamedTuple):
     lanes: Any  # [P * W] the queries' lanes within the panels' tiles
 
 
-@jit(inner=True)
+@jit
 def room_of(s, work):
     """The room of a part, whose scratch begins at `work`."""
     width = TILE_VECTORS * lanes_of(work)
@@ -79,7 +79,7 @@ def room_of(s, work):
     )  # fmt: skip
 
 
-@jit(inner=True)
+@jit
 def places_of(s, t, width, tables):
     """The places of a part, whose tables begin at `tables`."""
     last_keys = advance(tables, s.padded_block)

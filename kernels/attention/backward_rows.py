@@ -19,7 +19,7 @@ from kernels.simd import (
 )
 
 
-@jit(inner=True)
+@jit
 def copy_rows(source, stride, rows, columns, factor, panels, panel_rows):
     """panels[c // W, row, c % W] = factor * source[row, c], zero past the columns; panels: [across, panel_rows, W]."""
     lanes = lanes_of(panels)
@@ -31,7 +31,7 @@ def copy_rows(source, stride, rows, columns, factor, panels, panel_rows):
                 store(panels, c * panel_rows + r * width + j, values * factor)
 
 
-@jit(inner=True)
+@jit
 def write_rows(source, source_stride, rows, columns, target, stride):
     """target[row, :columns] = source[row, :columns]."""
     lanes = lanes_of(source)
@@ -40,7 +40,7 @@ def write_rows(source, source_stride, rows, columns, target, stride):
             store_first(target, r * stride + c, load_first(source, r * source_stride + c, columns - c), columns - c)
 
 
-@jit(inner=True)
+@jit
 def row_products(a, a_stride, b, b_stride, rows, columns, out):
     """out[row] += sum over c of a[row, c] * b[row, c]."""
     lanes = lanes_of(a)
@@ -52,7 +52,7 @@ def row_products(a, a_stride, b, b_stride, rows, columns, out):
         poke(out, r, peek(out, r) + reduce_add(total))
 
 
-@jit(inner=True)
+@jit
 def blank_rows(lse, rows, panel_rows, columns, turned, padded_columns, straight):
     """Zero in both forms the rows that see nothing: their weights are 0, whatever the rows hold.
 

@@ -37,14 +37,14 @@ from kernels.simd import (
 )
 
 
-@jit(inner=True)
+@jit
 def _fill(target, count, value):
     """target[:count] = value, and up to a whole vector."""
     for i in range(0, count, lanes_of(target)):
         store(target, i, full(target, value))
 
 
-@jit(inner=True)
+@jit
 def _weights_and_gradients(t, scores, products, keys, shift, delta, whole):
     """Scores and the products dO V^T of a row become its weights and the gradients of its scores, in place.
 

@@ -38,7 +38,7 @@ from kernels.simd import (
 )
 
 
-@jit(inner=True)
+@jit
 def _block_weights(t, scores, keys, shift):
     """Scores become weights relative to the largest of the block and of `shift`; -1 where hidden, when `t.hides`.
 
@@ -61,7 +61,7 @@ def _block_weights(t, scores, keys, shift):
     return top, reduce_add(total)
 
 
-@jit(inner=True)
+@jit
 def _record(s, work, row):
     """Where an item keeps what it found for a row: the reference, the sum of the weights, and the weighted values."""
     found = advance(work, (s.group * s.queries) * s.padded_width + 2 * s.padded_block)

@@ -30,14 +30,14 @@ from kernels.simd import (
 )
 
 
-@jit(inner=True)
+@jit
 def copy_row(source, width, padded, row):
     """row[:padded] = source[:width] and zeros."""
     for c in range(0, padded, lanes_of(row)):
         store(row, c, load_first(source, c, width - c))
 
 
-@jit(inner=True)
+@jit
 def row_dots(x, rows, stride, count, width, out):
     """out[r] = sum over e < width of x[e] * rows[r * stride + e] for r < count; x has zeros up to whole vectors."""
     lanes = lanes_of(x)
@@ -54,7 +54,7 @@ def row_dots(x, rows, stride, count, width, out):
         r += 1
 
 
-@jit(inner=True)
+@jit
 def add_rows(factors, marks, rows, stride, count, width, skips, sums):
     """sums[c] += sum over r < count of factors[r] * rows[r * stride + c]; with `skips` without those marked -1.
 
@@ -79,7 +79,7 @@ def add_rows(factors, marks, rows, stride, count, width, skips, sums):
         store(into, 3 * lanes, load(into, 3 * lanes) + s)
 
 
-@jit(inner=True)
+@jit
 def outer_rows(factors, marks, padded_count, rows, x, padded_width, count, width, skips, scale, out):
     """out[k, c] = scale * sum over r < rows of factors[r, k] * x[r, c]; with `skips` without those marked -1.
 
@@ -107,7 +107,7 @@ def outer_rows(factors, marks, padded_count, rows, x, padded_width, count, width
             store_first(out, at + 3 * lanes, s * scale, left - 3 * lanes)
 
 
-@jit(inner=True)
+@jit
 def row_scores(s, t, query, key_rows, keys, has_extra, by_distance, extra, scores):
     """scores[k] of a query and the rows of `keys` keys: -inf where hidden, and past the last up to a whole vector.
 

@@ -40,20 +40,20 @@ from kernels.simd import (
 SLACK = 8.0
 
 
-@jit(inner=True)
+@jit
 def balanced(i, count):
     """0, count - 1, 1, count - 2, ...: so causal panels cost the same in each half of a row of parts."""
     return i // 2 if i % 2 == 0 else count - 1 - i // 2
 
 
-@jit(inner=True)
+@jit
 def multiply_shaw(s, t, table, query_panel, table_rows, columns, spare, skewed):
     """Each query's product with Shaw's table, skewed: see `skew_rows`. spare: elements [padded clip, panel]."""
     multiply(2 * t.clip + 1, table, table_rows, columns, s.width, query_panel, spare, np.int64(0))
     skew_rows(spare, t.clip, skewed)
 
 
-@jit(inner=True)
+@jit
 def load_panel(source, stride, queries, columns, factor, panel):
     """panel[c, lane] = factor * source[lane * stride + c], 0 past the queries."""
     width = TILE_VECTORS * lanes_of(panel)
@@ -64,7 +64,7 @@ def load_panel(source, stride, queries, columns, factor, panel):
         scale_all(panel, columns * width, factor)
 
 
-@jit(inner=True)
+@jit
 def _weigh_tile(scores, keys, unit, reference, total, scale):
     """Scores become weights relative to a reference near the running maximum, in place.
 
@@ -111,7 +111,7 @@ def _weigh_tile(scores, keys, unit, reference, total, scale):
     return changed
 
 
-@jit(inner=True)
+@jit
 def _scale_columns(panel, columns, scale):
     """panel[c, :] *= scale for every column of the output."""
     lanes = lanes_of(panel)
@@ -122,7 +122,7 @@ def _scale_columns(panel, columns, scale):
             store(panel, c * width + j, load(panel, c * width + j) * by)
 
 
-@jit(inner=True)
+@jit
 def _multiply_tiles(tile, count, factors):
     """tile[:count] *= factors; count is a multiple of the lanes."""
     lanes = lanes_of(tile)
@@ -130,7 +130,7 @@ def _multiply_tiles(tile, count, factors):
         store(tile, i, load(tile, i) * load(factors, i))
 
 
-@jit(inner=True)
+@jit
 def _finish(panel, columns, unit, total, reference, queries, lse, wants_lse):
     """The sums become averages, 0 where nothing was seen; returns whether one of them is no number."""
     lanes = lanes_of(panel)

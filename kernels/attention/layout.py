@@ -102,13 +102,13 @@ _FACTORS = 6
 _TERMS = len(Terms._fields) - _FACTORS
 
 
-@jit(inner=True)
+@jit
 def read_sizes(numbers):
     """Sizes, from the front of a call's integers."""
     return Sizes(*to_fixed_tuple(numbers[:_SIZES], _SIZES))
 
 
-@jit(inner=True)
+@jit
 def read_terms(numbers, factors):
     """Terms, from the integers behind the sizes, and the numbers before them."""
     rest = to_fixed_tuple(numbers[_SIZES : _SIZES + _TERMS], _TERMS)

@@ -41,7 +41,8 @@ _ONES = {2: Ones((0, 1), 3), 3: Ones((1,), 3)}
 
 def _four(array: Any, rank: int) -> Any:
     """(..., H, L, E) of more than four dimensions as (B, H, L, E); what is no such array is left as it is."""
-    return array.reshape(-1, *array.shape[-3:]) if rank > 4 and getattr(array, "ndim", 0) == rank else array
+    many = rank > 4 and getattr(array, "ndim", 0) == rank and hasattr(array, "reshape")
+    return array.reshape(-1, *array.shape[-3:]) if many else array
 
 
 def _four_scores(op: str, name: str, array: Any, query: Any) -> Any:
@@ -79,13 +80,17 @@ def _back(result: Any, query: Any) -> Any:
 def _rank(op: str, query: Any, key: Any, value: Any) -> int | None:
     """How many dimensions the three have; None when query has none to tell."""
     rank: int | None = getattr(query, "ndim", None)
-    if rank is None or (rank > 1 and rank == getattr(key, "ndim", rank) == getattr(value, "ndim", rank)):
+    if not isinstance(rank, int):  # None, or what a class has in its place
+        return None
+    if rank > 1 and rank == getattr(key, "ndim", rank) == getattr(value, "ndim", rank):
         return rank
     if rank < 2:
         checks.fail(op, "query", "must have shape (..., L, E)", f"{rank} dimensions {tuple(query.shape)}")
-    name, array = ("key", key) if getattr(key, "ndim", rank) != rank else ("value", value)
-    rule = f"must have as many dimensions as query ({rank})"
-    checks.fail(op, name, rule, f"{array.ndim} dimensions {tuple(array.shape)}")
+    for name, array in (("key", key), ("value", value)):
+        if getattr(array, "ndim", rank) != rank and arrays.kind(arrays.from_dlpack(array)) is not None:
+            rule = f"must have as many dimensions as query ({rank})"
+            checks.fail(op, name, rule, f"{array.ndim} dimensions {tuple(array.shape)}")
+    return rank
 
 
 # ----- attention ---------------------------------------------------------------------------------------------------
@@ -162,7 +167,7 @@ def attention(
         query, key, value = map(arrays.from_dlpack, (query, key, value))
         rank = _rank(op, query, key, value) or 4  # Of what is no array, the call says so.
     kind, table, limit, bidirectional = (None, None, 0, False) if relative is None else _relative_parts(op, relative)
-    if dropout_p == 0 and type(dropout_p) is float:
+    if type(dropout_p) is float and dropout_p == 0:
         seed = None
     else:
         seed = as_seed(op, seed, query) if check_probability(op, "dropout_p", dropout_p) > 0 else None

@@ -44,21 +44,21 @@ FEW_ROWS = 4
 CACHE_LINE = 64
 
 
-@jit(inner=True)
+@jit
 def _many_rows(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
     multiply_tile(
         TILE_ROWS, TILE_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(b), accumulate
     )
 
 
-@jit(inner=True)
+@jit
 def _few_rows(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
     multiply_tile(
         FEW_ROWS, TILE_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(b), accumulate
     )
 
 
-@jit(inner=True)
+@jit
 def multiply(rows, a, row_offsets, tap_offsets, taps, b, out, accumulate):
     """out[r, :] (+)= sum over k of a[row_offsets[r] + tap_offsets[k]] * b[k, :] for r < rows, in rows of one panel.
 
@@ -76,7 +76,7 @@ def multiply(rows, a, row_offsets, tap_offsets, taps, b, out, accumulate):
             r += FEW_ROWS
 
 
-@jit(inner=True)
+@jit
 def ask_for_rows(source, stride, rows, columns):
     """Ask for rows of memory to come into the cache; anything may lie behind the addresses."""
     line = max(CACHE_LINE // VECTOR_BYTES, 1) * lanes_of(source)
@@ -89,7 +89,7 @@ def ask_for_rows(source, stride, rows, columns):
             prefetch(source, r * stride + c)
 
 
-@jit(inner=True)
+@jit
 def multiply_scores(
     keys, key, key_row, row_offsets, tap_offsets, width, query_panel, tile, asks, value, value_row, value_width, begins,
     query, query_row, bias, bias_row, bias_rows,
@@ -118,7 +118,7 @@ def multiply_scores(
             r += FEW_ROWS
 
 
-@jit(inner=True)
+@jit
 def multiply_asking(rows, a, row_offsets, tap_offsets, taps, b, out, asks, one, one_row, one_width, other, other_row):
     """`multiply` without accumulation; with `asks` it asks for as many rows of two more matrices meanwhile.
 
@@ -133,7 +133,7 @@ def multiply_asking(rows, a, row_offsets, tap_offsets, taps, b, out, asks, one, 
         multiply(count, a, advance(row_offsets, r), tap_offsets, taps, b, into, np.int64(0))
 
 
-@jit(inner=True)
+@jit
 def multiply_into(rows, a, row_offsets, tap_offsets, taps, b, out, out_stride, spare):
     """out[r * out_stride + lane] += the same sums for exactly the rows r < rows.
 
@@ -158,7 +158,7 @@ def multiply_into(rows, a, row_offsets, tap_offsets, taps, b, out, out_stride, s
                 store(target, j, load(target, j) + load(spare, left * width + j))
 
 
-@jit(inner=True)
+@jit
 def add_seen(columns, a, column_offsets, tap_offsets, taps, b, seen, out):
     """As `multiply` with accumulation, where only the pairs that are seen count: 0 * NaN of a hidden one is left out.
 
@@ -177,7 +177,7 @@ def add_seen(columns, a, column_offsets, tap_offsets, taps, b, seen, out):
                 store(out, at, select(counts, fma(x, factor, old), old))
 
 
-@jit(inner=True)
+@jit
 def add_rows_seen(rows, a, row_offsets, tap_offsets, taps, b, seen, out, out_stride):
     """As `multiply_into`, where only the pairs that are seen count; seen is laid out as a."""
     lanes = lanes_of(b)
@@ -191,14 +191,14 @@ def add_rows_seen(rows, a, row_offsets, tap_offsets, taps, b, seen, out, out_str
                     store(out, place, fma(broadcast(a, at), load(b, k * width + j), load(out, place)))
 
 
-@jit(inner=True)
+@jit
 def row_table(table, count, stride):
     """table[r] = r * stride for r < count, the last one again up to whole tiles."""
     for r in range((count + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS + FEW_ROWS):
         poke(table, r, min(r, count - 1) * stride)
 
 
-@jit(inner=True)
+@jit
 def clear(target, count):
     """target[:count] = 0."""
     lanes = lanes_of(target)
@@ -210,7 +210,7 @@ def clear(target, count):
         store_first(target, i, zeros_like(target), count - i)
 
 
-@jit(inner=True)
+@jit
 def scale_all(target, count, factor):
     """target[:count] *= factor; count is a multiple of the lanes."""
     lanes = lanes_of(target)
@@ -219,7 +219,7 @@ def scale_all(target, count, factor):
         store(target, i, load(target, i) * by)
 
 
-@jit(inner=True)
+@jit
 def has_no_number(source, stride, rows, columns):
     """Whether a matrix holds NaN or an infinity."""
     lanes = lanes_of(source)

@@ -36,7 +36,7 @@ from kernels.simd import (
 )
 
 
-@jit(inner=True)
+@jit
 def fill_rows(t, given, batch, head, query, queries, key, keys, rows, stride):
     """rows[q, k] = the bias of a pair, or -inf where the mask hides it; [queries, stride] elements, a row a query.
 
@@ -68,7 +68,7 @@ def fill_rows(t, given, batch, head, query, queries, key, keys, rows, stride):
     return seen
 
 
-@jit(inner=True)
+@jit
 def fill_extra(t, given, batch, head, query, queries, key, keys, rows, stride, extra):
     """extra[k, :] = bias and mask of a tile's pairs as in `fill_rows`; whether any pair is left to see.
 
@@ -97,7 +97,7 @@ def fill_extra(t, given, batch, head, query, queries, key, keys, rows, stride, e
     return True
 
 
-@jit(inner=True)
+@jit
 def drop_factors(t, seed, start, keys_all, queries, keys, rows, stride, factors):
     """factors[k, q] = dropout's factor of a pair; 0 past the queries.
 
@@ -114,7 +114,7 @@ def drop_factors(t, seed, start, keys_all, queries, keys, rows, stride, factors)
     transpose(rows, stride, queries, keys, factors, width)
 
 
-@jit(inner=True)
+@jit
 def adjust(t, scores, keys, position, key, edge, has_extra, extra, by_distance, skewed):
     """All terms of a tile: scores[k, :] of key `key + k` and the queries at `position + lane`, in place.
 
@@ -155,7 +155,7 @@ def adjust(t, scores, keys, position, key, edge, has_extra, extra, by_distance, 
             store(scores, at, select(sees, s, -math.inf))
 
 
-@jit(inner=True)
+@jit
 def skew_rows(table_scores, clip, skewed):
     """skewed[u, lane] = table_scores[clip(u - lane, 0, 2 * clip), lane]: what a key u - clip ahead of lane 0 adds.
 
@@ -169,7 +169,7 @@ def skew_rows(table_scores, clip, skewed):
             poke(skewed, u * width + lane, peek(table_scores, row * width + lane))
 
 
-@jit(inner=True)
+@jit
 def unskew_rows(skewed, clip, table_scores):
     """The transpose of `skew_rows`: sums what belongs to the same row of the table."""
     width = TILE_VECTORS * lanes_of(skewed)
@@ -181,7 +181,7 @@ def unskew_rows(skewed, clip, table_scores):
             poke(table_scores, at, peek(table_scores, at) + peek(skewed, u * width + lane))
 
 
-@jit(inner=True)
+@jit
 def mark_seen(scores, count, seen):
     """seen[i] = 0 where a score is hidden, else 1; count is a multiple of the lanes."""
     lanes = lanes_of(scores)
@@ -193,7 +193,7 @@ def mark_seen(scores, count, seen):
 # ----- gradients of the terms --------------------------------------------------------------------------------------
 
 
-@jit(inner=True)
+@jit
 def add_bias_gradient(t, tile, batch, head, query, queries, key, keys, rows, stride, bias_gradient):
     """bias_gradient += the tile's gradients [key, query], summed where the bias broadcasts.
 
@@ -228,7 +228,7 @@ def add_bias_gradient(t, tile, batch, head, query, queries, key, keys, rows, str
                 store_first(target, at, old + load_first(rows, q * stride + k, keys - k), keys - k)
 
 
-@jit(inner=True)
+@jit
 def add_relative_gradient(t, tile, keys, position, key, by_distance, skewed):
     """The tile's gradients [key, query] by distance, added where `adjust` took its numbers from."""
     lanes = lanes_of(tile)
@@ -245,7 +245,7 @@ def add_relative_gradient(t, tile, keys, position, key, by_distance, skewed):
                 store(skewed, at, load(skewed, at) + gradient)
 
 
-@jit(inner=True)
+@jit
 def weight_again(score, log_sum):
     """The weight of a score by its row's log-sum-exp, 1 at most; NaN passes.
 
@@ -256,7 +256,7 @@ def weight_again(score, log_sum):
     return weight_of(select(difference > 0.0, zeros_like(score), difference), 1.0)
 
 
-@jit(inner=True)
+@jit
 def weights_and_gradients(t, scores, products, keys, lse, delta, whole, dropped, factors):
     """Scores and the products dO V^T of a tile become the weights and the gradients of the scores, in place.
 

@@ -115,7 +115,7 @@ def shorten_rows(first, last, out, n, largest, kind):
                 store_masked(q, place * n + j, load_masked(q, place * n + j, mask, 0.0) * factor, mask)
 
 
-@jit(inner=True)
+@jit
 def fill(q, start, end):
     """q[start:end] = 0."""
     lanes, zero = lanes_of(q), zeros_like(q)

@@ -137,8 +137,9 @@ def pack_linear(weight: Any) -> PackedLinear:
         checks.fail_type_name(op, "weight", "must be a NumPy array or a torch tensor", type(weight).__name__)
     if arrays.has_no_memory(weight):
         checks.fail_type_name(op, "weight", "must have values to pack", "a fake tensor or one on the meta device")
-    if kind == "numpy" and not weight.dtype.isnative:
-        checks.fail_type_name(op, "weight", "must be in native byte order", weight.dtype.str)
+    unfit = arrays.unfit(weight)
+    if unfit is not None:
+        raise TypeError(f"{op}: weight {unfit}")
     given = arrays.spec(weight)
     checks.rank(op, "weight", given, (2,), "(out_features, in_features)")
     checks.dtype(op, "weight", given, DTYPES)

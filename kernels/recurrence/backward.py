@@ -157,21 +157,21 @@ def with_memory(sizes: BackSizes, itemsize: int) -> BackSizes:
     )
 
 
-@jit(inner=True)
+@jit
 def _add_row(source, target, count):
     """target[:count] += source[:count]; source is not touched past its end, target is in whole vectors."""
     for j in range(0, count, lanes_of(source)):
         store(target, j, load(target, j) + load_first(source, j, count - j))
 
 
-@jit(inner=True)
+@jit
 def _ask_for(source, count):
     """Have source[:count] brought to the cache."""
     for j in range(0, count, lanes_of(source)):
         prefetch(source, j)
 
 
-@jit(inner=True)
+@jit
 def _row_to_panels(source, count, panels, panel_stride, target):
     """source[:count] as a tap of panels `panel_stride` apart, filled up with zeros."""
     lanes = lanes_of(source)
@@ -181,7 +181,7 @@ def _row_to_panels(source, count, panels, panel_stride, target):
             store(target, panel * panel_stride + j, load_first(source, at, count - at))
 
 
-@jit(inner=True)
+@jit
 def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, row_taps, state_taps, w_h, w_second,
                x, h0, c0, states, kept, cells, grad_output, grad_h, grad_c, dh0, dc0, work, places):  # fmt: skip
     """The steps begin to end, a group, of one part, in the working memory of the part `slot`.

@@ -13,7 +13,7 @@ from kernels.runtime.numba_cpu import jit
 from kernels.simd import advance, lanes_of, load, load_first, select, store, tanh_gate, zeros_like
 
 
-@jit(inner=True)
+@jit
 def rnn_row_back(units, total, is_relu, dh, h_new, sums):
     """ds = dh act'(s), from the new state."""
     for j in range(0, units, lanes_of(dh)):
@@ -26,21 +26,21 @@ def rnn_row_back(units, total, is_relu, dh, h_new, sums):
         store(sums, j * total, gradient)
 
 
-@jit(inner=True)
+@jit
 def gate_distance(units, total, like):
     """Elements from one gate's gradients to the next one's."""
     lanes = lanes_of(like)
     return (units + lanes - 1) // lanes * lanes * total
 
 
-@jit(inner=True)
+@jit
 def panel_place(j, panel_stride, like):
     """Where the vector of element j of a row lies in panels."""
     width = PANEL_VECTORS * lanes_of(like)
     return j // width * panel_stride + j % width
 
 
-@jit(inner=True)
+@jit
 def lstm_row_back(units, total, dh, carried_c, gates, c_new, c_old, sums, projects, panels, panel_stride):
     """ds of i, f, g, o; carried_c becomes the gradient of c_old. With `projects` the panels get o tanh(c_new)."""
     gate = gate_distance(units, total, dh)
@@ -60,7 +60,7 @@ def lstm_row_back(units, total, dh, carried_c, gates, c_new, c_old, sums, projec
             store(panels, panel_place(j, panel_stride, dh), o * tanh_c)
 
 
-@jit(inner=True)
+@jit
 def gru_row_back(units, total, dh, gates, h_old, sums):
     """ds of r, z, the recurrent and the input's part of n; dh becomes dh z."""
     gate = gate_distance(units, total, dh)
@@ -77,7 +77,7 @@ def gru_row_back(units, total, dh, gates, h_old, sums):
         store(to, 3 * gate, dn)
 
 
-@jit(inner=True)
+@jit
 def gru_new_row_back(units, total, dh, gates, h_old, sums):
     """With the reset before the product: ds of z and n; dh becomes dh z."""
     gate = gate_distance(units, total, dh)
@@ -90,7 +90,7 @@ def gru_new_row_back(units, total, dh, gates, h_old, sums):
         store(to, 2 * gate, gradient * (1.0 - z) * (1.0 - n * n))
 
 
-@jit(inner=True)
+@jit
 def gru_reset_row_back(units, total, d_reset, carried, gates, old_panels, sums, panels, panel_stride):
     """Then, from the gradient of r h_old: ds of r; carried += d_reset r; the panels get r h_old."""
     for j in range(0, units, lanes_of(d_reset)):

@@ -24,7 +24,7 @@ from kernels.simd import (
 )
 
 
-@jit(inner=True)
+@jit
 def rnn_rows(rows, first, last, is_relu, x, s, stride, bias, h, h_stride):
     """h = act(x + s + bias) for the units [first, last)."""
     lanes = lanes_of(x)
@@ -40,7 +40,7 @@ def rnn_rows(rows, first, last, is_relu, x, s, stride, bias, h, h_stride):
             store(hs, j, total)
 
 
-@jit(inner=True)
+@jit
 def lstm_rows(rows, first, last, units, x, s, stride, bias, c, c_stride, h, h_stride, keeps, order, kept, cells):
     """c = f c + i g, h = o tanh(c) with gates i, f, g, o of x + s + bias."""
     lanes = lanes_of(x)
@@ -69,7 +69,7 @@ def lstm_rows(rows, first, last, units, x, s, stride, bias, c, c_stride, h, h_st
                 store_first(cell_to, j, cell, left)
 
 
-@jit(inner=True)
+@jit
 def gru_rows(rows, first, last, units, x, s, stride, bias, bias_s, h, h_stride, keeps, order, kept):
     """h = n + z (h - n) with r, z of x + s + bias and n = tanh(x + bias + r (s + bias_s)).
 
@@ -95,7 +95,7 @@ def gru_rows(rows, first, last, units, x, s, stride, bias, bias_s, h, h_stride, 
                 store_first(gates_to, j + 3 * units, q, left)
 
 
-@jit(inner=True)
+@jit
 def gru_reset_rows(rows, units, x, s, stride, bias, h, h_stride, reset, reset_stride):
     """reset = r h, for a GRU whose r multiplies before the product; r and z take the place of their sums in s."""
     lanes = lanes_of(x)
@@ -112,7 +112,7 @@ def gru_reset_rows(rows, units, x, s, stride, bias, h, h_stride, reset, reset_st
             store_first(ss, at, z, units - j)
 
 
-@jit(inner=True)
+@jit
 def gru_new_rows(rows, units, x, s, stride, bias, q, q_stride, h, h_stride, keeps, order, kept):
     """h = n + z (h - n) with n = tanh(x + bias + q); s holds r and z, q is w_hn (r h)."""
     lanes = lanes_of(x)

@@ -145,7 +145,7 @@ def steady_offsets(sizes: Sizes) -> Array:
     return np.concatenate([rows * sizes.hidden_stride, rows * sizes.unit_stride, taps])
 
 
-@jit(inner=True)
+@jit
 def _add_biases(rows, together, b_ih, b_hh, common, common_size, apart, apart_size):
     """common = b_ih + b_hh for the first `together` of `rows` gate rows, b_ih for the others, whose b_hh is in apart.
 
@@ -202,7 +202,7 @@ def prepare_parts(first, last, sizes, w_ih, w_hh, b_ih, b_hh, w_hr, w_ih_reverse
 prepare = threaded(prepare_parts)
 
 
-@jit(inner=True)
+@jit
 def rows_at(counts, t, first, last):
     """How many of the rows [first, last) have step t."""
     return min(max(counts[t] - first, 0), last - first)

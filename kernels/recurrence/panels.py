@@ -50,7 +50,7 @@ RUN_TAPS = 128
 STREAMED_BYTES = 1 << 19
 
 
-@jit(inner=True)
+@jit
 def pack_panel(panel, outputs, taps, source, packed):
     """One panel of weights: pointer to elements [outputs, taps] -> pointer to elements [panels, taps, width]."""
     lanes = lanes_of(source)
@@ -80,54 +80,54 @@ def _pack_rows(first, last, outputs, taps, weights, packed, start):
 pack_rows = threaded(_pack_rows)
 
 
-@jit(inner=True)
+@jit
 def _large_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
     multiply_tile(
         LARGE_ROWS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(a), accumulate
     )
 
 
-@jit(inner=True)
+@jit
 def _medium_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
     multiply_tile(
         MEDIUM_ROWS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(a), accumulate
     )
 
 
-@jit(inner=True)
+@jit
 def _small_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
     multiply_tile(
         SMALL_ROWS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(a), accumulate
     )
 
 
-@jit(inner=True)
+@jit
 def _one_row_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
     multiply_tile(1, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(a), accumulate)
 
 
-@jit(inner=True)
+@jit
 def _double_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
     multiply_tile_part(
         DOUBLE_ROWS, PART_VECTORS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate
     )
 
 
-@jit(inner=True)
+@jit
 def _half_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
     multiply_tile_part(
         HALF_ROWS, PART_VECTORS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate
     )
 
 
-@jit(inner=True)
+@jit
 def _add_or_store(out, i, v, accumulate):
     if accumulate:
         v = load(out, i) + v
     store(out, i, v)
 
 
-@jit(inner=True)
+@jit
 def _two_panels(a, tap_offsets, taps, first, second, ahead, out, out_second, accumulate):
     """One row of two panels: a row of one has too few sums in flight to keep the multipliers busy.
 
@@ -162,7 +162,7 @@ def _two_panels(a, tap_offsets, taps, first, second, ahead, out, out_second, acc
     _add_or_store(out_second, 3 * lanes, s7, accumulate)
 
 
-@jit(inner=True)
+@jit
 def _multiply_row(a, row_offsets, tap_offsets, taps, packed, panels, out, out_stride, accumulates, backwards):
     """multiply_rows for a single row."""
     width = PANEL_VECTORS * lanes_of(a)
@@ -183,7 +183,7 @@ def _multiply_row(a, row_offsets, tap_offsets, taps, packed, panels, out, out_st
                 _one_row_tile(a, row_offsets, run, count, b, sums, out_stride, accumulates + tap)
 
 
-@jit(inner=True)
+@jit
 def multiply_rows(a, row_offsets, tap_offsets, rows, taps, packed, outputs, out, out_stride, accumulates, backwards):
     """out[r, :] (+)= sum over k of a[row_offsets[r] + tap_offsets[k]] * weights[k, :] for r in [0, rows).
 
@@ -232,7 +232,7 @@ def multiply_rows(a, row_offsets, tap_offsets, rows, taps, packed, outputs, out,
                     row += 1
 
 
-@jit(inner=True)
+@jit
 def copy_row(source, target, count):
     """target[:count] = source[:count], pointers to elements."""
     lanes = lanes_of(source)

@@ -29,7 +29,7 @@ from kernels.simd import (
 )
 
 
-@jit(inner=True)
+@jit
 def _bias_vectors(first, last, steps, stride, a, sums, adds):
     """Vectors [first, last) of sums [vectors, lanes] (+)= the sums over steps of a [vectors, stride], in one order."""
     lanes = lanes_of(a)
@@ -50,7 +50,7 @@ def _bias_vectors(first, last, steps, stride, a, sums, adds):
         store(sums, vector * lanes, total)
 
 
-@jit(inner=True)
+@jit
 def _rows_of_group(g, d, begin, end, counts, row_first, row_last):
     """How many rows of sums' gradients a block has in the group of steps begin to end."""
     total = np.int64(0)
@@ -59,7 +59,7 @@ def _rows_of_group(g, d, begin, end, counts, row_first, row_last):
     return total
 
 
-@jit(inner=True)
+@jit
 def products_back(g, part, slot, piece, pieces, begin, end, bounds, counts, columns, x_columns, row_taps, state_taps,
                   w_x, work, places, dx):  # fmt: skip
     """A piece of `pieces` of the products of a part's group of steps begin to end, which lies in the memory of `slot`.

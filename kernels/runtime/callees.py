@@ -50,7 +50,8 @@ class CalleeLibrary(codegen.JITCodeLibrary):
         """Link what this code calls into it, and leave the rest to the callers."""
         self._raise_if_finalized()
         for library in dict.fromkeys(self._linking_libraries):
-            self._reload_init.update(library._reload_init)
+            if hasattr(self, "_reload_init"):  # of Numba's parallel loops; until some version nobody hands it on
+                self._reload_init.update(library._reload_init)
             self._final_module.link_in(library._get_module_for_linking(), preserve=True)
         self._finalize_dynamic_globals()
         self._finalized = True

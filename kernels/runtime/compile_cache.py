@@ -133,10 +133,10 @@ def jit(function: Function) -> Function: ...
 
 
 @overload
-def jit(*, inline: str = "never", forceinline: bool = False, inner: bool = False) -> Callable[[Function], Function]: ...
+def jit(*, inline: str = "never", forceinline: bool = False) -> Callable[[Function], Function]: ...
 
 
-def jit(function: Any = None, *, inline: str = "never", forceinline: bool = False, inner: bool = False) -> Any:
+def jit(function: Any = None, *, inline: str = "never", forceinline: bool = False) -> Any:
     """Compiles a CPU kernel, as ``@jit`` or ``@jit(inline=..., ...)``, and keeps the code on disk.
 
     It is `numba.njit` without the GIL, with NumPy's rules for division, and without fastmath, since kernels promise
@@ -146,11 +146,9 @@ def jit(function: Any = None, *, inline: str = "never", forceinline: bool = Fals
         function: the Python function.
         inline: "always" pastes the body into callers before types are known, so that constants reach it.
         forceinline: True tells LLVM to inline the compiled function into its callers.
-        inner: True for a function that only compiled code calls: no entry from Python is made, which is a fifth of the
-            time that a small one takes to compile.
     """
     if function is None:
-        return functools.partial(jit, inline=inline, forceinline=forceinline, inner=inner)
+        return functools.partial(jit, inline=inline, forceinline=forceinline)
     if unavailable() is not None:
         return function
     options = {
@@ -159,8 +157,6 @@ def jit(function: Any = None, *, inline: str = "never", forceinline: bool = Fals
         "error_model": "numpy",
         "inline": inline,
         "forceinline": forceinline,
-        "no_cpython_wrapper": inner,
-        "no_cfunc_wrapper": inner,
     }
     return keep(callees.Kernel(function, targetoptions=options, pipeline_class=callees.KernelCompiler))
 

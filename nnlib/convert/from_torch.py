@@ -51,8 +51,11 @@ def _convert(module: nn.Module, where: str) -> list[Layer]:
 
 def _require(where: str, module: nn.Module, **wanted: Any) -> None:
     for name, value in wanted.items():
-        if getattr(module, name) != value:
-            raise ValueError(f"{where}: {name} must be {value!r} to convert, got {getattr(module, name)!r}")
+        got = getattr(module, name)
+        if isinstance(got, torch.Tensor):
+            raise ValueError(f"{where}: {name} must be {value!r} to convert, got a tensor {tuple(got.shape)}")
+        if got != value:
+            raise ValueError(f"{where}: {name} must be {value!r} to convert, got {got!r}")
 
 
 def _filled(layer: Layer, shape: Sequence[int | None], state: State) -> Layer:
@@ -176,7 +179,8 @@ def _batch_norm(module: Any, where: str) -> list[Layer]:
     _require(where, module, track_running_stats=True)
     if module.momentum is None:
         raise ValueError(f"{where}: momentum must be a number to convert, got None")
-    layer = layers.BatchNormalization(1, 1 - module.momentum, module.eps, module.affine, module.affine)
+    center, scale = module.bias is not None, module.weight is not None
+    layer = layers.BatchNormalization(1, 1 - module.momentum, module.eps, center, scale)
     state = {name: value for name, value in module.state_dict().items() if name != "num_batches_tracked"}
     image = (None, None) if type(module) is nn.BatchNorm2d else ()
     return [_filled(layer, (None, module.num_features, *image), state)]

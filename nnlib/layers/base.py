@@ -265,7 +265,7 @@ class Layer(Recorded, Called):
         constraint: ConstraintChoice = None,
         name: str | None = None,
     ) -> torch.nn.Parameter:
-        """A new weight for a layer of one's own, as in Keras: self.scale = self.add_parameter((features,), "ones").
+        """A new weight for a layer of one's own, as in Keras: self.scale = self.add_weight((features,), "ones").
 
         shape, initializer (default "glorot_uniform", of at least one axis, else "zeros"): see nnlib.initializers.
         dtype: as of a layer. trainable: False for one that training leaves as it is. regularizer, constraint: see

@@ -13,6 +13,17 @@ from tests.nnlib.converted import IMAGE, ROWS, TOKENS, noise, output, randomized
 keras = pytest.importorskip("keras")
 
 
+def without_bias(module: nn.Module) -> nn.Module:
+    """As bias=False makes it, where torch has that."""
+    module.register_parameter("bias", None)
+    return module
+
+
+class Doubled(layers.Dense):
+    def call(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().call(x)
+
+
 TORCH_MODULES = [
     (nn.Linear(6, 3), ROWS),
     (nn.Linear(6, 3, bias=False), ROWS),
@@ -25,6 +36,7 @@ TORCH_MODULES = [
     (nn.BatchNorm2d(4, momentum=0.3), IMAGE),
     (nn.BatchNorm2d(4, affine=False), IMAGE),
     (nn.BatchNorm1d(5), ROWS),
+    (without_bias(nn.BatchNorm2d(4)), IMAGE),
     (nn.LayerNorm(6), ROWS),
     (nn.LayerNorm((5, 6), bias=False), ROWS),
     (nn.LayerNorm(6, elementwise_affine=False), ROWS),
@@ -253,6 +265,11 @@ def test_from_torch_and_back(module, shape):
             r"module \(MaxPool2d\): padding must be 0 to convert, got 1",
         ),
         (
+            lambda: nnlib.from_torch(nn.MultiheadAttention(4, 2, add_bias_kv=True, batch_first=True)),
+            ValueError,
+            r"module \(MultiheadAttention\): bias_k must be None to convert, got a tensor \(1, 1, 4\)",
+        ),
+        (
             lambda: nnlib.from_torch(nn.ELU(0.5)),
             ValueError,
             r"module \(ELU\): alpha must be 1.0 to convert, got 0.5",
@@ -291,6 +308,11 @@ def test_from_torch_and_back(module, shape):
             lambda: nnlib.to_torch(models.Sequential([layers.Dense(2, activation=torch.square, input_shape=(3,))])),
             ValueError,
             "dense: activation='square' does not convert: it is a function",
+        ),
+        (
+            lambda: nnlib.to_torch(Doubled(2, input_shape=(3,))),
+            TypeError,
+            "doubled: a Doubled has a call of its own, which does not convert",
         ),
         (
             lambda: nnlib.to_torch(nn.ReLU()),
