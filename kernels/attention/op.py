@@ -326,7 +326,7 @@ def scaled_dot_product_attention(
     if attn_mask is not None and checks.boolean(op, "is_causal", is_causal):
         checks.fail(op, "attn_mask", "must be None when is_causal is True", "both")
     query, key, value, added = _broadcast_leading(op, query, key, value, enable_gqa)
-    rank = getattr(query, "ndim", 4)
+    rank = len(_shape(query)) or 4
     if attn_mask is not None:
         attn_mask = _four_scores(op, "attn_mask", attn_mask, query)
     given = (query, key, value) if rank <= 4 else (_four(query, rank), _four(key, rank), _four(value, rank))
@@ -345,18 +345,22 @@ def scaled_dot_product_attention(
     return result[0] if added else result if rank <= 4 else _back(result, query)
 
 
+def _shape(array: Any) -> tuple[int, ...]:
+    """The shape of an array; () of what is none, a class too, of which the call says so."""
+    shape = getattr(array, "shape", ())
+    return shape if isinstance(shape, tuple) else ()
+
+
 def _broadcast_leading(op: str, query: Any, key: Any, value: Any, enable_gqa: bool) -> tuple[Any, Any, Any, bool]:
     """The three with as many dimensions and the same batch; heads of key and value may be fewer with `enable_gqa`.
 
     The last result says whether a batch dimension was added in front.
     """
-    shape = getattr(query, "shape", ())
+    shape, of_key, of_value = _shape(query), _shape(key), _shape(value)
     if len(shape) == 4 or (len(shape) > 1 and not enable_gqa):
-        lead = shape[:-2]
-        if lead == getattr(key, "shape", ())[:-2] and lead == getattr(value, "shape", ())[:-2]:
-            # The usual case, and of a small call half the time.
-            if len(shape) == key.ndim == value.ndim:
-                return query, key, value, False
+        # The usual case, and of a small call half the time.
+        if shape[:-2] == of_key[:-2] == of_value[:-2] and len(shape) == len(of_key) == len(of_value):
+            return query, key, value, False
     query, key, value = map(arrays.from_dlpack, (query, key, value))
     given = (("query", query), ("key", key), ("value", value))
     if any(arrays.kind(array) is None for _, array in given):
