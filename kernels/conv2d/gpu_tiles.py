@@ -76,8 +76,8 @@ def _spills_untold(tile: ConvTile, itemsize: int, target: Target, tensor_cores: 
     if itemsize == 2:
         return (tile.rows, tile.columns) == (128, 32) and target.name.startswith("sm_8")
     if tensor_cores and vectors:
-        return tile.rows == LEAST and target.name == "sm_90"
-    return sides == {32, 64} or itemsize == 8 and sides == {16, 64}
+        return tile.rows == LEAST and target.name in ("sm_90", "sm_100")
+    return sides in ({32}, {32, 64}) or itemsize == 8 and sides == {16, 64}
 
 
 def _tile(
@@ -94,7 +94,7 @@ def _tile(
     tall = min(tall, max(power_of_two(rows), LEAST))
     warps = 4
     if not tensor_cores:
-        if itemsize == 8 and not vectors and target.name == "sm_90":
+        if itemsize == 8 and not vectors and target.name in ("sm_90", "sm_100"):
             wide = min(wide, 32)  # with 64 columns up to 68 registers spill
         # Asynchronous copies that turn a tile of float64 would be of 64 bits.
         return ConvTile(tall, wide, LEAST, warps, 1 if across and itemsize == 8 else 2)
