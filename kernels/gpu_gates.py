@@ -87,7 +87,7 @@ OF_ROWS: dict[str, dict[str, int]] = {
 #: Triton's kernels whose tiles give the 64 threads of AMD's waves less than a vector each, or whose results its matrix
 #: cores leave four rows to a thread.
 OF_WAVES = {
-    *("attention_forward", "key_gradients", "row_products", "sums_of_pixels", "convolve"),
+    *("attention_forward", "key_gradients", "row_products", "sums_of_pixels", "convolve", "weight_gradient_of_parts"),
     *("held_forward", "held_backward", "forward_step", "backward_step", "forward_sequence"),
 }
 
