@@ -67,7 +67,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
         monkeypatch.setitem(BACKENDS, name, replace(BACKENDS[name], missing=missing))
     for module in (triton_gpu, cupy_gpu):
-        monkeypatch.setattr(module, "target_of_device", lambda index: TARGETS[facts["target"]])
+        # The one behind it too: other modules have the function itself by its name.
+        for function in ("target_of_device", "_target_of_device"):
+            monkeypatch.setattr(module, function, lambda index: TARGETS[facts["target"]])
     monkeypatch.setattr(dispatch, "_torch_has_cuda", lambda: True)
     for op in OPS.values():
         monkeypatch.setattr(op, "plans", {})
@@ -160,9 +162,11 @@ def test_gradients_decide_for_both_passes(gpu: dict[str, Any]):
     assert backward is not None and backward.backend == "torch"
 
 
-def test_torchs_setting_of_tf32_decides(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    assert chosen(training_in_tf32(), "conv2d") == "triton"
+def test_torchs_setting_of_tf32_decides():
+    cudnn = torch.backends.cudnn
+    # flags() and no assignment, which torch's own test suite forbids in its process.
+    with cudnn.flags(cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, False):
+        assert chosen(training_in_tf32(), "conv2d") == "triton"
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_100", "gfx942"])
