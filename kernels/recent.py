@@ -8,7 +8,6 @@ arrays lie.
 
 from __future__ import annotations
 
-import linecache
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from kernels import arrays
+from kernels.written_code import factory_from
 
 #: Calls kept for one shape of the first input, the newest first.
 MOST = 4
@@ -81,12 +81,7 @@ def _factory(inputs: tuple[Any, ...], attributes: tuple[str, ...]) -> Callable[.
         "        )",
         "    return fits",
     ])  # fmt: skip
-    file = f"<calls like an earlier one {abs(hash(source)):x}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(True), file)  # For tracebacks.
-    scope: dict[str, Any] = {}
-    exec(compile(source, file, "exec"), scope)
-    factory: Callable[..., Any] = scope["factory"]
-    return factory
+    return factory_from(source, "calls like an earlier one")
 
 
 def _recogniser(

@@ -7,7 +7,6 @@ kernels.runtime.by_address for what it calls. It is the same for arrays of NumPy
 
 from __future__ import annotations
 
-import linecache
 from collections.abc import Callable, Sequence
 from ctypes import addressof, c_char
 from functools import lru_cache
@@ -17,6 +16,7 @@ import numpy as np
 
 from kernels.arrays import ArraySpec
 from kernels.runtime.by_address import Run, maker, mask_of
+from kernels.written_code import factory_from
 
 #: How an argument is read: it is never there; what it is follows from the key of the plan; it is looked at; the same of
 #: a gradient, which need not be there, but one of them must be.
@@ -97,12 +97,7 @@ def _factory(
         *[f"        {line}" for line in _lines(language, groups, made, leading)],
         "    return call",
     ])  # fmt: skip
-    file = f"<call by address {abs(hash(source)):x} on {name}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(True), file)  # For tracebacks.
-    scope: dict[str, Any] = {}
-    exec(compile(source, file, "exec"), scope)
-    factory: Callable[..., Any] = scope["factory"]
-    return factory
+    return factory_from(source, f"call by address on {name}")
 
 
 def _read_numpy(n: int, _: str) -> list[str]:
