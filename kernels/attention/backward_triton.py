@@ -55,8 +55,12 @@ def row_products(
 
 @triton.jit
 def weights_of(y, seen, level, UNIT: tl.constexpr):
-    """The weights, 0 where not seen. y: scores times UNIT. level: of `row_products`."""
-    return tl.where(seen, power(y - level, UNIT), 0.0)
+    """The weights, 0 where not seen, 1 at most. y: scores times UNIT. level: of `row_products`.
+
+    Products summed up in another order than the forward pass took may leave a large score above its log-sum-exp.
+    """
+    above = tl.minimum(y - level, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(seen, power(above, UNIT), 0.0)
 
 
 @triton.jit

@@ -118,9 +118,10 @@ def attention_backward(
     if wants[4] and p.bias is not None:
         shape = p.bias.shape
         grad_bias = empty(shape, dtype, device)
-        # On sm_100 Triton does not take a loop over rows of 16 numbers apart into stages.
-        short = target.name == "sm_100" and constants["BLOCK_E"] == LEAST
         sums_over = {f"SUM_{n}": mine == 1 for n, mine in zip("BHIJ", shape)}
+        # One tile of scores has no next one to be fetched meanwhile; and on sm_100 Triton does not take a loop over
+        # rows of 16 numbers apart into stages.
+        short = not any(sums_over.values()) or (target.name == "sm_100" and constants["BLOCK_E"] == LEAST)
         tiles = shape[0] * shape[1] * triton.cdiv(shape[2], tile.queries) * triton.cdiv(shape[3], tile.keys)
         launch(
             terms_backward_triton.bias_gradient, (tiles,), *stand_in, grad_bias, *sizes_of(p), batch, *shape, *steps,

@@ -80,9 +80,8 @@ def constants_of(p: AttentionProblem, query: Tensor, tile: AttentionTile) -> dic
     """What the kernels know when they are compiled."""
     left, right = reach_of(p)
     wide = in_blocks(p)
-    width_e, width_v = (
-        wide_block(s.itemsize, count_extras(p)) if wide else width_block(s.shape[3]) for s in (p.query, p.value)
-    )
+    block = wide_block(p.query.itemsize, count_extras(p), has_vectors(p))
+    width_e, width_v = (block if wide else width_block(s.shape[3]) for s in (p.query, p.value))
     return {
         "SCALE": p.score_scale,
         "CAP": p.softcap or 0.0,
@@ -161,12 +160,12 @@ def has_vectors(p: AttentionProblem) -> bool:
 
 def in_blocks(p: AttentionProblem) -> bool:
     """Whether columns are taken in blocks."""
-    return widest_row(p) > widest(p.query.itemsize, count_extras(p))
+    return widest_row(p) > widest(p.query.itemsize, count_extras(p), has_vectors(p))
 
 
 def column_parts(p: AttentionProblem, width: int) -> int:
     """PARTS of a kernel whose result has this width."""
-    return parts_of(width, p.query.itemsize, count_extras(p)) if in_blocks(p) else 1
+    return parts_of(width, p.query.itemsize, count_extras(p), has_vectors(p)) if in_blocks(p) else 1
 
 
 def rows_at_a_time(p: AttentionProblem) -> dict[str, int]:

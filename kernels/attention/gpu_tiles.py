@@ -51,7 +51,6 @@ _MEASURED_FORWARD = {
     (128, False): AttentionTile(64, 64, 4, 3),
     (128, True): AttentionTile(64, 64, 4, 2),
     (256, False): AttentionTile(64, 128, 4, 1),
-    (256, True): AttentionTile(64, 64, 4, 1),
 }
 #: The same of backward: for the gradients of queries, and of keys.
 _MEASURED_BACKWARD = {
@@ -74,22 +73,23 @@ def width_block(width: int) -> int:
     return max(power_of_two(width), LEAST)
 
 
-def widest(itemsize: int, extras: int) -> int:
-    """The widest queries, keys and values that a tile holds.
+def widest(itemsize: int, extras: int, vectors: bool = True) -> int:
+    """The widest queries, keys and values that a tile holds; arguments as of `forward_tile`.
 
     Without tensor cores a thread has whole rows of both factors in registers, 128 numbers each of float32.
     """
-    return 64 if itemsize == 4 and extras > MANY_EXTRAS else WIDEST[itemsize]
+    many = extras > MANY_EXTRAS or (extras > 0 and not vectors)
+    return 64 if itemsize == 4 and many else WIDEST[itemsize]
 
 
-def wide_block(itemsize: int, extras: int) -> int:
+def wide_block(itemsize: int, extras: int, vectors: bool = True) -> int:
     """Columns of a block where widths are above `widest`."""
-    return min(WIDE_BLOCK[itemsize], widest(itemsize, extras))
+    return min(WIDE_BLOCK[itemsize], widest(itemsize, extras, vectors))
 
 
-def parts_of(width: int, itemsize: int, extras: int) -> int:
+def parts_of(width: int, itemsize: int, extras: int, vectors: bool = True) -> int:
     """How many programs share the columns of a result of this width when it is too wide for one."""
-    return max(-(-width // wide_block(itemsize, extras)), 1)
+    return max(-(-width // wide_block(itemsize, extras, vectors)), 1)
 
 
 def _wide_tiles(itemsize: int, target: Target, vectors: bool) -> tuple[AttentionTile, AttentionTile]:
@@ -97,9 +97,10 @@ def _wide_tiles(itemsize: int, target: Target, vectors: bool) -> tuple[Attention
     if itemsize == 2 and vectors and target.name == "sm_90":
         return (AttentionTile(64, 64, 4, 2),) * 2  # 512 columns on an H100: 217 us forward, 32 by 32, one stage: 532
     if itemsize == 4:
-        # On sm_90 16 by 16 spills in all three kernels, as do both of these on the other side.
-        return AttentionTile(16, 32, 8, 1, 255), AttentionTile(32, 16, 8, 1, 255)
-    return (AttentionTile(32, 32, 4, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1),) * 2
+        # On sm_90 16 by 16 spills in all three kernels, as do both of these on the other side; elsewhere 32 by 16 does.
+        keys = 16 if target.name == "sm_90" or target.amd else 32
+        return AttentionTile(16, 32, 8, 1, 255), AttentionTile(32, keys, 8, 1, 255)
+    return (AttentionTile(32, 32, 4, 1) if itemsize == 2 else AttentionTile(16, 16, 8, 1, 255),) * 2
 
 
 def _needs_least(width: int, itemsize: int, extras: int, vectors: bool) -> bool:
@@ -112,7 +113,7 @@ def _needs_least(width: int, itemsize: int, extras: int, vectors: bool) -> bool:
 
 
 def forward_tile(
-    queries: int, width: int, itemsize: int, extras: int, target: Target, vectors: bool = True
+    queries: int, width: int, itemsize: int, extras: int, target: Target, vectors: bool = True, *, reaches: bool = True
 ) -> AttentionTile:
     """The tile of the forward pass.
 
@@ -125,6 +126,7 @@ def forward_tile(
         target: the GPU.
         vectors: whether rows are whole vectors. Without, each thread keeps the place of every element that it loads,
             and halves are not copied asynchronously, which is of 32 bits at least.
+        reaches: whether every query sees all keys, wherever it stands.
     """
     wanted = asked(AttentionTile)
     if wanted is not None:
@@ -132,11 +134,15 @@ def forward_tile(
     if _needs_least(width, itemsize, extras, vectors):
         return _least_tile(target)
     if width > widest(itemsize, extras):
-        return _fitted(_wide_tiles(itemsize, target, vectors)[0], queries, width, itemsize, target)
+        return _fitted(_wide_tiles(itemsize, target, vectors)[0], queries, width, target)
     width = width_block(width)
     in_registers = target.products_in_registers and not target.amd
     if itemsize == 2 and vectors and extras <= 2 and target.name == "sm_90":
-        return _fitted(_MEASURED_FORWARD[_class(width, extras)], queries, width, itemsize, target)
+        measured = width <= 128 or (extras == 0 and reaches)
+        tile = _MEASURED_FORWARD[_class(width, extras)] if measured else _long_rows_tile(queries)
+        if extras == 2 and queries <= LEAST:
+            tile = replace(tile, registers=255)  # left to itself, the assembler spills 9 for a fifth program
+        return _fitted(tile, queries, width, target)
     if itemsize == 2:
         if extras > MANY_EXTRAS:
             tile = AttentionTile(64 if width <= 128 else 32, 32, 8, 2, 255)
@@ -147,25 +153,31 @@ def forward_tile(
         elif width <= 64 and extras:
             tile = AttentionTile(128, 64, 8, 2)
         elif width <= 64:
-            # With a window, four warps spill at 64 columns; at 32 the assembler, left to itself, for a third program.
-            warps = 8 if in_registers and width > 32 else 4
-            told = 255 if target.name == "sm_80" and width <= 32 else None
-            tile = AttentionTile(128, 64, warps, 3, told)
+            # With a window, four warps spill at 64 columns; the assembler, left to itself, for one program more.
+            told = 255 if width <= 32 or queries > 32 else None
+            tile = AttentionTile(128, 64, 8 if width > 32 else 4, 3, told)
         elif width <= 128:
             tile = AttentionTile(128, 32 if in_registers or extras and target.amd else 64, 8, 2)
         else:
-            tile = AttentionTile(64, 32, 8, 2)
+            tile = AttentionTile(64, 16 if target.name == "sm_90" else 32, 8, 2)
     elif itemsize == 4 and extras > MANY_EXTRAS:
-        tile = AttentionTile(32, 32, 8, 2, 255)
-    elif itemsize == 4 and width <= 64 and not extras and target.name == "sm_90":
+        tile = AttentionTile(32, 16, 8, 2, 255)
+    elif itemsize == 4 and width <= 64 and not extras and vectors and target.name == "sm_90":
         tile = AttentionTile(32, 64, 4, 2)
     elif itemsize == 4:
-        tile = AttentionTile(32, 32, 4 if width <= 64 else 8, 2)
+        tile = AttentionTile(32, 32, 4 if width <= 64 else 8, 2, None if vectors else 255)
     else:
-        tile = AttentionTile(32, 16, 8, 1)
+        tile = AttentionTile(32, 16, 8, 1, 255 if extras > MANY_EXTRAS else None)
     if itemsize == 2 and not vectors:
         tile = AttentionTile(64, 32, 8, 1, 255)
-    return _fitted(tile, queries, width, itemsize, target)
+    return _fitted(tile, queries, width, target)
+
+
+def _long_rows_tile(queries: int) -> AttentionTile:
+    """On sm_90, of more than 128 columns where something is beside the products or hidden: 64 by 128 spills 1800."""
+    if queries <= LEAST:
+        return AttentionTile(LEAST, 64, 4, 1)
+    return AttentionTile(128, 32, 8, 1) if queries > 32 else AttentionTile(32, 16, 4, 1)
 
 
 def backward_tiles(
@@ -182,11 +194,11 @@ def backward_tiles(
         return (_least_tile(target),) * 2
     if width > widest(itemsize, extras):
         of_queries, of_keys = _wide_tiles(itemsize, target, vectors)
-        return _fitted(of_queries, queries, width, itemsize, target), _fitted(of_keys, queries, width, itemsize, target)
+        return _fitted(of_queries, queries, width, target), _fitted(of_keys, queries, width, target)
     width = width_block(width)
     if itemsize == 2 and vectors and extras <= 2 and target.name == "sm_90":
         of_queries, of_keys = _MEASURED_BACKWARD[_class(width, extras)]
-        return _fitted(of_queries, queries, width, itemsize, target), _fitted(of_keys, queries, width, itemsize, target)
+        return _fitted(of_queries, queries, width, target), _fitted(of_keys, queries, width, target)
     if itemsize == 2 and width <= 128 and extras:
         of_queries = of_keys = AttentionTile(64, 32, 4, 2)
         # Where tensor cores read shared memory, the side that is summed up should have 64 places.
@@ -196,7 +208,8 @@ def backward_tiles(
             of_keys = AttentionTile(32, 64, 4, 2)
             of_queries = of_queries if width <= 64 else of_keys
         if extras > 2:
-            of_queries, of_keys = replace(of_queries, warps=8), replace(of_keys, warps=8)
+            told = 255 if target.name == "sm_100" else None
+            of_queries, of_keys = replace(of_queries, warps=8, registers=told), replace(of_keys, warps=8)
             if width > 64 and (target.name == "sm_90" or extras > MANY_EXTRAS):
                 of_keys = AttentionTile(32, 32, 8, 2)
             elif width <= 32 and target.products_in_registers:
@@ -211,22 +224,27 @@ def backward_tiles(
     elif itemsize == 2:
         of_queries = AttentionTile(64, 64, 4 if width <= 64 else 8, 2) if width <= 128 else AttentionTile(32, 32, 4, 1)
         of_keys = of_queries
-        if width > 128 and target.products_in_registers:
-            of_keys = AttentionTile(32, 32, 8, 1)  # with a window, four warps spill on sm_80
+        if width > 128:
+            of_keys = AttentionTile(32, 32, 8, 1)  # with a window, four warps spill
         if target.amd and width <= 128:
             of_keys = AttentionTile(32, 64, 4, 2)
             of_queries = AttentionTile(64, 32, 4, 1) if width <= 64 else of_keys
     elif itemsize == 4:
-        of_queries = AttentionTile(32, 32, 8, 2)
-        told = extras > MANY_EXTRAS or (extras > 0 and width > 64)
-        of_keys = replace(of_queries, registers=255) if told else of_queries
+        of_queries = AttentionTile(32, 32, 4, 2, 255) if width <= 32 else AttentionTile(32, 32, 8, 2)
+        of_keys = replace(of_queries, registers=255) if extras > 0 and width > 64 else of_queries
+        if width > 64 and target.name == "sm_90":  # as three products of tf32
+            of_queries, of_keys = AttentionTile(16, 32, 4, 2), AttentionTile(16, 16, 4, 2)
+        elif width <= 32 and target.name == "sm_90":
+            of_keys = AttentionTile(32, 16, 4, 2, 255)
+        if extras > MANY_EXTRAS:
+            of_queries, of_keys = AttentionTile(32, 16, 4, 2, 255), AttentionTile(16, 16, 8, 2, 255)
         if not vectors:
-            of_keys = AttentionTile(16, 32, 8, 2)
+            of_queries, of_keys = AttentionTile(16, 32, 4, 2), AttentionTile(16, 16, 4, 2)
     else:
-        of_queries = of_keys = AttentionTile(16, 16, 8, 1)
+        of_queries = of_keys = AttentionTile(16, 16, 8, 1, 255 if extras > MANY_EXTRAS else None)
     if itemsize == 2 and not vectors:
         of_queries = of_keys = AttentionTile(32, 32, 8, 1, 255)
-    return _fitted(of_queries, queries, width, itemsize, target), _fitted(of_keys, queries, width, itemsize, target)
+    return _fitted(of_queries, queries, width, target), _fitted(of_keys, queries, width, target)
 
 
 def selecting_tile(tile: AttentionTile, target: Target, *, told: bool = False) -> AttentionTile:
@@ -249,7 +267,7 @@ def _least_tile(target: Target) -> AttentionTile:
     return AttentionTile(LEAST, LEAST, 4, 1) if target.amd else AttentionTile(LEAST, LEAST, 8, 1, 255)
 
 
-def _fitted(tile: AttentionTile, queries: int, width: int, itemsize: int, target: Target) -> AttentionTile:
+def _fitted(tile: AttentionTile, queries: int, width: int, target: Target) -> AttentionTile:
     """No more queries than there are; a warp of AMD's has 64 threads, and its local memory holds one stage."""
     tile = replace(tile, queries=min(tile.queries, width_block(queries)))
     scores = tile.queries * tile.keys
@@ -258,7 +276,7 @@ def _fitted(tile: AttentionTile, queries: int, width: int, itemsize: int, target
         tile = replace(tile, warps=min(tile.warps, 4), stages=min(tile.stages, 2))
     if tile.registers is None and (scores < 1024 or scores < 2048 and width <= 64):
         tile = replace(tile, warps=min(tile.warps, 4))
-    if width <= LEAST and itemsize != 4 and tile.registers is None:
+    if width <= LEAST and tile.registers is None:
         # Left to itself, the assembler spills a few of these small kernels for the sake of one program more.
         tile = replace(tile, registers=255)
     if target.amd:

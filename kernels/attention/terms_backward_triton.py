@@ -26,6 +26,37 @@ def product_of_rows(
 
 
 @triton.jit
+def tile_gradient(
+    query, key, grad, value, mask, bias, term, seed, row_level, row_delta, number, i, first, L, S, E, EV,
+    count, shift, g_i, g_e, q_i, q_e, k_j, k_e, v_j, v_e, mask_i, mask_j, bias_i, bias_j, term_i, term_row,
+    SCALE: tl.constexpr, CAP: tl.constexpr, UNIT: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, TERM: tl.constexpr, LIMIT: tl.constexpr,
+    DROPOUT: tl.constexpr, THRESHOLD: tl.constexpr, KEPT: tl.constexpr, FOURS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr, WIDE: tl.constexpr, WHOLE_E: tl.constexpr,
+    WHOLE_V: tl.constexpr, PRECISION: tl.constexpr, COMPUTED: tl.constexpr,
+):  # fmt: skip
+    """(gradient of the scores before the cap, what is seen) of queries i and the BLOCK_N keys from `first`.
+
+    Arrays begin at (b, h, 0, 0).
+    """
+    j = first + tl.arange(0, BLOCK_N)
+    product = product_of_rows(
+        query, i, q_i, q_e, L, key, j, k_j, k_e, count, E, BLOCK_E, WIDE, WHOLE_E, PRECISION, COMPUTED
+    )  # fmt: skip
+    y, seen = scores(
+        product, i[:, None], j[None, :], L, S, count, shift, mask, mask_i, mask_j, bias, bias_i, bias_j, term, term_i,
+        term_row, SCALE, CAP, UNIT, LEFT, RIGHT, True, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
+    )  # fmt: skip
+    d_weights = product_of_rows(
+        grad, i, g_i, g_e, L, value, j, v_j, v_e, count, EV, BLOCK_V, WIDE, WHOLE_V, PRECISION, COMPUTED
+    )  # fmt: skip
+    if DROPOUT:
+        d_weights = d_weights * kept_factors(seed, number, i, first, BLOCK_N, L, S, THRESHOLD, KEPT, FOURS, COMPUTED)
+    p = weights_of(y, seen, row_level, UNIT)
+    return score_gradient(p, y, seen, d_weights, row_delta, CAP, UNIT), seen
+
+
+@triton.jit
 def bias_gradient(
     grad, query, key, value, mask, bias, lengths, term, seed, level, delta, grad_bias, H, GROUP, L, S, E, EV, B,
     of_b, of_h, of_i, of_j,
@@ -62,28 +93,17 @@ def bias_gradient(
         count, shift = keys_of_row(lengths, b, L, S, HAS_LENGTHS, FROM_END)
         number = b * H + h
         i = at_i * BLOCK_M + tl.arange(0, BLOCK_M)
-        j = at_j * BLOCK_N + tl.arange(0, BLOCK_N)
-        product = product_of_rows(
-            query + b * q_b + h * q_h, i, q_i, q_e, L, key + b * k_b + h // GROUP * k_h, j, k_j, k_e, count, E,
-            BLOCK_E, WIDE, WHOLE_E, PRECISION, COMPUTED,
-        )  # fmt: skip
-        y, seen = scores(
-            product, i[:, None], j[None, :], L, S, count, shift, mask + b * mask_b + h * mask_h, mask_i, mask_j,
-            bias + b * bias_b + h * bias_h, bias_i, bias_j, term + b * term_b + h * term_h, term_i, term_row,
-            SCALE, CAP, UNIT, LEFT, RIGHT, True, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
-        )  # fmt: skip
         row = number * L + i
         row_level = tl.load(level + row, mask=i < L, other=0.0)[:, None]
         row_delta = tl.load(delta + row, mask=i < L, other=0.0)[:, None]
-        d_weights = product_of_rows(
-            grad + b * g_b + h * g_h, i, g_i, g_e, L, value + b * v_b + h // GROUP * v_h, j, v_j, v_e, count, EV,
-            BLOCK_V, WIDE, WHOLE_V, PRECISION, COMPUTED,
+        dx, _ = tile_gradient(
+            query + b * q_b + h * q_h, key + b * k_b + h // GROUP * k_h, grad + b * g_b + h * g_h,
+            value + b * v_b + h // GROUP * v_h, mask + b * mask_b + h * mask_h, bias + b * bias_b + h * bias_h,
+            term + b * term_b + h * term_h, seed, row_level, row_delta, number, i, at_j * BLOCK_N, L, S, E, EV,
+            count, shift, g_i, g_e, q_i, q_e, k_j, k_e, v_j, v_e, mask_i, mask_j, bias_i, bias_j, term_i, term_row,
+            SCALE, CAP, UNIT, LEFT, RIGHT, HAS_MASK, HAS_BIAS, TERM, LIMIT, DROPOUT, THRESHOLD, KEPT, FOURS,
+            BLOCK_N, BLOCK_E, BLOCK_V, WIDE, WHOLE_E, WHOLE_V, PRECISION, COMPUTED,
         )  # fmt: skip
-        if DROPOUT:
-            factors = kept_factors(seed, number, i, at_j * BLOCK_N, BLOCK_N, L, S, THRESHOLD, KEPT, FOURS, COMPUTED)
-            d_weights = d_weights * factors
-        p = weights_of(y, seen, row_level, UNIT)
-        dx = score_gradient(p, y, seen, d_weights, row_delta, CAP, UNIT)
         sums += dx
     if SUM_I:
         sums = tl.sum(sums, 0)[None, :]
@@ -127,24 +147,14 @@ def bucket_gradient(
     sums = tl.zeros((BUCKETS,), COMPUTED)
     for start in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
-        product = product_of_rows(
-            query + b * q_b + h * q_h, i, q_i, q_e, L, key + b * k_b + h // GROUP * k_h, j, k_j, k_e, count, E,
-            BLOCK_E, WIDE, WHOLE_E, PRECISION, COMPUTED,
+        dx, seen = tile_gradient(
+            query + b * q_b + h * q_h, key + b * k_b + h // GROUP * k_h, grad + b * g_b + h * g_h,
+            value + b * v_b + h // GROUP * v_h, mask + b * mask_b + h * mask_h, bias + b * bias_b + h * bias_h,
+            term + b * term_b + h * term_h, seed, row_level, row_delta, number, i, start, L, S, E, EV,
+            count, shift, g_i, g_e, q_i, q_e, k_j, k_e, v_j, v_e, mask_i, mask_j, bias_i, bias_j, term_i, term_row,
+            SCALE, CAP, UNIT, LEFT, RIGHT, HAS_MASK, HAS_BIAS, TERM, LIMIT, DROPOUT, THRESHOLD, KEPT, FOURS,
+            BLOCK_N, BLOCK_E, BLOCK_V, WIDE, WHOLE_E, WHOLE_V, PRECISION, COMPUTED,
         )  # fmt: skip
-        y, seen = scores(
-            product, i[:, None], j[None, :], L, S, count, shift, mask + b * mask_b + h * mask_h, mask_i, mask_j,
-            bias + b * bias_b + h * bias_h, bias_i, bias_j, term + b * term_b + h * term_h, term_i, term_row,
-            SCALE, CAP, UNIT, LEFT, RIGHT, True, HAS_MASK, HAS_BIAS, TERM, LIMIT, COMPUTED,
-        )  # fmt: skip
-        d_weights = product_of_rows(
-            grad + b * g_b + h * g_h, i, g_i, g_e, L, value + b * v_b + h // GROUP * v_h, j, v_j, v_e, count, EV,
-            BLOCK_V, WIDE, WHOLE_V, PRECISION, COMPUTED,
-        )  # fmt: skip
-        if DROPOUT:
-            factors = kept_factors(seed, number, i, start, BLOCK_N, L, S, THRESHOLD, KEPT, FOURS, COMPUTED)
-            d_weights = d_weights * factors
-        p = weights_of(y, seen, row_level, UNIT)
-        dx = score_gradient(p, y, seen, d_weights, row_delta, CAP, UNIT)
         place = j[None, :] - i[:, None] - shift + (tl.maximum(L, S) - 1)
         own = tl.load(buckets + place, mask=seen, other=-1)
         least = tl.min(tl.where(seen, own, BUCKETS))

@@ -98,7 +98,10 @@ def _turned(array: Tensor | None, group: int) -> Tensor | None:
 def _forward_plan(p: AttentionProblem, target: Target) -> tuple[AttentionTile, int, int]:
     """(tile, programs for all keys, parts that the keys are split into) of the forward pass."""
     batch, heads, queries, keys = p.score_shape
-    tile = forward_tile(queries, widest_row(p), p.query.itemsize, count_extras(p), target, has_vectors(p))
+    tile = forward_tile(
+        queries, widest_row(p), p.query.itemsize, count_extras(p), target, has_vectors(p),
+        reaches=reach_of(p) == (-1, -1),
+    )  # fmt: skip
     tile = choose("attention_forward", p, target, tile)
     programs = triton.cdiv(queries, tile.queries) * batch * heads * column_parts(p, p.value.shape[3])
     return tile, programs, split_count(programs, keys, target)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 import kernels
+from kernels.backends import BACKENDS as BACKENDS_OF_ALL
+from kernels.backends import load
 from kernels.op import OPS
 from tests.support import matrix
 
@@ -101,6 +103,43 @@ def backward_of_infinite_scores(backend: str, convert: Any = lambda a: a) -> tup
     there = {name: a if a is None else convert(a) for name, a in saved.items()}
     found = op.implementations[backend].backward(problem, convert(np.ones_like(output)), None, **there)
     return list(exact), [None if a is None else np.asarray(a) for a in found]
+
+
+#: How many queries there are, and how large the largest score is; of one query sums in another order may pass 3e38.
+LARGE_SCORES = ((9, 1e20), (9, 3e38), (1, 1e20))
+
+
+def check_gradients_of_large_scores(
+    taker: str, maker: str, width: int, queries: int, size: float, convert: Any = lambda a: a, *,
+    same_sums: bool = True,
+) -> None:  # fmt: skip
+    """Gradients by `taker` are finite whoever made the log-sum-exp (`maker`), as a weight is never more than 1.
+
+    A unit in the last place of a score is 2e31 at 3e38. Where both passes sum a product up in the same order
+    (same_sums), with its own log-sum-exp a weight is 1 and the others 0, so that the gradient of values is the incoming
+    one, and those of queries and keys are 0 but for the rounding of a difference of numbers of a few units, times a
+    row's numbers. convert: from NumPy to the backends' arrays.
+    """
+    rng = np.random.default_rng(0)
+    q, k, v, g = (rng.standard_normal((1, 2, n, e)).astype(np.float32) for n, e in (
+        (queries, width), (13, width), (13, 8), (queries, 8)))  # fmt: skip
+    factor = np.sqrt(size / np.abs(q.astype(np.float64) @ k.astype(np.float64).swapaxes(-1, -2)).max())
+    q, k = (q * factor).astype(np.float32), (k * factor).astype(np.float32)
+    captured = matrix.capture("attention", q, k, v, scale=1.0)
+    problem, op = captured.problem(True), captured.op
+    assert all(load(op.family, BACKENDS_OF_ALL[backend]) for backend in (taker, maker))
+    given = [None if a is None else convert(a) for a in captured.inputs]
+    results = op.implementations[maker].forward(problem, *given)
+    known = dict(zip((*op.inputs, *op.results), (*given, *results)))
+    saved = {name: known[name] for name in problem.saved()}
+    found = op.implementations[taker].backward(problem, convert(g), None, **saved)
+    dq, dk, dv = (np.asarray(a) for a in found[:3])
+    assert all(np.isfinite(np.asarray(a)).all() for a in (*results[:1], dq, dk, dv))
+    if maker == taker and same_sums:
+        wide = (a.astype(np.float64) for a in (q, k, v))
+        _, pullback = kernels.vjp("attention", *wide, scale=1.0, backend="reference")
+        np.testing.assert_allclose(dv, pullback(g.astype(np.float64))[2], rtol=0, atol=1e-6)
+        assert np.abs(dq).max() < 1e-4 * np.abs(k).max() and np.abs(dk).max() < 1e-4 * np.abs(q).max()
 
 
 @contextmanager

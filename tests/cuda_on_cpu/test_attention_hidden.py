@@ -7,12 +7,17 @@ import pytest
 
 import kernels
 from kernels.attention.cuda_tiles import CudaTile, use_cuda_tile
-from kernels.backends import BACKENDS, load
 from kernels.runtime.cupy_gpu import numpy_dtype
-from tests.attention.helpers import TOLERANCES, backward_of_infinite_scores, gradients, inputs
+from tests.attention.helpers import (
+    LARGE_SCORES,
+    TOLERANCES,
+    backward_of_infinite_scores,
+    check_gradients_of_large_scores,
+    gradients,
+    inputs,
+)
 from tests.cuda_on_cpu import helpers
 from tests.cuda_on_cpu.helpers import on_cpu
-from tests.support import matrix
 
 pytestmark = helpers.needs_harness
 
@@ -65,37 +70,13 @@ def test_scores_of_plus_infinity():
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "queries, size", [(9, 1e20), (9, 3e38), (1, 1e20)]
-)  # of a single query sums in another order may pass 3e38
+@pytest.mark.parametrize("queries, size", LARGE_SCORES)
 @pytest.mark.parametrize("width", [8, 64, 300])
 @pytest.mark.parametrize("maker", ["cupy", "numba", "reference"])
 @pytest.mark.parametrize("taker", ["cupy", "numba"])
 def test_large_scores_have_finite_gradients(taker: str, maker: str, width: int, queries: int, size: float):
-    """Whoever made the log-sum-exp: a unit in its last place is 2e31 at 3e38, and weights are never more than 1.
-
-    With its own, a weight is 1 and the others 0, so that the gradient of values is the incoming one, and those of
-    queries and keys are 0 but for the rounding of a difference of numbers of a few units, times a row's numbers.
-    """
-    rng = np.random.default_rng(0)
-    q, k, v, g = (rng.standard_normal((1, 2, n, e)).astype(np.float32) for n, e in (
-        (queries, width), (13, width), (13, 8), (queries, 8)))  # fmt: skip
-    factor = np.sqrt(size / np.abs(q.astype(np.float64) @ k.astype(np.float64).swapaxes(-1, -2)).max())
-    q, k = (q * factor).astype(np.float32), (k * factor).astype(np.float32)
-    captured = matrix.capture("attention", q, k, v, scale=1.0)
-    problem, op = captured.problem(True), captured.op
-    assert all(load(op.family, BACKENDS[backend]) for backend in (taker, maker))
     with on_cpu():
-        results = op.implementations[maker].forward(problem, *captured.inputs)
-        known = dict(zip((*op.inputs, *op.results), (*captured.inputs, *results)))
-        saved = {name: known[name] for name in problem.saved()}
-        dq, dk, dv, *_ = op.implementations[taker].backward(problem, g, None, **saved)
-    assert all(np.isfinite(a).all() for a in (*results[:1], dq, dk, dv))
-    if maker == taker:
-        wide = (a.astype(np.float64) for a in (q, k, v))
-        _, pullback = kernels.vjp("attention", *wide, scale=1.0, backend="reference")
-        np.testing.assert_allclose(dv, pullback(g.astype(np.float64))[2], rtol=0, atol=1e-6)
-        assert np.abs(dq).max() < 1e-4 * np.abs(k).max() and np.abs(dk).max() < 1e-4 * np.abs(q).max()
+        check_gradients_of_large_scores(taker, maker, width, queries, size)
 
 
 def test_a_query_that_sees_nothing():

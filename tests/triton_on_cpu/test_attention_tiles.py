@@ -25,8 +25,8 @@ from tests.triton_on_cpu.test_attention import against_reference
 H100 = TARGETS["sm_90"]
 
 
-def tiles_of(*facts: Any, vectors: bool = True) -> tuple[AttentionTile, ...]:
-    return (forward_tile(*facts, vectors=vectors), *backward_tiles(*facts, vectors=vectors))
+def tiles_of(*facts: Any, vectors: bool = True, reaches: bool = True) -> tuple[AttentionTile, ...]:
+    return (forward_tile(*facts, vectors=vectors, reaches=reaches), *backward_tiles(*facts, vectors=vectors))
 
 
 def attention_tiles() -> list[AttentionTile]:
@@ -38,8 +38,8 @@ def attention_tiles() -> list[AttentionTile]:
         for itemsize in (2, 4, 8)
         for extras in range(8)
         for target in TARGETS.values()
-        for vectors in (True, False)
-        for tile in tiles_of(queries, width, itemsize, extras, target, vectors=vectors)
+        for vectors, reaches in ((True, True), (True, False), (False, True))
+        for tile in tiles_of(queries, width, itemsize, extras, target, vectors=vectors, reaches=reaches)
     }
     return [found[key] for key in sorted(found)]
 
@@ -74,6 +74,9 @@ def test_tiles_are_what_tensor_cores_take(target: str, itemsize: int):
 def test_tiles_by_hand():
     assert forward_tile(4096, 64, 2, False, H100) == AttentionTile(64, 128, 4, 2)
     assert forward_tile(4096, 64, 2, False, TARGETS["gfx942"]) == AttentionTile(128, 64, 4, 1)
+    assert forward_tile(4096, 256, 2, 0, H100) == AttentionTile(64, 128, 4, 1)
+    assert forward_tile(4096, 256, 2, 0, H100, reaches=False) == AttentionTile(128, 32, 8, 1)
+    assert forward_tile(4096, 256, 2, 1, H100) == AttentionTile(128, 32, 8, 1)
     assert backward_tiles(4096, 128, 2, False, H100) == (AttentionTile(64, 64, 4, 2),) * 2
     assert backward_tiles(4096, 128, 2, True, H100) == (AttentionTile(64, 64, 4, 2), AttentionTile(32, 64, 4, 2))
 
