@@ -204,7 +204,7 @@ def _run_of(p: Layer, lengths: Array | None, x_strides: tuple[int, int], threads
     arrays_of = itemgetter(*[none if i < 0 else i for i in facts.saved])
     states_of = itemgetter(*places_of((facts.h0, facts.c0)))
     rows = sizes.x_taps + sizes.taps + sizes.second_taps * (sizes.second_panels > 0)
-    adders = threads_for(rows * sizes.blocks * p.inputs, ADD_GRAIN)
+    adders = min(threads, threads_for(rows * sizes.blocks * p.inputs, ADD_GRAIN))
     adds = [
         (partial(add_blocks, rows + 1, adders, d, memory), itemgetter(*places_of(facts.weights[d * 5 : d * 5 + 5])))
         for d in range(p.directions)

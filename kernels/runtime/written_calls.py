@@ -12,8 +12,6 @@ from ctypes import addressof, c_char
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from kernels.arrays import ArraySpec
 from kernels.runtime.by_address import Run, maker, mask_of
 from kernels.written_code import factory_from
@@ -109,12 +107,6 @@ def _factory(
     return factory_from(source, f"call by address on {name}")
 
 
-def _ask_numpy(numbers: Sequence[int]) -> list[str]:
-    """Arrays of NumPy's lie as their key says, but for their alignment and for being written to; the latter and gaps
-    between the elements from_buffer refuses."""
-    return [f"if {' or '.join(f'type(t{n}) is not plain' for n in numbers)}: return None"]
-
-
 def _make_numpy(form: ArraySpec) -> Callable[[], Any]:
     found = maker(form)
     assert found is not None
@@ -125,9 +117,11 @@ def _make_numpy(form: ArraySpec) -> Callable[[], Any]:
 #: The languages by name; torch's comes from kernels.torch_by_address.
 LANGUAGES = {
     "numpy": Language(
-        objects={"plain": np.ndarray, "addressof": addressof, "first_byte": c_char.from_buffer},
+        objects={"addressof": addressof, "first_byte": c_char.from_buffer},
         first=(),
-        ask=_ask_numpy,
+        # They lie as their key says, but for their alignment, and for being written to, without which, as with gaps
+        # between the elements, from_buffer raises.
+        ask=lambda _: [],
         asked=(),
         ask_with=lambda _: (),
         # numba_cpu.address written out: a call is a tenth of a small one's time.
