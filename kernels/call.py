@@ -79,6 +79,7 @@ def call(
             if ones is None:
                 return inspect(op, inputs, attributes, device, backend)
             return ones.returned(inspect(op, ones.put_into_inputs(inputs), attributes, device, backend))
+    known: tuple[Any, ...] = ()
     if len(inputs) >= recent.LEAST:
         try:
             known = op.plans.get(inputs[0].shape, ())
@@ -111,6 +112,8 @@ def call(
         if key is not None:
             op.plans[key] = plan
             recent.remember(op.plans, inputs, (attributes, device, backend, ones), plan.run)
+    elif len(known) < recent.MOST:
+        recent.remember(op.plans, inputs, (attributes, device, backend, ones), plan.run)
     return plan.run(inputs)
 
 
@@ -197,11 +200,11 @@ def _runner_by_address(
     problem: Problem, carefully: Callable[[tuple[Any, ...]], Any], run: Callable[..., Any], ones: Ones | None
 ) -> Callable[[tuple[Any, ...]], Any]:
     """Calls with NumPy arrays that the kernels can take as they are; others go the careful way."""
-    from kernels.runtime.written_calls import ABSENT, KNOWN, written
+    from kernels.runtime.written_calls import ABSENT, GIVEN, written
 
     forms = [getattr(problem, name) for name in input_names(type(problem))]
     # What is asked of NumPy's arrays does not hang on their shapes, which are without `ones` here.
-    given = [(ABSENT if form is None else KNOWN, form) for form in forms]
+    given = [(ABSENT if form is None else GIVEN, form) for form in forms]
     made = problem.results() if ones is None else tuple(map(ones.taken_out_of, problem.results()))
     call, returned = written("numpy", run, [given], made), problem.returned
 

@@ -163,9 +163,15 @@ def _hints(problem: Any) -> dict[str, Any]:
     return found
 
 
+_inputs: dict[Any, tuple[str, ...]] = {}
+
+
 def input_names(problem: Any) -> tuple[str, ...]:
     """Names of the declaration's input arrays, in order."""
-    return tuple(name for name, hint in _hints(problem).items() if _is_input(hint))
+    found = _inputs.get(problem)
+    if found is None:
+        found = _inputs[problem] = tuple(name for name, hint in _hints(problem).items() if _is_input(hint))
+    return found
 
 
 class Op:

@@ -32,29 +32,20 @@ def _of_attribute(n: int, how: str) -> str:
 
 def _of_numpy(n: int) -> str:
     form = f"t{n}.shape == shape{n} and t{n}.strides == strides{n} and t{n}.dtype is dtype{n}"
-    return f"type(t{n}) in kinds{n} and {form}"
-
-
-def _of_tensor(n: int, contiguous: bool, wants: bool, any_wants: bool) -> str:
-    layout = f"t{n}.is_contiguous()" if contiguous else f"not t{n}.is_contiguous() and t{n}.stride() == strides{n}"
-    grad = f"t{n}.requires_grad" if wants else f"not t{n}.requires_grad"
-    if not any_wants:
-        grad = f"(not t{n}.requires_grad or not is_grad_enabled())"
-    form = f"t{n}.shape == shape{n} and {layout} and t{n}.dtype is dtype{n} and t{n}.is_cpu"
-    return f"type(t{n}) in kinds{n} and {form} and {grad}"
+    return f"type(t{n}) is ndarray and {form}"
 
 
 @lru_cache(1024)
-def _factory(inputs: tuple[Any, ...], attributes: tuple[str, ...]) -> Callable[..., Any]:
+def _factory(inputs: tuple[Any, ...], attributes: tuple[str, ...], records: bool | None) -> Callable[..., Any]:
     """Makes ``fits`` of the constants, in the order in which they are named below.
 
-    inputs: None, "numpy", or of a tensor whether it is contiguous and whether its gradient is wanted.
+    inputs: None, "numpy", "tensor", or of a tensor that came before its number. records: whether gradients must be
+    recorded, None where none could be.
     """
-    any_wants = any(isinstance(form, tuple) and form[1] for form in inputs)
     # First what calls of other forms differ in most often.
-    conditions = ["type(t0) in kinds0", *["is_grad_enabled()"] * any_wants]
+    conditions = [] if records is None else [f"is_grad_enabled() is {records}"]
     conditions += ["backend == backend0", "device is None", "ones is ones0"]
-    names = ["backend0", "ones0", "is_grad_enabled"]
+    names = ["ndarray", "backend0", "ones0", "is_grad_enabled", "alike"]
     read = []
     for n, how in enumerate(attributes):
         conditions.append(_of_attribute(n, how))
@@ -65,13 +56,14 @@ def _factory(inputs: tuple[Any, ...], attributes: tuple[str, ...]) -> Callable[.
     for n, form in enumerate(inputs):
         if form is None:
             conditions.append(f"t{n} is None")
-            continue
-        if form == "numpy":
+        elif form == "numpy":
             conditions.append(_of_numpy(n))
-        else:
-            contiguous, wants = form
-            conditions.append(_of_tensor(n, contiguous, wants, any_wants))
-        names += [f"{what}{n}" for what in ("kinds", "shape", "strides", "dtype")]
+            names += [f"{what}{n}" for what in ("shape", "strides", "dtype")]
+        elif form != "tensor":
+            conditions.append(f"t{n} is t{form}")
+    tensors = [f"t{n}" for n, form in enumerate(inputs) if form == "tensor"]
+    if tensors:
+        conditions.append(f"alike({', '.join(tensors)})")
     source = "\n".join([
         f"def factory({', '.join(names)}):",
         "    def fits(inputs, attributes, device, backend, ones):",
@@ -88,27 +80,38 @@ def _recogniser(
     inputs: tuple[Any, ...], attributes: tuple[Any, ...], device: Any, backend: str | None, ones: Any
 ) -> Callable[..., bool] | None:
     """``fits(inputs, attributes, device, backend, ones)``; see `remember`."""
+    if device is not None:
+        return None
     torch = arrays.loaded_torch()
     plain = () if torch is None else (torch.Tensor, torch.nn.Parameter)
     forms: list[Any] = []
     constants: list[Any] = []
-    for array in inputs:
+    seen: dict[int, int] = {}
+    for n, array in enumerate(inputs):
         if array is None:
             forms.append(None)
         elif type(array) is np.ndarray:
             forms.append("numpy")
-            constants += ((np.ndarray,), array.shape, array.strides, array.dtype)
+            constants += (array.shape, array.strides, array.dtype)
         elif type(array) in plain and array.is_cpu:
-            forms.append((array.is_contiguous(), arrays.wants_grad(array)))
-            constants += (plain, array.shape, array.stride(), array.dtype)
+            first = seen.setdefault(id(array), n)
+            forms.append("tensor" if first == n else first)
         else:
             return None
-    if device is not None:
-        return None
+    alike = records = is_grad_enabled = None
+    if seen:
+        from kernels import torch_guards
+
+        tensors = [inputs[n] for n in seen.values()]
+        alike, is_grad_enabled = torch_guards.alike(tensors), torch.is_grad_enabled
+        if alike is None:
+            return None
+        if any(tensor.requires_grad for tensor in tensors):
+            records = is_grad_enabled()
     hows = tuple([_IS if value is None or isinstance(value, (bool, str)) else _EQUALS for value in attributes])
     values = [each for value in attributes for each in (type(value), value)]
-    is_grad_enabled = None if torch is None else torch.is_grad_enabled
-    found: Callable[..., bool] = _factory(tuple(forms), hows)(backend, ones, is_grad_enabled, *values, *constants)
+    make = _factory(tuple(forms), hows, records)
+    found: Callable[..., bool] = make(np.ndarray, backend, ones, is_grad_enabled, alike, *values, *constants)
     return found
 
 
@@ -116,6 +119,9 @@ def remember(
     plans: dict[Any, Any], inputs: tuple[Any, ...], rest: tuple[Any, ...], run: Callable[[tuple[Any, ...]], Any]
 ) -> None:
     """Keep among the plans, under the shape of the first input, how calls like this one are recognised and run.
+
+    For a plan that is new, and for one that was found by its key where there is room: the same plan may serve tensors
+    that `torch_guards.alike` tells apart.
 
     Not where the key must be asked: of arrays on a GPU, with a named device, of arrays that are none of NumPy's or
     torch's. rest: attributes, device, backend and `ones`, as `kernels.call.call` has them.

@@ -95,11 +95,11 @@ class Bound:
         run = own.by_address(self.problem)
         if run is None:
             return None
-        from kernels.torch_by_address import ABSENT, KNOWN, written
+        from kernels.torch_by_address import ABSENT, GIVEN, written
 
         names = self.op.inputs
         forms = [getattr(self.problem, name) for name in names]
-        given = [(ABSENT if f is None else KNOWN, self._outside(n, f)) for n, f in zip(names, forms)]
+        given = [(ABSENT if f is None else GIVEN, self._outside(n, f)) for n, f in zip(names, forms)]
         return written(run, [given], [self._outside(None, form) for form in self.problem.results()])
 
     def _backward_by_address(self, own: Implementation) -> Callable[..., Tensors | None] | None:
@@ -107,7 +107,7 @@ class Bound:
         if run is None:
             return None
         from kernels.runtime import by_address
-        from kernels.torch_by_address import ABSENT, CHECKED, OPTIONAL, written
+        from kernels.torch_by_address import ABSENT, GIVEN, OPTIONAL, written
 
         count = self.op.differentiable_results
         gradients: list[tuple[str, ArraySpec | None]] = []
@@ -115,7 +115,7 @@ class Bound:
             there = form is not None and n < self.incoming
             gradients.append((OPTIONAL if there else ABSENT, self._outside(None, form)))
         saved = [
-            (ABSENT if form is None else CHECKED, self._outside(name, form))
+            (ABSENT if form is None else GIVEN, self._outside(name, form))
             for name, form in zip(self.saved_names, self.saved_forms)
         ]
         made = [self._outside(n, f) for n, f in zip(self.op.inputs, by_address.gradient_forms(self.problem))]

@@ -2,37 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
-from kernels.runtime import written_calls
-from kernels.runtime.written_calls import ABSENT, CHECKED, KNOWN, LANGUAGES, OPTIONAL, Language
+from kernels import torch_guards
+from kernels.arrays import ArraySpec, contiguous_strides
+from kernels.runtime import numba_cpu, written_calls
+from kernels.runtime.by_address import maker
+from kernels.runtime.written_calls import ABSENT, GIVEN, LANGUAGES, OPTIONAL, Language
 
-__all__ = ["ABSENT", "CHECKED", "KNOWN", "OPTIONAL", "written"]
+__all__ = ["ABSENT", "GIVEN", "OPTIONAL", "written"]
+
+_from_numpy = torch.from_numpy
+#: torch.empty_strided as torch.compile's code calls it, in half the time: ``(shape, strides, dtype)``.
+_empty_strided: Any = getattr(getattr(getattr(torch._C, "_dynamo", None), "guards", None), "_empty_strided_cpu", None)
 
 
-def _read(n: int, kind: str) -> list[str]:
+def _ask(numbers: Sequence[int]) -> list[str]:
     """An address is not all that there is to a tensor which is negated when it is read, or belongs to a transform of
-    torch.func. (Where it has no memory, data_ptr raises.)"""
-    # 0: a zero tensor of forward-mode differentiation, zeros that lie nowhere.
-    wrong = f"not p{n} or p{n} & mask or t{n}.is_neg()"
-    if kind != KNOWN:
-        # Hooks on saved tensors may make anything of them, and gradients come as they are.
-        form = f"t{n}.shape != shape{n} or t{n}.dtype is not dtype{n} or not t{n}.is_cpu"
-        wrong += f" or {form} or (not t{n}.is_contiguous() if strides{n} is None else t{n}.stride() != strides{n})"
-    return [f"p{n} = t{n}.data_ptr()", f"if {wrong}: return None"]
+    torch.func. Hooks on saved tensors may make anything of them, and gradients come as they are."""
+    n, given = numbers[0], ", ".join(f"t{n}" for n in numbers)
+    return [
+        f"nonlocal alike{n}",
+        f"if not alike{n}({given}):",
+        f"    found = admit{n}({given})",
+        "    if found is None: return None",
+        f"    alike{n} = found",
+    ]
+
+
+def _make(form: ArraySpec) -> Callable[[], torch.Tensor]:
+    """Small tensors in torch's own memory, which takes half the time of a view of NumPy's; large ones in ours, which
+    is used again."""
+    found = maker(form)
+    assert found is not None
+    allocate, size, dtype = found
+    shape, strides = form.shape, form.strides or contiguous_strides(form.shape)
+    is_small = form.nbytes < numba_cpu.SMALLEST_POOLED and _empty_strided is not None
+    element, usual = getattr(torch, form.dtype), numba_cpu._allocate
+
+    def make() -> torch.Tensor:
+        if is_small and numba_cpu._allocator is usual:
+            found: torch.Tensor = _empty_strided(shape, strides, element)
+            return found
+        return _from_numpy(allocate(size, dtype))
+
+    return make
 
 
 LANGUAGES["torch"] = Language(
-    objects={"from_numpy": torch.from_numpy, "forward_ad": forward_ad},
+    objects={"forward_ad": forward_ad},
     # A tensor may have a tangent.
     first=("if forward_ad._current_level >= 0: return None",),
-    read=_read,
-    make="from_numpy(allocate{n}(size{n}, type{n}))",
-    place="r{n}.data_ptr()",
-    dtype=lambda form: getattr(torch, form.dtype),
+    ask=_ask,
+    asked=("alike", "admit"),
+    ask_with=lambda forms: (torch_guards.never, torch_guards.admission(forms)),
+    # It raises where a tensor has no memory, and is 0 where that was given back.
+    address="{}.data_ptr()",
+    unfit="RuntimeError",
+    make=_make,
 )
 
 #: `written_calls.written` for tensors.

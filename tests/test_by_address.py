@@ -166,13 +166,22 @@ def test_what_is_not_plain_memory_goes_the_careful_way(monkeypatch):
     unaligned = np.frombuffer(bytearray(1 + x.numpy().nbytes), np.uint8)[1:].view(np.float32).reshape(6, 8)
     unaligned[...] = array
     np.testing.assert_array_equal(kernels.silu(unaligned), kernels.silu(array))
-    assert type(kernels.silu(array.copy().view(np.matrix))) is np.ndarray
     refusal = "^silu: torch.func.vmap is not supported; the op takes a whole batch$"
     with pytest.raises(NotImplementedError, match=refusal):
         torch.func.vmap(lambda row: kernels.silu(row, backend="numba"))(x)
     with pytest.raises(NotImplementedError, match="silu: forward-mode derivatives"):
         torch.func.jvp(lambda t: kernels.silu(t, backend="numba"), (x,), (x,))
     assert calls == []
+
+
+def test_of_a_subclass_the_memory_is_taken(monkeypatch):
+    calls = spied(monkeypatch, "silu")
+    matrix = np.random.default_rng(0).standard_normal((6, 8)).view(np.matrix)
+    found = kernels.silu(matrix)
+    assert type(found) is np.ndarray and [places[0] for places in calls] == [matrix.ctypes.data]
+    np.testing.assert_array_equal(found, kernels.silu(np.asarray(matrix)))
+    turned = np.asfortranarray(matrix)[:5]
+    np.testing.assert_array_equal(kernels.silu(turned), kernels.silu(np.asarray(turned)))
 
 
 @pytest.mark.parametrize("as_kind", [np.asarray, torch.as_tensor])

@@ -38,7 +38,19 @@ from kernels.recurrence.forward import (
 )
 from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, copy_row, multiply_rows
 from kernels.runtime.numba_cpu import jit
-from kernels.simd import VECTOR_BYTES, advance, lanes_of, load, load_first, pointer, pointer_at, prefetch, store
+from kernels.simd import (
+    VECTOR_BYTES,
+    advance,
+    as_integers,
+    lanes_of,
+    load,
+    load_first,
+    pointer,
+    pointer_at,
+    poke,
+    prefetch,
+    store,
+)
 
 #: Bytes of kept numbers of a step's rows up to which the next step's are asked for: more would push each other out.
 AHEAD_BYTES = 1 << 17
@@ -76,10 +88,7 @@ class BackSizes(NamedTuple):
     states_row: int
     grad_time: int
     grad_row: int
-    has_grad: int  # of the output
     only_last: int  # the output is the last step's
-    has_grad_h: int
-    has_grad_c: int
     has_h0: int
     has_c0: int
     wants_x: int
@@ -95,7 +104,8 @@ class BackSizes(NamedTuple):
     # Where in the working memory of a block lie the sums' gradients (first); x and the states before each step as
     # panels; what w_second met, as panels; the gradients of an LSTM's projected states. Then what gathers over the
     # groups: sums for the biases and the weights' gradients. Then what steps carry on, what the pieces make of x's
-    # gradient, and the end; in elements. A part is a block of a direction.
+    # gradient, and the end; in elements. A part is a block of a direction. Behind all parts' lie the packed weights of
+    # every direction and int64 [parts, group_rows], where the rows of a group lie in the gradient of x.
     at_x: int = 0
     at_old: int = 0
     at_extra: int = 0
@@ -107,6 +117,11 @@ class BackSizes(NamedTuple):
     at_carried: int = 0
     at_pieces: int = 0
     each: int = 0
+    at_w_h: int = 0
+    at_w_second: int = 0
+    at_w_x: int = 0
+    at_places: int = 0
+    work: int = 0
 
     @property
     def parts(self) -> int:
@@ -138,6 +153,11 @@ def with_memory(sizes: BackSizes, itemsize: int) -> BackSizes:
         sizes.pieces * (BLOCK_ROWS + LARGE_ROWS) * x_stride,
     )
     begins = np.concatenate([[0], np.cumsum(each)]).tolist()
+    directions = sizes.directions
+    at_w_h = sizes.parts * begins[-1]
+    at_w_second = at_w_h + directions * sizes.recurrent_panels * sizes.taps * width
+    at_w_x = at_w_second + directions * sizes.second_panels * sizes.second_taps * width
+    at_places = at_w_x + directions * sizes.x_panels * sizes.x_taps * width * sizes.wants_x
     return sizes._replace(
         group_rows=rows,
         hidden_stride=hidden_stride,
@@ -154,6 +174,11 @@ def with_memory(sizes: BackSizes, itemsize: int) -> BackSizes:
         at_carried=begins[9],
         at_pieces=begins[10],
         each=begins[11],
+        at_w_h=at_w_h,
+        at_w_second=at_w_second,
+        at_w_x=at_w_x,
+        at_places=at_places,
+        work=at_places + sizes.parts * rows * 8 // itemsize,
     )
 
 
@@ -182,30 +207,33 @@ def _row_to_panels(source, count, panels, panel_stride, target):
 
 
 @jit
-def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, row_taps, state_taps, w_h, w_second,
-               x, h0, c0, states, kept, cells, grad_output, grad_h, grad_c, dh0, dc0, work, places):  # fmt: skip
+def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, row_taps, state_taps, x, h0, c0, states,
+               kept, cells, grad_output, grad_h, grad_c, nothing, dh0, dc0, work):  # fmt: skip
     """The steps begin to end, a group, of one part, in the working memory of the part `slot`.
 
     g: a BackSizes. bounds, order, ends, counts: see sequence.Walk. columns int64: where the columns of the sums begin,
     and LARGE_ROWS more. row_taps, state_taps int64: 0, lanes, 2 lanes, ... for each row of a group and a tile more; and
-    multiples of the size of the state, then 0, 1, 2, ... w_h, w_second: packed weights of every direction. x:
-    elements, row r's step t at t * x_time + r * x_row. h0, grad_h, dh0 [D, B, hidden], c0, grad_c, dc0 [D, B, units].
-    states: elements, the hidden states of every step. kept [D, all steps, B, kept * units], cells [D, all steps, B,
-    units]. grad_output: elements, by step and row or of the last step. What is not there is an array of zeros, as long
-    as the longest row.
+    multiples of the size of the state, then 0, 1, 2, ... From x on all but work are addresses, 0 of what is not there
+    or not wanted; nothing: zeros, as long as the longest row. x: elements, row r's step t at t * x_time + r * x_row.
+    h0, grad_h, dh0 [D, B, hidden], c0, grad_c, dc0 [D, B, units]. states: elements, the hidden states of every step.
+    kept [D, all steps, B, kept * units], cells [D, all steps, B, units]. grad_output: elements, by step and row or of
+    the last step. work: as `BackSizes` says, with the packed weights.
 
-    Written: what `BackSizes` says of work, also what goes on from group to group; dh0, dc0 with the last group; places
-    int64 [parts, group_rows], where the rows of the group lie in the gradient of x.
+    Written: the rest of work, also what goes on from group to group; dh0, dc0 with the last group.
     """
     # A literal 0 would have Numba compile what it is passed to once more.
     no = np.int64(0)
-    lanes = lanes_of(w_h)
+    lanes = lanes_of(work)
     width = PANEL_VECTORS * lanes
     block_rows = min(BLOCK_ROWS, g.most_rows)
-    sequence, h_first, c_first = pointer_at(x, work), pointer_at(h0, work), pointer_at(c0, work)
-    every_h, all_kept, all_cells = pointer_at(states, work), pointer_at(kept, work), pointer_at(cells, work)
+    sequence, every_h = pointer_at(x, work), pointer_at(states, work)
+    all_kept, all_cells = pointer_at(kept, work), pointer_at(cells, work)
+    h_first, c_first = pointer_at(h0 if g.has_h0 else nothing, work), pointer_at(c0 if g.has_c0 else nothing, work)
+    has_grad, has_grad_h, has_grad_c = grad_output != 0, grad_h != 0, grad_c != 0
     arriving = pointer_at(grad_output, work)
-    arriving_h, arriving_c = pointer_at(grad_h, work), pointer_at(grad_c, work)
+    arriving_h = pointer_at(grad_h if has_grad_h else nothing, work)
+    arriving_c = pointer_at(grad_c if has_grad_c else nothing, work)
+    places = advance(as_integers(pointer(work, g.at_places)), slot * g.group_rows)
     state_columns = pointer(state_taps, g.group_rows + LARGE_ROWS)
     d, block = part // g.blocks, part % g.blocks
     row_first, row_last = bounds[block], bounds[block + 1]
@@ -218,13 +246,13 @@ def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, 
     if begin == 0:
         for r in range(row_last - row_first):
             at = d * g.batch + order[row_first + r]
-            given = advance(arriving_h, at * g.hidden * g.has_grad_h)
+            given = advance(arriving_h, at * g.hidden * has_grad_h)
             copy_row(given, advance(dh, r * g.hidden_stride), g.hidden)
             if g.kind == LSTM:
-                given = advance(arriving_c, at * g.units * g.has_grad_c)
+                given = advance(arriving_c, at * g.units * has_grad_c)
                 copy_row(given, advance(dc, r * g.unit_stride), g.units)
-    weights_h = pointer(w_h, d * g.recurrent_panels * g.taps * width)
-    weights_second = pointer(w_second, d * g.second_panels * g.second_taps * width)
+    weights_h = pointer(work, g.at_w_h + d * g.recurrent_panels * g.taps * width)
+    weights_second = pointer(work, g.at_w_second + d * g.second_panels * g.second_taps * width)
     x_panels, old_panels = advance(own, g.at_x), advance(own, g.at_old)
     extra_panels, arrived = advance(own, g.at_extra), advance(own, g.at_arrived)
     panel_stride = g.group_rows * width
@@ -242,7 +270,7 @@ def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, 
             # What arrives at the states of this step, and what the sums' gradients will meet.
             for r in range(rows):
                 row = order[row_first + low + r]
-                if g.has_grad and (not g.only_last or ends[row_first + low + r] == t + 1):
+                if has_grad and (not g.only_last or ends[row_first + low + r] == t + 1):
                     at = t * g.grad_time + row * g.grad_row + d * g.hidden
                     _add_row(advance(arriving, at), advance(block_dh, r * g.hidden_stride), g.hidden)
                 if g.wants_w_ih:
@@ -250,7 +278,7 @@ def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, 
                     to = advance(x_panels, (place + r) * width)
                     _row_to_panels(source, g.inputs, g.x_panels, panel_stride, to)
                 if g.wants_x:
-                    places[slot * g.group_rows + place + r] = t * g.dx_time + row * g.dx_row
+                    poke(places, place + r, t * g.dx_time + row * g.dx_row)
                 if g.kind == LSTM and g.second_panels:
                     to = advance(arrived, (place + r) * g.hidden)
                     copy_row(advance(block_dh, r * g.hidden_stride), to, g.hidden)
@@ -284,7 +312,7 @@ def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, 
                             _ask_for(advance(all_cells, nearer + (before - t) * g.batch * g.units), g.units)
                     if g.wants_w_ih:
                         _ask_for(advance(sequence, before * g.x_time + row * g.x_row), g.inputs)
-                    if g.has_grad and not g.only_last:
+                    if has_grad and not g.only_last:
                         at = before * g.grad_time + row * g.grad_row + d * g.hidden
                         _ask_for(advance(arriving, at), g.hidden)
                 if g.kind == LSTM:
@@ -323,6 +351,7 @@ def steps_back(g, part, slot, begin, end, bounds, order, ends, counts, columns, 
     if end == g.steps:
         for r in range(row_last - row_first):
             at = d * g.batch + order[row_first + r]
-            copy_row(advance(dh, r * g.hidden_stride), advance(pointer_at(dh0, work), at * g.hidden), g.hidden)
-            if g.kind == LSTM:
+            if dh0 != 0:
+                copy_row(advance(dh, r * g.hidden_stride), advance(pointer_at(dh0, work), at * g.hidden), g.hidden)
+            if dc0 != 0:
                 copy_row(advance(dc, r * g.unit_stride), advance(pointer_at(dc0, work), at * g.units), g.units)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -15,11 +14,10 @@ from kernels.recurrence import forward as fw
 from kernels.recurrence.columns import ColumnPlan, column_plan
 from kernels.recurrence.forward import Sizes, in_memory, panels_of, steady_offsets, with_strides
 from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER
-from kernels.recurrence.panels import PANEL_VECTORS, pack_rows
 from kernels.recurrence.problem import SUFFIXES, GruProblem, Layer, RnnProblem, Weights
 from kernels.recurrence.sequence import Walk, row_parts, walk
-from kernels.runtime.numba_cpu import address, contiguous, scratch, threads_for
-from kernels.simd import VECTOR_BYTES
+from kernels.runtime.by_address import Run
+from kernels.runtime.numba_cpu import address, contiguous
 
 Array = np.ndarray[Any, Any]
 
@@ -47,39 +45,6 @@ def sequence_memory(p: Layer, x: Any) -> tuple[Array, int, int]:
     if turned.flags.c_contiguous and not x.flags.c_contiguous:
         return contiguous(turned).reshape(-1), features, steps * features
     return contiguous(x).reshape(-1), batch * features, features
-
-
-class Packs(NamedTuple):
-    """Weights that become panels, one after the other in one piece of memory.
-
-    Each of `parts` is the place of a weight among the inputs, bytes past its beginning, (panels, outputs, taps), and
-    the element where its panels begin; they make three arrays, which begin at `begins`, where the last one ends, too.
-    """
-
-    parts: tuple[tuple[int, int, tuple[int, int, int], int], ...]
-    begins: tuple[int, ...]
-    largest: int  # elements of a part
-
-    def make(self, given: Sequence[int], dtype: np.dtype[Any], threads: int) -> list[Array]:
-        """The three arrays, of weights [taps, outputs] by address."""
-        packed = scratch(self.begins[-1], dtype)
-        threads = min(threads, threads_for(self.largest, PACK_GRAIN))
-        for place, past, (panels, outputs, taps), start in self.parts:
-            pack_rows(panels, threads, outputs, taps, given[place] + past, packed, start)
-        return [packed[a:b] for a, b in itertools.pairwise(self.begins)]
-
-
-def packs_of(wanted: Sequence[Sequence[tuple[int, int, int, int]]], itemsize: int) -> Packs:
-    """The packs of (place, bytes past it, outputs, taps) of each of the arrays."""
-    width, parts, begins, at, largest = PANEL_VECTORS * VECTOR_BYTES // itemsize, [], [0], 0, 0
-    for of_array in wanted:
-        for place, past, outputs, taps in of_array:
-            panels = panels_of(outputs, itemsize)
-            parts.append((place, past, (panels, outputs, taps), at))
-            at += panels * taps * width
-            largest = max(largest, panels * taps * width)
-        begins.append(at)
-    return Packs(tuple(parts), tuple(begins), largest)
 
 
 #: In the order in which forward.prepare takes the weights of both directions.
@@ -126,15 +91,11 @@ class Facts:
         self.arrays_of = itemgetter(*[_place(n, all_names) for n in names])
         #: How many gradients arrive.
         self.arriving = op.differentiable_results
-        #: Takes from the gradients that arrive, what is saved and that last one what backward.steps_back does.
+        #: Where among the gradients that arrive and what is saved is what backward.steps_back takes; -1 if not there.
         arriving = [f"grad_{name}" for name in op.results[: op.differentiable_results]]
         arriving += [name if not name or getattr(p, name, name) is not None else "" for name in p.saved()]
         names = ("x", "h0", "c0", states, "gate_values", "cells", "grad_output", "grad_h_n", "grad_c_n")
-        self.saved_of = itemgetter(*[_place(n, arriving) for n in names])
-        #: Elements of the largest gradient that backward makes and nobody wants.
-        made = [s for n, s, w in zip(op.inputs, p.gradients(), p.needs_grad) if s is not None and not w and n != "x"]
-        states_size = p.directions * p.batch * max(p.units, p.hidden)
-        self.spare = max([states_size, *[form.size for form in made if form.ndim > 1]])
+        self.saved = tuple(_place(n, arriving) for n in names)
         self.work = p.flops() // 2
         self.kind = kind = kind_of(p)
         #: Outputs of the first recurrent product, and of the one that needs its result.
@@ -143,8 +104,8 @@ class Facts:
         self.second = p.units if kind == fw.GRU_BEFORE else p.hidden if p.projects else 0
         #: Plans of calls without lengths by number of threads.
         self.plans: dict[int, Plan] = {}
-        #: The same for backward, see gradients_cpu.
-        self.runs: dict[Any, Any] = {}
+        #: Runs of backward without lengths, see gradients_cpu.
+        self.runs: dict[tuple[int, ...], Run] = {}
 
     def plan(self, p: Layer, lengths: Array | None, threads: int, x_strides: tuple[int, int]) -> Plan:
         """How a call runs; x_strides follow from the problem, which knows x's."""

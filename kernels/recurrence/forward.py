@@ -7,6 +7,7 @@ overwritten, since no row needs another's.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,9 +93,15 @@ class Sizes(NamedTuple):
         return self.directions * (self.gate_panels + self.recurrent_panels + self.second_panels + 1)
 
 
+@cache
+def _structure(names: tuple[str, ...]) -> np.dtype[Any]:
+    # One object for all calls: Numba knows the type of an array by it, and compares two field by field in each call.
+    return np.dtype([(name, np.int64) for name in names])
+
+
 def in_memory(sizes: NamedTuple) -> Array:
     """Sizes as one element of a structured array: compiled code takes that much faster than a tuple of many numbers."""
-    return np.array([tuple(sizes)], np.dtype([(name, np.int64) for name in sizes._fields]))
+    return np.array([tuple(sizes)], _structure(sizes._fields))
 
 
 def panels_of(outputs: int, itemsize: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,30 +30,39 @@ from kernels.runtime.numba_cpu import address, contiguous, empty, has_teams, scr
 Array = np.ndarray[Any, Any]
 
 
-def _run(facts: Facts, plan: Plan, threads: int, places: tuple[int, ...]) -> None:
+def _run_of(facts: Facts, plan: Plan, threads: int) -> Run:
     """The pass from the addresses of the op's inputs and of its results; 0 for what is not there."""
-    sizes, way, dtype, columns = plan.sizes, plan.way, facts.dtype, plan.columns
-    places = (*places, facts.nothing_at)
-    # The weights as panels and the biases, the parts' scratch, and their tables of offsets.
-    work = scratch(plan.elements, dtype)
+    sizes, way, dtype, columns, elements = plan.sizes, plan.way, facts.dtype, plan.columns, plan.elements
+    weights_of, arrays_of, nothing_at = facts.weights_of, facts.arrays_of, facts.nothing_at
     # Not more than will read them: what another core has written comes from its cache at every step.
     parts = sizes.parts if columns is None else columns.parts
-    packers = min(parts, threads_for(sizes.at_bias, PACK_GRAIN))
-    prepare(sizes.prepared, packers, plan.memory, *facts.weights_of(places), work)
-    arrays = facts.arrays_of(places)
+    packers = min(parts, threads, threads_for(sizes.at_bias, PACK_GRAIN))
+    pack = partial(prepare, sizes.prepared, packers, plan.memory)
     if columns is None:
-        run_forward(
-            sizes.parts, threads, plan.memory, way.bounds, way.order, way.ends, way.counts, *arrays, work, plan.steady
-        )
-        return
-    sums = scratch(columns.sizes.each * sizes.directions, dtype)
+        compute = partial(
+            run_forward, sizes.parts, threads, plan.memory, way.bounds, way.order, way.ends, way.counts
+        )  # fmt: skip
+
+        def run(*places: int) -> None:
+            # The weights as panels and the biases, the parts' scratch, and their tables of offsets.
+            work, places = scratch(elements, dtype), (*places, nothing_at)
+            pack(*weights_of(places), work)
+            compute(*arrays_of(places), work, plan.steady)
+
+        return run
+    run_steps = partial(run_columns, sizes.steps, parts, parts, plan.memory, columns.memory, way.order)
     shape = (sizes.directions, sizes.batch, sizes.units)
-    states = tuple([None if i < 0 else array_from(places[i], shape, dtype) for i in (facts.h0, facts.c0)])
-    place_states(columns, sizes, states, sums)
-    run_columns(
-        sizes.steps, parts, parts, plan.memory, columns.memory, way.order, arrays[0], *arrays[3:], work, sums,
-        columns.table,
-    )  # fmt: skip
+
+    def run_by_columns(*places: int) -> None:
+        work, places = scratch(elements, dtype), (*places, nothing_at)
+        pack(*weights_of(places), work)
+        sums = scratch(columns.sizes.each * sizes.directions, dtype)
+        states = tuple([None if i < 0 else array_from(places[i], shape, dtype) for i in (facts.h0, facts.c0)])
+        place_states(columns, sizes, states, sums)
+        x, _, _, *rest = arrays_of(places)
+        run_steps(x, *rest, work, sums, columns.table)
+
+    return run_by_columns
 
 
 def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
@@ -64,7 +74,7 @@ def forward(p: Layer, *inputs: Array | None) -> tuple[Array | None, ...]:
     make = empty if inputs[-1] is None else zeros  # Past a row's length there are zeros.
     made = tuple([None if shape is None else make(shape, facts.dtype) for shape in facts.shapes])
     alive = [x, *[None if a is None else contiguous(a) for a in inputs[1:-1]], None, *made]
-    _run(facts, plan, threads, tuple([0 if a is None else address(a) for a in alive]))
+    _run_of(facts, plan, threads)(*[0 if a is None else address(a) for a in alive])
     return made
 
 
@@ -73,11 +83,14 @@ def by_address(p: Layer) -> Run | None:
     strides = x_strides_of(p)
     if strides is None or not lies_plainly(p):
         return None
-    facts = facts_of(p)
+    facts, known = facts_of(p), dict[int, Run]()
 
     def run(*places: int) -> None:
         threads = threads_for(facts.work, GRAIN)
-        _run(facts, facts.plan(p, None, threads, strides), threads, places)
+        found = known.get(threads)
+        if found is None:
+            found = known[threads] = _run_of(facts, facts.plan(p, None, threads, strides), threads)
+        found(*places)
 
     return run
 

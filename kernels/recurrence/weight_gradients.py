@@ -16,6 +16,7 @@ from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS, RUN_TAPS, multi
 from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     advance,
+    as_integers,
     lanes_of,
     load,
     load_first,
@@ -61,31 +62,31 @@ def _rows_of_group(g, d, begin, end, counts, row_first, row_last):
 
 @jit
 def products_back(g, part, slot, piece, pieces, begin, end, bounds, counts, columns, x_columns, row_taps, state_taps,
-                  w_x, work, places, dx):  # fmt: skip
+                  work, dx):  # fmt: skip
     """A piece of `pieces` of the products of a part's group of steps begin to end, which lies in the memory of `slot`.
 
-    g, bounds, counts, columns, row_taps, state_taps, work, places: see backward.steps_back. x_columns: as columns, of
-    the sums of the input's product. w_x: packed input weights of every direction. dx: the address of elements,
-    rows of inputs at places.
+    g, bounds, counts, columns, row_taps, state_taps, work: see backward.steps_back. x_columns: as columns, of the sums
+    of the input's product. dx: the address of elements, rows of inputs at the places that lie in work.
     """
     no = np.int64(0)
-    lanes = lanes_of(w_x)
+    lanes = lanes_of(work)
     width = PANEL_VECTORS * lanes
     d, block = part // g.blocks, part % g.blocks
     steps = _rows_of_group(g, d, begin, end, counts, bounds[block], bounds[block + 1])
     own, gathered = pointer(work, slot * g.each), pointer(work, part * g.each)
     if g.wants_x:
+        places = advance(as_integers(pointer(work, g.at_places)), slot * g.group_rows)
         x_tiles = (steps + LARGE_ROWS - 1) // LARGE_ROWS
         made = advance(own, g.at_pieces + piece * (BLOCK_ROWS + LARGE_ROWS) * g.x_stride)
         high = min(x_tiles * (piece + 1) // pieces * LARGE_ROWS, steps)
         for row in range(x_tiles * piece // pieces * LARGE_ROWS, high, BLOCK_ROWS):
             rows = min(BLOCK_ROWS, high - row)
             multiply_rows(advance(own, row * lanes), pointer(row_taps), pointer(x_columns), rows, g.x_taps,
-                          pointer(w_x, d * g.x_panels * g.x_taps * width), g.inputs, made, g.x_stride,
+                          pointer(work, g.at_w_x + d * g.x_panels * g.x_taps * width), g.inputs, made, g.x_stride,
                           no, no)  # fmt: skip
             for r in range(rows):
                 source = advance(made, r * g.x_stride)
-                target = advance(pointer_at(dx, work), places[slot * g.group_rows + row + r])
+                target = advance(pointer_at(dx, work), peek(places, row + r))
                 for j in range(0, g.inputs, lanes):
                     value = load(source, j)
                     if g.directions == 2:
@@ -134,9 +135,8 @@ def products_back(g, part, slot, piece, pieces, begin, end, bounds, counts, colu
 
 
 @jit
-def _blocks_back(first, last, sizes, bounds, order, ends, counts, columns, x_columns, row_taps, state_taps, w_h,
-                 w_second, w_x, x, h0, c0, states, kept, cells, grad_output, grad_h, grad_c, dh0, dc0, dx, work,
-                 places):  # fmt: skip
+def _blocks_back(first, last, sizes, bounds, order, ends, counts, columns, x_columns, row_taps, state_taps, x, h0, c0,
+                 states, kept, cells, grad_output, grad_h, grad_c, nothing, dh0, dc0, dx, work):  # fmt: skip
     """Blocks [first, last) from end to end, one direction after the other, since both add to the gradient of x."""
     g = sizes[0]
     no, one = np.int64(0), np.int64(1)
@@ -145,85 +145,80 @@ def _blocks_back(first, last, sizes, bounds, order, ends, counts, columns, x_col
             part = d * g.blocks + block
             for begin in range(0, g.steps, g.group_steps):
                 end = min(begin + g.group_steps, g.steps)
-                steps_back(g, part, first, begin, end, bounds, order, ends, counts, columns, row_taps, state_taps, w_h,
-                           w_second, x, h0, c0, states, kept, cells, grad_output, grad_h, grad_c, dh0, dc0, work,
-                           places)  # fmt: skip
+                steps_back(g, part, first, begin, end, bounds, order, ends, counts, columns, row_taps, state_taps, x,
+                           h0, c0, states, kept, cells, grad_output, grad_h, grad_c, nothing, dh0, dc0,
+                           work)  # fmt: skip
                 products_back(g, part, first, no, one, begin, end, bounds, counts, columns, x_columns, row_taps,
-                              state_taps, w_x, work, places, dx)  # fmt: skip
+                              state_taps, work, dx)  # fmt: skip
 
 
 @jit
-def _steps_back(first, last, begin, end, sizes, bounds, order, ends, counts, columns, row_taps, state_taps, w_h,
-                w_second, x, h0, c0, states, kept, cells, grad_output, grad_h, grad_c, dh0, dc0, work,
-                places):  # fmt: skip
+def _steps_back(first, last, begin, end, sizes, bounds, order, ends, counts, columns, row_taps, state_taps, x, h0, c0,
+                states, kept, cells, grad_output, grad_h, grad_c, nothing, dh0, dc0, work):  # fmt: skip
     """Parts [first, last) of a group of steps alone."""
     for part in range(first, last):
-        steps_back(sizes[0], part, part, begin, end, bounds, order, ends, counts, columns, row_taps, state_taps, w_h,
-                   w_second, x, h0, c0, states, kept, cells, grad_output, grad_h, grad_c, dh0, dc0, work,
-                   places)  # fmt: skip
+        steps_back(sizes[0], part, part, begin, end, bounds, order, ends, counts, columns, row_taps, state_taps, x, h0,
+                   c0, states, kept, cells, grad_output, grad_h, grad_c, nothing, dh0, dc0, work)  # fmt: skip
 
 
 @jit
-def _pieces_back(first, last, d, begin, end, sizes, bounds, counts, columns, x_columns, row_taps, state_taps, w_x, work,
-                 places, dx):  # fmt: skip
+def _pieces_back(first, last, d, begin, end, sizes, bounds, counts, columns, x_columns, row_taps, state_taps, work,
+                 dx):  # fmt: skip
     """Pieces [first, last) of the products of a group in one direction, those of a block one after the other."""
     g = sizes[0]
     for number in range(first, last):
         part, piece = d * g.blocks + number // g.pieces, number % g.pieces
         products_back(g, part, part, piece, g.pieces, begin, end, bounds, counts, columns, x_columns, row_taps,
-                      state_taps, w_x, work, places, dx)  # fmt: skip
+                      state_taps, work, dx)  # fmt: skip
 
 
 @jit
-def _add_blocks(first, last, d, sizes, work, w_ih, w_hh, w_hr):
+def _add_bias(g, source, places, bias):
+    """A bias' gradient, at an address: the sums of the blocks, which lie at places of `source`."""
+    out = pointer_at(bias, source)
+    for i in range(places.size):
+        total = peek(source, places[i])
+        for block in range(1, g.blocks):
+            total += peek(source, block * g.each + places[i])
+        poke(out, i, total)
+
+
+@jit
+def _add_blocks(first, last, d, sizes, work, x_places, places, w_ih, w_hh, b_ih, b_hh, w_hr):
     """Rows [first, last) of a direction's gradients of w_ih [x_taps, inputs], w_hh and w_hr: the sums of the blocks.
 
-    Rows are counted through w_ih, w_hh, and what w_second met. All three are addresses.
+    Rows are counted through w_ih, w_hh, and what w_second met; one more stands for the biases. All five are addresses,
+    0 of what is not wanted. x_places, places: int64, where the sums of b_ih and b_hh lie among the bias sums.
     """
     g = sizes[0]
-    to_w_ih, to_w_hh, to_w_hr = pointer_at(w_ih, work), pointer_at(w_hh, work), pointer_at(w_hr, work)
     lanes = lanes_of(work)
     width = PANEL_VECTORS * lanes
+    own = pointer(work, d * g.blocks * g.each)
     for number in range(first, last):
-        row, out, wanted = number, to_w_ih, g.wants_w_ih
+        row, to, begin = number, w_ih, np.int64(0)
         place, panels, features = g.at_w_ih, g.x_panels, g.inputs
         if number >= g.x_taps:
-            row, out, wanted = number - g.x_taps, to_w_hh, g.wants_w_hh
+            row, to = number - g.x_taps, w_hh
             place, panels, features = g.at_w_hh, g.recurrent_panels, g.hidden
         if number >= g.x_taps + g.taps:
-            row = number - g.x_taps - g.taps
+            row, to = number - g.x_taps - g.taps, w_hr
             place, panels, features = g.at_second, g.unit_panels, g.units
+            if row == g.second_taps * (g.second_panels > 0):
+                if b_ih != 0:
+                    _add_bias(g, advance(own, g.at_bias), x_places, b_ih)
+                if b_hh != 0:
+                    _add_bias(g, advance(own, g.at_bias), places, b_hh)
+                continue
             if g.kind == GRU_BEFORE:
-                out = advance(to_w_hh, g.taps * g.hidden)
-            else:
-                out, wanted = to_w_hr, g.wants_w_hr
-        if not wanted:
+                to, begin = w_hh, g.taps * g.hidden
+        if to == 0:
             continue
-        source = pointer(work, d * g.blocks * g.each + place + row * panels * width)
+        source, out = advance(own, place + row * panels * width), advance(pointer_at(to, work), begin)
         for j in range(0, features, lanes):
             total = load(source, j)
             for block in range(1, g.blocks):
                 total = total + load(source, block * g.each + j)
             store_first(out, row * features + j, total, features - j)
-
-
-@jit
-def add_biases(d, sizes, work, x_places, places, b_ih, b_hh):
-    """A direction's gradients of b_ih and b_hh, addresses or 0: the sums of the blocks.
-
-    x_places, places: int64, where the sums of each lie among the bias sums.
-    """
-    g = sizes[0]
-    source = pointer(work, d * g.blocks * g.each + g.at_bias)
-    for k in range(2):
-        of_bias, address = (places, b_hh) if k else (x_places, b_ih)
-        if address != 0:
-            out = pointer_at(address, work)
-            for i in range(of_bias.size):
-                total = peek(source, of_bias[i])
-                for block in range(1, g.blocks):
-                    total += peek(source, block * g.each + of_bias[i])
-                poke(out, i, total)
 
 
 run_blocks = threaded(_blocks_back)

@@ -7,11 +7,14 @@ still imports, so that other backends are not taken along.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left, insort
 from collections.abc import Callable
 from ctypes import addressof, c_char
+from itertools import islice
 from math import prod
+from operator import attrgetter
 from sys import getrefcount
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -93,18 +96,32 @@ _BYTE = np.dtype(np.uint8)
 _first_byte: Callable[[Any], c_char] = c_char.from_buffer
 
 
-def _place(buffer: NDArray[np.uint8], shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An array at the first aligned byte of `buffer`, which is ALIGNMENT bytes larger than the array."""
-    # addressof is a quarter of the time of buffer.ctypes.data and of __array_interface__.
-    return np.ndarray(shape, dtype, buffer, -addressof(_first_byte(buffer)) % ALIGNMENT)
+class _Block(NamedTuple):
+    """Memory that arrays lie in."""
+
+    #: Bytes, ALIGNMENT more than an array in it may have.
+    size: int
+    #: uint8 [size]; arrays refer to it.
+    memory: NDArray[np.uint8]
+    #: Its first aligned byte.
+    start: int
+
+
+_size_of = attrgetter("size")
+
+
+def _block(size: int) -> _Block:
+    memory = np.empty(size, _BYTE)
+    # addressof is a quarter of the time of memory.ctypes.data and of __array_interface__.
+    return _Block(size, memory, -addressof(_first_byte(memory)) % ALIGNMENT)
 
 
 def fresh(shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
     """As `empty`, in memory of its own that goes back to the system with it."""
-    # _place written out: this runs in every kernel call, and a function call is a tenth of its time.
+    # _block written out: this runs in every kernel call, and a function call is a tenth of its time.
     count = shape if isinstance(shape, int) else prod(shape)
-    buffer = np.empty(count * dtype.itemsize + ALIGNMENT, _BYTE)
-    return np.ndarray(shape, dtype, buffer, -addressof(_first_byte(buffer)) % ALIGNMENT)
+    memory = np.empty(count * dtype.itemsize + ALIGNMENT, _BYTE)
+    return np.ndarray(shape, dtype, memory, -addressof(_first_byte(memory)) % ALIGNMENT)
 
 
 def _allocate(shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -112,8 +129,11 @@ def _allocate(shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
     if size < SMALLEST_ALIGNED:
         return np.empty(shape, dtype)
     size += ALIGNMENT
-    buffer = np.empty(size, _BYTE) if size < SMALLEST_POOLED else _pool.block(size)
-    return np.ndarray(shape, dtype, buffer, -addressof(_first_byte(buffer)) % ALIGNMENT)
+    if size < SMALLEST_POOLED:
+        memory = np.empty(size, _BYTE)
+        return np.ndarray(shape, dtype, memory, -addressof(_first_byte(memory)) % ALIGNMENT)
+    block = _pool.block(size)
+    return np.ndarray(shape, dtype, block.memory, block.start)
 
 
 _allocator: Callable[[Shape, np.dtype[Any]], NDArray[Any]] = _allocate
@@ -165,17 +185,17 @@ class _Pool(threading.local):
     size come from the system page by page, which costs more than many a kernel.
 
     Attributes:
-        scratch: blocks for scratch, which dies with the call; any that is large enough will do.
+        scratch: blocks for scratch, which dies with the call, by size; any that is large enough will do.
         results: blocks for results by size class (eight to each power of two), the class used last at the end.
         held: bytes of all blocks for results.
     """
 
     def __init__(self) -> None:
-        self.scratch: list[NDArray[np.uint8]] = []
-        self.results: dict[int, list[NDArray[np.uint8]]] = {}
+        self.scratch: list[_Block] = []
+        self.results: dict[int, list[_Block]] = {}
         self.held = 0
 
-    def block(self, size: int) -> NDArray[np.uint8]:
+    def block(self, size: int) -> _Block:
         """A block for a result of `size` bytes."""
         step = max(size.bit_length() - 4, 0)
         size = -(-size >> step) << step
@@ -183,7 +203,7 @@ class _Pool(threading.local):
         self.results[size] = blocks
         found = _smallest_free(blocks, size, _FREE)
         if found is None:
-            found = np.empty(size, _BYTE)
+            found = _block(size)
             if self.held + size <= _RESULTS_BYTES or self._make_room(size):
                 blocks.append(found)
                 self.held += size
@@ -208,19 +228,19 @@ _SMALLEST_POOLED = 1 << 14
 _RESULTS_BYTES = 1 << 29
 
 
-def _smallest_free(blocks: list[NDArray[np.uint8]], size: int, free: int) -> NDArray[np.uint8] | None:
-    """The smallest block of at least `size` bytes that has just `free` references, as seen from this loop."""
-    best: NDArray[np.uint8] | None = None
-    for block in blocks:
-        if block.size >= size and getrefcount(block) == free and (best is None or block.size < best.size):
-            best = block
-            if best.size == size:
-                break
-    return best
+def _smallest_free(blocks: list[_Block], size: int, free: int) -> _Block | None:
+    """The smallest block of at least `size` bytes whose memory has just `free` references, as seen from this loop.
+
+    The blocks lie by size: a program of many ops has many, and this is asked in every call.
+    """
+    for block in islice(blocks, bisect_left(blocks, size, key=_size_of), None):
+        if getrefcount(block.memory) == free:
+            return block
+    return None
 
 
-# The list's reference, this loop's and the call's: how many these are is up to the interpreter, so it is tried out.
-_FREE = next(n for n in range(1, 8) if _smallest_free([np.empty(1, _BYTE)], 0, n) is not None)
+# The block's reference and the call's: how many these are is up to the interpreter, so it is tried out.
+_FREE = next(n for n in range(1, 8) if _smallest_free([_block(1)], 0, n) is not None)
 
 
 def release_memory() -> None:
@@ -238,23 +258,24 @@ def scratch(count: int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """
     dtype = np.dtype(dtype)
     size = count * dtype.itemsize + ALIGNMENT
-    if size < _SMALLEST_POOLED or _allocator is not _allocate:
+    if _allocator is not _allocate:
         return _allocator(count, dtype)
+    if size < _SMALLEST_POOLED:
+        return np.empty(count, dtype)
     block = _smallest_free(_pool.scratch, size, _FREE)
     if block is None:
-        block = np.empty(size + size // 4, _BYTE)
+        block = _block(size + size // 4)
         if block.size <= _POOL_BYTES:
             _keep(block)
-    return _place(block, count, dtype)
+    return np.ndarray(count, dtype, block.memory, block.start)
 
 
-def _keep(block: NDArray[np.uint8]) -> None:
-    """Put a block into the pool of scratch; the smallest free ones leave when it grows too large."""
+def _keep(block: _Block) -> None:
+    """Put a block into the pool of scratch; the smallest ones leave when it grows too large."""
     blocks = _pool.scratch
-    blocks.append(block)
-    blocks.sort(key=len, reverse=True)
-    while len(blocks) > _POOL_BLOCKS or (len(blocks) > 1 and sum(map(len, blocks)) > _POOL_BYTES):
-        blocks.pop()
+    insort(blocks, block, key=_size_of)
+    while len(blocks) > _POOL_BLOCKS or (len(blocks) > 1 and sum(map(_size_of, blocks)) > _POOL_BYTES):
+        del blocks[0]
 
 
 class _WritableAlias:

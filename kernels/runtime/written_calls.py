@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from ctypes import addressof, c_char
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from kernels.arrays import ArraySpec
 from kernels.runtime.by_address import Run, maker, mask_of
 from kernels.written_code import factory_from
 
-#: How an argument is read: it is never there; what it is follows from the key of the plan; it is looked at; the same of
-#: a gradient, which need not be there, but one of them must be.
-ABSENT, KNOWN, CHECKED, OPTIONAL = "absent", "known", "checked", "optional"
+#: How an argument is read: it is never there; it is; it is a gradient, which need not be there, but one must be.
+ABSENT, GIVEN, OPTIONAL = "absent", "given", "optional"
 
 
 class Language(NamedTuple):
@@ -29,49 +26,64 @@ class Language(NamedTuple):
     Attributes:
         objects: what the lines refer to, by name.
         first: lines before all others.
-        read: ``read(n, kind)``: lines that put the address of array t<n> into p<n>, or return None; of a kind that is
-            looked at, it must have shape<n>, dtype<n> and strides<n> (None: contiguous). `mask` has the bits of an
-            address that must be 0.
-        make: a new result, of allocate<n>, size<n> and type<n>, with {n} for the number.
-        place: the address of result r<n>, likewise.
-        dtype: the element type of a spec as the arrays have it.
+        ask: ``ask(numbers)``: lines that return None where one of the arrays t<number> is not as its spec says.
+        asked: names that these lines refer to besides, with the first number behind each.
+        ask_with: ``ask_with(specs)``: what they stand for.
+        address: the address of an array {}.
+        unfit: what that raises of an array that has none.
+        make: ``make(spec)``: a function that makes new arrays of a spec.
     """
 
     objects: dict[str, Any]
     first: tuple[str, ...]
-    read: Callable[[int, str], list[str]]
-    make: str
-    place: str
-    dtype: Callable[[ArraySpec], Any]
+    ask: Callable[[Sequence[int]], list[str]]
+    asked: tuple[str, ...]
+    ask_with: Callable[[Sequence[ArraySpec]], tuple[Any, ...]]
+    address: str
+    unfit: str
+    make: Callable[[ArraySpec], Callable[[], Any]]
+
+
+def _asks(groups: Sequence[Sequence[str]]) -> list[list[int]]:
+    """The numbers of the arguments that are asked together: those that are there, then each that may be by itself."""
+    kinds = _kinds(groups)
+    given = [n for n, kind in enumerate(kinds) if kind == GIVEN]
+    return [*([given] if given else []), *[[n] for n, kind in enumerate(kinds) if kind == OPTIONAL]]
+
+
+def _kinds(groups: Sequence[Sequence[str]]) -> list[str]:
+    """How each argument of the groups is read; a gradient that is the only one must be there."""
+    kinds = [kind for group in groups for kind in group]
+    return [GIVEN if kind == OPTIONAL and kinds.count(OPTIONAL) == 1 else kind for kind in kinds]
 
 
 def _lines(
     language: Language, groups: tuple[tuple[str, ...], ...], made: tuple[bool | None, ...], leading: int
 ) -> list[str]:
     """The body of the function; see `_factory`."""
-    kinds = [kind for group in groups for kind in group]
-    optional = [n for n, kind in enumerate(kinds) if kind == OPTIONAL]
+    kinds = _kinds(groups)
+    there = [n for n, kind in enumerate(kinds) if kind != ABSENT]
+    given, optional = ([n for n in there if kinds[n] == kind] for kind in (GIVEN, OPTIONAL))
     body, at = [*language.first], 0
     for g, group in enumerate(groups):
-        body += [f"t{n} = group{g}[{n - at}]" for n in range(at, at + len(group)) if kinds[n] != ABSENT]
+        body += [f"t{n} = group{g}[{n - at}]" for n in range(at, at + len(group)) if n in there]
         at += len(group)
-    if optional:
-        body.append(f"if {' and '.join(f't{n} is None' for n in optional)}: return None")
-    if len(optional) == 1:
-        kinds[optional[0]] = CHECKED
-    body.append("try:")
-    for n, kind in enumerate(kinds):
-        read = language.read(n, CHECKED if kind == OPTIONAL else kind) if kind != ABSENT else []
-        if kind == OPTIONAL:
-            read = [f"if t{n} is None: p{n} = 0", "else:", *[f"    {line}" for line in read]]
-        body += [f"    {line}" for line in read]
-    body += [f"    r{n} = {language.make.format(n=n)}" for n, there in enumerate(made) if there is not None]
-    # A tensor may have no memory of its own.
-    body += ["    pass", "except RuntimeError: return None"]
-    places = [f"p{n}" if kind != ABSENT else "0" for n, kind in enumerate(kinds)]
-    places += [language.place.format(n=n) if filled else "0" for n, filled in enumerate(made)]
-    returned = ["None"] * leading + [f"r{n}" if there is not None else "None" for n, there in enumerate(made)]
-    return [*body, f"if run({', '.join(places)}) is False: return None", f"return ({', '.join(returned)},)"]
+    incoming = [n for n, kind in enumerate(kind for group in groups for kind in group) if kind == OPTIONAL]
+    if incoming:
+        body.append(f"if {' and '.join(f't{n} is None' for n in incoming)}: return None")
+    places = {n: f"p{n} = {language.address.format(f't{n}')}" for n in there}
+    read = [*(language.ask(given) if given else []), *[places[n] for n in given]]
+    for n in optional:
+        lines = [*language.ask([n]), places[n], f"if not p{n}: return None"]
+        read += [f"if t{n} is None: p{n} = 0", "else:", *[f"    {line}" for line in lines]]
+    body += ["try:", *[f"    {line}" for line in read], f"except {language.unfit}: return None"]
+    nowhere = f"not ({' and '.join(f'p{n}' for n in given)}) or " if given else ""
+    body.append(f"if {nowhere}({' | '.join(f'p{n}' for n in there)}) & mask: return None")
+    body += [f"r{n} = make{n}()" for n, filled in enumerate(made) if filled is not None]
+    arguments = [f"p{n}" if n in there else "0" for n in range(len(kinds))]
+    arguments += [language.address.format(f"r{n}") if filled else "0" for n, filled in enumerate(made)]
+    returned = ["None"] * leading + ["None" if filled is None else f"r{n}" for n, filled in enumerate(made)]
+    return [*body, f"if run({', '.join(arguments)}) is False: return None", f"return ({', '.join(returned)},)"]
 
 
 @lru_cache(1024)
@@ -84,13 +96,8 @@ def _factory(
     it has elements, None where it is not there. leading: so many None come before them.
     """
     language = LANGUAGES[name]
-    kinds = [kind for group in groups for kind in group]
-    constants = [
-        f"{what}{n}" for n, kind in enumerate(kinds) if kind in (CHECKED, OPTIONAL)
-        for what in ("shape", "dtype", "strides")
-    ]  # fmt: skip
-    results = [n for n, there in enumerate(made) if there is not None]
-    constants += [f"{what}{n}" for n in results for what in ("allocate", "size", "type")]
+    constants = [f"{what}{numbers[0]}" for numbers in _asks(groups) for what in language.asked]
+    constants += [f"make{n}" for n, filled in enumerate(made) if filled is not None]
     source = "\n".join([
         f"def factory(run, mask, {', '.join([*language.objects, *constants])}):",
         f"    def call({', '.join(f'group{g}' for g in range(len(groups)))}):",
@@ -100,25 +107,27 @@ def _factory(
     return factory_from(source, f"call by address on {name}")
 
 
-def _read_numpy(n: int, _: str) -> list[str]:
-    """Arrays of NumPy's lie as their key says, but for their alignment and for being written to, which from_buffer
-    asks."""
-    return [
-        f"if type(t{n}) is not plain or not t{n}.flags.carray or not t{n}.size: return None",
-        f"p{n} = addressof(first_byte(t{n}))",
-    ]
+def _make_numpy(form: ArraySpec) -> Callable[[], Any]:
+    found = maker(form)
+    assert found is not None
+    allocate, size, dtype = found
+    return partial(allocate, size, dtype)
 
 
 #: The languages by name; torch's comes from kernels.torch_by_address.
 LANGUAGES = {
     "numpy": Language(
-        # numba_cpu.address written out: a call is a tenth of a small one's time.
-        objects={"plain": np.ndarray, "addressof": addressof, "first_byte": c_char.from_buffer},
+        objects={"addressof": addressof, "first_byte": c_char.from_buffer},
         first=(),
-        read=_read_numpy,
-        make="allocate{n}(size{n}, type{n})",
-        place="addressof(first_byte(r{n}))",
-        dtype=lambda form: np.dtype(form.dtype),
+        # They lie as their key says, but for their alignment, and for being written to, without which, as with gaps
+        # between the elements, from_buffer raises.
+        ask=lambda _: [],
+        asked=(),
+        ask_with=lambda _: (),
+        # numba_cpu.address written out: a call is a tenth of a small one's time.
+        address="addressof(first_byte({}))",
+        unfit="(TypeError, ValueError)",
+        make=_make_numpy,
     )
 }
 
@@ -142,15 +151,13 @@ def written(
         leading: so many None come before the results.
     """
     everything = [each for group in groups for each in group]
+    speaks = LANGUAGES[language]
     constants: list[Any] = []
-    for kind, form in everything:
-        if kind in (CHECKED, OPTIONAL):
-            assert form is not None
-            constants += (form.shape, LANGUAGES[language].dtype(form), form.strides)
-    for form in made:
-        constants += maker(form) or ()
     kinds = tuple([tuple([kind for kind, _ in group]) for group in groups])
-    make = _factory(language, kinds, tuple([None if form is None else form.size > 0 for form in made]), leading)
+    for numbers in _asks(kinds):
+        constants += speaks.ask_with([form for n in numbers if (form := everything[n][1]) is not None])
+    constants += [speaks.make(form) for form in made if form is not None]
+    factory = _factory(language, kinds, tuple([None if form is None else form.size > 0 for form in made]), leading)
     mask = mask_of([form for _, form in everything])
-    call: Callable[..., tuple[Any, ...] | None] = make(run, mask, *LANGUAGES[language].objects.values(), *constants)
+    call: Callable[..., tuple[Any, ...] | None] = factory(run, mask, *speaks.objects.values(), *constants)
     return call

@@ -12,6 +12,7 @@ import kernels
 from kernels.arrays import ArraySpec
 from kernels.op import OPS
 from kernels.recurrence import gradients_cpu, numba_cpu, sequence
+from kernels.recurrence.forward import Sizes, in_memory
 from kernels.recurrence.panels import DOUBLE_ROWS, LARGE_ROWS, MEDIUM_ROWS, RUN_TAPS
 from tests.recurrence.modules import CELLS, OURS, flat, random_params
 
@@ -234,6 +235,12 @@ def test_threads_change_no_bit(cell: str, bidirectional: bool, monkeypatch: pyte
             found.append(with_gradients(cell, x, params, states, bidirectional=bidirectional, lengths=given))
         same(found[0], found[1])
         same(found[0], found[2])
+
+
+def test_sizes_of_all_calls_have_one_type():
+    """Numba knows the type of a structured array by its dtype object, and compares equal ones field by field."""
+    forms = [in_memory(Sizes(*[n] * len(Sizes._fields))) for n in (1, 2)]
+    assert forms[0].dtype is forms[1].dtype and forms[1]["work"] == 2
 
 
 # ----- gradients ---------------------------------------------------------------------------------------------------

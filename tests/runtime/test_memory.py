@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kernels.runtime import numba_cpu
-from kernels.runtime.numba_cpu import contiguous, empty, jit, zeros
+from kernels.runtime.numba_cpu import contiguous, empty, jit, scratch, zeros
 
 SHAPES = [(), 0, 1, 7, (0, 3), (3, 5), (64, 64), (3, 1, 129, 65), numba_cpu.SMALLEST_ALIGNED, (999, 21)]
 
@@ -72,6 +72,22 @@ def test_large_results_lie_where_dead_ones_lay():
     assert address(empty(LARGE - 100)) == before
     assert not zeros(LARGE).any()
     numba_cpu.release_memory()
+
+
+def test_scratch_lies_in_the_smallest_free_block_that_is_large_enough():
+    numba_cpu.release_memory()
+    sizes = (300_000, 10_000, 90_000)
+    alive = [scratch(size) for size in sizes]
+    blocks = {size: address(array) for size, array in zip(sizes, alive)}
+    assert len(set(blocks.values())) == 3 and all(place % 64 == 0 for place in blocks.values())
+    assert [block.size for block in numba_cpu._pool.scratch] == sorted(b.size for b in numba_cpu._pool.scratch)
+    del alive
+    assert address(scratch(9_000)) == blocks[10_000]
+    first, second = scratch(20_000), scratch(20_000)
+    assert [address(first), address(second)] == [blocks[90_000], blocks[300_000]]
+    assert address(scratch(20_000)) not in blocks.values()
+    numba_cpu.release_memory()
+    assert numba_cpu._pool.scratch == []
 
 
 def test_a_tensor_keeps_its_memory():
