@@ -78,8 +78,7 @@ def widest(itemsize: int, extras: int, vectors: bool = True) -> int:
 
     Without tensor cores a thread has whole rows of both factors in registers, 128 numbers each of float32.
     """
-    many = extras > MANY_EXTRAS or (extras > 0 and not vectors)
-    return 64 if itemsize == 4 and many else WIDEST[itemsize]
+    return 64 if itemsize == 4 and (extras > MANY_EXTRAS or not vectors) else WIDEST[itemsize]
 
 
 def wide_block(itemsize: int, extras: int, vectors: bool = True) -> int:
