@@ -217,12 +217,19 @@ class AttentionProblem(Problem):
         batch, heads, queries, keys = self.score_shape
         left, right = self.reach
         offset = keys - queries if self.from_end else 0
-        pairs = 0
-        for i in range(offset, offset + queries):
-            first = max(0, i - left) if left >= 0 else 0
-            last = min(keys, i + right + 1) if right >= 0 else keys
-            pairs += max(0, last - first)
+        # A query sees what is before its right end, less what is before its left one.
+        before_last = keys * queries if right < 0 else _sum_clipped(offset + right + 1, queries, keys)
+        before_first = 0 if left < 0 else _sum_clipped(offset - left, queries, keys)
+        # Where a window lies behind all keys or before them both ends are the same.
+        pairs = before_last - before_first
         return 2 * batch * heads * pairs * (self.query.shape[3] + self.value.shape[3])
+
+
+def _sum_clipped(start: int, count: int, most: int) -> int:
+    """The sum of ``min(max(start + i, 0), most)`` over i in [0, count)."""
+    first = min(max(-start, 0), count)
+    last = min(max(most - start, first), count)
+    return (start + first + start + last - 1) * (last - first) // 2 + most * (count - last)
 
 
 def attention_results(query: ArraySpec, value: ArraySpec, wants_lse: bool) -> tuple[ArraySpec | None, ...]:

@@ -1,0 +1,132 @@
+"""Sizes that cannot be, and large ones that can: refused at once in one line, or computed at the cost of the result."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import kernels
+from tests.support import huge_run, matrix
+from tests.support.calls import ROOT
+
+
+def test_huge_sizes_are_refused_at_once():
+    """Every op, each size and argument: nothing hangs while it is planned, and each refusal is one line."""
+    assert set(huge_run.FORMS) == set(matrix.OP_NAMES)
+    program = [sys.executable, "-m", "tests.support.huge_run"]
+    finished = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    lines = finished.stdout.splitlines()
+    wrong = [line for line in lines if line.startswith("wrong: ")]
+    assert not wrong, "\n".join(wrong[:50])
+    if finished.returncode != 0 or lines[-1:] != [huge_run.DONE]:
+        last = lines[-1] if lines else "nothing"
+        pytest.fail(f"exit {finished.returncode} in {last}\n{finished.stderr[-3000:]}", pytrace=False)
+    assert len(lines) > 3000
+
+
+def _expanded(kind: str, *shape: int):
+    one = np.ones(1, np.float32)
+    return np.broadcast_to(one, shape) if kind == "numpy" else torch.from_numpy(one).expand(shape)
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch", "reference"])
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_how_results_without_memory_are_refused(kind: str, backend: str):
+    few = _expanded(kind, 1, 1, 4, 8)
+    what = r"got 32 TiB, shape \(1, 1, 1099511627776, 8\), of query float32 \(1, 1, 1099511627776, 8\) strided, key"
+    with pytest.raises(MemoryError, match=f"^attention: results must fit into memory, {what} float32"):
+        kernels.attention(_expanded(kind, 1, 1, 2**40, 8), few, few, backend=backend)
+    x = _expanded(kind, 1, 1, 3, 3)
+    with pytest.raises(MemoryError, match=r"^conv2d: results must fit into memory, got 13.9 EiB, .* padding \(10{9}, "):
+        kernels.conv2d(x, x, padding=10**9, backend=backend)
+    with pytest.raises(MemoryError, match=r"^conv_transpose2d: results .*, got 14.6 TiB, .* stride \(10{6}, 10{6}"):
+        kernels.conv_transpose2d(x, x, stride=10**6, backend=backend)
+    with pytest.raises(ValueError, match=r"^relu: x must take less than 2\^47 bytes, got 1 EiB, shape \(2882\d+,\)$"):
+        kernels.relu(_expanded(kind, 2**58), backend=backend)
+
+
+def test_how_gradients_without_memory_are_refused():
+    """Of an expanded input, whose gradient is not expanded."""
+    arguments = _expanded("numpy", 1, 1, 2**20, 2**20), 2**20
+    rule = r"^avg_pool2d: the gradient of x must fit into memory, got 4 TiB, shape \(1, 1, 1048576, 1048576\), of x"
+    with pytest.raises(MemoryError, match=rule):
+        kernels.vjp("avg_pool2d", *arguments)
+    with pytest.raises(MemoryError, match=rule):
+        kernels.avg_pool2d(torch.ones(1).expand(1, 1, 2**20, 2**20).requires_grad_(), 2**20)
+
+
+def test_memory_that_is_missing_on_the_way():
+    """Not for the results, but for a copy of what is expanded: in the same style, on a first call and a later one."""
+    x, weight = (_expanded("numpy", *shape) for shape in ((1, 2**43), (1, 2**43)))
+    for _ in range(2):
+        with pytest.raises(MemoryError) as caught:
+            kernels.linear(x, weight, backend="torch")
+        shapes = re.escape(f"of x {x.shape}, weight {weight.shape}")
+        shown = rf"linear: what is made on the way must fit into memory, got Unable to allocate 32.0 TiB .*, {shapes}"
+        assert re.fullmatch(shown, str(caught.value)) and caught.value.__suppress_context__
+
+
+def test_values_of_an_expanded_array():
+    """They are looked at once each; the place is that of the first one in the whole array."""
+    target = np.broadcast_to(np.array([0, 5])[:, None], (2, 2**40))
+    with pytest.raises(IndexError, match=r"^cross_entropy: target must lie in \[0, 2\] .*, got 5 at \(1, 0\)$"):
+        kernels.cross_entropy(np.broadcast_to(np.float32(0), (2, 3, 2**40)), target, backend="reference")
+
+
+CASES = {
+    "planes": ((2, 3, 3, 4), (3, 2, 3, 2), 1),
+    "one channel": ((1, 1, 4, 3), (1, 1, 3, 3), 1),
+    "many channels": ((1, 8, 3, 3), (8, 16, 3, 3), 1),
+    "depthwise": ((2, 4, 3, 3), (4, 1, 3, 3), 4),
+    "one tap": ((1, 3, 4, 4), (3, 5, 1, 1), 1),
+}
+
+
+@pytest.mark.parametrize("stride", [(7, 5), (100, 60), (3, 10**4), (10**5, 1)])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_strides_past_the_filter(name: str, channels_last: bool, stride: tuple[int, int]):
+    """conv_transpose2d, and the gradient of conv2d's image: most pixels meet no tap and are the bias, or 0."""
+    shape, filters, groups = CASES[name]
+    generator = torch.Generator().manual_seed(1)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def random(*sizes: int) -> torch.Tensor:
+        return torch.randn(sizes, dtype=torch.float64, generator=generator).requires_grad_()
+
+    x = random(*shape).detach().to(memory_format=layout).requires_grad_()
+    weight, bias = random(*filters), random(filters[1] * groups)
+    arguments = {"stride": stride, "padding": (0, 1) if filters[3] > 1 else 0, "groups": groups}
+    expected = torch.nn.functional.conv_transpose2d(x, weight, bias, **arguments)
+    found = kernels.conv_transpose2d(x, weight, bias, **arguments, backend="numba")
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    incoming = random(*expected.shape).detach()
+    for a, b in zip(*[torch.autograd.grad(y, (x, weight, bias), incoming) for y in (found, expected)], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    image = random(*expected.shape).detach().to(memory_format=layout).requires_grad_()
+    sums = [f(image, weight, **arguments) for f in (kernels.conv2d, torch.nn.functional.conv2d)]
+    gradients = [torch.autograd.grad(y, image, torch.ones_like(y))[0] for y in sums]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
+
+
+def test_operations_of_attention_are_counted_without_counting():
+    """The pairs of queries and keys that see each other, beside a loop over them."""
+    for queries, keys in ((5, 7), (7, 5), (1, 6), (6, 1), (4, 4)):
+        query, key = np.ones((1, 1, queries, 3), np.float32), np.ones((1, 1, keys, 3), np.float32)
+        for causal in (None, "top_left", "bottom_right"):
+            for window in (None, 0, 2, (None, 1), (1, None), (0, 9), (9, 0)):
+                left, right = (None, None) if window is None else window if isinstance(window, tuple) else (window,) * 2
+                right = 0 if causal else right
+                offset = keys - queries if causal == "bottom_right" else 0
+                pairs = sum(
+                    (left is None or j >= i + offset - left) and (right is None or j <= i + offset + right)
+                    for i in range(queries)
+                    for j in range(keys)
+                )
+                problem = kernels.explain("attention", query, key, key, causal=causal, window=window).problem
+                assert problem.flops() == 2 * pairs * (3 + 3)
