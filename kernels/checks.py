@@ -169,7 +169,7 @@ def addressable(op: str, argument: str, spec: ArraySpec) -> None:
 
 
 def memory(
-    op: str, what: str, specs: Sequence[ArraySpec | None], of: Callable[[], str], *, is_tried: bool = True
+    op: str, what: str, specs: Sequence[ArraySpec | None], of: str | Callable[[], str], *, is_tried: bool = True
 ) -> None:
     """There is memory for all of `specs` together, which are not made yet.
 
@@ -177,7 +177,7 @@ def memory(
         op: name of the op.
         what: what they are: "results", "the gradient of x".
         specs: their specs.
-        of: the call in words, which the message ends with.
+        of: the call in words, which the message ends with, or what makes them.
         is_tried: whether they would lie in this machine's memory, so that it can be asked.
 
     Raises:
@@ -195,7 +195,8 @@ def memory(
             fits = False
     if not fits:
         shape = max(found, key=lambda spec: spec.nbytes).shape
-        raise MemoryError(f"{op}: {what} must fit into memory, got {amount(size)}, shape {shape}, of {of()}")
+        words = of if isinstance(of, str) else of()
+        raise MemoryError(f"{op}: {what} must fit into memory, got {amount(size)}, shape {shape}, of {words}")
 
 
 def amount(size: int) -> str:

@@ -13,6 +13,8 @@ from kernels.op import Problem, ValueRange
 
 CAUSAL = (None, "top_left", "bottom_right")
 INDICES = ("int32", "int64")
+#: Windows below this are taken as they are, even where they reach past all keys.
+FAR = 2**30
 
 
 def check_inputs(op: str, query: ArraySpec, key: ArraySpec, value: ArraySpec) -> None:
@@ -150,8 +152,13 @@ class AttentionProblem(Problem):
 
     @property
     def reach(self) -> tuple[int, int]:
-        """How many keys before and after its own position a query sees, causality included; -1: all of them."""
-        left, right = self.window or (-1, -1)
+        """How many keys before and after its own position a query sees, causality included; -1: all of them.
+
+        Kernels add these to positions. So what reaches past all of them is no limit, however large; but only numbers
+        that no model has, so that kernels made for a window do not change with the lengths.
+        """
+        most = max(self.query.shape[2] + self.key.shape[2], FAR)
+        left, right = (side if side < most else -1 for side in self.window or (-1, -1))
         return left, right if self.causal is None else 0
 
     @property
