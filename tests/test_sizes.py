@@ -130,3 +130,47 @@ def test_operations_of_attention_are_counted_without_counting():
                 )
                 problem = kernels.explain("attention", query, key, key, causal=causal, window=window).problem
                 assert problem.flops() == 2 * pairs * (3 + 3)
+
+
+@pytest.mark.parametrize("causal", [None, "top_left", "bottom_right"])
+@pytest.mark.parametrize("queries, keys", [(4, 4), (40, 33), (1, 50)])
+def test_windows_past_all_keys(queries: int, keys: int, causal: str | None):
+    """sys.maxsize for no limit: added to a position it would be a negative one."""
+    generator = np.random.default_rng(1)
+    arrays = [generator.standard_normal((1, 2, n, 8)).astype(np.float32) for n in (queries, keys, keys)]
+    incoming = np.ones_like(arrays[0])
+    for huge, usual in (((sys.maxsize,) * 2, (None, None)), ((sys.maxsize, 1), (None, 1)), ((1, 2**31), (1, None))):
+        found = [kernels.vjp("attention", *arrays, window=w, causal=causal, backend="numba") for w in (huge, usual)]
+        for a, b in zip(*[(y, *pullback(incoming)[:3]) for y, pullback in found], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch", "reference"])
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_an_ignored_index_that_its_type_does_not_hold(dtype: str, backend: str):
+    """Cut down to the type it would be class 0."""
+    x, target = np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32), np.zeros(3, dtype)
+    weight = np.eye(4, dtype=np.float32)
+    expected = kernels.cross_entropy(x, target, backend=backend), kernels.linear_cross_entropy(x, weight, target)
+    for index in (2**8, 2**32, -(2**32), 2**63 - 1, -(2**63)):
+        found = (
+            kernels.cross_entropy(x, target, ignore_index=index, backend=backend),
+            kernels.linear_cross_entropy(x, weight, target, ignore_index=index, backend=backend),
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_helpers_refuse_them_too():
+    wide = _expanded("numpy", 2**31, 2**10)
+    for call, error, rule in (
+        (lambda: kernels.position_encoding(2**40, 2), MemoryError, "the result must fit .*, got 24 TiB, .* d_model 2"),
+        (lambda: kernels.position_encoding(2**62, 0), MemoryError, r"the result must fit .*, of length 4611\d+, .* 0"),
+        (lambda: kernels.alibi_slopes(2**62), ValueError, r"heads must be at most 2147483647, got 4611\d+"),
+        (lambda: kernels.alibi_slopes(1.5), TypeError, r"heads must be an int, got 1.5 \(float\)"),
+        (lambda: kernels.alibi_slopes(0), ValueError, "heads must be at least 1, got 0"),
+        (lambda: kernels.pack_linear(wide), MemoryError, "the packed weight must fit into memory, got 8 TiB, .*"),
+    ):
+        with pytest.raises(error) as caught:
+            call()
+        assert re.fullmatch(rf"(position_encoding|alibi_slopes|pack_linear): {rule}", str(caught.value))
+    np.testing.assert_array_equal(kernels.alibi_slopes(np.int64(8)), kernels.alibi_slopes(8))
