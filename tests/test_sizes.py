@@ -114,6 +114,43 @@ def test_strides_past_the_filter(name: str, channels_last: bool, stride: tuple[i
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("backend", ["numba", "torch", "reference"])
+def test_strides_past_the_image(backend: str):
+    """One output, however far the stride. (In torch's own function, gradients of such a call crash the process.)"""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn((2, 3, 6, 7), generator=generator).requires_grad_()
+    weight = torch.randn((4, 3, 3, 2), generator=generator).requires_grad_()
+    expected = torch.nn.functional.conv2d(x, weight, stride=9, padding=1)
+    found = kernels.conv2d(x, weight, stride=(10**5, 2**31 - 1), padding=1, backend=backend)
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(*[torch.autograd.grad(y.sum(), (x, weight)) for y in (found, expected)], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_stride_that_torch_crashes_at():
+    x, weight = torch.ones(1, 1, 1, 40000), torch.ones(1, 1, 1, 2)
+    assert kernels.conv2d(x, weight, stride=(1, 30000), backend="torch").tolist() == [[[[2.0, 2.0]]]]
+    rule = "torch crashes in gradients of horizontal strides above 16384"
+    for op in (kernels.conv2d, kernels.conv2d_max_pool2d):
+        more = {"pool_kernel_size": 1} if op is kernels.conv2d_max_pool2d else {}
+        with pytest.raises(kernels.BackendError, match=f"backend 'torch' cannot run .*: on the CPU {rule}$"):
+            op(x.requires_grad_(), weight, stride=(1, 30000), backend="torch", **more)
+    found = kernels.conv2d(x.requires_grad_(), weight, stride=(1, 30000))
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert gradient.sum() == 4 and gradient[0, 0, 0, [0, 1, 30000, 30001]].tolist() == [1.0] * 4
+
+
+def test_a_filter_past_the_image():
+    """Each row of the output meets few of its taps, all others the margin."""
+    for arrays, arguments in (
+        (((1, 2, 3, 2), (2, 1, 3001, 1)), {"stride": 2, "padding": 1}),
+        (((1, 2, 3, 2), (2, 9, 3001, 1)), {"stride": 1}),
+    ):
+        x, weight = (torch.randn(shape, dtype=torch.float64) for shape in arrays)
+        expected = torch.nn.functional.conv_transpose2d(x, weight, **arguments)
+        torch.testing.assert_close(kernels.conv_transpose2d(x, weight, **arguments, backend="numba"), expected)
+
+
 def test_operations_of_attention_are_counted_without_counting():
     """The pairs of queries and keys that see each other, beside a loop over them."""
     for queries, keys in ((5, 7), (7, 5), (1, 6), (6, 1), (4, 4)):

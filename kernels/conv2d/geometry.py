@@ -9,6 +9,7 @@ meets only the taps whose distance from it is a multiple of the stride. Remainde
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -262,19 +263,37 @@ class Side:
         return sum(count * len(taps) for count, taps in zip(self.counts, self.taps, strict=True))
 
 
-def _edges(count: int, step: int, shifts: list[int], source: int) -> list[int]:
-    """Where, of `count` coordinates of a grid, the taps that meet the source inside change: from 0 to `count`."""
-    found = {0, count}
+#: Meetings of classes with taps up to which edges can be classes of their own: tables of more take too long to make.
+_MOST_MEETINGS = 2**22
+#: Some coordinates of a grid that meet the same taps: the first, how many, and the pairs of tap and source coordinate
+#: that the first one meets.
+_Run = tuple[int, int, list[tuple[int, int]]]
+
+
+def _runs_inside(count: int, step: int, pairs: list[tuple[int, int]], source: int) -> list[_Run] | None:
+    """The runs of a grid's `count` coordinates, without the taps that meet a margin; None where these are too many.
+
+    pairs: tap and shift, by the shift.
+    """
+    shifts = [shift for _, shift in pairs]
+    edges = {0, count}
     for shift in shifts:
         # The first coordinates whose source coordinate is at least 0, and at least the source's size.
-        found |= {min(max(-((shift - begin) // step), 0), count) for begin in (0, source)}
-    return sorted(found)
+        edges |= {min(max(-((shift - begin) // step), 0), count) for begin in (0, source)}
+    runs, meetings = [], 0
+    for begin, end in itertools.pairwise(sorted(edges)):
+        first, last = (bisect_left(shifts, at - begin * step) for at in (0, source))
+        meetings += last - first + 1
+        if meetings > _MOST_MEETINGS:
+            return None
+        runs.append((begin, end - begin, [(tap, begin * step + shift) for tap, shift in pairs[first:last]]))
+    return runs
 
 
 @lru_cache(4096)
 def side(plan: Gather, dimension: int, leaves_out: bool) -> Side:
     """The classes along rows (dimension 0) or columns (1); leaves_out: taps that meet a margin are left out, so that
-    the coordinates near the edges are classes of their own."""
+    the coordinates near the edges are classes of their own, unless these would be too many."""
     size, source = plan.target[dimension], plan.source[dimension]
     phases: dict[tuple[int, ...], set[tuple[int, int]]] = {}
     for grid in plan.grids:
@@ -284,13 +303,11 @@ def side(plan: Gather, dimension: int, leaves_out: bool) -> Side:
         phases.setdefault(same, set()).update(zip(taps, shifts, strict=True))
     # Runs of coordinates that meet the same taps: first, how many, spacing, step, and what the first one meets.
     runs = []
-    for (first, count, step, spacing), pairs in phases.items():
-        edges = _edges(count, step, [shift for _, shift in pairs], source) if leaves_out else [0, count]
-        for begin, end in itertools.pairwise(edges):
-            met = sorted((tap, begin * step + shift) for tap, shift in pairs)
-            if leaves_out:
-                met = [(tap, at) for tap, at in met if 0 <= at < source]
-            runs.append((first + begin * spacing, end - begin, spacing, step, met))
+    for (first, count, step, spacing), met_by in phases.items():
+        pairs = sorted(met_by, key=lambda pair: pair[1])
+        inside = _runs_inside(count, step, pairs, source) if leaves_out else None
+        for begin, length, met in [(0, count, pairs)] if inside is None else inside:
+            runs.append((first + begin * spacing, length, spacing, step, sorted(met)))
     kinds, places = np.full(size, -1, np.int64), np.zeros(size, np.int64)
     numbers: dict[tuple[tuple[int, int], ...], int] = {}
     reached = []

@@ -13,6 +13,7 @@ from kernels.op import Implementation
 
 Tensor = torch.Tensor
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+LARGEST_STRIDE = 2**14
 
 
 def _padded(p: Conv2dProblem, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -23,10 +24,29 @@ def _padded(p: Conv2dProblem, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
     return F.pad(x, (left, right, top, bottom)), (0, 0)
 
 
+def stride_of(p: Conv2dProblem) -> tuple[int, int]:
+    """The strides that torch is told: of a single output the least that leaves it so.
+
+    oneDNN, which computes the gradient of x, takes memory and time for what a stride leaps over.
+    """
+    found = []
+    for d in (0, 1):
+        room = p.x.shape[2 + d] + p.padding[2 * d] + p.padding[2 * d + 1] - p.dilation[d] * (p.kernel[d] - 1) - 1
+        found.append(min(p.stride[d], room + 1))
+    return found[0], found[1]
+
+
+def reasons(p: Conv2dProblem) -> list[str]:
+    """Gradients of x, in which oneDNN crashes the process (torch 2.13, strides of 30,000)."""
+    if p.x.device == "cpu" and p.needs_grad and p.needs_grad[0] and stride_of(p)[1] > LARGEST_STRIDE:
+        return [f"on the CPU torch crashes in gradients of horizontal strides above {LARGEST_STRIDE}"]
+    return []
+
+
 def sums(p: Conv2dProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The convolution with bias, before its activation."""
     x, padding = _padded(p, x)
-    return F.conv2d(x, weight, bias, p.stride, padding, p.dilation, p.groups)
+    return F.conv2d(x, weight, bias, stride_of(p), padding, p.dilation, p.groups)
 
 
 def conv2d(p: Conv2dProblem, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -59,7 +79,7 @@ def sums_backward(p: Conv2dProblem, grad_sums: Tensor, x: Tensor, weight: Tensor
         padded,
         weight,
         [weight.shape[0]],
-        list(p.stride),
+        list(stride_of(p)),
         list(padding),
         list(p.dilation),
         False,
@@ -102,5 +122,5 @@ def conv_transpose2d_backward(
     return found
 
 
-Implementation(CONV2D, "torch", conv2d, conv2d_backward, dtypes=DTYPES)
+Implementation(CONV2D, "torch", conv2d, conv2d_backward, reasons=reasons, dtypes=DTYPES)
 Implementation(CONV_TRANSPOSE2D, "torch", conv_transpose2d, conv_transpose2d_backward, dtypes=DTYPES)
