@@ -130,11 +130,14 @@ def test_strides_past_the_image(backend: str):
 def test_a_stride_that_torch_crashes_at():
     x, weight = torch.ones(1, 1, 1, 40000), torch.ones(1, 1, 1, 2)
     assert kernels.conv2d(x, weight, stride=(1, 30000), backend="torch").tolist() == [[[[2.0, 2.0]]]]
-    rule = "torch crashes in gradients of horizontal strides above 16384"
+    rule = "torch crashes in gradients of horizontal strides above 4096"
     for op in (kernels.conv2d, kernels.conv2d_max_pool2d):
         more = {"pool_kernel_size": 1} if op is kernels.conv2d_max_pool2d else {}
         with pytest.raises(kernels.BackendError, match=f"backend 'torch' cannot run .*: on the CPU {rule}$"):
             op(x.requires_grad_(), weight, stride=(1, 30000), backend="torch", **more)
+    rule = "torch crashes in horizontal strides above 4096"
+    with pytest.raises(kernels.BackendError, match=f"backend 'torch' cannot run .*: on the CPU {rule}$"):
+        kernels.conv_transpose2d(weight, weight, stride=(1, 10000), backend="torch")
     found = kernels.conv2d(x.requires_grad_(), weight, stride=(1, 30000))
     (gradient,) = torch.autograd.grad(found.sum(), x)
     assert gradient.sum() == 4 and gradient[0, 0, 0, [0, 1, 30000, 30001]].tolist() == [1.0] * 4
