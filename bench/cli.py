@@ -198,6 +198,8 @@ def show_overhead(given: argparse.Namespace) -> int:
     from bench import overhead, table
 
     ops, complaints = _choose_ops(given.ops)
+    if not ops:
+        return BAD_INPUT
     shown = Table(title="Microseconds a call; in brackets: beyond the kernel", title_justify="left", show_edge=False)
     for heading in ("op", "case", *overhead.COLUMNS):
         shown.add_column(heading, justify="left" if heading in ("op", "case") else "right")
@@ -232,6 +234,8 @@ def show_choices(given: argparse.Namespace) -> int:
     from bench import automatic
 
     ops, complaints = _choose_ops(given.ops)
+    if not ops:
+        return BAD_INPUT
     shown = Table(title="Microseconds a call, one thread; ! where the slower one is chosen", title_justify="left")
     for heading in ("op", "case", "pass", "operations", "torch below", "numba", "torch", "numba / torch", "chosen"):
         shown.add_column(heading, justify="left" if heading in ("op", "case", "pass", "chosen") else "right")
@@ -247,6 +251,9 @@ def show_choices(given: argparse.Namespace) -> int:
                     facts = (op, choice.name, passes, str(choice.work), str(choice.limit), *times)
                     shown.add_row(*facts, f"{choice.gain.median:.2f}", choice.chosen + sign)
                 advance()
+    if not shown.row_count:
+        print(f"no call of {', '.join(ops)} is left to torch")
+        return BAD_INPUT if complaints else OK
     Console(width=None if sys.stdout.isatty() else 200).print(shown)
     print(f"{wrong} of {shown.row_count} choices cost more than {automatic.BAND - 1:.0%}")
     return BAD_INPUT if complaints else OK
@@ -260,6 +267,8 @@ def show_cold(given: argparse.Namespace) -> int:
     from bench import cold
 
     ops, complaints = _choose_ops(given.ops)
+    if not ops:
+        return BAD_INPUT
     shown = Table(title=f"Seconds in a fresh process, {given.passes}", title_justify="left", show_edge=False)
     for heading in ("op", "case", "import", "first call, empty cache", "first call, warm cache", "second call"):
         shown.add_column(heading, justify="left" if heading in ("op", "case") else "right")
@@ -341,6 +350,8 @@ def time_on_gpu(given: argparse.Namespace) -> int:
     else:
         cases, complaints = selection.choose_cases(given.ops, given.case, given.tag)
     _complain(complaints)
+    if not cases:
+        return BAD_INPUT
     rows = gpu.run(
         cases, given.dtype, given.passes, given.backend or gpu.backends(), given.seconds, gpu.EventClock()
     )  # fmt: skip
@@ -370,4 +381,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _COMMANDS[given.command](given)
     except ModuleNotFoundError as error:
         _complain([f'{error.name} is not installed: pip install "nnlib-kernels[bench]"'])
+        return BAD_INPUT
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _complain([f"{error.filename}: {error.strerror}"])
         return BAD_INPUT

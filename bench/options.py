@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,21 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
         if not 0 < value < 1e9:
             raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
         return value
+
+    return parse
+
+
+def _new_path(is_folder: bool) -> Callable[[str], Path]:
+    """Where results can go, which is asked before anything is measured: a folder that there may be, or a file."""
+
+    def parse(text: str) -> Path:
+        path = Path(text)
+        wrong = path.is_file() if is_folder else path.is_dir()
+        above = next(each for each in (path, *path.absolute().parents) if each.exists())
+        if wrong or not os.access(above, os.W_OK) or (above != path and not above.is_dir()):
+            kind = "folder" if is_folder else "file"
+            raise argparse.ArgumentTypeError(f"must be a {kind} that can be written, got {text!r}")
+        return path
 
     return parse
 
@@ -57,8 +73,9 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--no-plots", action="store_true", help="write the JSON alone")
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help=f"where results go; by default a new folder in {RESULTS}"
-    )
+        "--output", type=_new_path(True), metavar="FOLDER",
+        help=f"where results go; by default a new folder in {RESULTS}",
+    )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="list the chosen cases and run nothing")
 
 
@@ -73,7 +90,9 @@ def _add_networks(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--batch-size", type=_positive(int), default=64, metavar="N", help="(default 64)")
     parser.add_argument("--limit", type=_positive(int), metavar="N", help="samples of each half; all by default")
     parser.add_argument("--threads", type=_positive(int), default=1, metavar="N", help="(default 1)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help=f"JSON; by default a new file in {RESULTS}")
+    parser.add_argument(
+        "--output", type=_new_path(False), metavar="FILE", help=f"JSON; by default a new file in {RESULTS}"
+    )
 
 
 def _add_gpu(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -89,7 +108,9 @@ def _add_gpu(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--pass", dest="passes", nargs="+", default=list(selection.PASSES), choices=selection.PASSES)
     parser.add_argument("--backend", nargs="+", choices=("triton", "cupy", "torch"), help="all that can run by default")
     parser.add_argument("--seconds", type=_positive(float), default=0.2, metavar="S", help="seconds for each case")
-    parser.add_argument("--output", type=Path, metavar="FILE", help=f"JSON; by default a new file in {RESULTS}")
+    parser.add_argument(
+        "--output", type=_new_path(False), metavar="FILE", help=f"JSON; by default a new file in {RESULTS}"
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -129,7 +150,7 @@ def parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="draw the pictures and the report of a result again")
     report.add_argument("result", type=Path, help="result.json, or the folder it is in")
-    report.add_argument("--output", type=Path, metavar="FOLDER", help="by default beside the result")
+    report.add_argument("--output", type=_new_path(True), metavar="FOLDER", help="by default beside the result")
     return made
 
 

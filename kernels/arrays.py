@@ -145,6 +145,11 @@ def _key_numpy(array: np.ndarray) -> Hashable:
     return array.shape, array.strides, array.dtype
 
 
+def _numpy_key(array_type: type) -> Callable[[Any], Hashable]:
+    """The key function for NumPy's arrays; a subclass never shares keys: see `plain`."""
+    return _key_numpy if array_type is np.ndarray else lambda array: (array_type, _key_numpy(array))
+
+
 def _torch_key(tensor_type: type) -> Callable[[Any], Hashable]:
     """The key function for torch.Tensor and Parameter; a subclass (a fake tensor, say) never shares their keys."""
     torch = sys.modules["torch"]
@@ -172,8 +177,8 @@ class _Keys(dict[type, "Callable[[Any], Hashable]"]):
         array_kind = _kind_of(array_type)
         if array_kind is None or issubclass(array_type, np.ma.MaskedArray):  # see `unfit`
             raise TypeError(f"no key for {array_type.__name__}")
-        found = {"numpy": lambda: _key_numpy, "torch": lambda: _torch_key(array_type), "cupy": lambda: _key_cupy}
-        make = self[array_type] = found[array_kind]()
+        found = {"numpy": _numpy_key, "torch": _torch_key, "cupy": lambda _: _key_cupy}
+        make = self[array_type] = found[array_kind](array_type)
         return make
 
 
@@ -239,7 +244,32 @@ def unfit(array: Any) -> str | None:
     if kind(array) == "torch" and (array.layout is not loaded_torch().strided or array.is_nested):
         layout = "nested" if array.is_nested else str(array.layout).removeprefix("torch.").lstrip("_")
         return f"must be a dense tensor (to_dense() or to_padded_tensor() gives one), got a {layout} one"
+    if kind(array) == "torch" and isinstance(array, loaded_torch().nn.parameter.UninitializedTensorMixin):
+        return f"must have a shape and values, got an {type(array).__name__}"
     return None
+
+
+def plain(array: Any) -> Any:
+    """An array of a subclass as one of the library's own type, without a copy, and what `from_dlpack` sees as that.
+
+    What a subclass makes of indices, sums and products is nothing that kernels could follow, so that results would
+    depend on which of them runs. All else is left as it is: arrays that are `unfit`, and tensors that torch's
+    operations do not read from their memory (`has_own_dispatch`).
+    """
+    if isinstance(array, np.ndarray):
+        return array if type(array) is np.ndarray or isinstance(array, np.ma.MaskedArray) else np.asarray(array)
+    if kind(array) != "torch":
+        return from_dlpack(array)
+    torch = loaded_torch()
+    if type(array) in (torch.Tensor, torch.nn.Parameter) or has_own_dispatch(array) or unfit(array) is not None:
+        return array
+    with torch._C.DisableTorchFunctionSubclass():
+        return array.as_subclass(torch.Tensor)
+
+
+def has_own_dispatch(tensor: Any) -> bool:
+    """Whether a torch tensor's class has torch's operations done its own way, perhaps on tensors that it holds."""
+    return type(tensor).__torch_dispatch__ is not loaded_torch().Tensor.__torch_dispatch__
 
 
 def from_dlpack(array: Any) -> Any:
@@ -288,6 +318,12 @@ def numpy_view(array: Any) -> np.ndarray:
 def _from_contiguous(array: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
     """The transpose that undoes ``transpose(order)``."""
     return array.transpose(sorted(range(len(order)), key=order.__getitem__))
+
+
+def unexpanded(array: Any) -> Any:
+    """An array of any kind without the repetitions of an expanded one: dimensions of stride 0 have one element."""
+    steps = array.stride() if kind(array) == "torch" else array.strides
+    return array[tuple(slice(1) if step == 0 else slice(None) for step in steps)] if 0 in steps else array
 
 
 def first_true(mask: Any) -> tuple[int, ...]:

@@ -67,6 +67,7 @@ def call(
 
     Raises:
         TypeError, ValueError, IndexError: an argument breaks a rule of the declaration.
+        MemoryError: there is no memory for the results, or for what is made on the way.
         BackendError: the wanted backend cannot run this call; the message says why.
     """
     if _is_compiling():
@@ -75,19 +76,25 @@ def call(
     if wanted is not None:
         backend = backend or wanted.backend
         if wanted.inspect is not None:
-            inspect, inputs = wanted.inspect, tuple(map(arrays.from_dlpack, inputs))
-            if ones is None:
-                return inspect(op, inputs, attributes, device, backend)
-            return ones.returned(inspect(op, ones.put_into_inputs(inputs), attributes, device, backend))
+            inspect, inputs = wanted.inspect, tuple(map(arrays.plain, inputs))
+            try:
+                if ones is None:
+                    return inspect(op, inputs, attributes, device, backend)
+                return ones.returned(inspect(op, ones.put_into_inputs(inputs), attributes, device, backend))
+            except MemoryError as error:
+                raise _out_of_memory(op, inputs, error) from None
     known: tuple[Any, ...] = ()
     if len(inputs) >= recent.LEAST:
         try:
             known = op.plans.get(inputs[0].shape, ())
-        except (AttributeError, TypeError):
-            known = ()  # No array, as the making of a plan will say.
+        except (AttributeError, TypeError, RuntimeError):
+            known = ()  # No array, or none with a shape, as the making of a plan will say.
         for fits, run in known:
             if fits(inputs, attributes, device, backend, ones):
-                return run(inputs)
+                try:
+                    return run(inputs)
+                except MemoryError as error:
+                    raise _out_of_memory(op, inputs, error) from None
     try:
         # One input is the commonest number by far, and a comprehension is a call.
         forms = (
@@ -99,22 +106,34 @@ def call(
         types = tuple(map(type, attributes)) if attributes else ()
         key: tuple[Any, ...] | None = (backend, device, attributes, types, ones, forms)
         plan = op.plans.get(key)
-    # Something unhashable, such as stride=[1, 1], no array, or a tensor without strides: planned each time.
-    except (TypeError, RuntimeError):
+    # Something unhashable, such as stride=[1, 1], no array, or a tensor without strides or shape: planned each time.
+    except (TypeError, RuntimeError, ValueError):
         key = plan = None
-    if plan is None:
-        if any(map(arrays.has_no_memory, inputs)):
-            return _call_registered(op, inputs, attributes, device, backend, ones)
-        inputs = tuple(map(arrays.from_dlpack, inputs))
-        plan = make_plan(op, inputs, attributes, device, backend, ones)
-        if len(op.plans) > MAX_PLANS - 2:
-            op.plans.clear()
-        if key is not None:
-            op.plans[key] = plan
+    try:
+        if plan is None:
+            if any(map(arrays.has_no_memory, inputs)):
+                return _call_registered(op, inputs, attributes, device, backend, ones)
+            inputs = tuple(map(arrays.from_dlpack, inputs))
+            plan = make_plan(op, inputs, attributes, device, backend, ones)
+            if len(op.plans) > MAX_PLANS - 2:
+                op.plans.clear()
+            if key is not None:
+                op.plans[key] = plan
+                recent.remember(op.plans, inputs, (attributes, device, backend, ones), plan.run)
+        elif len(known) < recent.MOST:
             recent.remember(op.plans, inputs, (attributes, device, backend, ones), plan.run)
-    elif len(known) < recent.MOST:
-        recent.remember(op.plans, inputs, (attributes, device, backend, ones), plan.run)
-    return plan.run(inputs)
+        return plan.run(inputs)
+    except MemoryError as error:
+        raise _out_of_memory(op, inputs, error) from None
+
+
+def _out_of_memory(op: Op, inputs: tuple[Any, ...], error: MemoryError) -> MemoryError:
+    """The same error in the house's words: it came of a copy or of working memory, if not of `dispatch.check_sizes`."""
+    if str(error).startswith(f"{op.name}: "):
+        return error
+    given = [f"{name} {tuple(a.shape)}" for name, a in zip(op.inputs, inputs, strict=True) if a is not None]
+    rule = "what is made on the way must fit into memory"
+    return MemoryError(f"{op.name}: {rule}, got {checks.shown(str(error))}, of {', '.join(given)}")
 
 
 def _call_registered(
@@ -134,17 +153,35 @@ def make_plan(
     ones: Ones | None = None,
 ) -> Plan:  # fmt: skip
     """Check a call and choose its implementations; arguments as those of `call`."""
+    given, inputs = inputs, tuple(map(arrays.plain, inputs))
+    has_subclasses = any(a is not b for a, b in zip(given, inputs, strict=True))
     if ones is not None:
         inputs = ones.put_into_inputs(inputs)
     kind, specs, needs_grad = dispatch.describe_inputs(op, inputs)
     place = dispatch.place_of(op, specs, kind, device)
     problem = replace(op.problem.check(*specs, *attributes), needs_grad=needs_grad)
-    checks.results_fit(op.name, problem.results())
+    dispatch.check_sizes(op, problem, place)
     chosen = dispatch.resolve(op, problem, dispatch.choice(op, backend), kind, place)
     assert chosen.implementation is not None
+    if kind == "torch" and chosen.backend.arrays != "torch":
+        _refuse_own_dispatch(op, inputs, chosen.backend)
     backward = dispatch.backward_of(op, problem, chosen, kind, place) if problem.trains else None
     run = _runner(op, problem, kind, chosen.backend, chosen.implementation, backward, device, ones)
+    if has_subclasses:
+        whole = run
+
+        def run(inputs: tuple[Any, ...]) -> Any:
+            return whole(tuple(map(arrays.plain, inputs)))
+
     return Plan(op, problem, kind, chosen.backend, chosen.implementation, backward, run)
+
+
+def _refuse_own_dispatch(op: Op, inputs: tuple[Any, ...], backend: Backend) -> None:
+    """Kernels read a tensor's memory, whatever its class would have made of torch's operations."""
+    for name, array in zip(op.inputs, inputs, strict=True):
+        if array is not None and arrays.has_own_dispatch(array):
+            rule = f"must be a plain tensor on backend {backend.name!r} (backend='torch' takes others)"
+            checks.fail_type_name(op.name, name, rule, f"a {type(array).__name__}, which has a __torch_dispatch__")
 
 
 def _runner(

@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from kernels.arrays import ArraySpec
 
 Pair = tuple[int, int]
 #: Of windows, strides and the like: torch's own limit, and products of a few stay small.
 LARGEST_EXTENT = 2**31 - 1
-#: Bytes that a processor can address. A larger result is refused before anything is made for it.
+#: Bytes that a processor can address.
 ADDRESSABLE = 2**47
+#: Bytes from which on it is tried whether there is memory for what a call makes, before anything is computed.
+LEAST_TRIED = 2**30
+UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 #: Characters of a value that a message shows.
 LONGEST_SHOWN = 200
 FLOATING = ("float16", "bfloat16", "float32", "float64")
@@ -158,11 +161,48 @@ def same_dtype(op: str, first: tuple[str, ArraySpec], *others: tuple[str, ArrayS
             fail_type_name(op, argument, f"must have the dtype of {name} ({spec.dtype})", other.dtype)
 
 
-def results_fit(op: str, results: Sequence[ArraySpec | None]) -> None:
-    """Each of the `results` can be addressed. A MemoryError says so, as it would of one that only does not fit."""
-    for spec in results:
-        if spec is not None and spec.nbytes >= ADDRESSABLE:
-            raise MemoryError(f"{op}: results must take less than 2^47 bytes, got one of shape {spec.shape}")
+def addressable(op: str, argument: str, spec: ArraySpec) -> None:
+    """`spec` is no larger than memory can be: an expanded array may say anything of its size, and kernels count in 64
+    bits."""
+    if spec.nbytes >= ADDRESSABLE:
+        fail(op, argument, "must take less than 2^47 bytes", f"{amount(spec.nbytes)}, shape {spec.shape}")
+
+
+def memory(
+    op: str, what: str, specs: Sequence[ArraySpec | None], of: str | Callable[[], str], *, is_tried: bool = True
+) -> None:
+    """There is memory for all of `specs` together, which are not made yet.
+
+    Args:
+        op: name of the op.
+        what: what they are: "results", "the gradient of x".
+        specs: their specs.
+        of: the call in words, which the message ends with, or what makes them.
+        is_tried: whether they would lie in this machine's memory, so that it can be asked.
+
+    Raises:
+        MemoryError: as it would come of making them, later and in other words.
+    """
+    found = [spec for spec in specs if spec is not None]
+    size = sum(spec.nbytes for spec in found)
+    if size < LEAST_TRIED:
+        return
+    fits = size < ADDRESSABLE
+    if fits and is_tried:
+        try:
+            np.empty(size, np.uint8)  # It is given back untouched.
+        except MemoryError:
+            fits = False
+    if not fits:
+        shape = max(found, key=lambda spec: spec.nbytes).shape
+        words = of if isinstance(of, str) else of()
+        raise MemoryError(f"{op}: {what} must fit into memory, got {amount(size)}, shape {shape}, of {words}")
+
+
+def amount(size: int) -> str:
+    """A number of bytes in words: "1.50 GiB"."""
+    unit = next((n for n in range(len(UNITS) - 1) if size < 1024 ** (n + 1)), len(UNITS) - 1)
+    return f"{size / 1024**unit:.3g} {UNITS[unit]}"
 
 
 def no_zero_size(op: str, argument: str, spec: ArraySpec, dimensions: Sequence[int]) -> None:

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kernels import arrays
+from kernels import arrays, checks
 from kernels.backends import BACKENDS, Backend, BackendError, check_name, load
 from kernels.op import Implementation, Op, Problem
 
@@ -274,6 +274,30 @@ def backward_of(op: Op, problem: Problem, chosen: Candidate, kind: str, place: s
         if not other.reasons and found is not None and found.backward and other.backend.arrays == chosen.backend.arrays:
             return found
     return None
+
+
+def check_sizes(op: Op, problem: Problem, place: str) -> None:
+    """Every input is of a size that can be, and on the CPU there is memory for the results and for each gradient.
+
+    A gradient is as large as its input, so that only that of an expanded or a mapped one can be too large.
+
+    Raises:
+        ValueError: of an input.
+        MemoryError: of the others; it says how large they would be, and of what.
+    """
+    for name in op.inputs:
+        form: ArraySpec | None = getattr(problem, name)
+        if form is not None:
+            checks.addressable(op.name, name, form)
+
+    def words() -> str:
+        return describe(op, problem)
+
+    is_here = place == "cpu"
+    checks.memory(op.name, "results", problem.results(), words, is_tried=is_here)
+    if problem.trains and is_here:
+        for name, form, wanted in zip(op.inputs, problem.gradients(), problem.needs_grad, strict=True):
+            checks.memory(op.name, f"the gradient of {name}", (form if wanted else None,), words)
 
 
 def describe(op: Op, problem: Problem) -> str:

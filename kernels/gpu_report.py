@@ -265,7 +265,8 @@ def main(arguments: list[str]) -> int:
     the families that ``--op`` names there; ``--json`` keeps what was found.
 
     Returns:
-        the exit status: 1 where a kernel breaks a rule of gpu_gates.py, 2 where a backend's compiler is missing.
+        the exit status: 1 where a kernel breaks a rule of gpu_gates.py, 2 where a backend's compiler is missing or an
+        argument is wrong.
     """
     parser = argparse.ArgumentParser(prog="python -m kernels report", description=__doc__)
     targets = REPORTED_TARGETS["triton"]
@@ -277,6 +278,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help="every tile that Triton's kernels can take: takes hours")
     parser.add_argument("--processes", type=int, default=1, help="how many compile at a time with --all; 1")
     asked = parser.parse_args(arguments)
+    if asked.processes < 1:
+        parser.error(f"argument --processes: must be at least 1, got {asked.processes}")
     backends = ("triton",) if asked.all else tuple(asked.backend or REPORTED_TARGETS)
     for backend in backends:
         if (reason := missing(backend)) is not None:
@@ -286,11 +289,23 @@ def main(arguments: list[str]) -> int:
         from kernels import gpu_configurations
 
         return gpu_configurations.run(tuple(asked.op or ()), tuple(asked.target or ()), asked.json, asked.processes)
+    ops = sorted({w.op for w in WORKLOADS})
+    for op in asked.op or ():
+        if op not in ops:
+            print(f"report: --op must be one of {', '.join(ops)}, got {op}", file=sys.stderr)
+            return 2
+    known: Report | None = None
+    if asked.json and asked.json.exists():
+        try:
+            known = json.loads(asked.json.read_text())
+        except (OSError, ValueError) as error:
+            print(f"report: --json must be a new file or a report, got {asked.json} ({error})", file=sys.stderr)
+            return 2
     chosen = tuple(w for w in WORKLOADS if not asked.op or w.op in asked.op)
     report = make(tuple(asked.target or ()), chosen, backends)
     if asked.json:
-        if asked.json.exists():
-            report = updated(json.loads(asked.json.read_text()), report)
+        if known is not None:
+            report = updated(known, report)
         asked.json.write_text(json.dumps(report, indent=1) + "\n")
     if asked.markdown:
         asked.markdown.write_text(document(report))

@@ -166,6 +166,7 @@ def vjp(op: str, *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., tuple[Ar
     Raises:
         TypeError: an array is neither NumPy's nor CuPy's.
         ValueError: a gradient given to the pullback has the wrong shape.
+        MemoryError: there is no memory for the results or a gradient.
 
     Example:
         >>> y, pullback = kernels.vjp("conv2d", x, weight, bias, padding=1)
@@ -204,6 +205,7 @@ def _run_and_keep(
     named_specs = zip(op.inputs, specs, strict=True)
     wanted = tuple(name in op.differentiable and spec is not None and spec.floating for name, spec in named_specs)
     problem = replace(op.problem.check(*specs, *attributes), needs_grad=wanted)
+    dispatch.check_sizes(op, problem, place)
     chosen = dispatch.resolve(op, problem, dispatch.choice(op, named), kind, place)
     backward = dispatch.backward_of(op, problem, chosen, kind, place)
     if backward is None or backward.backward is None:

@@ -92,7 +92,8 @@ class Problem:
         rule = self.value_range
         if rule is None:
             return
-        values = inputs[input_names(type(self)).index(rule.input)]
+        # What is wrong in an expanded array is so at its first element too.
+        values = arrays.unexpanded(inputs[input_names(type(self)).index(rule.input)])
         if isinstance(values, np.ndarray) and rule.least == 0:
             # In one reduction: as unsigned numbers, negative ones are large.
             if values.size == 0 or values.view(f"u{values.itemsize}").max() <= rule.greatest:

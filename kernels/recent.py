@@ -68,9 +68,12 @@ def _factory(inputs: tuple[Any, ...], attributes: tuple[str, ...], records: bool
         f"def factory({', '.join(names)}):",
         "    def fits(inputs, attributes, device, backend, ones):",
         *[f"        {line}" for line in read],
-        "        return (",
-        "            " + "\n            and ".join(conditions),
-        "        )",
+        "        try:",
+        "            return (",
+        "                " + "\n                and ".join(conditions),
+        "            )",
+        "        except RuntimeError:",  # Of a tensor without strides, as the making of a plan will say.
+        "            return False",
         "    return fits",
     ])  # fmt: skip
     return factory_from(source, "calls like an earlier one")

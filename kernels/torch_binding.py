@@ -38,10 +38,19 @@ _is_transforming = torch._C._are_functorch_transforms_active
 arrays.loaded_torch()  # Asked before torch.compile can come upon the question.
 
 
-def _views(name: str, tensors: Sequence[torch.Tensor | None]) -> list[Any]:
-    """The tensors of a call of the op `name` as NumPy arrays."""
-    _refuse_tangents(name, tensors)
-    return [None if t is None else t.numpy(force=True) for t in tensors]
+def _views(op: str, tensors: Sequence[torch.Tensor | None], names: Sequence[str] = ()) -> list[Any]:
+    """The tensors of a call as NumPy arrays; names: of the first ones, the others being of its backward pass."""
+    _refuse_tangents(op, tensors)
+    try:
+        return [None if t is None else t.numpy(force=True) for t in tensors]
+    except TypeError:
+        # A tensor in MKL-DNN's layout looks like a dense one until it is read.
+        for n, tensor in enumerate(tensors):
+            rule = None if tensor is None else arrays.unfit(tensor)
+            if rule is not None:
+                name = names[n] if n < len(names) else "a tensor of the backward pass"
+                raise TypeError(f"{op}: {name} {rule}") from None
+        raise
 
 
 def _refuse_tangents(name: str, tensors: Sequence[torch.Tensor | None]) -> None:
@@ -134,7 +143,7 @@ class Bound:
         if self.takes_cupy:
             return self._run_on_cupy(self.forward_implementation.forward, inputs, {})
         if not self.takes_tensors:
-            inputs = _views(self.op.name, inputs)
+            inputs = _views(self.op.name, inputs, self.op.inputs)
             if self.empty:
                 return self.problem.empty_results()
         if self.check is not None and not (self.takes_tensors and dlpack.captured(inputs)):

@@ -166,6 +166,7 @@ def bind(op: Op, problem: Problem, backend: str | None) -> Bound:
     """Choose implementations for a problem that arrived through a registered op."""
     where = next(getattr(problem, n).device for n in op.inputs if getattr(problem, n) is not None)
     place = where.split(":")[0]
+    dispatch.check_sizes(op, problem, place)
     choice = dispatch.choice(op, backend)
     chosen = dispatch.resolve(op, problem, choice, "torch", place, eager=False)
     assert chosen.implementation is not None

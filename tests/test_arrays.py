@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import kernels
 from kernels.case import Case
 from kernels.op import OPS
 from tests.support import matrix
@@ -94,3 +95,36 @@ def test_what_is_no_array_is_refused(op: str, wrong: object):
     shown = "None" if wrong is None else type(wrong).__name__
     with pytest.raises(TypeError, match=f"^{op}: {name} must be a NumPy, torch or CuPy array, got {shown}$"):
         matrix.public(op)(**(arguments | {name: wrong}))
+
+
+class Stubborn(np.ndarray):
+    """An array that refuses NumPy's arithmetic."""
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *_: Any, **__: Any) -> Any:
+        raise AssertionError(f"the subclass was asked for {ufunc.__name__}")
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch", "reference"])
+@pytest.mark.parametrize("op", OP_NAMES)
+def test_subclasses_of_numpys_arrays(op: str, backend: str):
+    """They count as the plain arrays that they lie in: neither their arithmetic nor their class gets into a result."""
+    if backend not in matrix.backends_of(op):
+        pytest.skip(f"{op} has no {backend} kernel")
+    case = simple_case(op)
+    arguments = case.build()
+    expected = matrix.results_of(matrix.public(op)(**arguments, backend=backend))
+    incoming = [np.ones_like(r) for r in expected[: OPS[op].differentiable_results]]
+    gradients = kernels.vjp(op, **arguments, backend=backend)[1](*incoming)
+    for name in matrix.array_names(arguments):
+        array = np.ascontiguousarray(arguments[name]).reshape(arguments[name].shape)
+        for kind in (Stubborn, np.recarray, *[np.matrix] * (array.ndim == 2)):
+            changed = arguments | {name: array.view(kind)}
+            found = matrix.results_of(matrix.public(op)(**changed, backend=backend))
+            value, pullback = kernels.vjp(op, **changed, backend=backend)
+            for a, b in zip(
+                (*expected, *expected, *gradients),
+                (*found, *matrix.results_of(value), *pullback(*[g.view(Stubborn) for g in incoming])),
+                strict=True,
+            ):
+                assert (a is None and b is None) or type(b) is np.ndarray, f"{name} of {kind.__name__}"
+                np.testing.assert_array_equal(a, b, f"{name} of {kind.__name__}")

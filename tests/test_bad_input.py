@@ -257,13 +257,28 @@ UNUSUAL = {
 def test_tensors_that_are_not_dense(kind: str):
     tensor = torch.ones(6, 8)
     unusual = UNUSUAL[kind](tensor)
+    # Calls of the same form before make no difference.
+    for backend in ("numba", "reference"):
+        kernels.softmax(tensor, backend=backend)
+        kernels.linear(tensor, tensor, backend=backend)
     rule = rf"must be a dense tensor \(to_dense\(\) or to_padded_tensor\(\) gives one\), got a {kind} one"
-    with pytest.raises(TypeError, match=f"^softmax: x {rule}$"):
-        kernels.softmax(unusual)
-    with pytest.raises(TypeError, match=f"^linear: weight {rule}$"):
-        kernels.linear(tensor, unusual)
+    for backend in ("numba", "reference"):
+        with pytest.raises(TypeError, match=f"^softmax: x {rule}$"):
+            kernels.softmax(unusual, backend=backend)
+        with pytest.raises(TypeError, match=f"^linear: x {rule}$"):
+            kernels.linear(unusual, tensor, backend=backend)
+        with pytest.raises(TypeError, match=f"^linear: weight {rule}$"):
+            kernels.linear(tensor, unusual, backend=backend)
     with pytest.raises(TypeError, match=f"^pack_linear: weight {rule}$"):
         kernels.pack_linear(unusual)
+
+
+def test_a_parameter_without_a_shape():
+    rule = "must have a shape and values, got an UninitializedParameter"
+    with pytest.raises(TypeError, match=f"^softmax: x {rule}$"):
+        kernels.softmax(torch.nn.UninitializedParameter())
+    with pytest.raises(TypeError, match=f"^linear: weight {rule}$"):
+        kernels.linear(torch.ones(6, 8), torch.nn.UninitializedParameter())
 
 
 def test_a_value_in_a_message_is_short_and_on_one_line():

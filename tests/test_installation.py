@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import kernels
+from kernels import gpu_report
 from kernels.__main__ import main
 from kernels.op import OPS
 
@@ -32,3 +33,15 @@ def test_an_unknown_argument_is_answered_with_the_usage(capsys):
     assert printed.err.endswith("\npython -m kernels: unknown argument 'reprot'\n")
     assert main(["--help"]) == 0
     assert capsys.readouterr().out.startswith("usage: python -m kernels ")
+
+
+def test_arguments_of_the_report(capsys, tmp_path, monkeypatch):
+    """Refused before anything is compiled."""
+    monkeypatch.setattr(gpu_report, "missing", lambda _: None)
+    monkeypatch.setattr(gpu_report, "make", None)
+    other = tmp_path / "notes.json"
+    other.write_text("no report")
+    for arguments, rule in ((["--op", "nope"], "--op must be one of "), (["--json", str(other)], "--json must be ")):
+        assert main(["report", "--backend", "cupy", *arguments]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == "" and printed.err.startswith(f"report: {rule}") and printed.err.count("\n") == 1

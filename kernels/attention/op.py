@@ -48,8 +48,9 @@ def _four(array: Any, rank: int) -> Any:
 def _four_scores(op: str, name: str, array: Any, query: Any) -> Any:
     """A mask or bias that broadcasts to the scores of a query of any rank, as 4-d; not expanded."""
     rank = getattr(query, "ndim", 4)
-    if arrays.kind(array) is None:
-        array = arrays.from_dlpack(array)
+    kind = arrays.kind(array)
+    if kind is None or kind == "numpy":
+        array = arrays.plain(array)
     if arrays.kind(array) is None:
         return array  # The call says what is wrong.
     if array.ndim > rank:

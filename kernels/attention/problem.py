@@ -13,6 +13,8 @@ from kernels.op import Problem, ValueRange
 
 CAUSAL = (None, "top_left", "bottom_right")
 INDICES = ("int32", "int64")
+#: Windows below this are taken as they are, even where they reach past all keys.
+FAR = 2**30
 
 
 def check_inputs(op: str, query: ArraySpec, key: ArraySpec, value: ArraySpec) -> None:
@@ -150,8 +152,13 @@ class AttentionProblem(Problem):
 
     @property
     def reach(self) -> tuple[int, int]:
-        """How many keys before and after its own position a query sees, causality included; -1: all of them."""
-        left, right = self.window or (-1, -1)
+        """How many keys before and after its own position a query sees, causality included; -1: all of them.
+
+        Kernels add these to positions. So what reaches past all of them is no limit, however large; but only numbers
+        that no model has, so that kernels made for a window do not change with the lengths.
+        """
+        most = max(self.query.shape[2] + self.key.shape[2], FAR)
+        left, right = (side if side < most else -1 for side in self.window or (-1, -1))
         return left, right if self.causal is None else 0
 
     @property
@@ -217,12 +224,19 @@ class AttentionProblem(Problem):
         batch, heads, queries, keys = self.score_shape
         left, right = self.reach
         offset = keys - queries if self.from_end else 0
-        pairs = 0
-        for i in range(offset, offset + queries):
-            first = max(0, i - left) if left >= 0 else 0
-            last = min(keys, i + right + 1) if right >= 0 else keys
-            pairs += max(0, last - first)
+        # A query sees what is before its right end, less what is before its left one.
+        before_last = keys * queries if right < 0 else _sum_clipped(offset + right + 1, queries, keys)
+        before_first = 0 if left < 0 else _sum_clipped(offset - left, queries, keys)
+        # Where a window lies behind all keys or before them both ends are the same.
+        pairs = before_last - before_first
         return 2 * batch * heads * pairs * (self.query.shape[3] + self.value.shape[3])
+
+
+def _sum_clipped(start: int, count: int, most: int) -> int:
+    """The sum of ``min(max(start + i, 0), most)`` over i in [0, count)."""
+    first = min(max(-start, 0), count)
+    last = min(max(most - start, first), count)
+    return (start + first + start + last - 1) * (last - first) // 2 + most * (count - last)
 
 
 def attention_results(query: ArraySpec, value: ArraySpec, wants_lse: bool) -> tuple[ArraySpec | None, ...]:

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from kernels import checks
+
 Array = np.ndarray[Any, Any]
 
 
@@ -66,9 +68,13 @@ def alibi_slopes(heads: int) -> Array:
     """The slopes of the paper, float64: 2 ** (-8 h / heads) for h = 1 .. heads, when heads is a power of two.
 
     Else those of the power of two below, and then every second one of the next power of two.
+
+    Raises:
+        TypeError, ValueError: heads is no int from 1 to 2**31 - 1.
     """
-    if heads < 1:
-        raise ValueError(f"alibi_slopes: heads must be at least 1, got {heads}")
+    heads = checks.integer("alibi_slopes", "heads", heads, 1)
+    if heads > checks.LARGEST_EXTENT:
+        checks.fail("alibi_slopes", "heads", f"must be at most {checks.LARGEST_EXTENT}", heads)
     below = 1 << (heads.bit_length() - 1)
     slopes = 2.0 ** (-8.0 / below * np.arange(1, below + 1))
     between = 2.0 ** (-4.0 / below * np.arange(1, 2 * below, 2))

@@ -2,12 +2,14 @@
 
 Every pass of a convolution is a *gather*: output pixel (i, j) of a grid sums, over channels and taps, source pixels
 (i * step + a_r, j * step + b_s). The forward pass is one grid. Its transpose (the gradient of the image, and
-conv_transpose2d) with stride s is s * s grids, one for each remainder of the output coordinates, since a pixel meets
-only the taps whose distance from it is a multiple of the stride.
+conv_transpose2d) with stride s is up to s * s grids, one for each remainder of the output coordinates, since a pixel
+meets only the taps whose distance from it is a multiple of the stride. Remainders that meet no tap have no grid.
 """
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -61,15 +63,20 @@ def transposed_grids(
 ) -> tuple[Grid, ...]:
     """The grids of conv2d's transpose, whose output is `image` (height, width) and whose source is conv2d's output.
 
-    Image row h meets tap r of output row o when h = o * stride + r * dilation - top.
+    Image row h meets tap r of output row o when h = o * stride + r * dilation - top. Pixels that meet no tap are in no
+    grid, however far the stride; only where all of them are such there is one, of a pixel without taps.
     """
     sides: list[list[tuple[int, int, list[int], list[int]]]] = []
     for d, before in ((0, top), (1, left)):
+        met: dict[int, list[int]] = {}
+        for r in range(kernel[d]):
+            phase = (r * dilation[d] - before) % stride[d]
+            if phase < image[d]:
+                met.setdefault(phase, []).append(r)
         phases = []
-        for phase in range(min(stride[d], image[d])):
-            met = [r for r in range(kernel[d]) if (phase + before - r * dilation[d]) % stride[d] == 0]
-            distances = [(phase + before - r * dilation[d]) // stride[d] for r in met]
-            phases.append((phase, -(-(image[d] - phase) // stride[d]), met, distances))
+        for phase, taps_met in sorted(met.items()):
+            distances = [(phase + before - r * dilation[d]) // stride[d] for r in taps_met]
+            phases.append((phase, -(-(image[d] - phase) // stride[d]), taps_met, distances))
         sides.append(phases)
     grids = []
     for row, rows, met_rows, row_shifts in sides[0]:
@@ -77,7 +84,7 @@ def transposed_grids(
             taps = tuple((r, s) for r in met_rows for s in met_columns)
             shifts = tuple((a, b) for a in row_shifts for b in column_shifts)
             grids.append(Grid((rows, columns), (1, 1), taps, shifts, (row, column), stride))
-    return tuple(grids)
+    return tuple(grids) or (Grid((1, 1), (1, 1), (), (), (0, 0), stride),)
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,7 @@ class Gather:
         grids: the grids.
         channels: channels of the source, all groups.
         source: height and width of the source.
+        target: height and width of the output.
         margin: zeros around it (top, bottom, left, right); all 0: it is read where it lies.
         padded: distances in the source with its margin.
         given: distances in the source as it comes.
@@ -129,6 +137,7 @@ class Gather:
     grids: tuple[Grid, ...]
     channels: int
     source: tuple[int, int]
+    target: tuple[int, int]
     margin: tuple[int, int, int, int]
     padded: Layout
     given: Layout
@@ -140,6 +149,16 @@ class Gather:
     def pads(self) -> bool:
         """Whether the source must be copied into a larger image of zeros."""
         return any(self.margin)
+
+    @property
+    def leaves_gaps(self) -> bool:
+        """Whether some output pixels are in no grid, since they meet no tap: their sums are 0."""
+        return sum(grid.size[0] * grid.size[1] for grid in self.grids) < self.target[0] * self.target[1]
+
+    @property
+    def only_grid(self) -> Grid | None:
+        """The grid of all output pixels; None where there are several, or gaps."""
+        return self.grids[0] if len(self.grids) == 1 and not self.leaves_gaps else None
 
 
 def gather(
@@ -165,17 +184,15 @@ def gather(
         index.append(np.asarray([r * kernel_width + s for r, s in grid.taps], np.int64))
     given = layout(channels, *source, channels_last)
     out = layout(out_channels, *output, channels_last)
-    return Gather(grids, channels, source, margin, padded, given, out, tuple(offsets), tuple(index))
+    return Gather(grids, channels, source, output, margin, padded, given, out, tuple(offsets), tuple(index))
 
 
 @lru_cache(1024)
 def filter_order(plan: Gather) -> Table | None:
     """The places in a 3x3 filter (r * 3 + s) in the order of the source's rows and columns; None where a pass is none
     of 3x3 neighbouring taps and stride 1."""
-    if len(plan.grids) != 1:
-        return None
-    grid = plan.grids[0]
-    if grid.step != (1, 1) or len(grid.taps) != 9:
+    grid = plan.only_grid
+    if grid is None or grid.step != (1, 1) or len(grid.taps) != 9:
         return None
     order = sorted(range(9), key=lambda t: grid.shifts[t])
     top, left = grid.shifts[order[0]]
@@ -220,59 +237,99 @@ def transposed_gather(
     return gather(grids, channels, source, groups, kernel[1], out_channels, output, channels_last)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Side:
     """What the coordinates of an output meet along one dimension.
 
     Attributes:
         kinds: the class of each output coordinate.
-        places: the source coordinate that the first tap of each meets.
+        places: the source coordinate that the first tap of each meets; 0 where there is none.
         taps: the taps of each class, along this dimension.
         shifts: for each class the source coordinates that its taps meet, relative to the first.
+        counts: how many coordinates are of each class.
+        reach: first and last source coordinate that is met; (0, 0) if none is.
     """
 
-    kinds: tuple[int, ...]
-    places: tuple[int, ...]
+    kinds: Table
+    places: Table
     taps: tuple[tuple[int, ...], ...]
     shifts: tuple[tuple[int, ...], ...]
-
-    @property
-    def reach(self) -> tuple[int, int]:
-        """First and last source coordinate that is met; (0, 0) if none is."""
-        met = [p + shift for kind, p in zip(self.kinds, self.places, strict=True) for shift in self.shifts[kind]]
-        return min(met, default=0), max(met, default=0)
+    counts: tuple[int, ...]
+    reach: tuple[int, int]
 
     @property
     def meetings(self) -> int:
         """Pairs of a coordinate and a tap."""
-        return sum(len(self.taps[kind]) for kind in self.kinds)
+        return sum(count * len(taps) for count, taps in zip(self.counts, self.taps, strict=True))
+
+
+#: Meetings of classes with taps up to which edges can be classes of their own: tables of more take too long to make.
+_MOST_MEETINGS = 2**22
+#: Some coordinates of a grid that meet the same taps: the first, how many, and the pairs of tap and source coordinate
+#: that the first one meets.
+_Run = tuple[int, int, list[tuple[int, int]]]
+
+
+def _runs_inside(count: int, step: int, pairs: list[tuple[int, int]], source: int) -> list[_Run] | None:
+    """The runs of a grid's `count` coordinates, without the taps that meet a margin; None where these are too many.
+
+    pairs: tap and shift, by the shift.
+    """
+    shifts = [shift for _, shift in pairs]
+    edges = {0, count}
+    for shift in shifts:
+        # The first coordinates whose source coordinate is at least 0, and at least the source's size.
+        edges |= {min(max(-((shift - begin) // step), 0), count) for begin in (0, source)}
+    runs, meetings = [], 0
+    for begin, end in itertools.pairwise(sorted(edges)):
+        first, last = (bisect_left(shifts, at - begin * step) for at in (0, source))
+        meetings += last - first + 1
+        if meetings > _MOST_MEETINGS:
+            return None
+        runs.append((begin, end - begin, [(tap, begin * step + shift) for tap, shift in pairs[first:last]]))
+    return runs
 
 
 @lru_cache(4096)
 def side(plan: Gather, dimension: int, leaves_out: bool) -> Side:
     """The classes along rows (dimension 0) or columns (1); leaves_out: taps that meet a margin are left out, so that
-    the coordinates near the edges are classes of their own."""
-    met: dict[int, list[tuple[int, int]]] = {}
+    the coordinates near the edges are classes of their own, unless these would be too many."""
+    size, source = plan.target[dimension], plan.source[dimension]
+    phases: dict[tuple[int, ...], set[tuple[int, int]]] = {}
     for grid in plan.grids:
-        for i in range(grid.size[dimension]):
-            pairs = {
-                (tap[dimension], i * grid.step[dimension] + shift[dimension])
-                for tap, shift in zip(grid.taps, grid.shifts, strict=True)
-            }
-            if leaves_out:
-                pairs = {(tap, at) for tap, at in pairs if 0 <= at < plan.source[dimension]}
-            met.setdefault(grid.place[dimension] + i * grid.spacing[dimension], []).extend(pairs)
+        # Grids whose rows are the same ones may differ in their columns.
+        same = (grid.place[dimension], grid.size[dimension], grid.step[dimension], grid.spacing[dimension])
+        taps, shifts = ([pair[dimension] for pair in pairs] for pairs in (grid.taps, grid.shifts))
+        phases.setdefault(same, set()).update(zip(taps, shifts, strict=True))
+    # Runs of coordinates that meet the same taps: first, how many, spacing, step, and what the first one meets.
+    runs = []
+    for (first, count, step, spacing), met_by in phases.items():
+        pairs = sorted(met_by, key=lambda pair: pair[1])
+        inside = _runs_inside(count, step, pairs, source) if leaves_out else None
+        for begin, length, met in [(0, count, pairs)] if inside is None else inside:
+            runs.append((first + begin * spacing, length, spacing, step, sorted(met)))
+    kinds, places = np.full(size, -1, np.int64), np.zeros(size, np.int64)
     numbers: dict[tuple[tuple[int, int], ...], int] = {}
-    kinds, places = [], []
-    for coordinate in range(len(met)):
-        pairs_here = sorted(set(met[coordinate]))
-        place = pairs_here[0][1] if pairs_here else 0
-        form = tuple((tap, at - place) for tap, at in pairs_here)
-        kinds.append(numbers.setdefault(form, len(numbers)))
-        places.append(place)
-    taps = tuple(tuple(tap for tap, _ in form) for form in numbers)
-    shifts = tuple(tuple(shift for _, shift in form) for form in numbers)
-    return Side(tuple(kinds), tuple(places), taps, shifts)
+    reached = []
+    for first, count, spacing, step, met in sorted(runs):
+        place = met[0][1] if met else 0
+        here = slice(first, first + (count - 1) * spacing + 1, spacing)
+        kinds[here] = numbers.setdefault(tuple((tap, at - place) for tap, at in met), len(numbers))
+        if met:
+            places[here] = place + step * np.arange(count)
+            ats = [at for _, at in met]
+            reached += [min(ats), max(ats) + step * (count - 1)]
+    gaps = kinds < 0
+    if gaps.any():
+        kinds[gaps] = numbers.setdefault((), len(numbers))
+    return Side(
+        kinds,
+        places,
+        tuple(tuple(tap for tap, _ in form) for form in numbers),
+        tuple(tuple(shift for _, shift in form) for form in numbers),
+        tuple(np.bincount(kinds, minlength=len(numbers)).tolist()),
+        (min(reached, default=0), max(reached, default=0)),
+    )
 
 
 def tiles_cost(pixels: int, taps: int, tile_rows: int, few_rows: int) -> float:
@@ -305,7 +362,7 @@ def sides(plan: Gather, images: int, block: int, tile_rows: int, few_rows: int) 
         cost = 0.0
         for r, row_taps in enumerate(rows.taps):
             for c, column_taps in enumerate(columns.taps):
-                pixels = rows.kinds.count(r) * columns.kinds.count(c) * together
+                pixels = rows.counts[r] * columns.counts[c] * together
                 cost += bands * tiles_cost(-(-pixels // bands), len(row_taps) * len(column_taps), tile_rows, few_rows)
         if best is None or cost < 0.97 * best[0]:
             best = cost, (rows, columns)

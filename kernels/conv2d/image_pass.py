@@ -122,10 +122,10 @@ def tables(plan: Gather, images: int, group_inputs: int, kernel: tuple[int, int]
             classes.append((taps, chunk, start))
             start += chunk * taps
     meetings = Meetings(
-        np.asarray(rows.kinds, np.int64) * len(columns.taps),
-        (np.asarray(rows.places, np.int64) + top) * padded.row,
-        np.asarray(columns.kinds, np.int64),
-        (np.asarray(columns.places, np.int64) + left) * padded.column,
+        rows.kinds * len(columns.taps),
+        (rows.places + top) * padded.row,
+        columns.kinds,
+        (columns.places + left) * padded.column,
         np.asarray(classes, np.int64),
         np.concatenate(source_taps),
         np.concatenate(weight_taps),
@@ -139,7 +139,7 @@ def launch(job: Job) -> Launch:
     plan, images, last = job.plan, job.images, job.channels_last
     width, kernel_taps = tile_width(job.dtype), job.kernel[0] * job.kernel[1]
     blocks = job.groups * -(-job.group_outputs // width)
-    plane = sum(grid.size[0] * grid.size[1] for grid in plan.grids)
+    plane = plan.target[0] * plan.target[1]
     t = tables(plan, images, job.group_inputs, job.kernel, width, last)
     classes, padded = t.meetings.classes, t.padded
     block = BLOCK if len(classes) > 1 else PLAIN_BLOCK

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kernels.activation.vectors import activate
-from kernels.runtime.numba_cpu import jit
+from kernels.runtime.numba_cpu import jit, threaded
 from kernels.simd import (
     advance,
+    broadcast,
     lane_mask,
     lanes_of,
     load,
     load_first,
     load_masked,
+    pointer_at,
     splat_like,
     store,
     store_first,
@@ -58,6 +60,30 @@ def clear(dst, count):
         i += lanes
     if i < count:
         store_first(dst, i, zero, count - i)
+
+
+@jit
+def _fill_parts(first, last, channels, size, bias, y, like):
+    """Planes [first, last) of y, each of `size` elements, all of them its channel's bias.
+
+    bias, y: addresses of elements [channels] and [N, channels, size]. like: an array of the elements' type.
+    """
+    shifts, planes = pointer_at(bias, like), pointer_at(y, like)
+    lanes = lanes_of(planes)
+    for plane in range(first, last):
+        shift, target = broadcast(shifts, plane % channels), advance(planes, plane * size)
+        i = 0
+        while i + lanes <= size:
+            store(target, i, shift)
+            i += lanes
+        if i < size:
+            store_first(target, i, shift, size - i)
+
+
+#: For passes whose grids leave gaps: ``fill_planes(planes, threads, channels, size, bias, y, like)``.
+fill_planes = threaded(_fill_parts)
+#: Elements that are worth a thread of their own.
+FILL_GRAIN = 100_000
 
 
 @jit

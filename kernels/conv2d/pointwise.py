@@ -91,9 +91,9 @@ def _vectors(pixels: int, lanes: int) -> tuple[int, int]:
 def serves(plan: Gather, images: int, group_inputs: int, weight_in: int, itemsize: int, channels_last: bool) -> bool:
     """Whether this kernel takes a pass, by what was measured beside the gather kernel: where vectors are full and
     either there are few channels, or few pixels that use each weight."""
-    if channels_last or len(plan.grids) != 1 or plan.pads:
+    grid = plan.only_grid
+    if channels_last or grid is None or plan.pads:
         return False
-    grid = plan.grids[0]
     if len(grid.taps) != 1 or grid.step != (1, 1) or grid.size != plan.source:
         return False
     pixels, lanes = plan.source[0] * plan.source[1], VECTOR_BYTES // itemsize

@@ -81,4 +81,7 @@ def conv2d_max_pool2d_backward(
     return convolutions.sums_backward(c, dy, x, weight)
 
 
-Implementation(CONV2D_MAX_POOL2D, "torch", conv2d_max_pool2d, conv2d_max_pool2d_backward, dtypes=convolutions.DTYPES)
+Implementation(
+    CONV2D_MAX_POOL2D, "torch", conv2d_max_pool2d, conv2d_max_pool2d_backward,
+    reasons=lambda p: convolutions.reasons(p.convolution), dtypes=convolutions.DTYPES,
+)  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ def position_encoding(
 
     Raises:
         TypeError, ValueError: an argument breaks one of the rules above.
+        MemoryError: there is no memory for the result in float64.
 
     Example:
         >>> x = x + kernels.position_encoding(x.shape[1], x.shape[2], like=x)
@@ -67,6 +69,9 @@ def position_encoding(
         checks.fail(
             op, "dtype", f"must be None or one of {', '.join(allowed)}", repr(dtype if dtype is not None else name)
         )
+    form = arrays.ArraySpec((length, d_model), "float64")
+    words = f"length {length}, d_model {d_model}"
+    checks.memory(op, "the result", (form, replace(form, shape=(length, 1)), replace(form, shape=(d_model,))), words)
     table = _table(length, d_model, offset, base)
     if kind == "torch":
         import torch

@@ -124,6 +124,7 @@ def pack_linear(weight: Any) -> PackedLinear:
 
     Raises:
         TypeError, ValueError: an argument breaks one of the rules above.
+        MemoryError: there is no memory for the copy.
         NotImplementedError: inside a transform of torch.func (grad, vmap, jvp).
         BackendError: the CPU kernels cannot run here (`info` says why).
 
@@ -140,12 +141,15 @@ def pack_linear(weight: Any) -> PackedLinear:
     unfit = arrays.unfit(weight)
     if unfit is not None:
         raise TypeError(f"{op}: weight {unfit}")
+    weight = arrays.plain(weight)
     given = arrays.spec(weight)
     checks.rank(op, "weight", given, (2,), "(out_features, in_features)")
     checks.dtype(op, "weight", given, DTYPES)
     checks.no_zero_size(op, "weight", given, (0, 1))
     if given.device != "cpu":
         checks.fail(op, "weight", "must be on the CPU", given.device)
+    checks.addressable(op, "weight", given)
+    checks.memory(op, "the packed weight", (given,), f"weight {given.dtype} {given.shape}")
     if arrays.wants_grad(weight):
         checks.fail(op, "weight", "must not require a gradient (pack weight.detach())", "requires_grad=True")
     missing = BACKENDS["numba"].missing()

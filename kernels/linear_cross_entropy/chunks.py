@@ -102,10 +102,12 @@ def _seen(
 
 def _count(p: LinearCrossEntropyProblem, parts: Parts, target: Any, weight: Any) -> Any:
     """What the mean divides by, of class indices."""
+    # As int64, since the index need not be one of a narrower type.
+    target = parts.cast(target, "int64")
     kept = target != p.ignore_index
     if weight is None:
         return kept.sum()
-    return (parts.cast(weight, sum_dtype(p.input.dtype))[parts.cast(target, "int64") * kept] * kept).sum()
+    return (parts.cast(weight, sum_dtype(p.input.dtype))[target * kept] * kept).sum()
 
 
 def in_chunks(parts: Parts) -> tuple[Function, Function]:

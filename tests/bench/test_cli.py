@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,28 @@ def test_nothing_to_run(capsys):
     assert "unknown op 'nonsense'" in capsys.readouterr().err
     assert cli.main(["cross_entropy", "--layout", "channels-last", "--provider", "ours"]) == 2
     assert "no case has images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["cold", "overhead", "auto"])
+def test_an_unknown_op_is_one_line_and_no_table(command: str, capsys):
+    assert cli.main([command, "nonsense"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and re.fullmatch(r"bench: unknown op 'nonsense'\. Known: [^\n]+\n", shown.err)
+
+
+def test_an_op_that_is_never_left_to_torch(capsys):
+    assert cli.main(["auto", "conv2d", "--seconds", "0.001"]) == 0
+    assert capsys.readouterr().out.strip() == "no call of conv2d is left to torch"
+
+
+def test_where_results_cannot_go(tmp_path: Path, capsys):
+    """Refused before anything is measured."""
+    (tmp_path / "file").write_text("")
+    for command, path, kind in (("relu", "file", "folder"), ("relu", "file/more", "folder"), ("networks", "", "file")):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([command, "--output", str(tmp_path / path)])
+        wanted = f"argument --output: must be a {kind} that can be written, got '{tmp_path / path}'"
+        assert stopped.value.code == 2 and capsys.readouterr().err.splitlines()[-1].endswith(wanted)
 
 
 @pytest.mark.parametrize("wrong", [["--seconds", "0"], ["--threads", "none"], ["--pass", "back"], ["--layout", "x"]])

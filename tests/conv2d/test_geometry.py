@@ -59,13 +59,29 @@ def test_transposed_grids_are_the_transpose(setting):
     met = {(tap, (i, j), (h, w)) for i, j, tap, h, w in forward if inside((h, w), image)}
     seen = {(tap, (i, j), (h, w)) for h, w, tap, i, j in backward if inside((i, j), output)}
     assert met == seen
-    # Every image pixel is in just one grid.
+    # Every image pixel that meets a tap is in just one grid, and no grid is without taps.
+    grids = geometry.transposed_grids(image, kernel, stride, dilation, *padding)
     places = [
         (g.place[0] + i * g.spacing[0], g.place[1] + j * g.spacing[1])
-        for g in geometry.transposed_grids(image, kernel, stride, dilation, *padding)
+        for g in grids
         for i, j in itertools.product(range(g.size[0]), range(g.size[1]))
     ]
-    assert sorted(places) == list(itertools.product(range(image[0]), range(image[1])))
+    assert len(set(places)) == len(places) and {(h, w) for h, w, *_ in backward} == set(places)
+    plan = geometry.transposed_gather(1, output, 1, image, kernel, stride, dilation, padding, 1, False)
+    assert plan.leaves_gaps == (len(places) < image[0] * image[1])
+    assert plan.only_grid == (grids[0] if len(grids) == 1 and not plan.leaves_gaps else None)
+
+
+def test_a_stride_past_the_taps():
+    """As many grids as taps, however far the stride; a pass needs one, where no pixel meets a tap."""
+    grids = geometry.transposed_grids((2 * 10**9, 10**9), (3, 2), (10**9, 10**8), (1, 1), 0, 0)
+    assert [g.place for g in grids] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert {g.size for g in grids} == {(2, 10)} and {len(g.taps) for g in grids} == {1}
+    (nothing,) = geometry.transposed_grids((3, 3), (1, 1), (100, 100), (1, 1), 50, 50)
+    assert nothing.taps == () and nothing.size == (1, 1)
+    plan = geometry.transposed_gather(1, (1, 1), 1, (3, 3), (1, 1), (100, 100), (1, 1), (50, 50), 1, False)
+    rows = geometry.side(plan, 0, False)
+    assert plan.leaves_gaps and rows.taps == ((),) and rows.counts == (3,) and rows.meetings == 0
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
