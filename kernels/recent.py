@@ -62,6 +62,8 @@ def _factory(inputs: tuple[Any, ...], attributes: tuple[str, ...], records: bool
         elif form != "tensor":
             conditions.append(f"t{n} is t{form}")
     tensors = [f"t{n}" for n, form in enumerate(inputs) if form == "tensor"]
+    # The first input's shape has been asked, which a nested tensor does not have.
+    conditions += [f"not {tensor}.is_nested" for tensor in tensors if tensor != "t0"]
     if tensors:
         conditions.append(f"alike({', '.join(tensors)})")
     source = "\n".join([
@@ -72,7 +74,8 @@ def _factory(inputs: tuple[Any, ...], attributes: tuple[str, ...], records: bool
         "            return (",
         "                " + "\n                and ".join(conditions),
         "            )",
-        "        except RuntimeError:",  # Of a tensor without strides, as the making of a plan will say.
+        # Of a tensor without strides, and of what is none, as the making of a plan will say.
+        "        except (RuntimeError, AttributeError):",
         "            return False",
         "    return fits",
     ])  # fmt: skip

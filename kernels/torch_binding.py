@@ -116,7 +116,7 @@ class Bound:
         if run is None:
             return None
         from kernels.runtime import by_address
-        from kernels.torch_by_address import ABSENT, GIVEN, OPTIONAL, written
+        from kernels.torch_by_address import ABSENT, OPTIONAL, SAVED, written
 
         count = self.op.differentiable_results
         gradients: list[tuple[str, ArraySpec | None]] = []
@@ -124,7 +124,7 @@ class Bound:
             there = form is not None and n < self.incoming
             gradients.append((OPTIONAL if there else ABSENT, self._outside(None, form)))
         saved = [
-            (ABSENT if form is None else GIVEN, self._outside(name, form))
+            (ABSENT if form is None else SAVED, self._outside(name, form))
             for name, form in zip(self.saved_names, self.saved_forms)
         ]
         made = [self._outside(n, f) for n, f in zip(self.op.inputs, by_address.gradient_forms(self.problem))]

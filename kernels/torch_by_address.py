@@ -13,9 +13,9 @@ from kernels import torch_guards
 from kernels.arrays import ArraySpec, contiguous_strides
 from kernels.runtime import numba_cpu, written_calls
 from kernels.runtime.by_address import maker
-from kernels.runtime.written_calls import ABSENT, GIVEN, LANGUAGES, OPTIONAL, Language
+from kernels.runtime.written_calls import ABSENT, GIVEN, LANGUAGES, OPTIONAL, SAVED, Language
 
-__all__ = ["ABSENT", "GIVEN", "OPTIONAL", "written"]
+__all__ = ["ABSENT", "GIVEN", "OPTIONAL", "SAVED", "written"]
 
 _from_numpy = torch.from_numpy
 #: torch.empty_strided as torch.compile's code calls it, in half the time: ``(shape, strides, dtype)``.
@@ -59,6 +59,8 @@ LANGUAGES["torch"] = Language(
     # A tensor may have a tangent.
     first=("if forward_ad._current_level >= 0: return None",),
     ask=_ask,
+    # What torch_guards.alike must not see.
+    ask_saved=lambda numbers: [f"if {' or '.join(f't{n}.is_nested' for n in numbers)}: return None"],
     asked=("alike", "admit"),
     ask_with=lambda forms: (torch_guards.never, torch_guards.admission(forms)),
     # It raises where a tensor has no memory, and is 0 where that was given back.

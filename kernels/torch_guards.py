@@ -24,6 +24,9 @@ def alike(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:
     They must also require gradients where these do, be different from each other, and be under the same transforms of
     torch.func, autocast and inference mode. It keeps none alive. None where torch has no such guards, or a tensor
     comes twice.
+
+    Of a nested tensor of strided layout torch's guards ask the strides, which ends the process: whoever may have one
+    asks `is_nested` first.
     """
     if _Guards is None or len({*map(id, tensors)}) < len(tensors):
         return None

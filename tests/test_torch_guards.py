@@ -168,3 +168,23 @@ def test_small_results_lie_in_torchs_memory_unless_tests_look_at_all_of_it(guard
         found = kernels.silu(x, backend="numba")
     assert [array.ctypes.data for array in made] == [found.data_ptr()]
     torch.testing.assert_close(found, F.silu(x))
+
+
+def test_a_saved_tensor_that_a_hook_made_a_nested_one():
+    """torch's guards would end the process; torch's own words come of torch's own function."""
+    x, weight = (torch.randn(n, 8, requires_grad=True) for n in (4, 3))
+    for _ in range(3):
+        kernels.linear(x, weight).sum().backward()
+    nested = torch.nested.nested_tensor([torch.randn(8)] * 4)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda _: nested):
+        y = kernels.linear(x, weight)
+    with pytest.raises(NotImplementedError, match="NestedTensorCPU"):
+        torch.autograd.grad(y, [x, weight], torch.ones(4, 3))
+
+
+def test_what_is_no_tensor_in_the_place_of_one():
+    x, weight = torch.randn(4, 8), torch.randn(3, 8)
+    for _ in range(3):
+        kernels.linear(x, weight)
+    with pytest.raises(TypeError, match="weight must be a torch array, as x is, got a numpy array"):
+        kernels.linear(x, weight.numpy())

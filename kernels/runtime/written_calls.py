@@ -16,8 +16,9 @@ from kernels.arrays import ArraySpec
 from kernels.runtime.by_address import Run, maker, mask_of
 from kernels.written_code import factory_from
 
-#: How an argument is read: it is never there; it is; it is a gradient, which need not be there, but one must be.
-ABSENT, GIVEN, OPTIONAL = "absent", "given", "optional"
+#: How an argument is read: it is never there; it is; it was kept by torch, whose hooks may have made anything of it; it
+#: is a gradient, which need not be there, but one must be.
+ABSENT, GIVEN, SAVED, OPTIONAL = "absent", "given", "saved", "optional"
 
 
 class Language(NamedTuple):
@@ -27,6 +28,7 @@ class Language(NamedTuple):
         objects: what the lines refer to, by name.
         first: lines before all others.
         ask: ``ask(numbers)``: lines that return None where one of the arrays t<number> is not as its spec says.
+        ask_saved: the same before these, of those that were kept.
         asked: names that these lines refer to besides, with the first number behind each.
         ask_with: ``ask_with(specs)``: what they stand for.
         address: the address of an array {}.
@@ -37,6 +39,7 @@ class Language(NamedTuple):
     objects: dict[str, Any]
     first: tuple[str, ...]
     ask: Callable[[Sequence[int]], list[str]]
+    ask_saved: Callable[[Sequence[int]], list[str]]
     asked: tuple[str, ...]
     ask_with: Callable[[Sequence[ArraySpec]], tuple[Any, ...]]
     address: str
@@ -47,7 +50,7 @@ class Language(NamedTuple):
 def _asks(groups: Sequence[Sequence[str]]) -> list[list[int]]:
     """The numbers of the arguments that are asked together: those that are there, then each that may be by itself."""
     kinds = _kinds(groups)
-    given = [n for n, kind in enumerate(kinds) if kind == GIVEN]
+    given = [n for n, kind in enumerate(kinds) if kind in (GIVEN, SAVED)]
     return [*([given] if given else []), *[[n] for n, kind in enumerate(kinds) if kind == OPTIONAL]]
 
 
@@ -63,7 +66,9 @@ def _lines(
     """The body of the function; see `_factory`."""
     kinds = _kinds(groups)
     there = [n for n, kind in enumerate(kinds) if kind != ABSENT]
-    given, optional = ([n for n in there if kinds[n] == kind] for kind in (GIVEN, OPTIONAL))
+    optional = [n for n in there if kinds[n] == OPTIONAL]
+    given = [n for n in there if kinds[n] != OPTIONAL]
+    saved = [n for n in given if kinds[n] == SAVED]
     body, at = [*language.first], 0
     for g, group in enumerate(groups):
         body += [f"t{n} = group{g}[{n - at}]" for n in range(at, at + len(group)) if n in there]
@@ -72,7 +77,8 @@ def _lines(
     if incoming:
         body.append(f"if {' and '.join(f't{n} is None' for n in incoming)}: return None")
     places = {n: f"p{n} = {language.address.format(f't{n}')}" for n in there}
-    read = [*(language.ask(given) if given else []), *[places[n] for n in given]]
+    read = [*(language.ask_saved(saved) if saved else []), *(language.ask(given) if given else [])]
+    read += [places[n] for n in given]
     for n in optional:
         lines = [*language.ask([n]), places[n], f"if not p{n}: return None"]
         read += [f"if t{n} is None: p{n} = 0", "else:", *[f"    {line}" for line in lines]]
@@ -122,6 +128,7 @@ LANGUAGES = {
         # They lie as their key says, but for their alignment, and for being written to, without which, as with gaps
         # between the elements, from_buffer raises.
         ask=lambda _: [],
+        ask_saved=lambda _: [],
         asked=(),
         ask_with=lambda _: (),
         # numba_cpu.address written out: a call is a tenth of a small one's time.
