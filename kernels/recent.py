@@ -45,7 +45,7 @@ def _factory(inputs: tuple[Any, ...], attributes: tuple[str, ...], records: bool
     # First what calls of other forms differ in most often.
     conditions = [] if records is None else [f"is_grad_enabled() is {records}"]
     conditions += ["backend == backend0", "device is None", "ones is ones0"]
-    names = ["ndarray", "backend0", "ones0", "is_grad_enabled", "alike"]
+    names = ["ndarray", "kinds", "backend0", "ones0", "is_grad_enabled", "alike"]
     read = []
     for n, how in enumerate(attributes):
         conditions.append(_of_attribute(n, how))
@@ -62,8 +62,11 @@ def _factory(inputs: tuple[Any, ...], attributes: tuple[str, ...], records: bool
         elif form != "tensor":
             conditions.append(f"t{n} is t{form}")
     tensors = [f"t{n}" for n, form in enumerate(inputs) if form == "tensor"]
-    # The first input's shape has been asked, which a nested tensor does not have.
-    conditions += [f"not {tensor}.is_nested" for tensor in tensors if tensor != "t0"]
+    asked = [f"not {tensor}.is_nested" for tensor in tensors if tensor != "t0"]
+    if asked:
+        # Asked of what is no tensor it raises, which takes long. The first input's shape has been asked already, which
+        # a nested tensor does not have.
+        conditions += [f"type({tensors[0]}) in kinds", *asked]
     if tensors:
         conditions.append(f"alike({', '.join(tensors)})")
     source = "\n".join([
@@ -117,7 +120,7 @@ def _recogniser(
     hows = tuple([_IS if value is None or isinstance(value, (bool, str)) else _EQUALS for value in attributes])
     values = [each for value in attributes for each in (type(value), value)]
     make = _factory(tuple(forms), hows, records)
-    found: Callable[..., bool] = make(np.ndarray, backend, ones, is_grad_enabled, alike, *values, *constants)
+    found: Callable[..., bool] = make(np.ndarray, plain, backend, ones, is_grad_enabled, alike, *values, *constants)
     return found
 
 
