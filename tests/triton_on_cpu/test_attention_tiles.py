@@ -85,6 +85,7 @@ def test_tiles_of_what_has_much_beside_its_products():
     assert forward_tile(4096, 128, 2, 7, H100) == AttentionTile(64, 32, 8, 2, registers=255)
     assert forward_tile(4096, 120, 2, 7, H100, vectors=False) == AttentionTile(16, 16, 8, 1, registers=255)
     assert backward_tiles(4096, 300, 2, 7, TARGETS["gfx942"]) == (AttentionTile(16, 16, 4, 1),) * 2
+    assert gpu_tiles.widest(4, 0) == 128 and gpu_tiles.widest(4, 0, vectors=False) == gpu_tiles.widest(4, 5) == 64
     # Halves that are no vectors are not copied asynchronously.
     assert {t.stages for t in tiles_of(4096, 40, 2, 1, H100, vectors=False)} == {1}
 
@@ -202,12 +203,12 @@ def test_wide_queries_and_values(width: int, value_width: int):
 
 def test_float32_with_much_beside_its_products_is_wide_above_64(monkeypatch: pytest.MonkeyPatch):
     """Columns in two parts, where half precision and float32 with less have one."""
-    q, k, v = inputs(1, 2, 20, 40, 100)
+    q, k, v = inputs(1, 2, 20, 40, 112)
 
     def arguments(dtype: str) -> dict[str, Any]:
         rest = {"mask": np.ones((20, 40), bool), "softcap": 5.0, "dropout_p": 0.2, "seed": 3}
         named = {"query": q, "key": k, "value": v, "bias": np.zeros((20, 40))}
-        return {n: a.astype(dtype) for n, a in named.items()} | {"relative": relative_term("t5", 2, 100, dtype)} | rest
+        return {n: a.astype(dtype) for n, a in named.items()} | {"relative": relative_term("t5", 2, 112, dtype)} | rest
 
     seen: list[int] = []
     launch = triton_gpu.launch
