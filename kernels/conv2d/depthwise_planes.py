@@ -16,7 +16,7 @@ from kernels.activation.vectors import ACTIVATION_CODES
 from kernels.conv2d.few_channels import write_rows
 from kernels.conv2d.geometry import Gather, Grid
 from kernels.conv2d.launch import Job, Launch, Run
-from kernels.conv2d.moves import FILL_GRAIN, copy_run, fill_planes
+from kernels.conv2d.moves import copy_run, fill_planes
 from kernels.runtime.by_address import Run as AddressRun
 from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for, zeros
 from kernels.simd import (
@@ -238,7 +238,7 @@ def launch(job: Job) -> Launch:
     def make(_: int) -> Run:
         def run(x: int, weight: int, bias: int, y: int, before: int) -> bool:
             if leaves_gaps:
-                fill_planes(planes, threads_for(planes * size, FILL_GRAIN), targets, size, bias, y, like)
+                fill_planes(job.images, targets, size, bias, y, like)
             for p, settings, taps, index, work in grids:
                 parts = min(threads_for(work, GRAIN), planes)
                 padded = zeros(parts * p.step_column * p.padded_height * p.pitch, dtype)

@@ -18,8 +18,8 @@ from kernels.activation.vectors import ACTIVATION_CODES, activate
 from kernels.conv2d.gather import CHUNK, LINE
 from kernels.conv2d.geometry import Gather, Table
 from kernels.conv2d.launch import Job, Launch, Run
-from kernels.conv2d.moves import FILL_GRAIN, clear, copy_run, fill_planes
-from kernels.runtime.numba_cpu import jit, scratch, threaded, threads_for
+from kernels.conv2d.moves import clear, copy_run, fill_planes
+from kernels.runtime.numba_cpu import jit, scratch, threaded
 from kernels.simd import (
     TILE_ROWS,
     TILE_VECTORS,
@@ -303,16 +303,14 @@ def launch(job: Job) -> Launch:
     )
     settings, tables, dtype = np.array(p, np.int64), tuple(grids), job.dtype
     blocks = job.images * -(-rows // block_rows)
-    planes, size_of_plane, like = job.images * job.outputs, plan.output.channel, np.empty(0, dtype)
-    leaves_gaps = plan.leaves_gaps
+    leaves_gaps, size_of_plane, like = plan.leaves_gaps, plan.output.channel, np.empty(0, dtype)
 
     def make(threads: int) -> Run:
         parts = min(threads, blocks)
 
         def run(x: int, weight: int, bias: int, y: int, before: int) -> bool:
             if leaves_gaps:
-                fillers = threads_for(planes * size_of_plane, FILL_GRAIN)
-                fill_planes(planes, fillers, job.outputs, size_of_plane, bias, y, like)
+                fill_planes(job.images, job.outputs, size_of_plane, bias, y, like)
             _run_rows(parts, parts, parts, settings, tables, x, weight, bias, y, before, scratch(parts * size, dtype))
             return True
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from kernels.activation.vectors import activate
-from kernels.runtime.numba_cpu import jit, threaded
+from kernels.runtime.numba_cpu import jit, threaded, threads_for
 from kernels.simd import (
     advance,
     broadcast,
@@ -50,16 +52,21 @@ def copy_run(src, dst, count):
 
 
 @jit
-def clear(dst, count):
-    """dst[:count] = 0."""
+def fill(dst, count, value):
+    """dst[:count] = value, a vector of the same number."""
     lanes = lanes_of(dst)
-    zero = splat_like(dst, 0.0)
     i = 0
     while i + lanes <= count:
-        store(dst, i, zero)
+        store(dst, i, value)
         i += lanes
     if i < count:
-        store_first(dst, i, zero, count - i)
+        store_first(dst, i, value, count - i)
+
+
+@jit
+def clear(dst, count):
+    """dst[:count] = 0."""
+    fill(dst, count, splat_like(dst, 0.0))
 
 
 @jit
@@ -69,21 +76,19 @@ def _fill_parts(first, last, channels, size, bias, y, like):
     bias, y: addresses of elements [channels] and [N, channels, size]. like: an array of the elements' type.
     """
     shifts, planes = pointer_at(bias, like), pointer_at(y, like)
-    lanes = lanes_of(planes)
     for plane in range(first, last):
-        shift, target = broadcast(shifts, plane % channels), advance(planes, plane * size)
-        i = 0
-        while i + lanes <= size:
-            store(target, i, shift)
-            i += lanes
-        if i < size:
-            store_first(target, i, shift, size - i)
+        fill(advance(planes, plane * size), size, broadcast(shifts, plane % channels))
 
 
-#: For passes whose grids leave gaps: ``fill_planes(planes, threads, channels, size, bias, y, like)``.
-fill_planes = threaded(_fill_parts)
+_fill_planes = threaded(_fill_parts)
 #: Elements that are worth a thread of their own.
-FILL_GRAIN = 100_000
+_FILL_GRAIN = 100_000
+
+
+def fill_planes(images: int, channels: int, size: int, bias: int, y: int, like: np.ndarray[Any, Any]) -> None:
+    """What passes do first whose grids leave gaps: all of y is its channel's bias. As `_fill_parts`."""
+    planes = images * channels
+    _fill_planes(planes, threads_for(planes * size, _FILL_GRAIN), channels, size, bias, y, like)
 
 
 @jit
