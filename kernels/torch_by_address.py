@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch.autograd import forward_ad
@@ -18,8 +17,7 @@ from kernels.runtime.written_calls import ABSENT, GIVEN, LANGUAGES, OPTIONAL, SA
 __all__ = ["ABSENT", "GIVEN", "OPTIONAL", "SAVED", "written"]
 
 _from_numpy = torch.from_numpy
-#: torch.empty_strided as torch.compile's code calls it, in half the time: ``(shape, strides, dtype)``.
-_empty_strided: Any = getattr(getattr(getattr(torch._C, "_dynamo", None), "guards", None), "_empty_strided_cpu", None)
+_empty_strided = torch_guards.empty_strided
 
 
 def _ask(numbers: Sequence[int]) -> list[str]:
