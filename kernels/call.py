@@ -31,6 +31,8 @@ class Plan:
     forward: Implementation
     backward: Implementation | None
     run: Callable[[tuple[Any, ...]], Any]
+    #: Whether calls of this form are recognised without the key: see `recent.remember`.
+    is_remembered: bool = False
 
 
 def _is_compiling() -> bool:
@@ -118,9 +120,9 @@ def call(
             if len(op.plans) > MAX_PLANS - 2:
                 op.plans.clear()
             if key is not None:
-                op.plans[key] = plan
-                recent.remember(op.plans, inputs, (attributes, device, backend, ones), plan.run)
-        elif len(known) < recent.MOST:
+                is_kept = recent.remember(op.plans, inputs, (attributes, device, backend, ones), plan.run)
+                op.plans[key] = replace(plan, is_remembered=is_kept)
+        elif plan.is_remembered and len(known) < recent.MOST:
             recent.remember(op.plans, inputs, (attributes, device, backend, ones), plan.run)
         return plan.run(inputs)
     except MemoryError as error:

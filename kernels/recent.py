@@ -126,7 +126,7 @@ def _recogniser(
 
 def remember(
     plans: dict[Any, Any], inputs: tuple[Any, ...], rest: tuple[Any, ...], run: Callable[[tuple[Any, ...]], Any]
-) -> None:
+) -> bool:
     """Keep among the plans, under the shape of the first input, how calls like this one are recognised and run.
 
     For a plan that is new, and for one that was found by its key where there is room: the same plan may serve tensors
@@ -134,8 +134,13 @@ def remember(
 
     Not where the key must be asked: of arrays on a GPU, with a named device, of arrays that are none of NumPy's or
     torch's. rest: attributes, device, backend and `ones`, as `kernels.call.call` has them.
+
+    Returns:
+        whether it was kept: the same for all calls of a plan.
     """
     fits = _recogniser(inputs, *rest) if len(inputs) >= LEAST else None
-    if fits is not None:
-        shape = inputs[0].shape
-        plans[shape] = ((fits, run), *plans.get(shape, ()))[:MOST]
+    if fits is None:
+        return False
+    shape = inputs[0].shape
+    plans[shape] = ((fits, run), *plans.get(shape, ()))[:MOST]
+    return True

@@ -293,3 +293,14 @@ def test_hooks_on_saved_tensors_of_attention_are_looked_at():
     rule = r"^attention: hooks on saved tensors must give value back as float64 \(1, 1, 11, 6\), got "
     with pytest.raises(ValueError, match=rule):
         found.sum().backward()
+
+
+def test_what_cannot_be_recognised_is_tried_once(monkeypatch: pytest.MonkeyPatch):
+    """A call of one input is found by its key alone, and so is one whose device is named."""
+    tried = []
+    monkeypatch.setattr(recent, "remember", lambda *given: tried.append(given) or False)
+    x, weight = torch.randn(7, 11), torch.randn(5, 11)
+    for _ in range(3):
+        kernels.relu(x, backend="numba")
+        kernels.linear(x, weight, device="cpu", backend="numba")
+    assert len(tried) == 2
