@@ -92,19 +92,21 @@ def test_gradients_accumulate_and_flow_on(case: Case):
 def test_no_grad_and_inference_mode(case: Case, backend: str):
     tensors = matrix.as_tensors(case.build("float32"), case.op, requires_grad=True)
     call = matrix.public(case.op)
-    expected = [r.detach() for r in matrix.results_of(call(**tensors, backend=backend))]
+    expected = tuple(r.detach() for r in matrix.results_of(call(**tensors, backend=backend)))
+    # torch's own LSTM has other code without gradients, whose bits are the same on some processors only.
+    rtol, atol = (1e-5, 1e-6) if backend == "torch" and case.op.startswith("lstm") else (0, 0)
     with torch.no_grad():
         found = matrix.results_of(call(**tensors, backend=backend))
         assert not any(r.requires_grad for r in found)
-        assert_equal(found, tuple(expected))
+        assert_equal(found, expected, rtol, atol)
     with torch.inference_mode():
         found = matrix.results_of(call(**tensors, backend=backend))
         assert all(not r.requires_grad for r in found)
-        assert_equal(found, tuple(expected))
+        assert_equal(found, expected, rtol, atol)
         made_inside = matrix.as_tensors(case.build("float32"))
-        assert_equal(matrix.results_of(call(**made_inside, backend=backend)), tuple(expected))
+        assert_equal(matrix.results_of(call(**made_inside, backend=backend)), expected, rtol, atol)
     # Tensors made in inference mode also work outside of it.
-    assert_equal(matrix.results_of(call(**made_inside, backend=backend)), tuple(expected))
+    assert_equal(matrix.results_of(call(**made_inside, backend=backend)), expected, rtol, atol)
 
 
 @pytest.mark.parametrize("case", SIMPLE)

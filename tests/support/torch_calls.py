@@ -50,10 +50,10 @@ def total(value: Any) -> torch.Tensor:
     return sum(r.sum() for r in matrix.results_of(value))
 
 
-def assert_equal(first: Any, second: Any) -> None:
+def assert_equal(first: Any, second: Any, rtol: float = 0, atol: float = 0) -> None:
     """The same kind, numbers and layout."""
     for a, b in zip(matrix.results_of(first), matrix.results_of(second), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol, equal_nan=True)
 
 
 def registered_arguments(case: Case, arguments: dict[str, Any], needs_grad: bool) -> tuple[Any, ...]:
