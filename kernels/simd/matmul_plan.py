@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
 
-#: Taps whose products a register sums before it is added to scratch: 16 KiB of a panel, a third of L1.
-PASS_TAPS = 128
+#: Taps whose products a register sums before it is added to scratch: 16 KiB of a panel, a third or half of L1.
+PASS_TAPS = min((16 << 10) // (TILE_VECTORS * VECTOR_BYTES), 256)
 #: Taps that are packed at a time.
 BLOCK_TAPS = 1024
 #: Taps of A that are packed together where its rows lie side by side.
@@ -45,9 +45,10 @@ DOT_BLOCK_RUN = 64
 DOT_ASKED = 2
 #: From so many columns on the rows are copied, so that they lie side by side.
 DOT_COPY_COLUMNS = 512
-#: Bytes of a block of A, about an L2: smaller ones were slower, as B passes by once for each. Elements of a block of B,
-#: which streams from farther out.
-BLOCK_A_BYTES, BLOCK_B = 1 << 20, 2097152
+#: Bytes of a block of A. About an L2 of 1 MiB, where smaller ones were slower, as B passes by once for each; but with
+#: AVX2, whose processors have 256 or 512 KiB, less than half of it. Elements of a block of B, which streams from
+#: farther out.
+BLOCK_A_BYTES, BLOCK_B = 1 << 20 if HAS_ALL_ROWS else 192 << 10, 2097152
 #: From so many columns on it pays to pack A even where its taps lie side by side.
 PACKING_COLUMNS = 384
 #: Fewer taps than these are never cut into segments.
