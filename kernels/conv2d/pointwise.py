@@ -51,6 +51,9 @@ MOST_ODD = 4
 #: Pixels of all images that make a weight's packing dear, and otherwise the channels that a sum has here.
 FEW_PIXELS = 128
 LEAST_INPUTS, MOST_INPUTS = 8, 160
+#: Bytes between a weight's inputs up to which a sum may have any number of channels. With few registers the gather
+#: kernel is the slower one (by a fifth to a half with AVX2), as its pixels are of many pages; not where the weights are.
+NEAR = 0 if TILE_ROWS >= 12 else 1024
 #: Weights of a group from which on they do not stay in L2 beside the rest.
 FAR = 1 << 16
 #: Multiply-adds that are worth a thread of their own.
@@ -90,7 +93,7 @@ def _vectors(pixels: int, lanes: int) -> tuple[int, int]:
 
 def serves(plan: Gather, images: int, group_inputs: int, weight_in: int, itemsize: int, channels_last: bool) -> bool:
     """Whether this kernel takes a pass, by what was measured beside the gather kernel: where vectors are full and
-    either there are few channels, or few pixels that use each weight."""
+    either there are few channels, or weights that lie near each other, or few pixels that use each weight."""
     grid = plan.only_grid
     if channels_last or grid is None or plan.pads:
         return False
@@ -101,7 +104,8 @@ def serves(plan: Gather, images: int, group_inputs: int, weight_in: int, itemsiz
     if 4 * (pixels - odd) < 3 * vectors * lanes:
         return False
     few = weight_in == 1 and images * pixels <= FEW_PIXELS
-    return few or LEAST_INPUTS <= group_inputs <= MOST_INPUTS
+    takes_all = weight_in * itemsize <= NEAR
+    return few or LEAST_INPUTS <= group_inputs and (takes_all or group_inputs <= MOST_INPUTS)
 
 
 @jit

@@ -35,14 +35,14 @@ from kernels.simd import (
 #: Vectors in a row of the tile: wider than the house's usual one, since a recurrence often has a single row, which has
 #: to keep that many sums in flight.
 PANEL_VECTORS = 4
-#: Rows of the tiles; PANEL_VECTORS times as many sums and what they are made from fit the registers.
-LARGE_ROWS = 6 if TILE_ROWS >= 12 else 2
-MEDIUM_ROWS = 4 if TILE_ROWS >= 12 else 2
-SMALL_ROWS = 2
-#: Where at most so many vectors of a panel are outputs, the others are left out, and twice as many rows take their
-#: registers; the rest of the rows comes by HALF_ROWS.
+#: Where at most so many vectors of a panel are outputs, the others are left out, and more rows take their registers.
 PART_VECTORS = PANEL_VECTORS // 2
-DOUBLE_ROWS, HALF_ROWS = 2 * LARGE_ROWS, LARGE_ROWS
+#: Rows of the tiles. SUMMED_VECTORS times as many sums and what they are made from fit the registers: with few of those
+#: a panel's halves come one after the other.
+LARGE_ROWS, MEDIUM_ROWS, SMALL_ROWS = 6, 4, 2
+SUMMED_VECTORS = PANEL_VECTORS if TILE_ROWS >= 12 else PART_VECTORS
+#: Rows of a tile of PART_VECTORS; the rest of the rows comes by HALF_ROWS.
+DOUBLE_ROWS, HALF_ROWS = (12, 6) if TILE_ROWS >= 12 else (6, 4)
 #: Taps that a register sums before it is added to memory: they bound the rounding error, and with them a panel's part
 #: stays in L1.
 RUN_TAPS = 128
@@ -82,16 +82,20 @@ pack_rows = threaded(_pack_rows)
 
 @jit
 def _large_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
-    multiply_tile(
-        LARGE_ROWS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(a), accumulate
-    )
+    for j in range(0, PANEL_VECTORS * lanes_of(a), SUMMED_VECTORS * lanes_of(a)):
+        multiply_tile_part(
+            LARGE_ROWS, SUMMED_VECTORS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, advance(b, j),
+            advance(out, j), out_stride, accumulate,
+        )  # fmt: skip
 
 
 @jit
 def _medium_tile(a, row_offsets, tap_offsets, taps, b, out, out_stride, accumulate):
-    multiply_tile(
-        MEDIUM_ROWS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, b, out, out_stride, lanes_of(a), accumulate
-    )
+    for j in range(0, PANEL_VECTORS * lanes_of(a), SUMMED_VECTORS * lanes_of(a)):
+        multiply_tile_part(
+            MEDIUM_ROWS, SUMMED_VECTORS, PANEL_VECTORS, a, row_offsets, tap_offsets, taps, advance(b, j),
+            advance(out, j), out_stride, accumulate,
+        )  # fmt: skip
 
 
 @jit
