@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 from kernels.activation.functions import CUBIC, SQRT_2_OVER_PI
 from kernels.simd import emit
 from kernels.simd.emit import Lanes
-from kernels.simd.math import _exp, _ndtr, _sigmoid, _tanh
+from kernels.simd.math import _exp, _exp_nonpositive, _ndtr, _sigmoid, _tanh, scales_at_once
 from kernels.simd.types import Vector
 
 #: The code of every activation by its name.
@@ -52,6 +52,8 @@ def _gelu(x: Lanes) -> Lanes:
 
 
 def _silu(x: Lanes) -> Lanes:
+    if not scales_at_once(x.type):
+        return x * _sigmoid(x)
     return x / (_exp(-x) + 1.0)
 
 
@@ -73,7 +75,7 @@ def _relu_gradient(grad: Lanes, output: Lanes) -> Lanes:
 
 
 def _gelu_gradient(grad: Lanes, x: Lanes) -> Lanes:
-    density = _exp(x * x * -0.5) * _INVERSE_SQRT_2_PI
+    density = _exp_nonpositive(x * x * -0.5) * _INVERSE_SQRT_2_PI
     return grad * x.fma(density, _ndtr(x))
 
 
@@ -93,7 +95,7 @@ def _sigmoid_gradient(grad: Lanes, output: Lanes) -> Lanes:
 def _gelu_tanh_gradient(grad: Lanes, x: Lanes) -> Lanes:
     exponent = _gelu_tanh_exponent(x)
     # s = sigmoid(2u); s * (1 - s) by itself, because 1 - s has few digits where s is near 1 and x is large.
-    e = _exp(-exponent.absolute())
+    e = _exp_nonpositive(-exponent.absolute())
     inverse = x.constant(1.0) / (e + 1.0)
     small = e * inverse
     s = exponent.compare(">=", 0.0).select(inverse, small)

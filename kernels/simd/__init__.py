@@ -40,7 +40,7 @@ from kernels.simd.arithmetic import (
 )
 from kernels.simd.gates import sigmoid_gate, tanh_gate
 from kernels.simd.integers import load_bytes_masked, store_bytes_masked, store_int64_first, store_int64_masked
-from kernels.simd.math import exp, log, ndtr, sigmoid, tanh
+from kernels.simd.math import exp, exp_nonpositive, log, ndtr, sigmoid, tanh
 from kernels.simd.memory import (
     advance,
     aligned,
@@ -91,6 +91,7 @@ __all__ = [
     "dot_tile",
     "evens",
     "exp",
+    "exp_nonpositive",
     "floor",
     "fma",
     "full",

@@ -120,6 +120,19 @@ class Lanes:
             result = result.fma(self, coefficient)
         return result
 
+    def polynomial_in_pairs(self, coefficients: Iterable[float], square: "Lanes") -> "Lanes":
+        """The same with self**2 given, as c0 + c1 * self + square * (c2 + c3 * self + ...): the shortest wait for self.
+
+        The pairs are side by side, and half of the steps follow each other.
+        """
+        coefficients = list(coefficients)
+        pairs = [coefficients[i : i + 2] for i in range(0, len(coefficients), 2)]
+        terms = [self.constant(pair[0]) if len(pair) == 1 else self.fma(pair[1], pair[0]) for pair in pairs]
+        result = terms.pop()
+        for term in reversed(terms):
+            result = result.fma(square, term)
+        return result
+
     # -- choice --
 
     def compare(self, comparison: str, other: "Lanes | float") -> "Lanes":

@@ -1,53 +1,30 @@
 """exp, log, tanh, sigmoid and ndtr of vectors, float32 and float64, to about one unit in the last place.
 
 Limits are those of the functions: infinities give theirs, NaN gives NaN, results below the normal range lose digits
-gradually. Each function is a few dozen instructions without a branch, written once for all types and lane counts.
+gradually. Each function is a few dozen instructions without a branch, written once for all types and lane counts; those
+with an exponential in them twice: for AVX-512, and for targets without its instruction that scales by a power of two
+(math_by_bits.py).
 Range reductions follow W. J. Cody and W. Waite, Software Manual for the Elementary Functions (1980); the form of log is
 that of P. Tang's and K. C. Ng's (fdlibm, e_log.c); the polynomials are our own (coefficients.py).
 """
 
 import math
-import struct
-from dataclasses import dataclass
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from kernels.simd import coefficients, emit
+from kernels.simd import coefficients, emit, math_by_bits
 from kernels.simd.arithmetic import lanewise
 from kernels.simd.emit import Lanes
+from kernels.simd.formats import FORMATS
 from kernels.simd.target import TARGET
+from kernels.simd.types import Vector
 
 
-@dataclass(frozen=True)
-class _Format:
-    """An element type's layout and range."""
-
-    mantissa_bits: int
-    bias: int
-    exp_low: float
-    """exp rounds to 0 from here down."""
-    exp_high: float
-    """exp overflows from here up."""
-    tanh_one: float
-    """tanh rounds to 1 from here up."""
-
-    @property
-    def shifter(self) -> float:
-        """Added to a number, it leaves the nearest integer in the low bits of the mantissa."""
-        return 1.5 * 2.0**self.mantissa_bits
-
-    def bits(self, number: float) -> int:
-        """The bit pattern of a number."""
-        layouts = ("<f", "<i") if self.mantissa_bits == 23 else ("<d", "<q")
-        return struct.unpack(layouts[1], struct.pack(layouts[0], number))[0]
-
-
-FORMATS = {
-    types.float32: _Format(23, 127, -104.0, 89.0, 9.1),
-    types.float64: _Format(52, 1023, -746.0, 710.0, 19.1),
-}
+def scales_at_once(vector: Vector) -> bool:
+    """Whether one instruction multiplies these vectors by powers of two, right also for subnormal results."""
+    return TARGET.has_avx512 and vector.lanes * vector.dtype.bitwidth == 512
 
 
 def _reduce(x: Lanes) -> tuple[Lanes, Lanes]:
@@ -87,7 +64,7 @@ def scale(x: Lanes, shifted: Lanes, vanishes: Lanes | None = None) -> Lanes:
     """
     vector = x.type
     layout = FORMATS[vector.dtype]
-    if TARGET.has_avx512 and vector.lanes * vector.dtype.bitwidth == 512:
+    if scales_at_once(vector):
         kind = "ps" if vector.dtype == types.float32 else "pd"
         llvm_vector, mask, n = vector.llvm_type(), ir.IntType(vector.lanes), shifted - layout.shifter
         function = emit.declare(
@@ -123,6 +100,10 @@ def exp_bounded(x: Lanes) -> Lanes:
     return scale(exp_series(r), shifted, vanishes)
 
 
+def _exp_nonpositive(x: Lanes) -> Lanes:
+    return _exp(x) if scales_at_once(x.type) else math_by_bits.exp_nonpositive(x)
+
+
 def _log(x: Lanes) -> Lanes:
     dtype = x.type.dtype
     layout = FORMATS[dtype]
@@ -150,6 +131,8 @@ def _log(x: Lanes) -> Lanes:
 
 
 def _tanh(x: Lanes) -> Lanes:
+    if not scales_at_once(x.type):
+        return math_by_bits.tanh(x)
     dtype = x.type.dtype
     size, square = x.absolute(), x * x
     small = (x * square).fma(square.polynomial(coefficients.TANH_SMALL[dtype]), x)
@@ -160,12 +143,16 @@ def _tanh(x: Lanes) -> Lanes:
 
 
 def _sigmoid(x: Lanes) -> Lanes:
+    if not scales_at_once(x.type):
+        return math_by_bits.sigmoid(x)
     # exp of what is never positive cannot overflow, and for x < 0 keeps all digits of small results.
     e = exp_bounded(-x.absolute())
     return x.compare(">=", 0.0).select(x.constant(1.0), e) / (e + 1.0)
 
 
 def _ndtr(x: Lanes) -> Lanes:
+    if not scales_at_once(x.type):
+        return math_by_bits.ndtr(x)
     layout = FORMATS[x.type.dtype]
     # Past 20 there is no tail in any element type; in this order of operands NaN passes.
     exponent = x.constant(20.0).minimum(x.absolute()).polynomial(coefficients.NDTR[x.type.dtype])
@@ -180,6 +167,12 @@ def _ndtr(x: Lanes) -> Lanes:
 def exp(typing_context, x):
     """e to the power x; 0 far below zero, inf from about 88.73 (float32) or 709.79 (float64) up."""
     return lanewise(_exp, x)
+
+
+@intrinsic
+def exp_nonpositive(typing_context, x):
+    """The same for x that is not above 40, in fewer instructions on targets without AVX-512."""
+    return lanewise(_exp_nonpositive, x)
 
 
 @intrinsic

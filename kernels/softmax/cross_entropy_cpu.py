@@ -21,7 +21,7 @@ from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
     array_at,
     broadcast,
-    exp,
+    exp_nonpositive,
     full,
     lane_mask,
     lanes_of,
@@ -88,9 +88,7 @@ def _dense_column(s, i, w, c, whole, mask, indexed, weighted, hard, even):
 
 
 @jit
-def _add_index_terms(
-    first, last, p, indices, w, losses, maxima, logs, classes, inner, ignore_index, weighted, hard
-):
+def _add_index_terms(first, last, p, indices, w, losses, maxima, logs, classes, inner, ignore_index, weighted, hard):
     """Add to the losses of rows first to last the term of their class; 0 for a row that is ignored, or whose class is
     wrong."""
     for row in range(first, last):
@@ -313,7 +311,7 @@ def gradient_of_rows(
             i = start + c
             log_p = load_part(p, i, whole, mask, 0.0) - largest - total
             if wants_x:
-                found = exp(log_p) * factor
+                found = exp_nonpositive(log_p) * factor
                 if dense:
                     found = found - _dense_row(s, i, w, c, whole, mask, indexed, weighted, hard, even) * g
                 store_part(q, i, found, whole, mask)
@@ -378,7 +376,7 @@ def gradient_of_columns(
                 log_p = load_part(p, i, whole, mask, 0.0) - load_part(r, j, whole, mask, 0.0)
                 log_p = log_p - load_part(v, j, whole, mask, 0.0)
                 if wants_x:
-                    found = exp(log_p) * load_part(a, j, whole, mask, 0.0)
+                    found = exp_nonpositive(log_p) * load_part(a, j, whole, mask, 0.0)
                     if dense:
                         found = found - _dense_column(s, i, w, c, whole, mask, indexed, weighted, hard, even) * gradient
                     store_part(q, i, found, whole, mask)

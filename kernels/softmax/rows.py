@@ -14,7 +14,7 @@ import math
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
     advance,
-    exp,
+    exp_nonpositive,
     full,
     lanes_of,
     load,
@@ -124,10 +124,10 @@ def row_power_sum(p, start, n, shift):
     i = start
     end = start + n
     while i + lanes <= end:
-        total = total + exp(load(p, i) - shift)
+        total = total + exp_nonpositive(load(p, i) - shift)
         i += lanes
     if i < end:
-        total = total + exp(load_first(p, i, end - i, -math.inf) - shift)
+        total = total + exp_nonpositive(load_first(p, i, end - i, -math.inf) - shift)
     return reduce_add(total)
 
 
@@ -170,7 +170,7 @@ def column_statistics(p, start, classes, step, whole, mask):
         largest = maximum(load_part(p, start + c * step, whole, mask, 0.0), largest)
     total = zeros_like(p)
     for c in range(classes):
-        total = total + exp(load_part(p, start + c * step, whole, mask, 0.0) - largest)
+        total = total + exp_nonpositive(load_part(p, start + c * step, whole, mask, 0.0) - largest)
     return largest, select(largest > -math.inf, total, math.nan)
 
 
@@ -186,7 +186,12 @@ def four_column_statistics(p, start, classes, step):
     f, g, h = e, e, e
     for i in range(start, start + classes * step, step):
         v = load_four(p, i)
-        e, f, g, h = e + exp(v[0] - a), f + exp(v[1] - b), g + exp(v[2] - c), h + exp(v[3] - d)
+        e, f, g, h = (
+            e + exp_nonpositive(v[0] - a),
+            f + exp_nonpositive(v[1] - b),
+            g + exp_nonpositive(v[2] - c),
+            h + exp_nonpositive(v[3] - d),
+        )
     low = -math.inf
     e, f = select(a > low, e, math.nan), select(b > low, f, math.nan)
     g, h = select(c > low, g, math.nan), select(d > low, h, math.nan)

@@ -6,7 +6,7 @@ import math
 
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
-    exp,
+    exp_nonpositive,
     full,
     lane_mask,
     lanes_of,
@@ -43,12 +43,12 @@ def _powers(p, q, i, n, largest):
     end = i + n
     total = zeros_like(p)
     while i + lanes <= end:
-        powers = exp(load(p, i) - largest)
+        powers = exp_nonpositive(load(p, i) - largest)
         store(q, i, powers)
         total = total + powers
         i += lanes
     if i < end:
-        powers = exp(load_first(p, i, end - i, -math.inf) - largest)
+        powers = exp_nonpositive(load_first(p, i, end - i, -math.inf) - largest)
         store_first(q, i, powers, end - i)
         total = total + powers
     return reduce_add(total)
@@ -122,7 +122,7 @@ def _column(p, q, start, classes, step, whole, mask, is_log):
         largest = maximum(load_part(p, i, whole, mask, 0.0), largest)
     total = zeros_like(p)
     for i in range(start, stop, step):
-        powers = exp(load_part(p, i, whole, mask, 0.0) - largest)
+        powers = exp_nonpositive(load_part(p, i, whole, mask, 0.0) - largest)
         total = total + powers
         if not is_log:
             store_part(q, i, powers, whole, mask)
@@ -149,7 +149,12 @@ def _four_columns(p, q, start, classes, step, is_log):
     f, g, h = e, e, e
     for i in range(start, stop, step):
         v = load_four(p, i)
-        powers = exp(v[0] - a), exp(v[1] - b), exp(v[2] - c), exp(v[3] - d)
+        powers = (
+            exp_nonpositive(v[0] - a),
+            exp_nonpositive(v[1] - b),
+            exp_nonpositive(v[2] - c),
+            exp_nonpositive(v[3] - d),
+        )
         e, f, g, h = e + powers[0], f + powers[1], g + powers[2], h + powers[3]
         if not is_log:
             store_four(q, i, powers)
@@ -230,7 +235,7 @@ def _row_gradient(g, p, q, start, n, is_log):
         whole = i + lanes <= end
         mask = lane_mask(p, 0, end - i)
         gradient, output = load_part(g, i, whole, mask, 0.0), load_part(p, i, whole, mask, 0.0)
-        found = gradient - exp(output) * total if is_log else (gradient - total) * output
+        found = gradient - exp_nonpositive(output) * total if is_log else (gradient - total) * output
         store_part(q, i, found, whole, mask)
 
 
@@ -243,7 +248,7 @@ def _column_gradient(g, p, q, start, classes, step, whole, mask, is_log):
         total = total + (gradient if is_log else gradient * load_part(p, i, whole, mask, 0.0))
     for i in range(start, start + classes * step, step):
         gradient, output = load_part(g, i, whole, mask, 0.0), load_part(p, i, whole, mask, 0.0)
-        found = gradient - exp(output) * total if is_log else (gradient - total) * output
+        found = gradient - exp_nonpositive(output) * total if is_log else (gradient - total) * output
         store_part(q, i, found, whole, mask)
 
 
@@ -262,7 +267,12 @@ def _four_column_gradients(g, p, q, start, classes, step, is_log):
     for i in range(start, stop, step):
         (a, b, c, d), v = load_four(g, i), load_four(p, i)
         if is_log:
-            found = a - exp(v[0]) * e, b - exp(v[1]) * f, c - exp(v[2]) * h, d - exp(v[3]) * k
+            found = (
+                a - exp_nonpositive(v[0]) * e,
+                b - exp_nonpositive(v[1]) * f,
+                c - exp_nonpositive(v[2]) * h,
+                d - exp_nonpositive(v[3]) * k,
+            )
         else:
             found = (a - e) * v[0], (b - f) * v[1], (c - h) * v[2], (d - k) * v[3]
         store_four(q, i, found)

@@ -90,6 +90,13 @@ FITS = {
     "TANH_SMALL": Fit(
         _tanh_rest, lambda z: z / (1 + z * _tanh_rest(z)) + _TINY, mpf(0), mpf(1), {"float32": 6, "float64": 14}
     ),
+    "TANH_SMALLER": Fit(
+        _tanh_rest,
+        lambda z: z / (1 + z * _tanh_rest(z)) + _TINY,
+        mpf(0),
+        mpf("0.4225"),
+        {"float32": 4, "float64": 11},
+    ),
     "NDTR_FLOAT32": Fit(lambda t: log(_upper_tail(t)), _of_ndtr, mpf(0), mpf("5.6"), {"float32": 8}),
     "NDTR_FLOAT64": Fit(lambda t: log(_upper_tail(t)), _of_ndtr, mpf(0), mpf("8.5"), {"float64": 23}),
 }
