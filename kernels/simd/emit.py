@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from kernels.simd.target import TARGET
+from kernels.simd.target import STORES_BY_BRANCH, TARGET
 from kernels.simd.types import IntVector, Mask, SimdType, Vector
 
 #: Coefficients from which a polynomial is computed in two halves.
@@ -252,9 +252,50 @@ def load_lanes_masked(mask: Lanes, address: ir.Value, other: Lanes) -> Lanes:
 
 def store_lanes_masked(mask: Lanes, lanes: Lanes, address: ir.Value) -> None:
     """Lanes in the mask to memory; memory outside the mask is not touched."""
+    if not STORES_BY_BRANCH:
+        _store_by_mask(mask, lanes, address)
+        return
+    builder, bits = lanes.builder, ir.IntType(mask.type.lanes)
+    every = builder.icmp_unsigned("==", builder.bitcast(mask.value, bits), ir.Constant(bits, -1))
+    with builder.if_else(every, likely=True) as (whole, part):
+        with whole:
+            store_lanes(lanes, address)
+        with part:
+            _store_by_mask(mask, lanes, address)
+
+
+def _store_by_mask(mask: Lanes, lanes: Lanes, address: ir.Value) -> None:
     builder, vector = mask.builder, lanes.type.llvm_type()
     kind = ir.FunctionType(ir.VoidType(), [vector, vector.as_pointer(), int32, mask.value.type])
     function = declare(builder, _masked("store", lanes.type), kind)
     alignment = ir.Constant(int32, lanes.type.dtype.bitwidth // 8)
     address = builder.bitcast(address, vector.as_pointer())
     builder.call(function, [lanes.value, address, alignment, mask.value])
+
+
+def store_first_lanes(n: ir.Value, lanes: Lanes, address: ir.Value) -> None:
+    """The first n lanes to memory, n any int64; memory behind them is not touched."""
+    builder, count = lanes.builder, lanes.type.lanes
+    if not STORES_BY_BRANCH:
+        integers: Any = lanes.type.integers if isinstance(lanes.type, Vector) else lanes.type
+        store_lanes_masked(lanes_below(builder, integers, n), lanes, address)
+        return
+    with builder.if_else(builder.icmp_signed(">=", n, ir.Constant(int64, count)), likely=True) as (whole, part):
+        with whole:
+            store_lanes(lanes, address)
+        with part, builder.if_then(builder.icmp_signed(">", n, ir.Constant(int64, 0))):
+            _store_by_halves(n, lanes, address)
+
+
+def _store_by_halves(n: ir.Value, lanes: Lanes, address: ir.Value) -> None:
+    """The first n lanes, 0 <= n < their number: by the bits of n, half a vector, a quarter, ..."""
+    builder, half = lanes.builder, lanes.type.lanes // 2
+    if half == 0:
+        return
+    low, high = lanes.shuffle(range(half)), lanes.shuffle(range(half, 2 * half))
+    has_half = builder.icmp_unsigned("!=", builder.and_(n, ir.Constant(int64, half)), ir.Constant(int64, 0))
+    with builder.if_then(has_half):
+        store_lanes(low, address)
+    if half > 1:
+        rest = high.wrap(builder.select(has_half, high.value, low.value))
+        _store_by_halves(n, rest, builder.select(has_half, element(builder, address, half), address))

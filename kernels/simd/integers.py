@@ -5,7 +5,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from kernels.simd import emit
-from kernels.simd.memory import are_integers, below, is_pointer
+from kernels.simd.memory import are_integers, is_pointer
 from kernels.simd.types import IntVector, Mask, vector_like
 
 # -- as int64 --
@@ -30,7 +30,7 @@ def store_int64_first(typing_context, p, i, v, n):
     def code(context, builder, signature, arguments):
         base, index, value, n = arguments
         lanes = _as_int64(builder, v, value)
-        emit.store_lanes_masked(below(builder, v, n), lanes, emit.element(builder, base, index))
+        emit.store_first_lanes(n, lanes, emit.element(builder, base, index))
         return context.get_dummy_value()
 
     return types.void(p, types.int64, v, types.int64), code

@@ -327,8 +327,7 @@ def store_first(typing_context, p, i, v, n):
 
     def code(context, builder, signature, arguments):
         base, index, value, n = arguments
-        lanes = emit.Lanes(builder, v, value)
-        emit.store_lanes_masked(below(builder, v, n), lanes, emit.element(builder, base, index))
+        emit.store_first_lanes(n, emit.Lanes(builder, v, value), emit.element(builder, base, index))
         return context.get_dummy_value()
 
     return types.void(p, types.int64, v, types.int64), code
