@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from kernels.arrays import ArraySpec
-from kernels.pool2d import any_window, column_planes, gradients, narrow_planes, planes, tables
+from kernels.pool2d import any_window, column_planes, gradients, narrow_planes, planes, tables, whole_planes
 from kernels.pool2d.op import AvgPool2dProblem, LpPool2dProblem, MaxPool2dProblem
 from kernels.pool2d.pooling import Extremum, Pooling
 from kernels.runtime.by_address import LIKE, Run, maker
 from kernels.runtime.numba_cpu import contiguous, empty, threads_for
 from kernels.simd import VECTOR_BYTES
+from kernels.simd.target import TARGET
 
 Array = np.ndarray[Any, Any]
 Pair = tuple[int, ...]
@@ -31,6 +32,9 @@ STRIP_BYTES = 1 << 15
 CHANNELS = 16
 #: Kernels of planes.py that the compiler specialises: (kernel size, stride).
 KNOWN = (((2, 2), (2, 2)), ((3, 3), (2, 2)), ((3, 3), (1, 1)), ((2, 2), (1, 1)))
+
+#: Whose pool_planes takes KNOWN windows.
+_KNOWN_PLANES = planes if TARGET.has_avx512 else whole_planes
 
 #: An int that is part of a compiled kernel's type: the length of a tuple.
 LITERAL = ((), (0,), (0, 0), (0, 0, 0))
@@ -120,7 +124,7 @@ def slide_max(p: Extremum, form: MaxPool2dProblem | LpPool2dProblem, dilation: P
             total, threads(p), *literal, sizes, like, x, y, indices, strips, *padding
         )
     kind, none = LITERAL[planes.MAXIMUM], tables.constant(1, 1, p.x.dtype)
-    return lambda x, y, _: planes.pool_planes(
+    return lambda x, y, _: _KNOWN_PLANES.pool_planes(
         total, threads(p), kind, *literal, sizes, like, x, y, strips, *padding, none, none, 1.0
     )
 
@@ -199,7 +203,7 @@ def mean_of_known(
     strips = _strips(p)
     total *= strips
     literal = (of_kind, LITERAL[kernel[0]], LITERAL[kernel[1]], LITERAL[stride[0]])
-    return lambda x, y: planes.pool_planes(
+    return lambda x, y: _KNOWN_PLANES.pool_planes(
         total, threads(p), *literal, sizes, like, x, y, strips, *padding, *divisors, factor
     )
 

@@ -45,7 +45,7 @@ MAXIMUM, MEAN, ROOT_OF_SQUARES = 1, 2, 3
 
 
 @jit(forceinline=True)
-def _join(kind, keeps_nan, new, old):
+def join(kind, keeps_nan, new, old):
     """One more input (or row) joins a window; of equal maxima the old one stays."""
     if kind != MAXIMUM:
         return old + new
@@ -71,7 +71,7 @@ def _row(kind, keeps_nan, kernel_width, stride, x, start, column, width, nothing
                 nan = nan | is_nan(a)
             if kind == ROOT_OF_SQUARES:
                 a = a * a
-            total = _join(kind, keeps_nan, a, total)
+            total = join(kind, keeps_nan, a, total)
         else:
             b = load_masked(x, start + tap + lanes, lane_mask(x, -left - lanes, width - left - lanes), nothing)
             if kind == MAXIMUM and not keeps_nan:
@@ -80,9 +80,9 @@ def _row(kind, keeps_nan, kernel_width, stride, x, start, column, width, nothing
             if kind == ROOT_OF_SQUARES:
                 a = a * a
                 b = b * b
-            total = _join(kind, keeps_nan, evens(a, b), total)
+            total = join(kind, keeps_nan, evens(a, b), total)
             if tap + 1 < kernel_width:
-                total = _join(kind, keeps_nan, odds(a, b), total)
+                total = join(kind, keeps_nan, odds(a, b), total)
     return total, nan
 
 
@@ -142,13 +142,13 @@ def _strip(
                 r1, nan = _row_or_nothing(
                     kind, keeps_nan, kernel_width, stride, x, row + 1, column, height, width, nothing, nan
                 )
-            total = _join(kind, keeps_nan, r1, r0)
+            total = join(kind, keeps_nan, r1, r0)
             last = r1
             if kernel_height == 3:
                 last, nan = _row_or_nothing(
                     kind, keeps_nan, kernel_width, stride, x, row + 2, column, height, width, nothing, nan
                 )
-                total = _join(kind, keeps_nan, last, total)
+                total = join(kind, keeps_nan, last, total)
             if stride == 2 or kernel_height == 2:
                 r0 = last
             else:

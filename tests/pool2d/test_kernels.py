@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels.pool2d import any_window, column_planes, gradients, narrow_planes, passes_cpu, planes
+from kernels.pool2d import any_window, column_planes, gradients, narrow_planes, passes_cpu, planes, whole_planes
 from kernels.simd import VECTOR_BYTES
+from kernels.simd.target import TARGET
 from tests.support import memory
 
 KERNELS = [
     (planes, "pool_planes"),
+    (whole_planes, "pool_planes"),
     (planes, "argmax_planes_known"),
     (planes, "argmax_planes"),
     (narrow_planes, "pool_pairs"),
@@ -32,6 +34,8 @@ KERNELS = [
     (gradients, "gather_planes"),
     (gradients, "gather_channels"),
 ]
+#: What runs windows that the compiler knows.
+KNOWN = "planes.pool_planes" if TARGET.has_avx512 else "whole_planes.pool_planes"
 
 
 @pytest.fixture
@@ -61,7 +65,7 @@ def test_known_shapes(ran: list[str], kernel_stride: Any) -> None:
     kernels.max_pool2d(x, kernel, stride, return_indices=True, backend="numba")
     kernels.avg_pool2d(x, kernel, stride, backend="numba")
     kernels.lp_pool2d(x, 2, kernel, stride, backend="numba")
-    assert ran == ["planes.pool_planes", "planes.argmax_planes_known", "planes.pool_planes", "planes.pool_planes"]
+    assert ran == [KNOWN, "planes.argmax_planes_known", KNOWN, KNOWN]
 
 
 def test_other_shapes(ran: list[str]) -> None:
@@ -82,7 +86,7 @@ def test_other_shapes(ran: list[str]) -> None:
     kernels.adaptive_avg_pool2d(_image(1, 2, 8, 40), (4, 20), backend="numba")
     kernels.adaptive_avg_pool2d(_image(1, 2, 8, 36), 2, backend="numba")
     kernels.avg_pool2d(_image(1, 2, 20, 20), 17, backend="numba")
-    assert ran == ["planes.pool_planes", "any_window.sum_planes", "any_window.sum_planes"]
+    assert ran == [KNOWN, "any_window.sum_planes", "any_window.sum_planes"]
     ran.clear()
     kernels.max_pool2d(last, 2, backend="numba")
     kernels.max_pool2d(last, 2, return_indices=True, backend="numba")
@@ -109,7 +113,7 @@ def test_narrow_planes_and_columns(ran: list[str]) -> None:
     kernels.avg_pool2d(x, 2, ceil_mode=True, backend="numba")
     kernels.max_pool2d(x, 2, padding=1, backend="numba")
     kernels.max_pool2d(_image(1, 2, 9, lanes + 2), 2, backend="numba")
-    assert ran == ["planes.argmax_planes_known", "planes.argmax_planes", *["planes.pool_planes"] * 4]
+    assert ran == ["planes.argmax_planes_known", "planes.argmax_planes", *[KNOWN] * 4]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -126,7 +130,7 @@ def test_narrow_planes(ran: list[str], shape: tuple[int, ...], dtype: str) -> No
     mean = kernels.avg_pool2d(x, 2, backend="numba")
     np.testing.assert_array_equal(mean, F.avg_pool2d(torch.from_numpy(x), 2).numpy())
     fits = 2 * (shape[3] // 2) * x.itemsize <= VECTOR_BYTES
-    assert ran == [f"{'narrow_planes.pool_pairs' if fits else 'planes.pool_planes'}"] * 2
+    assert ran == ["narrow_planes.pool_pairs" if fits else KNOWN] * 2
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
