@@ -16,6 +16,7 @@ from tests.support.torch_calls import (
     SIMPLE,
     SIMPLE_BACKEND,
     assert_equal,
+    budget_of_torchs_own,
     function_of,
     own_case,
     total,
@@ -93,8 +94,7 @@ def test_no_grad_and_inference_mode(case: Case, backend: str):
     tensors = matrix.as_tensors(case.build("float32"), case.op, requires_grad=True)
     call = matrix.public(case.op)
     expected = tuple(r.detach() for r in matrix.results_of(call(**tensors, backend=backend)))
-    # torch's own LSTM has other code without gradients, whose bits are the same on some processors only.
-    rtol, atol = (1e-5, 1e-6) if backend == "torch" and case.op.startswith("lstm") else (0, 0)
+    rtol, atol = budget_of_torchs_own(case, backend)
     with torch.no_grad():
         found = matrix.results_of(call(**tensors, backend=backend))
         assert not any(r.requires_grad for r in found)

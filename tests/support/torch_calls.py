@@ -56,6 +56,14 @@ def assert_equal(first: Any, second: Any, rtol: float = 0, atol: float = 0) -> N
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol, equal_nan=True)
 
 
+def budget_of_torchs_own(case: Case, backend: str) -> tuple[float, float]:
+    """rtol and atol between calls with and without gradients, which are the same code but for torch's own LSTM.
+
+    That has other code without gradients, and its bits are the same on some processors only.
+    """
+    return (1e-5, 1e-6) if backend == "torch" and case.op.startswith("lstm") else (0, 0)
+
+
 def registered_arguments(case: Case, arguments: dict[str, Any], needs_grad: bool) -> tuple[Any, ...]:
     """Arguments of the registered op for a case."""
     captured = matrix.capture(case.op, **arguments)
