@@ -52,7 +52,8 @@ MOST_ODD = 4
 FEW_PIXELS = 128
 LEAST_INPUTS, MOST_INPUTS = 8, 160
 #: Bytes between a weight's inputs up to which a sum may have any number of channels. With few registers the gather
-#: kernel is the slower one (by a fifth to a half with AVX2), as its pixels are of many pages; not where the weights are.
+#: kernel is the slower one (by a fifth to a half with AVX2), as its pixels are of many pages; but not where the weights
+#: are.
 NEAR = 0 if TILE_ROWS >= 12 else 1024
 #: Weights of a group from which on they do not stay in L2 beside the rest.
 FAR = 1 << 16

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from kernels.runtime import compile_cache
 
 NESTED = """
