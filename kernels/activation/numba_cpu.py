@@ -13,7 +13,7 @@ from kernels.activation.vectors import ACTIVATION_CODES, activate, activation_gr
 from kernels.op import Implementation
 from kernels.runtime.by_address import LIKE, Run
 from kernels.runtime.numba_cpu import address, contiguous, empty, jit, threaded, threads_for
-from kernels.simd import lanes_of, load, load_first, pointer_at, store, store_first
+from kernels.simd import GROUP, lanes_of, load, load_first, load_group, pointer_at, store, store_first
 
 Array = np.ndarray[Any, Any]
 
@@ -27,25 +27,33 @@ def activate_range(first, last, code, like, x, out):
     """out[i] = act(x[i]) for first <= i < last; addresses of elements of the type of `like`, any activation code."""
     p, q = pointer_at(x, like), pointer_at(out, like)
     lanes = lanes_of(p)
-    whole = last - (last - first) % lanes
+    group = GROUP * lanes
+    grouped = last - (last - first) % group
     # One loop for each code, so that the choice is made once.
     if code == 1:
-        for i in range(first, whole, lanes):
-            store(q, i, activate(1, load(p, i)))
+        for i in range(first, grouped, group):
+            store(q, i, activate(1, load_group(p, i)))
     elif code == 2:
-        for i in range(first, whole, lanes):
-            store(q, i, activate(2, load(p, i)))
+        for i in range(first, grouped, group):
+            store(q, i, activate(2, load_group(p, i)))
     elif code == 3:
-        for i in range(first, whole, lanes):
-            store(q, i, activate(3, load(p, i)))
+        for i in range(first, grouped, group):
+            store(q, i, activate(3, load_group(p, i)))
     elif code == 4:
-        for i in range(first, whole, lanes):
-            store(q, i, activate(4, load(p, i)))
+        for i in range(first, grouped, group):
+            store(q, i, activate(4, load_group(p, i)))
     elif code == 5:
-        for i in range(first, whole, lanes):
-            store(q, i, activate(5, load(p, i)))
+        for i in range(first, grouped, group):
+            store(q, i, activate(5, load_group(p, i)))
+    elif GROUP > 1 and code == 6:
+        for i in range(first, grouped, group):
+            store(q, i, activate(6, load_group(p, i)))
     else:
-        for i in range(first, whole, lanes):
+        for i in range(first, grouped, group):
+            store(q, i, activate(code, load_group(p, i)))
+    whole = last - (last - first) % lanes
+    if GROUP > 1:
+        for i in range(grouped, whole, lanes):
             store(q, i, activate(code, load(p, i)))
     rest = last - whole
     if rest > 0:
@@ -57,19 +65,33 @@ def gradient_range(first, last, code, like, grad, known, out):
     """out[i] = grad[i] * act'(known[i]) for first <= i < last; addresses of elements of the type of `like`."""
     g, p, q = pointer_at(grad, like), pointer_at(known, like), pointer_at(out, like)
     lanes = lanes_of(p)
-    whole = last - (last - first) % lanes
+    group = GROUP * lanes
+    grouped = last - (last - first) % group
     if code == 1:
-        for i in range(first, whole, lanes):
-            store(q, i, activation_gradient(1, load(g, i), load(p, i)))
+        for i in range(first, grouped, group):
+            store(q, i, activation_gradient(1, load_group(g, i), load_group(p, i)))
     elif code == 4:
-        for i in range(first, whole, lanes):
-            store(q, i, activation_gradient(4, load(g, i), load(p, i)))
+        for i in range(first, grouped, group):
+            store(q, i, activation_gradient(4, load_group(g, i), load_group(p, i)))
     elif code == 5:
-        for i in range(first, whole, lanes):
-            store(q, i, activation_gradient(5, load(g, i), load(p, i)))
+        for i in range(first, grouped, group):
+            store(q, i, activation_gradient(5, load_group(g, i), load_group(p, i)))
+    elif GROUP > 1 and code == 2:
+        for i in range(first, grouped, group):
+            store(q, i, activation_gradient(2, load_group(g, i), load_group(p, i)))
+    elif GROUP > 1 and code == 3:
+        for i in range(first, grouped, group):
+            store(q, i, activation_gradient(3, load_group(g, i), load_group(p, i)))
+    elif GROUP > 1 and code == 6:
+        for i in range(first, grouped, group):
+            store(q, i, activation_gradient(6, load_group(g, i), load_group(p, i)))
     else:
-        # These take so long that the branch does not count.
-        for i in range(first, whole, lanes):
+        # These take so long that the branch does not count, unless several vectors go through memory to get there.
+        for i in range(first, grouped, group):
+            store(q, i, activation_gradient(code, load_group(g, i), load_group(p, i)))
+    whole = last - (last - first) % lanes
+    if GROUP > 1:
+        for i in range(grouped, whole, lanes):
             store(q, i, activation_gradient(code, load(g, i), load(p, i)))
     rest = last - whole
     if rest > 0:

@@ -55,6 +55,7 @@ from kernels.simd.memory import (
     lanes_of,
     load,
     load_first,
+    load_group,
     load_masked,
     peek,
     pointer,
@@ -66,16 +67,19 @@ from kernels.simd.memory import (
     store,
     store_first,
     store_masked,
+    sum_of_group,
+    zeros_group,
     zeros_like,
 )
 from kernels.simd.places import array_at
-from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
+from kernels.simd.target import GROUP, TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
 from kernels.simd.tile import multiply_gathered, multiply_tile, multiply_tile_onto, multiply_tile_part
 from kernels.simd.tile_dots import dot_tile
 from kernels.simd.transpose import transpose, transpose_block, transpose_tile_rows, transpose_vectors
 from kernels.simd.types import IntVector, Mask, Vector
 
 __all__ = [
+    "GROUP",
     "TILE_ROWS",
     "TILE_VECTORS",
     "VECTOR_BYTES",
@@ -111,6 +115,7 @@ __all__ = [
     "load",
     "load_bytes_masked",
     "load_first",
+    "load_group",
     "load_masked",
     "log",
     "maximum",
@@ -151,5 +156,7 @@ __all__ = [
     "transpose_block",
     "transpose_tile_rows",
     "transpose_vectors",
+    "sum_of_group",
+    "zeros_group",
     "zeros_like",
 ]

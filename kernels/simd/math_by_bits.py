@@ -62,7 +62,7 @@ def tanh(x: Lanes) -> Lanes:
     """Hyperbolic tangent; NaN passes."""
     dtype = x.type.dtype
     size, square = x.absolute(), x * x
-    small = (x * square).fma(square.polynomial_in_pairs(coefficients.TANH_SMALLER[dtype], square * square), x)
+    small = (x * square).fma(square.polynomial(coefficients.TANH_SMALLER[dtype]), x)
     bounded = x.constant(FORMATS[dtype].tanh_one).minimum(size)
     power, n = _powers(bounded, 2.0, 0)
     r = n.fma(-coefficients.LOG_2, bounded + bounded)

@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels.simd import emit
-from kernels.simd.target import VECTOR_BYTES
+from kernels.simd.target import GROUP, VECTOR_BYTES
 from kernels.simd.types import ELEMENTS, POINTEES, IntVector, Mask, SimdType, Vector, vector_like
 
 
@@ -209,6 +209,54 @@ def load(typing_context, p, i):
         return emit.load_lanes(builder, vector, emit.element(builder, *arguments)).value
 
     return vector(p, types.int64), code
+
+
+def _group_of(p: types.Type) -> Vector | None:
+    one = vector_like(p) if is_pointer(p, ELEMENTS) else None
+    return None if one is None else Vector(one.dtype, one.lanes * GROUP)
+
+
+@intrinsic
+def load_group(typing_context, p, i):
+    """Vector of GROUP times as many lanes: each operation on it becomes as many instructions, side by side."""
+    vector = _group_of(p)
+    if vector is None or not are_integers(i):
+        return None
+
+    def code(context, builder, signature, arguments):
+        return emit.load_lanes(builder, vector, emit.element(builder, *arguments)).value
+
+    return vector(p, types.int64), code
+
+
+@intrinsic
+def zeros_group(typing_context, p):
+    """As many zeros."""
+    vector = _group_of(p)
+    if vector is None:
+        return None
+
+    def code(context, builder, signature, arguments):
+        return ir.Constant(vector.llvm_type(), None)
+
+    return vector(p), code
+
+
+@intrinsic
+def sum_of_group(typing_context, group, p):
+    """The sum of the vectors in a group, in the order of the first half onto the second, and so on."""
+    vector = vector_like(p) if is_pointer(p, ELEMENTS) else None
+    if vector is None or group != _group_of(p):
+        return None
+
+    def code(context, builder, signature, arguments):
+        rest = emit.Lanes(builder, group, arguments[0])
+        while rest.type.lanes > vector.lanes:
+            half = rest.type.lanes // 2
+            rest = rest.shuffle(range(half)) + rest.shuffle(range(half, 2 * half))
+        return rest.value
+
+    return vector(group, p), code
 
 
 @intrinsic

@@ -56,7 +56,10 @@ TILE_ROWS: int = TARGET.tile_rows
 """Rows of the largest register tile that does not spill when it is TILE_VECTORS wide."""
 TILE_VECTORS: int = 2
 """Vectors in a row of the register tile."""
-
 STORES_BY_BRANCH: bool = TARGET.architecture == "x86_64" and not TARGET.has_avx512
 """Whether a masked store first asks if all lanes are stored: AVX2's own takes a dozen cycles on AMD's processors (42
 micro-operations on Zen 2), and SSE has none. AVX-512's costs next to nothing."""
+GROUP: int = 1 if TARGET.has_avx512 else 4
+"""Vectors that a loop of long chains of operations takes together (`load_group`). Without AVX-512 a processor looks too
+few operations ahead (about a hundred on Zen 2) to overlap as many rounds of such a loop as its pipelines have room
+for."""

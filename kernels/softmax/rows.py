@@ -13,12 +13,14 @@ import math
 
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
+    GROUP,
     advance,
     exp_nonpositive,
     full,
     lanes_of,
     load,
     load_first,
+    load_group,
     load_masked,
     maximum,
     reduce_add,
@@ -26,7 +28,9 @@ from kernels.simd import (
     select,
     store,
     store_masked,
+    sum_of_group,
     transpose_block,
+    zeros_group,
     zeros_like,
 )
 from kernels.simd.target import VECTOR_BYTES
@@ -123,6 +127,12 @@ def row_power_sum(p, start, n, shift):
     total = zeros_like(p)
     i = start
     end = start + n
+    if GROUP > 1 and n >= 2 * GROUP * lanes:
+        sums = zeros_group(p)
+        while i + GROUP * lanes <= end:
+            sums = sums + exp_nonpositive(load_group(p, i) - shift)
+            i += GROUP * lanes
+        total = sum_of_group(sums, p)
     while i + lanes <= end:
         total = total + exp_nonpositive(load(p, i) - shift)
         i += lanes

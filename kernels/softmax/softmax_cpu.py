@@ -6,12 +6,14 @@ import math
 
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
+    GROUP,
     exp_nonpositive,
     full,
     lane_mask,
     lanes_of,
     load,
     load_first,
+    load_group,
     log,
     maximum,
     pointer_at,
@@ -19,6 +21,8 @@ from kernels.simd import (
     stack_room,
     store,
     store_first,
+    sum_of_group,
+    zeros_group,
     zeros_like,
 )
 from kernels.softmax.rows import (
@@ -42,6 +46,14 @@ def _powers(p, q, i, n, largest):
     lanes = lanes_of(p)
     end = i + n
     total = zeros_like(p)
+    if GROUP > 1 and n >= 2 * GROUP * lanes:
+        sums = zeros_group(p)
+        while i + GROUP * lanes <= end:
+            several = exp_nonpositive(load_group(p, i) - largest)
+            store(q, i, several)
+            sums = sums + several
+            i += GROUP * lanes
+        total = sum_of_group(sums, p)
     while i + lanes <= end:
         powers = exp_nonpositive(load(p, i) - largest)
         store(q, i, powers)
