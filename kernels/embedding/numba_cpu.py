@@ -13,6 +13,7 @@ from kernels.runtime.by_address import LIKE, Run, array_from, backward_through, 
 from kernels.runtime.indices import any_outside, any_outside_at
 from kernels.runtime.numba_cpu import address, contiguous, empty, jit, threaded, threads_for
 from kernels.simd import (
+    VECTOR_BYTES,
     absolute,
     array_at,
     fma,
@@ -30,6 +31,7 @@ from kernels.simd import (
     store_masked,
     zeros_like,
 )
+from kernels.simd.target import TARGET
 
 Array = np.ndarray[Any, Any]
 
@@ -37,6 +39,11 @@ Array = np.ndarray[Any, Any]
 GRAIN, GRAIN_BACKWARD = 65536, 32768
 #: Places between a row's being asked for and its turn to be added to.
 AHEAD = 4
+#: What one prefetch asks for.
+LINE_BYTES = 64
+#: Whether the next row is asked for before a row is copied. Without AVX-512 that is the one after it, bit by bit in
+#: between, for a row is more instructions there, behind which as many requests would wait.
+ASKS_FIRST = TARGET.has_avx512
 #: What parts of the gradient of weight share: so many groups of rows, of at least so many bytes, and again.
 RUNS, RUN_BYTES = 64, 1024
 #: A weight of up to so many bytes stays in a near cache.
@@ -51,16 +58,26 @@ def gather_rows(first, last, indices, weight, out, n, is_far):
     """
     w, q = pointer(weight), pointer(out)
     lanes = lanes_of(w)
+    line = lanes * max(LINE_BYTES // VECTOR_BYTES, 1)
     blocks, whole = n - n % (4 * lanes), n - n % lanes
     mask = lane_mask(w, 0, n - whole)
     for place in range(first, last):
         source, target = indices[place] * n, place * n
-        if is_far:
-            ahead = indices[min(place + 1, last - 1)] * n
-            for j in range(0, n, lanes):
-                prefetch(w, ahead + j)
+        if ASKS_FIRST:
+            if is_far:
+                ahead = indices[min(place + 1, last - 1)] * n
+                for j in range(0, n, lanes):
+                    prefetch(w, ahead + j)
+        else:
+            ahead = indices[min(place + 2, last - 1)] * n
+            if is_far:
+                for j in range(blocks, n, line):
+                    prefetch(w, ahead + j)
         for j in range(0, blocks, 4 * lanes):
             i = source + j
+            if is_far and not ASKS_FIRST:
+                for k in range(0, 4 * lanes, line):
+                    prefetch(w, ahead + j + k)
             a, b, c, d = load(w, i), load(w, i + lanes), load(w, i + 2 * lanes), load(w, i + 3 * lanes)
             i = target + j
             store(q, i, a)
@@ -137,6 +154,7 @@ def add_rows(first, last, indices, grad, out, n, shift, padding):
     """
     g, q = pointer(grad), pointer(out)
     lanes = lanes_of(g)
+    line = lanes * max(LINE_BYTES // VECTOR_BYTES, 1)
     whole, size, places = n - n % lanes, len(out), len(indices)
     mask = lane_mask(g, 0, n - whole)
     group = n << shift
@@ -145,7 +163,7 @@ def add_rows(first, last, indices, grad, out, n, shift, padding):
     for place in range(places):
         ahead = indices[min(place + AHEAD, places - 1)]
         if first <= (ahead >> shift) % RUNS < last:
-            for j in range(0, n, lanes):
+            for j in range(0, n, line):
                 prefetch(q, ahead * n + j)
         row = indices[place]
         if row != padding and first <= (row >> shift) % RUNS < last:
