@@ -33,6 +33,11 @@ def _ask(numbers: Sequence[int]) -> list[str]:
     ]
 
 
+#: Bytes of a result from which on it lies in our memory. Below, the C library that torch asks has pages at hand, as it
+#: keeps what blocks of such sizes leave; there our own costs a small kernel as much again (5 us on Zen 2).
+SMALLEST_OURS = 1 << 20
+
+
 def _make(form: ArraySpec) -> Callable[[], torch.Tensor]:
     """Small tensors in torch's own memory, which takes half the time of a view of NumPy's; large ones in ours, which
     is used again."""
@@ -40,7 +45,7 @@ def _make(form: ArraySpec) -> Callable[[], torch.Tensor]:
     assert found is not None
     allocate, size, dtype = found
     shape, strides = form.shape, form.strides or contiguous_strides(form.shape)
-    is_small = form.nbytes < numba_cpu.SMALLEST_POOLED and _empty_strided is not None
+    is_small = form.nbytes < SMALLEST_OURS and _empty_strided is not None
     element, usual = getattr(torch, form.dtype), numba_cpu._allocate
 
     def make() -> torch.Tensor:
