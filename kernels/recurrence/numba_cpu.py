@@ -21,7 +21,7 @@ from kernels.recurrence.facts import (
 from kernels.recurrence.forward import BLOCK_ROWS, prepare, run_forward
 from kernels.recurrence.gradients_cpu import backward, backward_by_address
 from kernels.recurrence.op import GRU_LAYER, LSTM_LAYER, RNN_LAYER, implement
-from kernels.recurrence.panels import LARGE_ROWS, PANEL_VECTORS
+from kernels.recurrence.panels import LARGE_ROWS, SUMMED_VECTORS
 from kernels.recurrence.problem import Layer
 from kernels.recurrence.sequence import row_parts, walk
 from kernels.runtime.by_address import Run, array_from
@@ -100,7 +100,7 @@ def describe(p: Layer) -> str:
     facts = facts_of(p)
     threads = threads_for(facts.work, GRAIN)
     parts = p.directions * row_parts(p, threads) if p.batch else 0
-    tile = f"tile {LARGE_ROWS} rows x {PANEL_VECTORS} vectors, {min(p.batch, BLOCK_ROWS)} rows a block"
+    tile = f"tile {LARGE_ROWS} rows x {SUMMED_VECTORS} vectors, {min(p.batch, BLOCK_ROWS)} rows a block"
     if p.lengths is None and p.batch and p.steps and has_teams():
         groups = column_groups(
             facts.sizes(p, walk(p, None, row_parts(p, threads)), (0, 0)), facts.dtype.itemsize, threads
