@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 
 from kernels.arrays import ArraySpec
-from kernels.pool2d import any_window, column_planes, gradients, narrow_planes, planes, tables, whole_planes
+from kernels.pool2d import (
+    any_window,
+    column_planes,
+    gradients,
+    narrow_planes,
+    planes,
+    tables,
+    whole_argmax,
+    whole_planes,
+)
 from kernels.pool2d.op import AvgPool2dProblem, LpPool2dProblem, MaxPool2dProblem
 from kernels.pool2d.pooling import Extremum, Pooling
 from kernels.runtime.by_address import LIKE, Run, maker
@@ -33,8 +42,9 @@ CHANNELS = 16
 #: Kernels of planes.py that the compiler specialises: (kernel size, stride).
 KNOWN = (((2, 2), (2, 2)), ((3, 3), (2, 2)), ((3, 3), (1, 1)), ((2, 2), (1, 1)))
 
-#: Whose pool_planes takes KNOWN windows.
+#: Whose pool_planes and argmax_planes_known take KNOWN windows.
 _KNOWN_PLANES = planes if TARGET.has_avx512 else whole_planes
+_KNOWN_ARGMAX = planes if TARGET.has_avx512 else whole_argmax
 
 #: An int that is part of a compiled kernel's type: the length of a tuple.
 LITERAL = ((), (0,), (0, 0), (0, 0, 0))
@@ -120,7 +130,7 @@ def slide_max(p: Extremum, form: MaxPool2dProblem | LpPool2dProblem, dilation: P
         return lambda x, y, indices: planes.argmax_planes(total, threads(p), sizes, like, x, y, indices, strips)
     literal = (LITERAL[kernel[0]], LITERAL[kernel[1]], LITERAL[stride[0]])
     if p.keeps_indices:
-        return lambda x, y, indices: planes.argmax_planes_known(
+        return lambda x, y, indices: _KNOWN_ARGMAX.argmax_planes_known(
             total, threads(p), *literal, sizes, like, x, y, indices, strips, *padding
         )
     kind, none = LITERAL[planes.MAXIMUM], tables.constant(1, 1, p.x.dtype)

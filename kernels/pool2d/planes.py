@@ -243,7 +243,7 @@ pool_planes = threaded(_pool_planes)
 
 
 @jit(forceinline=True)
-def _choose(v, offset, best, at):
+def choose(v, offset, best, at):
     """An input joins the search: it wins when it is larger or NaN."""
     wins = (v > best) | is_nan(v)
     return select(wins, v, best), select(wins, splat_integer(v, offset), at)
@@ -304,11 +304,11 @@ def _argmax_strip(
                         if stride_width == 2:
                             mask = lane_mask(x, -left - lanes, width - left - lanes)
                             w = load_masked(x, start + shift + lanes, mask, lowest)
-                            best, at = _choose(evens(v, w), down * width + shift, best, at)
+                            best, at = choose(evens(v, w), down * width + shift, best, at)
                             if pairs and tap + 1 < kernel_width:
-                                best, at = _choose(odds(v, w), down * width + shift + 1, best, at)
+                                best, at = choose(odds(v, w), down * width + shift + 1, best, at)
                         else:
-                            best, at = _choose(v, down * width + shift, best, at)
+                            best, at = choose(v, down * width + shift, best, at)
             store_masked(y, i * output_width + first, best, inside)
             if wants_indices:
                 found = at + iota(x, row * width + column, stride_width)

@@ -39,7 +39,7 @@ from kernels.simd import (
 
 
 @jit(forceinline=True)
-def _load(whole, x, start, column, width, nothing):
+def load_inside(whole, x, start, column, width, nothing):
     """The inputs from x[start] on, which lies in `column`; outside the image `nothing`, where not all are inside."""
     if whole:
         return load(x, start)
@@ -53,11 +53,11 @@ def _row(kind, keeps_nan, kernel_width, stride, whole, x, start, column, width, 
     seen: zeros, and something else in lanes in which a NaN was seen, when they are watched for.
     """
     lanes = lanes_of(x)
-    a = _load(whole, x, start, column, width, nothing)
+    a = load_inside(whole, x, start, column, width, nothing)
     if stride == 1:
-        b = _load(whole, x, start + 1, column + 1, width, nothing)
+        b = load_inside(whole, x, start + 1, column + 1, width, nothing)
         if kernel_width == 3:
-            c = _load(whole, x, start + 2, column + 2, width, nothing)
+            c = load_inside(whole, x, start + 2, column + 2, width, nothing)
         else:
             c = b
         # The first and the last tap together see every column.
@@ -68,7 +68,7 @@ def _row(kind, keeps_nan, kernel_width, stride, whole, x, start, column, width, 
             c = c * c
     else:
         v = a
-        w = _load(whole, x, start + lanes, column + lanes, width, nothing)
+        w = load_inside(whole, x, start + lanes, column + lanes, width, nothing)
         strange = is_nan(v) | is_nan(w)
         if kind == ROOT_OF_SQUARES:
             v = v * v
@@ -76,8 +76,8 @@ def _row(kind, keeps_nan, kernel_width, stride, whole, x, start, column, width, 
         a = block_evens(v, w)
         b = block_odds(v, w)
         if kernel_width == 3:
-            v = _load(whole, x, start + 2, column + 2, width, nothing)
-            w = _load(whole, x, start + 2 + lanes, column + 2 + lanes, width, nothing)
+            v = load_inside(whole, x, start + 2, column + 2, width, nothing)
+            w = load_inside(whole, x, start + 2 + lanes, column + 2 + lanes, width, nothing)
             # Only the upper half is new.
             strange = strange | is_nan(w)
             if kind == ROOT_OF_SQUARES:
@@ -157,6 +157,35 @@ def _column(kind, keeps_nan, kernel_height, kernel_width, stride, whole, image, 
 
 
 @jit(forceinline=True)
+def rows_inside(
+    kernel_height,
+    kernel_width,
+    stride,
+    x,
+    height,
+    width,
+    column,
+    padding_height,
+    padding_width,
+    first,
+    top,
+    bottom,
+    output_width,
+):
+    """Of output rows [top, bottom) the end of those that a vector of windows, from `first` on, loads without masks."""
+    lanes = lanes_of(x)
+    # Inputs that the vector loads of a row.
+    reach = lanes + kernel_width - 1 if stride == 1 else 2 * lanes + (2 if kernel_width == 3 else 0)
+    if column < 0 or (min(first + lanes, output_width) - 1) * stride - padding_width + kernel_width > width:
+        return top
+    # No window reaches out of a row. What is loaded behind them may be of the next row, but in the plane.
+    last_row = height - 1
+    while last_row * width + column + reach > height * width:
+        last_row -= 1
+    return max(top, min((last_row + 1 - kernel_height + padding_height + stride) // stride, bottom))
+
+
+@jit(forceinline=True)
 def _strip(
     kind,
     keeps_nan,
@@ -179,8 +208,6 @@ def _strip(
     """Output rows [top, bottom) of one plane; x and y point to its beginning. True when an input was NaN."""
     lanes = lanes_of(x)
     seen = zeros_like(x)
-    # Inputs that a vector of windows loads.
-    reach = lanes + kernel_width - 1 if stride == 1 else 2 * lanes + (2 if kernel_width == 3 else 0)
     end = bottom * output_width
     means = (row_divisors, column_divisors, factor)
     sizes = (kernel_height, kernel_width, stride)
@@ -188,13 +215,7 @@ def _strip(
         first = max(min(start, output_width - lanes), 0)
         column = first * stride - padding_width
         image = (x, height, width, column, padding_height)
-        middle = top
-        if column >= 0 and (min(first + lanes, output_width) - 1) * stride - padding_width + kernel_width <= width:
-            # No window reaches out of a row. What is loaded behind them may be of the next row, but in the plane.
-            last_row = height - 1
-            while last_row * width + column + reach > height * width:
-                last_row -= 1
-            middle = max(top, min((last_row + 1 - kernel_height + padding_height + stride) // stride, bottom))
+        middle = rows_inside(*sizes, *image, padding_width, first, top, bottom, output_width)
         if middle > top:
             windows = (y, top, middle, end, output_width)
             seen = _column(kind, keeps_nan, *sizes, True, image, windows, first, means, seen)

@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels.pool2d import any_window, column_planes, gradients, narrow_planes, passes_cpu, planes, whole_planes
+from kernels.pool2d import (
+    any_window,
+    column_planes,
+    gradients,
+    narrow_planes,
+    passes_cpu,
+    planes,
+    whole_argmax,
+    whole_planes,
+)
 from kernels.simd import VECTOR_BYTES
 from kernels.simd.target import TARGET
 from tests.support import memory
@@ -18,6 +27,7 @@ from tests.support import memory
 KERNELS = [
     (planes, "pool_planes"),
     (whole_planes, "pool_planes"),
+    (whole_argmax, "argmax_planes_known"),
     (planes, "argmax_planes_known"),
     (planes, "argmax_planes"),
     (narrow_planes, "pool_pairs"),
@@ -36,6 +46,7 @@ KERNELS = [
 ]
 #: What runs windows that the compiler knows.
 KNOWN = "planes.pool_planes" if TARGET.has_avx512 else "whole_planes.pool_planes"
+KNOWN_ARGMAX = "planes.argmax_planes_known" if TARGET.has_avx512 else "whole_argmax.argmax_planes_known"
 
 
 @pytest.fixture
@@ -65,7 +76,7 @@ def test_known_shapes(ran: list[str], kernel_stride: Any) -> None:
     kernels.max_pool2d(x, kernel, stride, return_indices=True, backend="numba")
     kernels.avg_pool2d(x, kernel, stride, backend="numba")
     kernels.lp_pool2d(x, 2, kernel, stride, backend="numba")
-    assert ran == [KNOWN, "planes.argmax_planes_known", KNOWN, KNOWN]
+    assert ran == [KNOWN, KNOWN_ARGMAX, KNOWN, KNOWN]
 
 
 def test_other_shapes(ran: list[str]) -> None:
@@ -113,7 +124,7 @@ def test_narrow_planes_and_columns(ran: list[str]) -> None:
     kernels.avg_pool2d(x, 2, ceil_mode=True, backend="numba")
     kernels.max_pool2d(x, 2, padding=1, backend="numba")
     kernels.max_pool2d(_image(1, 2, 9, lanes + 2), 2, backend="numba")
-    assert ran == ["planes.argmax_planes_known", "planes.argmax_planes", *[KNOWN] * 4]
+    assert ran == [KNOWN_ARGMAX, "planes.argmax_planes", *[KNOWN] * 4]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
