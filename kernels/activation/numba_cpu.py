@@ -51,8 +51,9 @@ def activate_range(first, last, code, like, x, out):
     else:
         for i in range(first, grouped, group):
             store(q, i, activate(code, load_group(p, i)))
-    whole = last - (last - first) % lanes
+    whole = grouped
     if GROUP > 1:
+        whole = last - (last - first) % lanes
         for i in range(grouped, whole, lanes):
             store(q, i, activate(code, load(p, i)))
     rest = last - whole
@@ -89,8 +90,9 @@ def gradient_range(first, last, code, like, grad, known, out):
         # These take so long that the branch does not count, unless several vectors go through memory to get there.
         for i in range(first, grouped, group):
             store(q, i, activation_gradient(code, load_group(g, i), load_group(p, i)))
-    whole = last - (last - first) % lanes
+    whole = grouped
     if GROUP > 1:
+        whole = last - (last - first) % lanes
         for i in range(grouped, whole, lanes):
             store(q, i, activation_gradient(code, load(g, i), load(p, i)))
     rest = last - whole

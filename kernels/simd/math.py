@@ -19,10 +19,10 @@ from kernels.simd.arithmetic import lanewise
 from kernels.simd.emit import Lanes
 from kernels.simd.formats import FORMATS
 from kernels.simd.target import TARGET
-from kernels.simd.types import Vector
+from kernels.simd.types import SimdType
 
 
-def scales_at_once(vector: Vector) -> bool:
+def scales_at_once(vector: SimdType) -> bool:
     """Whether one instruction multiplies these vectors by powers of two, right also for subnormal results."""
     return TARGET.has_avx512 and vector.lanes * vector.dtype.bitwidth == 512
 

@@ -61,5 +61,4 @@ STORES_BY_BRANCH: bool = TARGET.architecture == "x86_64" and not TARGET.has_avx5
 micro-operations on Zen 2), and SSE has none. AVX-512's costs next to nothing."""
 GROUP: int = 1 if TARGET.has_avx512 else 4
 """Vectors that a loop of long chains of operations takes together (`load_group`). Without AVX-512 a processor looks too
-few operations ahead (about a hundred on Zen 2) to overlap as many rounds of such a loop as its pipelines have room
-for."""
+few operations ahead (about a hundred on Zen 2) to overlap as many rounds of such a loop as its pipelines can take."""
