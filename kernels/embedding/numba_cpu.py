@@ -39,8 +39,8 @@ Array = np.ndarray[Any, Any]
 GRAIN, GRAIN_BACKWARD = 65536, 32768
 #: Places between a row's being asked for and its turn to be added to.
 AHEAD = 4
-#: What one prefetch asks for.
-LINE_BYTES = 64
+#: Vectors in what one prefetch asks for, 64 bytes.
+LINE_VECTORS = max(64 // VECTOR_BYTES, 1)
 #: Whether the next row is asked for before a row is copied. Without AVX-512 that is the one after it, bit by bit in
 #: between, for a row is more instructions there, behind which as many requests would wait.
 ASKS_FIRST = TARGET.has_avx512
@@ -58,7 +58,7 @@ def gather_rows(first, last, indices, weight, out, n, is_far):
     """
     w, q = pointer(weight), pointer(out)
     lanes = lanes_of(w)
-    line = lanes * max(LINE_BYTES // VECTOR_BYTES, 1)
+    line = lanes * LINE_VECTORS
     blocks, whole = n - n % (4 * lanes), n - n % lanes
     mask = lane_mask(w, 0, n - whole)
     for place in range(first, last):
@@ -154,7 +154,7 @@ def add_rows(first, last, indices, grad, out, n, shift, padding):
     """
     g, q = pointer(grad), pointer(out)
     lanes = lanes_of(g)
-    line = lanes * max(LINE_BYTES // VECTOR_BYTES, 1)
+    line = lanes * LINE_VECTORS
     whole, size, places = n - n % lanes, len(out), len(indices)
     mask = lane_mask(g, 0, n - whole)
     group = n << shift

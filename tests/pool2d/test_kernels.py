@@ -85,8 +85,8 @@ def test_other_shapes(ran: list[str]) -> None:
     kernels.max_pool2d(x, (3, 2), 2, backend="numba")
     kernels.max_pool2d(x, 3, backend="numba")
     kernels.adaptive_max_pool2d(x, 2, return_indices=True, backend="numba")
-    kernels.avg_pool2d(x, 4, backend="numba")
-    kernels.adaptive_avg_pool2d(x, 2, backend="numba")
+    kernels.avg_pool2d(x, 3, backend="numba")
+    kernels.adaptive_avg_pool2d(x, 5, backend="numba")
     assert ran == [
         *["planes.argmax_planes"] * 2,
         "any_window.max_planes",
@@ -176,10 +176,10 @@ def test_explain_names_the_kernel() -> None:
 
     x = _image(1, 2, 9, 9)
     assert "2 x 2 stride 2, vectors along" in described("max_pool2d", _image(1, 2, 9, 40), kernel_size=2)
-    assert "two rows in a vector" in described("max_pool2d", x, kernel_size=2)
+    assert "two rows in a vector" in described("max_pool2d", x[..., : VECTOR_BYTES // 4 - 1], kernel_size=2)
     assert "columns" in described("max_pool2d", x, kernel_size=(2, 1))
     assert "any kernel" in described("max_pool2d", x, kernel_size=3, stride=1, dilation=2)
-    assert "rows first" in described("avg_pool2d", x, kernel_size=4)
+    assert "rows first" in described("avg_pool2d", x, kernel_size=3)
     assert "one at a time" in described("avg_pool2d", _image(1, 2, 20, 20), kernel_size=17)
     assert "2 x 2 stride 2" in described("adaptive_avg_pool2d", _image(1, 2, 8, 10), output_size=(4, 5))
     assert "rows first" in described("adaptive_max_pool2d", x, output_size=4)
@@ -263,3 +263,28 @@ def test_planes_past_32_bit_indices_are_left_to_others() -> None:
     assert explained.chosen == "reference" and "32-bit indices" in str(explained)
     assert kernels.explain("max_pool2d", x, 2).chosen == "numba"
     assert kernels.explain("max_pool2d", x[:, :, : 2**15], 2, return_indices=True).chosen == "numba"
+
+
+@pytest.mark.parametrize("where", ["end", "start"])
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("kernel_stride", passes_cpu.KNOWN)
+def test_known_windows_of_any_width(kernel_stride: Any, padding: int, where: memory.Where) -> None:
+    """Widths around those of vectors, few rows: values, signs and places, in memory that ends where the arrays do."""
+    (kernel, stride), rng = kernel_stride, np.random.default_rng(padding)
+    for width in (*range(3, 37), 63, 64, 65, 66):
+        for height, dtype in ((3, "float32"), (4, "float32"), (6, "float64"), (7, "float32")):
+            x = rng.choice([-2.0, -0.0, 0.0, 1.0, -np.inf], (3, 1, height, width)).astype(dtype)
+            x[1][rng.random(x.shape[1:]) < 0.05] = np.nan
+            given = torch.from_numpy(x)
+            want, places = (t.numpy() for t in F.max_pool2d(given, kernel, stride, padding, return_indices=True))
+            with memory.allocator(memory.guarded_allocator(where)):
+                copy = memory.guarded_copy(x, where)
+                alone = kernels.max_pool2d(copy, kernel, stride, padding, backend="numba")
+                found, indices = kernels.max_pool2d(copy, kernel, stride, padding, return_indices=True, backend="numba")
+                mean = kernels.avg_pool2d(copy, kernel, stride, padding, backend="numba")
+            for values in (alone, found):
+                np.testing.assert_array_equal(values, want)
+                known = ~np.isnan(want)
+                np.testing.assert_array_equal(np.signbit(values)[known], np.signbit(want)[known])
+            np.testing.assert_array_equal(indices, places)
+            np.testing.assert_allclose(mean, F.avg_pool2d(given, kernel, stride, padding).numpy(), rtol=1e-6, atol=1e-6)

@@ -16,6 +16,9 @@ from kernels.simd import (
     all_lanes,
     any_lane,
     as_integers,
+    block_evens,
+    block_odds,
+    blocks_in_order,
     broadcast,
     copysign,
     evens,
@@ -81,6 +84,7 @@ def run_arithmetic(x, y, z, out):
         fma(a, b, c), fma(a, 0.5, c), maximum(a, b), minimum(a, b), maximum(a, 0.0), maximum_nan(a, b),
         minimum_nan(a, b), absolute(a), copysign(b, a), sqrt(absolute(b)), floor(a), round_even(a),
         evens(a, b), odds(a, b), interleave_low(a, b), interleave_high(a, b),
+        blocks_in_order(block_evens(a, b)), blocks_in_order(block_odds(a, b)),
         interleave_low(evens(a, b), odds(a, b)), interleave_high(evens(a, b), odds(a, b)),
         broadcast(q, 1), splat_like(a, 0.1), full(p, 3), zeros_like(x),
     )  # fmt: skip
@@ -111,7 +115,7 @@ def test_arithmetic(dtype):
                 np.maximum(a, b), np.minimum(a, b), abs(a), np.copysign(b, a), np.sqrt(abs(b)),
                 np.floor(a), np.rint(a), both[::2], both[1::2],
                 np.stack([a[:half], b[:half]], 1).ravel(), np.stack([a[half:], b[half:]], 1).ravel(),
-                a, b, np.full(lanes, b[1]), np.full(lanes, dtype(0.1)), np.full(lanes, dtype(3)),
+                both[::2], both[1::2], a, b, np.full(lanes, b[1]), np.full(lanes, dtype(0.1)), np.full(lanes, dtype(3)),
                 np.zeros(lanes, dtype),
             ]  # fmt: skip
         out = np.full((40, lanes), np.nan, dtype)
