@@ -102,7 +102,7 @@ def _find_facts(p: Problem, source: Shape, target: Shape, transposed: bool) -> _
         weight_in = taps if not transposed else inputs * taps
         if winograd.serves(plan, source[0], p.groups, group_targets, dtype, last):
             kernel = "winograd"
-        elif pointwise.serves(plan, source[0], group_inputs, weight_in, dtype.itemsize, last):
+        elif pointwise.serves(plan, source[0], group_inputs, group_targets, weight_in, dtype.itemsize, last):
             kernel = "pointwise"
         elif one_plane.serves(plan, group_inputs, last):
             kernel = "one plane"

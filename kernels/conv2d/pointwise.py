@@ -1,4 +1,4 @@
-"""1x1 convolutions of stride 1 on (N, C, H, W): products of the weight, where it lies, with columns of pixels.
+"""1x1 convolutions on (N, C, H, W): products of the weight, where it lies, with columns of pixels.
 
 Vectors run over pixels. For three vectors of them a run of channels is copied together, which stays in L1 while all
 output channels pass over it: tiles of output channels x 3 vectors, whose weights are broadcast from their own place.
@@ -38,6 +38,7 @@ from kernels.simd import (
     select,
     splat_like,
     store,
+    zeros_like,
 )
 
 Array = np.ndarray[Any, Any]
@@ -55,6 +56,8 @@ LEAST_INPUTS, MOST_INPUTS = 8, 160
 #: kernel is the slower one (by a fifth to a half with AVX2), as its pixels are of many pages; but not where the weights
 #: are.
 NEAR = 0 if TILE_ROWS >= 12 else 1024
+#: Outputs of a group that make it worth while to pick the pixels of a stride.
+PICKING_OUTPUTS = 16
 #: Weights of a group from which on they do not stay in L2 beside the rest.
 FAR = 1 << 16
 #: Multiply-adds that are worth a thread of their own.
@@ -68,8 +71,12 @@ class Columns(NamedTuple):
     groups: int
     group_inputs: int
     group_outputs: int
-    pixels: int  # of an image
+    pixels: int  # of an output image
     odd: int  # of these, summed along the channels
+    source_pixels: int  # of a source image: as many, but where a stride leaves some out
+    columns: int  # of an output image
+    row_step: int  # source pixels from an output row to the next, and from a column to the next
+    column_step: int
     weight_out: int  # distances in the weight
     weight_in: int
     weight_group: int
@@ -86,22 +93,28 @@ class Columns(NamedTuple):
 FIELDS = len(Columns._fields)
 
 
-def _vectors(pixels: int, lanes: int) -> tuple[int, int]:
+def _vectors(pixels: int, lanes: int, strides: bool) -> tuple[int, int]:
     """Vectors of an image's pixels, and how many pixels are left behind them to be summed along the channels."""
-    odd = pixels % lanes if pixels > lanes and pixels % lanes <= MOST_ODD else 0
+    odd = pixels % lanes if pixels > lanes and pixels % lanes <= MOST_ODD and not strides else 0
     return -(-(pixels - odd) // lanes), odd
 
 
-def serves(plan: Gather, images: int, group_inputs: int, weight_in: int, itemsize: int, channels_last: bool) -> bool:
+def serves(
+    plan: Gather, images: int, group_inputs: int, outputs: int, weight_in: int, itemsize: int, channels_last: bool
+) -> bool:
     """Whether this kernel takes a pass, by what was measured beside the gather kernel: where vectors are full and
     either there are few channels, or weights that lie near each other, or few pixels that use each weight."""
     grid = plan.only_grid
     if channels_last or grid is None or plan.pads:
         return False
-    if len(grid.taps) != 1 or grid.step != (1, 1) or grid.size != plan.source:
+    strides = grid.step != (1, 1)
+    if len(grid.taps) != 1 or (not strides and grid.size != plan.source):
         return False
-    pixels, lanes = plan.source[0] * plan.source[1], VECTOR_BYTES // itemsize
-    vectors, odd = _vectors(pixels, lanes)
+    # Pixels that lie apart are picked one by one, which has to pay.
+    if strides and (grid.spacing != (1, 1) or not NEAR or outputs < PICKING_OUTPUTS):
+        return False
+    pixels, lanes = grid.size[0] * grid.size[1], VECTOR_BYTES // itemsize
+    vectors, odd = _vectors(pixels, lanes, strides)
     if 4 * (pixels - odd) < 3 * vectors * lanes:
         return False
     few = weight_in == 1 and images * pixels <= FEW_PIXELS
@@ -130,6 +143,19 @@ def _copy_columns(planes, pixels, channels, first, count, vectors, panel):
 
 
 @jit
+def _pick_columns(planes, distance, channels, places, count, vectors, panel):
+    """panel[c, t] = plane c at places[t] for t < count, planes `distance` apart, with zeros up to whole vectors."""
+    lanes = lanes_of(planes)
+    for c in range(channels):
+        source = advance(planes, c * distance)
+        target = advance(panel, c * vectors * lanes)
+        for t in range(count // lanes * lanes, vectors * lanes, lanes):
+            store(target, t, zeros_like(target))
+        for t in range(count):
+            poke(target, t, peek(source, peek(places, t)))
+
+
+@jit
 def _fetch_rows(w, rows, channels):
     """Ask for the weights of a tile of output channels, which lie together."""
     for r in range(ROWS):
@@ -149,15 +175,26 @@ def _sum_columns(p, planes, w, first, count, vectors, first_output, last_output,
     """sums[output - first_output, :] of pixels [first, first + count) for output channels of a group.
 
     planes: its source planes. w: its weight. panel: scratch elements [CHUNK, vectors, lanes]. sums: scratch elements
-    [outputs and a tile, vectors, lanes]. tables: int64 [CHUNK + 2 * ROWS], which begins with the channels' places.
+    [outputs and a tile, vectors, lanes]. tables: int64 [CHUNK + 2 * ROWS + 3 * lanes], which begins with the channels'
+    places and ends with room for those of pixels.
     """
     lanes = lanes_of(planes)
     width = vectors * lanes
     rows = advance(tables, CHUNK)
     following = advance(rows, ROWS)
+    places = advance(following, ROWS)
+    strides = p.source_pixels != p.pixels
+    if strides:
+        for t in range(count):
+            row = (first + t) // p.columns
+            poke(places, t, row * p.row_step + (first + t - row * p.columns) * p.column_step)
     for c in range(0, p.group_inputs, CHUNK):
         channels = min(CHUNK, p.group_inputs - c)
-        _copy_columns(advance(planes, c * p.pixels), p.pixels, channels, first, count, vectors, panel)
+        source = advance(planes, c * p.source_pixels)
+        if strides:
+            _pick_columns(source, p.source_pixels, channels, places, count, vectors, panel)
+        else:
+            _copy_columns(source, p.pixels, channels, first, count, vectors, panel)
         a = advance(w, c * p.weight_in)
         for o in range(first_output, last_output, ROWS):
             _list_rows(p, o, last_output, rows)
@@ -224,7 +261,7 @@ def _column_parts(first, last, settings, x, w, bias, y, before, scratch):
     """Parts [first, last) of a pass.
 
     settings: int64, the fields of Columns. x, w, bias, y, before: addresses of elements [N, groups * group_inputs,
-    pixels], of the weight's, of [channels], of [N, channels, pixels], and of as many for the sums before the
+    source_pixels], of the weight's, of [channels], of [N, channels, pixels], and of as many for the sums before the
     activation, which are p.keeps_sums. scratch: elements [parts, p.room]: a panel and sums, see `_sum_columns` and
     `_sum_odd`, and int64 tables.
     """
@@ -251,7 +288,7 @@ def _column_parts(first, last, settings, x, w, bias, y, before, scratch):
             block = unit - plane * blocks
             image = plane // p.groups
             group = plane - image * p.groups
-            planes = advance(images, plane * p.group_inputs * p.pixels)
+            planes = advance(images, plane * p.group_inputs * p.source_pixels)
             weight = advance(weights, group * p.weight_group)
             start = block * 3 * lanes
             if start < whole:
@@ -271,14 +308,15 @@ _run_parts = threaded(_column_parts)
 def launch(job: Job) -> Launch:
     """A job that this kernel `serves`, prepared."""
     lanes = VECTOR_BYTES // job.dtype.itemsize
-    pixels = job.plan.source[0] * job.plan.source[1]
+    grid, width = job.plan.grids[0], job.plan.source[1]
+    pixels, source_pixels = grid.size[0] * grid.size[1], job.plan.source[0] * width
     # Dot products run along a weight's own row.
-    odd = _vectors(pixels, lanes)[1] if job.weight_steps[1] == 1 else 0
+    odd = _vectors(pixels, lanes, source_pixels != pixels)[1] if job.weight_steps[1] == 1 else 0
     units = job.images * job.groups * -(-pixels // (3 * lanes))
     asks = job.weight_steps[1] == 1 and job.group_inputs * job.group_outputs >= FAR
     panel = max(CHUNK * 3 * lanes, -(-job.group_inputs // LINE) * LINE + LINE)
     sums = (job.group_outputs + ROWS + 1) * 3 * lanes
-    tables = (CHUNK + 2 * ROWS) * 8 // job.dtype.itemsize
+    tables = (CHUNK + 2 * ROWS + 3 * lanes) * 8 // job.dtype.itemsize
     room = -(-(panel + sums + tables) // LINE) * LINE
 
     def make(threads: int) -> Run:
@@ -292,6 +330,10 @@ def launch(job: Job) -> Launch:
             job.group_outputs,
             pixels,
             odd,
+            source_pixels,
+            grid.size[1],
+            grid.step[0] * width,
+            grid.step[1],
             *job.weight_steps,
             int(asks),
             ACTIVATION_CODES[job.activation],

@@ -42,6 +42,7 @@ def problem(x_shape, weight_shape, **arguments) -> Conv2dProblem:
         ((1, 40, 2, 1), (6, 40, 1, 1), {}, "gather"),  # vectors that would be nearly empty
         ((1, 40, 8, 8), (6, 40, 1, 1), {"padding": 1}, "gather"),
         ((1, 40, 8, 8), (6, 40, 1, 1), {"stride": 2}, "gather"),
+        ((1, 40, 8, 8), (16, 40, 1, 1), {"stride": 2}, "gather" if TILE_ROWS >= 12 else "pointwise"),
         ((1, 64, 14, 14), (64, 64, 3, 3), {"padding": 1}, "winograd"),
         ((4, 300, 16, 16), (64, 300, 3, 3), {"padding": ((0, 1), (1, 2))}, "winograd"),
         ((1, 64, 24, 24), (31, 64, 3, 3), {"padding": 1}, "gather"),
@@ -220,3 +221,21 @@ def test_winograd_blocks_of_any_size_give_the_same_bits(monkeypatch, parts, most
             assert one.tobytes() == another.tobytes()
     finally:
         winograd._plan.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("stride", [2, (1, 2), (3, 1), (2, 5)])
+@pytest.mark.parametrize(("groups", "size"), [(1, (9, 13)), (2, (8, 30)), (3, (31, 5))])
+def test_one_tap_with_a_stride(groups, size, stride, dtype):
+    """Exact in whole numbers, whichever kernel it is: pixels of several rows in a vector, the last one part full."""
+    rng = np.random.default_rng(1)
+    x = rng.integers(-3, 4, (2, 140 * groups, *size)).astype(dtype)
+    weight = rng.integers(-3, 4, (17 * groups, 140, 1, 1)).astype(dtype)
+    bias = rng.integers(-3, 4, 17 * groups).astype(dtype)
+    found = []
+    for backend in ("numba", "reference"):
+        arguments = {"stride": stride, "groups": groups, "activation": "relu", "backend": backend}
+        y, pullback = kernels.vjp("conv2d", x, weight, bias, **arguments)
+        found.append([y, *pullback(np.ones_like(y))])
+    for mine, exact in zip(*found, strict=True):
+        np.testing.assert_array_equal(mine, exact)
