@@ -56,6 +56,6 @@ TILE_ROWS: int = TARGET.tile_rows
 """Rows of the largest register tile that does not spill when it is TILE_VECTORS wide."""
 TILE_VECTORS: int = 2
 """Vectors in a row of the register tile."""
-GROUP: int = 1 if TARGET.has_avx512 else 4
-"""Vectors that a loop of long chains of operations takes together (`load_group`). Without AVX-512 a processor looks too
-few operations ahead (about a hundred on Zen 2) to overlap as many rounds of such a loop as its pipelines can take."""
+GROUP: int = 4 if TARGET.has_fma and not TARGET.has_avx512 else 1
+"""Vectors that a loop of long chains of operations takes together (`load_group`). With AVX2 a processor looks too few
+operations ahead (about a hundred on Zen 2) to overlap as many rounds of such a loop as its pipelines can take."""
