@@ -59,6 +59,6 @@ TILE_VECTORS: int = 2
 STORES_BY_BRANCH: bool = TARGET.architecture == "x86_64" and not TARGET.has_avx512
 """Whether a masked store first asks if all lanes are stored: AVX2's own takes a dozen cycles on AMD's processors (42
 micro-operations on Zen 2), and SSE has none. AVX-512's costs next to nothing."""
-GROUP: int = 1 if TARGET.has_avx512 else 4
-"""Vectors that a loop of long chains of operations takes together (`load_group`). Without AVX-512 a processor looks too
-few operations ahead (about a hundred on Zen 2) to overlap as many rounds of such a loop as its pipelines can take."""
+GROUP: int = 4 if TARGET.has_fma and not TARGET.has_avx512 else 1
+"""Vectors that a loop of long chains of operations takes together (`load_group`). With AVX2 a processor looks too few
+operations ahead (about a hundred on Zen 2) to overlap as many rounds of such a loop as its pipelines can take."""
