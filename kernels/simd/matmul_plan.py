@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from kernels.simd.target import TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
 
-#: Taps whose products a register sums before it is added to scratch: 16 KiB of a panel, a third or half of L1.
-PASS_TAPS = min((16 << 10) // (TILE_VECTORS * VECTOR_BYTES), 256)
 #: Taps that are packed at a time.
 BLOCK_TAPS = 1024
 #: Taps of A that are packed together where its rows lie side by side.
@@ -24,6 +22,9 @@ DOT_TILE_COLUMNS = 2
 #: Rows of the tile for several; where there are the registers one of DOT_ROWS takes all of more, and reads B once.
 DOT_TILE_ROWS = 4
 HAS_ALL_ROWS = TILE_ROWS >= 12
+#: Taps whose products a register sums before it is added to scratch: of a panel 16 KiB, or 12 where L1 has 32. Of 256
+#: the errors grew beyond those of NumPy's sums.
+PASS_TAPS = 128 if HAS_ALL_ROWS else 192
 #: Panels whose products with one, two, and up to four or eight rows of a packed product are made together, as many as
 #: there are registers for; 0: none.
 PANELS_OF_ONE, PANELS_OF_TWO, PANELS_OF_FOUR, PANELS_OF_EIGHT = (4, 4, 2, 1) if HAS_ALL_ROWS else (4, 2, 1, 0)
