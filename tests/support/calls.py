@@ -34,7 +34,7 @@ def run_python(program: str, **variables: str) -> subprocess.CompletedProcess[st
         env={**clean, "PYTHONPATH": str(ROOT), **variables},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
