@@ -47,14 +47,9 @@ def _weight(difference: Lanes, unit: Lanes) -> Lanes:
     if TARGET.has_avx512 and t.type.lanes * dtype.bitwidth == 512:
         n, power = _split(t)
         return _scaled(power, n, ~vanishes)
-    # The power in the exponent's own bits: a shift drops all of the shifter but what was added to it. Far down it is
-    # anything, and left out.
-    shifter = _SHIFTER[dtype] + _BIAS[dtype]
-    shifted = t + shifter
-    power = (shifted.bits() << _MANTISSA[dtype]).as_float(t.type)
-    r = t - (shifted - shifter)
-    rest = r * r.polynomial_in_pairs(_POWER[dtype], r * r)
-    return vanishes.select(t.constant(0.0), rest.fma(power, power))
+    n, power = _split(t.constant(_LOWEST[dtype]).maximum(t))
+    exponent = ((n + _SHIFTER[dtype]).bits() << _MANTISSA[dtype]) + (_BIAS[dtype] << _MANTISSA[dtype])
+    return vanishes.select(t.constant(0.0), power * exponent.as_float(t.type))
 
 
 def _split(t: Lanes) -> tuple[Lanes, Lanes]:
