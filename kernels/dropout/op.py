@@ -90,7 +90,9 @@ def as_seed(op: str, seed: Any, beside: Any) -> Any:
         beside = arrays.from_dlpack(beside)
     if seed is None:
         return fresh_seed(beside)
-    if arrays.kind(seed) is not None or hasattr(seed, "__dlpack_device__"):
+    # A number needs no question of its kind, for which torch.compile, which runs through this, would look through all
+    # modules, and trips over them while they change.
+    if not isinstance(seed, int) and (arrays.kind(seed) is not None or hasattr(seed, "__dlpack_device__")):
         return seed
     number = checks.integer(op, "seed", seed)
     if not -(2**63) <= number < 2**63:
