@@ -16,9 +16,9 @@ import numpy as np
 
 from kernels.runtime.numba_cpu import jit
 from kernels.simd import (
+    LINE_VECTORS,
     TILE_ROWS,
     TILE_VECTORS,
-    VECTOR_BYTES,
     advance,
     any_lane,
     broadcast,
@@ -40,8 +40,6 @@ from kernels.simd import (
 
 #: Rows of the tile for what large ones leave over.
 FEW_ROWS = 4
-#: Bytes that memory moves at a time.
-CACHE_LINE = 64
 
 
 @jit
@@ -79,7 +77,7 @@ def multiply(rows, a, row_offsets, tap_offsets, taps, b, out, accumulate):
 @jit
 def ask_for_rows(source, stride, rows, columns):
     """Ask for rows of memory to come into the cache; anything may lie behind the addresses."""
-    line = max(CACHE_LINE // VECTOR_BYTES, 1) * lanes_of(source)
+    line = LINE_VECTORS * lanes_of(source)
     if stride == columns:
         for i in range(0, rows * columns, line):
             prefetch(source, i)

@@ -13,7 +13,7 @@ from kernels.runtime.by_address import LIKE, Run, array_from, backward_through, 
 from kernels.runtime.indices import any_outside, any_outside_at
 from kernels.runtime.numba_cpu import address, contiguous, empty, jit, threaded, threads_for
 from kernels.simd import (
-    VECTOR_BYTES,
+    LINE_VECTORS,
     absolute,
     array_at,
     fma,
@@ -39,8 +39,6 @@ Array = np.ndarray[Any, Any]
 GRAIN, GRAIN_BACKWARD = 65536, 32768
 #: Places between a row's being asked for and its turn to be added to.
 AHEAD = 4
-#: Vectors in what one prefetch asks for, 64 bytes.
-LINE_VECTORS = max(64 // VECTOR_BYTES, 1)
 #: Whether the next row is asked for before a row is copied. Without AVX-512 that is the one after it, bit by bit in
 #: between, for a row is more instructions there, behind which as many requests would wait.
 ASKS_FIRST = TARGET.has_avx512

@@ -72,7 +72,7 @@ from kernels.simd.memory import (
     zeros_like,
 )
 from kernels.simd.places import array_at
-from kernels.simd.target import GROUP, TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
+from kernels.simd.target import GROUP, LINE_VECTORS, TILE_ROWS, TILE_VECTORS, VECTOR_BYTES
 from kernels.simd.tile import multiply_gathered, multiply_tile, multiply_tile_onto, multiply_tile_part
 from kernels.simd.tile_dots import dot_tile
 from kernels.simd.transpose import transpose, transpose_block, transpose_tile_rows, transpose_vectors
@@ -80,6 +80,7 @@ from kernels.simd.types import IntVector, Mask, Vector
 
 __all__ = [
     "GROUP",
+    "LINE_VECTORS",
     "TILE_ROWS",
     "TILE_VECTORS",
     "VECTOR_BYTES",

@@ -52,6 +52,8 @@ TARGET = describe(
 
 VECTOR_BYTES: int = TARGET.vector_bytes
 """Bytes in one vector: 64 with AVX-512, 32 with AVX2 and FMA, else 16."""
+LINE_VECTORS: int = max(64 // VECTOR_BYTES, 1)
+"""Vectors in a cache line, which is what one prefetch asks for."""
 TILE_ROWS: int = TARGET.tile_rows
 """Rows of the largest register tile that does not spill when it is TILE_VECTORS wide."""
 TILE_VECTORS: int = 2

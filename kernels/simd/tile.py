@@ -12,10 +12,9 @@ from numba.extending import intrinsic
 
 from kernels.simd import emit
 from kernels.simd.emit import Lanes
-from kernels.simd.target import TARGET, VECTOR_BYTES
+from kernels.simd.target import LINE_VECTORS, TARGET
 from kernels.simd.types import ELEMENTS, Vector, vector_of
 
-CACHE_LINE = 64
 ROWS_AHEAD = 2
 """How many rows' broadcasts may be in flight before the multiply-adds of the first of them are done."""
 
@@ -293,8 +292,7 @@ def _emit_products(
         values = [emit.load_lanes(builder, vector, emit.element(builder, b_row, j * lanes)) for j in range(vectors)]
         if ahead is not None:
             soon = emit.element(builder, ahead[0], builder.mul(loop.index, ahead[1]))
-            # Once for each cache line.
-            for j in range(0, vectors, max(CACHE_LINE // VECTOR_BYTES, 1)):
+            for j in range(0, vectors, LINE_VECTORS):
                 emit.prefetch(builder, emit.element(builder, soon, j * lanes))
         for r in range(rows):
             if r >= ROWS_AHEAD:
